@@ -1,0 +1,203 @@
+"""The host's handles: a conversation as an object that can be ended, written over the twelve operations alone."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from collections.abc import Iterator
+from datetime import timedelta
+from types import TracebackType
+from typing import Any
+
+from typing_extensions import Self
+
+from stube._errors import ConversationEnded
+from stube._events import EventSpec
+from stube._registry import Registry, TimerHandle
+
+__all__ = ["Conversation", "Conversations"]
+
+_ONE_MILLISECOND = timedelta(milliseconds=1)
+
+
+class Conversation:
+    """One live session, as its host holds it. Made by `Conversations.open`.
+
+    Any thread may call any method. As a context manager it ends at the end of the block. After `end()` nothing
+    of it fires again and nothing of it remains, even when a handler is re-arming its timers at that moment: the
+    methods that add raise `ConversationEnded`, and an add that races with `end()` is undone before it raises.
+
+    >>> from stube import Conversations, create_registry
+    >>> with create_registry("virtual") as registry:
+    ...     registry.install_dispatch(lambda cid, event: print(event))
+    ...     with Conversations(registry).open("c1") as conversation:
+    ...         _ = conversation.schedule("tick", 1000)
+    ...         registry.advance(1000)
+    ...         _ = conversation.schedule("tick", 1000)
+    ...     registry.advance(1000)
+    Event('main', 'tick')
+    """
+
+    # _ended is set once and never unset. Every adding method reads it AFTER it has added, and end() sets it
+    # BEFORE it removes: whichever comes first, one of the two sees the other (race 1, "the immortal clock").
+    __slots__ = ("_cid", "_conversations", "_ended")
+
+    def __init__(self, conversations: Conversations, cid: str) -> None:
+        self._conversations = conversations
+        self._cid = cid
+        self._ended = False
+
+    @property
+    def cid(self) -> str:
+        """The conversation's name."""
+        return self._cid
+
+    @property
+    def ended(self) -> bool:
+        """Whether `end()` has been called."""
+        return self._ended
+
+    def put_flow(self, flow_id: Any) -> None:
+        """Put the baton: the flow that the first stream must boot. See `Registry.put_pending_flow`."""
+        registry = self._registry_if_live()
+        registry.put_pending_flow(self._cid, flow_id)
+        if self._ended:
+            registry.forget_pending_flow(self._cid)
+            raise self._error()
+
+    def take_flow(self) -> Any | None:
+        """Take the baton, or None when there is none: taken, never put, or the conversation has ended."""
+        return self._conversations.registry.pending_flow(self._cid)
+
+    def schedule(self, event: EventSpec, delay: float | timedelta, *, instance_id: str = "main") -> TimerHandle:
+        """Deliver `event` once, `delay` from now: milliseconds or a `timedelta`. See `Registry.schedule_event`."""
+        registry = self._registry_if_live()
+        # True division rounds once, and 1 ms is exact: a whole number of milliseconds stays whole.
+        delay_ms = delay / _ONE_MILLISECOND if isinstance(delay, timedelta) else delay
+        handle = registry.schedule_event(cid=self._cid, instance_id=instance_id, delay_ms=delay_ms, event=event)
+        if self._ended:
+            handle.cancel()
+            raise self._error()
+        return handle
+
+    def subscribe(self, topic: str, event: EventSpec, *, instance_id: str = "main") -> None:
+        """From now on messages on `topic` arrive as `event`. See `Registry.subscribe`."""
+        registry = self._registry_if_live()
+        registry.subscribe(cid=self._cid, instance_id=instance_id, topic=topic, event=event)
+        if self._ended:
+            registry.unsubscribe(cid=self._cid, instance_id=instance_id, topic=topic)
+            raise self._error()
+
+    def unsubscribe(self, topic: str | None = None, *, instance_id: str = "main") -> int:
+        """Remove one subscription of the instance, or all of them; how many. Silent after the end."""
+        return self._conversations.registry.unsubscribe(cid=self._cid, instance_id=instance_id, topic=topic)
+
+    def cancel_timers(self) -> int:
+        """Cancel every timer of the conversation; how many this call cancelled. Silent after the end."""
+        return self._conversations.registry.cancel_timers(self._cid)
+
+    def end(self) -> None:
+        """End the conversation: when this returns nothing of it begins any more, and nothing of it remains.
+
+        Idempotent; silent on a closed registry. A delivery that is running runs to its end, and may be the one
+        that called. Costs in proportion to what the conversation itself holds.
+        """
+        self._ended = True
+        registry = self._conversations.registry
+        registry.cancel_timers(self._cid)
+        registry.remove_subscriptions_for_cid(self._cid)
+        registry.forget_pending_flow(self._cid)
+        self._conversations._forget(self)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.end()
+
+    def __repr__(self) -> str:
+        return f"<Conversation {self._cid!r}{' ended' if self._ended else ''}>"
+
+    def _registry_if_live(self) -> Registry:
+        if self._ended:
+            raise self._error()
+        return self._conversations.registry
+
+    def _error(self) -> ConversationEnded:
+        return ConversationEnded(
+            f"The conversation {self._cid!r} has ended, so nothing can be added to it. "
+            "Open a new one, or let the handler that added to it return."
+        )
+
+
+class Conversations:
+    """The live conversations of a host, one handle per cid, on any registry.
+
+    Args:
+        registry: where their timers, subscriptions and batons live.
+
+    >>> from stube import Conversations, create_registry
+    >>> conversations = Conversations(create_registry("virtual"))
+    >>> conversation = conversations.open("c1")
+    >>> conversations.get("c1") is conversation, len(conversations)
+    (True, 1)
+    >>> conversation.end()
+    >>> conversations.get("c1") is None, len(conversations)
+    (True, 0)
+    """
+
+    def __init__(self, registry: Registry) -> None:
+        self.registry = registry
+        # Guards _open. Re-entrant, for a finalizer may open or end a conversation in the middle of another call.
+        self._lock = threading.RLock()
+        self._open: dict[str, Conversation] = {}
+
+    def open(self, cid: str | None = None) -> Conversation:
+        """The handle of a conversation: that of `cid` if it is live, else a new one. O(1).
+
+        Args:
+            cid: its name; by default a random one that nobody can guess (128 bits).
+
+        Raises:
+            TypeError: `cid` is no `str`.
+            ValueError: `cid` is empty.
+        """
+        if cid is None:
+            cid = secrets.token_urlsafe(16)
+        elif not isinstance(cid, str):
+            raise TypeError(f"cid must be a str, not {cid!r}. Give the conversation's name, or leave it out.")
+        elif not cid:
+            raise ValueError("cid must not be empty. Give the conversation's name, or leave it out for a random one.")
+        cid = str.__str__(cid)
+        with self._lock:
+            conversation = self._open.get(cid)
+            if conversation is None or conversation.ended:
+                conversation = self._open[cid] = Conversation(self, cid)
+            return conversation
+
+    def get(self, cid: str) -> Conversation | None:
+        """The handle of a live conversation, or None. O(1)."""
+        conversation = self._open.get(cid)
+        return None if conversation is None or conversation.ended else conversation
+
+    def __iter__(self) -> Iterator[Conversation]:
+        """The live handles at this moment; others may come and go meanwhile."""
+        with self._lock:
+            return iter(list(self._open.values()))
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def __repr__(self) -> str:
+        return f"<Conversations: {len(self)} live>"
+
+    def _forget(self, conversation: Conversation) -> None:
+        # A cid may have been opened anew since (race 2): forget the handle that ended, not its successor.
+        with self._lock:
+            if self._open.get(conversation.cid) is conversation:
+                del self._open[conversation.cid]

@@ -1,0 +1,112 @@
+"""What is registered, and what dispatch receives: the event spec and the event."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, Final, TypeAlias, final
+
+__all__ = ["NO_PAYLOAD", "Dispatch", "Event", "EventSpec"]
+
+
+@final
+class _NoPayload:
+    """The type of `NO_PAYLOAD`. One instance per process, through copying and pickling too."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "NO_PAYLOAD"
+
+    def __reduce__(self) -> str:
+        return "NO_PAYLOAD"
+
+
+NO_PAYLOAD: Final = _NoPayload()
+"""The payload of an event that carries none. It is not `None`, for `None` is a payload like any other."""
+
+_NO_SIGNALS: Final[Mapping[str, Any]] = MappingProxyType({})
+
+EventSpec: TypeAlias = str | tuple[str, *tuple[Any, ...]] | list[Any]
+"""What a timer or a subscription is registered with: a name, or `(name, *payload)` as a tuple or a list."""
+
+
+class Event:
+    """What a handler receives: which instance it is for, what happened, and with what.
+
+    Args:
+        instance_id: the component of the conversation that the event is for.
+        name: what happened; the name of the event spec.
+        payload: what came with it, by reference; `NO_PAYLOAD` when nothing did.
+        signals: what a browser posted along; for a host that builds events itself. Empty otherwise.
+
+    Immutable: one `Event` may be handed to many conversations. Equal to an event with equal fields. It matches
+    by position as name, payload, instance:
+
+    >>> match Event("main", "tick", 3):
+    ...     case Event("tick", count):
+    ...         print("tick", count)
+    tick 3
+    >>> Event("main", "tick").payload
+    NO_PAYLOAD
+    """
+
+    # Read-only properties over private slots: four plain stores are the cheapest construction that Python
+    # has (a frozen dataclass costs three times as much), and an event is built for nearly every delivery.
+    __slots__ = ("_instance_id", "_name", "_payload", "_signals")
+    __match_args__ = ("name", "payload", "instance_id")
+
+    def __init__(
+        self,
+        instance_id: str,
+        name: str,
+        payload: Any = NO_PAYLOAD,
+        signals: Mapping[str, Any] = _NO_SIGNALS,
+    ) -> None:
+        self._instance_id = instance_id
+        self._name = name
+        self._payload = payload
+        self._signals = signals
+
+    @property
+    def instance_id(self) -> str:
+        """The component of the conversation that the event is for."""
+        return self._instance_id
+
+    @property
+    def name(self) -> str:
+        """What happened."""
+        return self._name
+
+    @property
+    def payload(self) -> Any:
+        """What came with it, or `NO_PAYLOAD`."""
+        return self._payload
+
+    @property
+    def signals(self) -> Mapping[str, Any]:
+        """What a browser posted along; empty for timers and publications."""
+        return self._signals
+
+    def _key(self) -> tuple[Any, ...]:
+        return (self._instance_id, self._name, self._payload, self._signals)
+
+    def __eq__(self, other: object) -> bool:
+        return self._key() == other._key() if isinstance(other, Event) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash((self._instance_id, self._name, self._payload))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A mapping proxy cannot be pickled, so the default stays a default.
+        arguments = self._key() if self._signals else self._key()[:3]
+        return (Event, arguments)
+
+    def __repr__(self) -> str:
+        signals = f", signals={dict(self._signals)!r}" if self._signals else ""
+        payload = "" if self._payload is NO_PAYLOAD else f", {self._payload!r}"
+        return f"Event({self._instance_id!r}, {self._name!r}{payload}{signals})"
+
+
+Dispatch: TypeAlias = Callable[[str, Event], None]
+"""The host's function, called as `dispatch(cid, event)` for every delivery."""
