@@ -441,7 +441,7 @@ class VirtualBackend(Backend, Protocol):
 class AsyncBackend(Backend, Protocol):
     """A registry whose scheduler is the event loop; dispatch may be a coroutine function."""
 
-    def install_dispatch(  # type: ignore[override]  # a wider argument than Registry's, spelled out for checkers
+    def install_dispatch(
         self, dispatch: Callable[[str, Event], Awaitable[None] | None], /
     ) -> None:
         """Say where deliveries go from now on: a function or a coroutine function."""

@@ -1,0 +1,117 @@
+"""The arguments of operations: refused with a clear error, or taken as the plain values that the engine stores.
+
+Plain means exact: after these functions a name is a `str` and an event spec a `str` or a `tuple`, never of a
+subclass, so that no `__hash__` or `__eq__` of a user's class can run inside the engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import ceil, isfinite
+from types import CoroutineType
+from typing import Any, Final, TypeAlias
+
+from stube import EventSpec
+
+PlainEvent: TypeAlias = str | tuple[Any, ...]
+
+_NANOSECONDS: Final = 1_000_000  # in a millisecond
+_EXACT_BELOW: Final = 2.0**42  # milliseconds; a product with 10**6 above it has no room left for fractions
+
+
+def plain_name(role: str, value: object) -> str:
+    """`value` as an exact, non-empty `str`; `role` is the argument's name, for the error."""
+    if not isinstance(value, str):
+        raise TypeError(f"{role} must be a str, not {value!r}. Pass the name as a string.")
+    if not value:
+        raise ValueError(f"{role} must not be empty. Pass a name of at least one character.")
+    return str.__str__(value)
+
+
+def plain_event(event: object) -> PlainEvent:
+    """An event spec as it is stored: a `str`, or a `tuple` that begins with one."""
+    if isinstance(event, str):
+        return plain_name("event", event)
+    if not isinstance(event, (tuple, list)):
+        raise TypeError(f"event must be a name or (name, *payload), not {event!r}. Pass a str, a tuple or a list.")
+    if not event:
+        raise ValueError("event must not be empty. Pass a name, or a tuple that begins with one.")
+    return (plain_name("event[0]", event[0]), *event[1:])
+
+
+def name_of(event: PlainEvent) -> str:
+    """The name of a plain event spec."""
+    name: str = event if type(event) is str else event[0]
+    return name
+
+
+def public_event(event: PlainEvent) -> EventSpec:
+    """A stored event spec under its public type; the type checker cannot see that a tuple begins with a name."""
+    return event
+
+
+def delay_in_nanoseconds(delay_ms: object) -> int:
+    """A delay in whole nanoseconds, rounded up; 0 for a negative one. See G11."""
+    if isinstance(delay_ms, bool) or not isinstance(delay_ms, (int, float)):
+        raise TypeError(f"delay_ms must be an int or a float, not {delay_ms!r}. Pass milliseconds as a number.")
+    if isinstance(delay_ms, int):
+        return max(0, int(delay_ms) * _NANOSECONDS)
+    if not isfinite(delay_ms):
+        raise ValueError(f"delay_ms must be finite, not {delay_ms!r}. Pass milliseconds as a finite number.")
+    delay = float(delay_ms)
+    if delay <= 0:
+        return 0
+    if delay >= _EXACT_BELOW:
+        numerator, denominator = delay.as_integer_ratio()
+        return -(-numerator * _NANOSECONDS // denominator)
+    # The product is rounded once, so 0.1 ms is 100,000 ns and not one more; where that rounding came out below
+    # the delay, one nanosecond makes up for it (G9).
+    nanoseconds = ceil(delay * _NANOSECONDS)
+    return nanoseconds if nanoseconds / _NANOSECONDS >= delay else nanoseconds + 1
+
+
+def milliseconds(nanoseconds: int) -> float:
+    """An instant or a span in milliseconds; infinite past what a float holds."""
+    try:
+        return nanoseconds / _NANOSECONDS
+    except OverflowError:
+        return float("inf") if nanoseconds > 0 else float("-inf")
+
+
+def checked_timeout(timeout: object) -> float | None:
+    """A timeout in seconds: a number that is not negative, or None for no bound."""
+    if timeout is None:
+        return None
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
+        raise TypeError(f"timeout must be a number of seconds or None, not {timeout!r}. Pass seconds as a number.")
+    if not timeout >= 0:
+        raise ValueError(f"timeout must not be negative, not {timeout!r}. Pass 0 to look without waiting.")
+    return float(min(timeout, 1e9))
+
+
+def checked_dispatch(dispatch: Callable[..., Any]) -> None:
+    """Refuse what is not callable, and an `async def`, which nobody here can await."""
+    if not callable(dispatch):
+        raise TypeError(f"dispatch must be callable, not {dispatch!r}. Pass a function (cid, event) -> None.")
+    import inspect  # heavy, and needed once per host
+
+    function = dispatch
+    while hasattr(function, "func"):  # functools.partial
+        function = function.func
+    if any(map(inspect.iscoroutinefunction, (function, getattr(type(function), "__call__", None)))):  # noqa: B004
+        raise TypeError(
+            f"dispatch must be a plain function, not the coroutine function {dispatch!r}. "
+            'Use the backend "asyncio", which awaits it, or pass a function that hands the event to your loop.'
+        )
+
+
+def refuse_result(result: object) -> None:
+    """Refuse a coroutine that dispatch returned: close it and raise. Anything else is ignored."""
+    if isinstance(result, CoroutineType) or hasattr(type(result), "__await__"):
+        close = getattr(result, "close", None)
+        if close is not None:
+            close()
+        raise TypeError(
+            f"dispatch returned {type(result).__name__!r}, which this backend cannot await. "
+            'Use the backend "asyncio", or return None.'
+        )

@@ -1,0 +1,433 @@
+"""The engine: the state of one registry and every change that an operation can make to it.
+
+No lock, no thread, no clock: whoever calls makes sure that one call runs at a time (see `Core`) and says what time
+it is. What decides the guarantees, and where:
+
+- **Cancelling is final (G5)**: a timer is live while its `event` is set, a target while its `name` is. The claim
+  (`begin`, or the walk that reads `name`) and the cancel both decide by that one field, so one of them wins.
+- **A publication is one entry (G14)**: a list and a length, see `_topics`.
+- **Order (G2)**: see `_order`. Instants of acceptance are clamped to the latest instant accepted or collected.
+- **Old work dies with a reset (G18)**: everything pending is taken out and marked dead; a walk in progress finds
+  its list of targets empty. A fork (G25) starts the child on a new engine.
+- **No user code (G20)**: names are exact `str`, payloads are only passed on. What might run a destructor (events,
+  messages, flow ids) is returned to the caller, who drops it when nothing is held any more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final, NoReturn
+
+from stube import ConversationInfo, EventSpec, RegistryClosed, RegistryFull, Stats, SubscriptionInfo, TimerInfo
+from stube_backends.engine._arguments import PlainEvent, milliseconds, public_event
+from stube_backends.engine._ledger import Ledger
+from stube_backends.engine._order import Publication, ReadyOrder, Walk
+from stube_backends.engine._timers import Timer, TimerGroups, TimerOwner
+from stube_backends.engine._topics import TopicIndex
+
+_NO_BOUND: Final = 1 << 62
+_MANY_FLOWS: Final = 1024  # a table of batons that was larger than this is given back when it empties
+
+
+class Engine:
+    """All the state of one registry.
+
+    Args:
+        owner: who cancels a timer on behalf of its handle.
+        max_pending: the bound of `timers + queued`; None for none.
+        latest: the instant before which nothing will be accepted, in nanoseconds.
+    """
+
+    __slots__ = (
+        "closed",
+        "flows",
+        "flows_peak",
+        "groups",
+        "latest",
+        "ledger",
+        "max_pending",
+        "order",
+        "owner",
+        "running_cid",
+        "topics",
+        "walk",
+    )
+
+    def __init__(self, owner: TimerOwner, max_pending: int | None, latest: int = 0) -> None:
+        self.owner = owner
+        self.max_pending = _NO_BOUND if max_pending is None else max_pending
+        self.latest = latest  # the latest instant accepted or collected
+        self.closed = False
+        self.flows: dict[str, Any] = {}  # the batons
+        self.flows_peak = 0
+        self.groups = TimerGroups()
+        self.order = ReadyOrder()
+        self.topics = TopicIndex()
+        self.ledger = Ledger()
+        self.walk: Walk | None = None  # the publication that is being delivered
+        self.running_cid: str | None = None  # whose timer is being delivered
+
+    # -- batons ------------------------------------------------------------------------------------------------
+
+    def put_flow(self, cid: str, flow_id: Any) -> Any:
+        """Record a baton; the one that it replaces."""
+        self._require_open()
+        flows = self.flows
+        replaced = flows.get(cid)
+        flows[cid] = flow_id
+        if len(flows) > self.flows_peak:
+            self.flows_peak = len(flows)
+        return replaced
+
+    def pop_flow(self, cid: str) -> Any | None:
+        """Take a baton. One atomic `dict.pop`, so it needs nobody's care (G8)."""
+        return self.flows.pop(cid, None)
+
+    @property
+    def flows_to_shrink(self) -> bool:
+        """Whether the table of batons is empty and was large, so that `shrink_flows` is worth a call."""
+        return self.flows_peak > _MANY_FLOWS and not self.flows
+
+    def shrink_flows(self) -> None:
+        """Give the table of batons back if it is empty."""
+        if not self.flows:
+            self.flows.clear()
+            self.flows_peak = 0
+
+    # -- timers ------------------------------------------------------------------------------------------------
+
+    def schedule(self, cid: str, instance_id: str, delay: int, event: PlainEvent, now: int) -> Timer:
+        """Accept a timer, `delay` nanoseconds from `now`."""
+        self._require_open()
+        ledger = self.ledger
+        if ledger.timers + ledger.queued >= self.max_pending:
+            self._require_room(1)
+        if now > self.latest:
+            self.latest = now
+        else:
+            now = self.latest
+        timer = Timer(now + delay, event, self.groups.group(cid, instance_id, self.owner))
+        self.groups.add(timer)
+        self.order.add_timer(timer, now)
+        ledger.accepted += 1
+        ledger.timers += 1
+        return timer
+
+    def require_adoption(self, others: int) -> None:
+        """Raise what `schedule` would, as far as it can be known while another operation is half-way."""
+        self._require_open()
+        ledger = self.ledger
+        if ledger.timers + ledger.queued + others >= self.max_pending:
+            self._raise_full(1)
+
+    def adopt(self, timer: Timer, delay: int, now: int) -> PlainEvent | None:
+        """Accept a timer whose handle was given out while another operation was half-way (see `Core.later`).
+
+        Its handle may have cancelled it since; and where there is no room any more its fate is to be dropped,
+        for nobody is left to be told. The event, when it was dropped.
+        """
+        ledger = self.ledger
+        event = timer.event
+        ledger.accepted += 1
+        if event is None:
+            ledger.cancelled += 1
+            return None
+        if self.closed or ledger.timers + ledger.queued >= self.max_pending:
+            ledger.dropped += 1
+            timer.event = timer.group = None
+            return event
+        detached = timer.group
+        assert detached is not None
+        self.latest = now = max(now, self.latest)
+        timer.due = now + delay
+        timer.group = self.groups.group(detached.cid, detached.instance_id, self.owner)
+        self.groups.add(timer)
+        self.order.add_timer(timer, now)
+        ledger.timers += 1
+        return None
+
+    def cancel(self, timer: Timer) -> PlainEvent | None:
+        """Cancel one timer; its event, or None when it had begun or was cancelled before."""
+        event = timer.event
+        if event is None or timer.group is None:
+            return None
+        timer.event = None
+        if timer.after is not None:  # else `adopt` will find it dead
+            self.order.remove(timer)
+            self.groups.remove(timer)
+            self.ledger.timers -= 1
+            self.ledger.cancelled += 1
+        timer.group = None
+        return event
+
+    def cancel_timers(self, cid: str, instance_id: str | None) -> list[PlainEvent | None]:
+        """Cancel the timers of a conversation or of one instance; their events."""
+        timers = self.groups.take(cid, instance_id)
+        events = []
+        remove = self.order.remove
+        for timer in timers:
+            events.append(timer.event)
+            timer.event = None
+            remove(timer)
+            timer.group = None
+        self.ledger.timers -= len(timers)
+        self.ledger.cancelled += len(timers)
+        return events
+
+    # -- topics ------------------------------------------------------------------------------------------------
+
+    def subscribe(self, cid: str, instance_id: str, topic: str, event: PlainEvent) -> PlainEvent | None:
+        """Subscribe; the event that this one replaces."""
+        self._require_open()
+        return self.topics.add(cid, instance_id, topic, event)
+
+    def unsubscribe(self, cid: str, instance_id: str | None, topic: str | None) -> list[PlainEvent | None]:
+        """Remove the subscriptions that fit; their events."""
+        return self.topics.remove(cid, instance_id, topic)
+
+    def publish(self, topic_name: str, message: Any, now: int) -> int:
+        """Accept a message for every subscriber of this instant; how many there are."""
+        self._require_open()
+        topic = self.topics.topics.get(topic_name)
+        if topic is None:
+            return 0
+        ledger = self.ledger
+        targeted = topic.live
+        if ledger.timers + ledger.queued + targeted > self.max_pending:
+            self._require_room(targeted)
+        if now > self.latest:
+            self.latest = now
+        self.order.add_publication(Publication(self.latest, topic_name, topic, message))
+        topic.waiting += 1
+        ledger.accepted += targeted
+        ledger.queued += targeted
+        return targeted
+
+    # -- delivering --------------------------------------------------------------------------------------------
+
+    def begin(self, now: int) -> Timer | Walk | None:
+        """Claim what must begin next of all that is ready at `now`; None when nothing is.
+
+        A timer is handed out claimed, its event still on it for the caller to take: nobody else can reach it.
+        """
+        ledger = self.ledger
+        if self.walk is not None:  # broken off by an exception that had to be raised, and now resumed
+            ledger.running += 1
+            return self.walk
+        if now > self.latest:
+            self.latest = now
+        while True:
+            entry = self.order.take(now)
+            if entry is None:
+                return None
+            if type(entry) is Timer:
+                self.groups.remove(entry)
+                self.running_cid = entry.group.cid  # type: ignore[union-attr]
+                ledger.timers -= 1
+                ledger.running += 1
+                return entry
+            walk = self._begin_walk(entry)  # type: ignore[arg-type]
+            if walk is not None:
+                return walk
+
+    def finish_timer(self, failed: bool) -> None:
+        """Count the fate of the timer that was begun."""
+        self.running_cid = None
+        self.ledger.running -= 1
+        if failed:
+            self.ledger.failed += 1
+        else:
+            self.ledger.delivered += 1
+
+    def finish_walk(self, walk: Walk, delivered: int, cancelled: int, failed: int = 0) -> None:
+        """Count the fates of a walk's targets, as far as they are decided; forget the walk when all are."""
+        self.account()
+        ledger = self.ledger
+        ledger.running -= 1
+        ledger.delivered += delivered
+        ledger.cancelled += cancelled
+        ledger.failed += failed
+        if walk.begun == walk.total:
+            self.walk = None
+
+    def account(self) -> None:
+        """Take out of `queued` the targets of the walk in progress that have begun since the last time."""
+        walk = self.walk
+        if walk is not None:
+            begun = walk.begun
+            self.ledger.queued -= begun - walk.accounted
+            walk.accounted = begun
+
+    def is_idle(self, now: int, *, timers_too: bool) -> bool:
+        """Whether nothing runs and nothing is ready at `now`; with `timers_too`, whether nothing is pending."""
+        ledger = self.ledger
+        if ledger.running or ledger.queued or self.order.arrivals:
+            return False
+        if timers_too:
+            return not ledger.timers
+        due = self.order.wheel.next_due()
+        return due is None or due > now
+
+    # -- the whole state ---------------------------------------------------------------------------------------
+
+    def reset(self) -> list[Any]:
+        """Forget everything pending (its fate: dropped); all that was held, for the caller to drop."""
+        ledger = self.ledger
+        self.account()
+        if self.walk is not None:
+            self.walk.stop()
+        self.groups.clear()
+        entries = self.order.clear()
+        held: list[Any] = [self.flows, self.topics, entries]
+        for entry in entries:
+            if type(entry) is Timer:
+                held.append(entry.event)
+                entry.event = entry.group = None
+        self.flows = {}
+        self.flows_peak = 0
+        self.topics = TopicIndex()
+        ledger.dropped += ledger.timers + ledger.queued
+        ledger.timers = ledger.queued = 0
+        return held
+
+    def close(self) -> list[Any]:
+        """Refuse from now on what adds, and forget everything."""
+        self.closed = True
+        return self.reset()
+
+    # -- looking -----------------------------------------------------------------------------------------------
+
+    def stats(self) -> Stats:
+        """The ledger at this instant."""
+        self.account()
+        return self.ledger.snapshot(pending_flows=len(self.flows), subscriptions=self.topics.count)
+
+    def stats_as_they_stand(self) -> Stats:
+        """`stats` for a reader that interrupts another operation: changes nothing, and may lag."""
+        return self.ledger.snapshot(pending_flows=len(self.flows), subscriptions=self.topics.count)
+
+    def subscriptions(self) -> dict[str, dict[tuple[str, str], EventSpec]]:
+        """A snapshot of the subscriptions."""
+        return self.topics.snapshot()
+
+    def inspect(self, cid: str | None, now: int) -> dict[str, ConversationInfo]:
+        """What is held, conversation by conversation. O(what is pending)."""
+        queued = self._queued_by_cid()
+        running = self._running_cid()
+        found = {*self.flows, *self.groups.by_cid, *self.topics.by_cid, *queued}
+        if running is not None:
+            found.add(running)
+        if cid is not None:
+            found &= {cid}
+        return {
+            name: ConversationInfo(
+                timers=self._timers_of(name, now),
+                subscriptions=self._subscriptions_of(name),
+                queued=queued.get(name, 0),
+                running=int(name == running),
+                pending_flow=name in self.flows,
+            )
+            for name in sorted(found)
+        }
+
+    def sizes(self) -> Mapping[str, int]:
+        """The length of every container in the engine."""
+        wheel = self.order.wheel
+        groups = self.groups.by_cid.values()
+        instances = self.topics.by_cid.values()
+        publications = [entry for entry in self.order.arrivals if type(entry) is Publication]
+        topics = self.topics.topics.values()
+        entries = {id(entries): entries for entries in (topic.entries for topic in topics)}
+        entries.update((id(publication.entries), publication.entries) for publication in publications)
+        return {
+            "pending flows": len(self.flows),
+            "conversations with timers": len(self.groups.by_cid),
+            "instances with timers": sum(map(len, groups)),
+            "timers in groups": sum(1 for by_instance in groups for group in by_instance.values() for _ in group),
+            "slots": len(wheel.slots),
+            "timers in slots": sum(1 for _ in wheel),
+            "open slot": len(wheel.order),
+            "arrivals": sum(1 for _ in self.order.arrivals),
+            "topics": len(topics),
+            "topic entries": sum(map(len, entries.values())),
+            "conversations with subscriptions": len(self.topics.by_cid),
+            "instances with subscriptions": sum(map(len, instances)),
+            "subscriptions in instances": sum(len(s) for by_instance in instances for s in by_instance.values()),
+            "targets of the walk": 0 if self.walk is None else len(self.walk.targets),
+        }
+
+    # -- helpers -----------------------------------------------------------------------------------------------
+
+    def _require_open(self) -> None:
+        if self.closed:
+            raise RegistryClosed("The registry is closed, so nothing can be added to it. Create a new one.")
+
+    def _require_room(self, wanted: int) -> None:
+        self.account()  # what has begun since frees its room
+        if self.ledger.timers + self.ledger.queued + wanted > self.max_pending:
+            self._raise_full(wanted)
+
+    def _raise_full(self, wanted: int) -> NoReturn:
+        raise RegistryFull(
+            f"The registry holds {self.ledger.timers + self.ledger.queued} timers and messages, and {wanted} more "
+            f"would pass max_pending={self.max_pending}. Raise max_pending, or schedule and publish less."
+        )
+
+    def _begin_walk(self, publication: Publication) -> Walk | None:
+        targets = publication.topic.targets(publication.entries, publication.length)
+        cancelled = publication.targeted - len(targets)
+        if cancelled:  # those who left between the publishing and now
+            self.ledger.cancelled += cancelled
+            self.ledger.queued -= cancelled
+        if not targets:
+            return None
+        self.ledger.running += 1
+        self.walk = Walk(publication, targets)
+        return self.walk
+
+    def _running_cid(self) -> str | None:
+        if self.ledger.running and self.walk is not None:
+            current = self.walk.current
+            return None if current is None else current.cid
+        return self.running_cid
+
+    def _queued_by_cid(self) -> dict[str, int]:
+        queued: dict[str, int] = {}
+        waiting = [] if self.walk is None else self.walk.rest()
+        for entry in self.order.arrivals:
+            if type(entry) is Publication:
+                waiting += [target for target in entry.entries[: entry.length] if target.name is not None]
+        for target in waiting:
+            queued[target.cid] = queued.get(target.cid, 0) + 1
+        return queued
+
+    def _timers_of(self, cid: str, now: int) -> tuple[TimerInfo, ...]:
+        groups = self.groups.by_cid.get(cid, {}).values()
+        timers = sorted((timer for group in groups for timer in group), key=lambda timer: timer.due)
+        return tuple(
+            TimerInfo(timer.group.instance_id, public_event(timer.event), max(0.0, milliseconds(timer.due - now)))
+            for timer in timers
+            if timer.event is not None and timer.group is not None
+        )
+
+    def _subscriptions_of(self, cid: str) -> tuple[SubscriptionInfo, ...]:
+        return tuple(
+            SubscriptionInfo(entry.instance_id, entry.topic, public_event(entry.event))
+            for subscriptions in self.topics.by_cid.get(cid, {}).values()
+            for entry in subscriptions.values()
+            if entry.event is not None
+        )
+
+    def _check(self) -> None:
+        for part in (self.groups, self.order, self.topics, self.ledger):
+            part._check()
+        pending = {id(timer) for timer in self.order.wheel}
+        pending |= {id(entry) for entry in self.order.arrivals if type(entry) is Timer}
+        grouped = {id(timer) for groups in self.groups.by_cid.values() for group in groups.values() for timer in group}
+        assert pending == grouped, f"{len(pending)} timers in the order, {len(grouped)} in the groups"
+        assert len(pending) == self.ledger.timers, f"{len(pending)} timers, counted {self.ledger.timers}"
+        self.account()
+        queued = sum(entry.targeted for entry in self.order.arrivals if type(entry) is Publication)
+        if self.walk is not None:
+            queued += self.walk.total - self.walk.accounted
+        assert queued == self.ledger.queued, f"{queued} messages queued, counted {self.ledger.queued}"

@@ -1,0 +1,158 @@
+"""The ready order: timers and publications merged by their ready instants (G2).
+
+A publication is ready at the instant at which it was accepted, a timer at its due instant. What is ready at the
+very instant of its acceptance (every publication, and every timer without delay) arrives in one ring, in the order
+of acceptance; instants of acceptance never run backwards, so that ring is sorted. A timer with a delay waits in the
+wheel. Merging needs no sequence numbers: a timer of the wheel that is due at the instant of an arrival was accepted
+before that instant, so on a tie the wheel goes first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from operator import length_hint
+from typing import Any, Final, TypeAlias
+
+from stube_backends.engine._timers import Timer
+from stube_backends.engine._topics import Subscription, Topic
+from stube_backends.engine._wheel import TimerWheel, link, unlink
+
+
+class Publication:
+    """One message to the subscribers of one instant: one entry, however many they are."""
+
+    __slots__ = ("after", "before", "due", "entries", "length", "message", "targeted", "topic", "topic_name")
+
+    after: Any
+    before: Any
+
+    def __init__(self, due: int, topic_name: str, topic: Topic, message: Any) -> None:
+        self.due = due
+        self.topic_name = topic_name
+        self.topic = topic
+        self.entries = topic.entries
+        self.length = len(topic.entries)
+        self.targeted = topic.live
+        self.message = message
+
+
+Arrival: TypeAlias = Timer | Publication
+
+
+class Walk:
+    """A publication that has begun: its targets, and an iterator that stands behind the latest one to begin.
+
+    The walk takes no lock. Reading a target's `name` is its claim: not None, and the delivery has begun; None, and
+    it was cancelled before. How far the walk has come is read off the iterator, so that nobody has to count along.
+    """
+
+    __slots__ = ("accounted", "iterator", "message", "targets", "topic_name", "total")
+
+    def __init__(self, publication: Publication, targets: list[Subscription]) -> None:
+        self.topic_name = publication.topic_name
+        self.message = publication.message
+        self.targets = targets
+        self.total = len(targets)
+        self.iterator = iter(targets)
+        self.accounted = 0  # how many of the begun ones have been taken out of the ledger's `queued`
+
+    @property
+    def begun(self) -> int:
+        """How many targets have begun or were skipped."""
+        return self.total - length_hint(self.iterator)
+
+    @property
+    def current(self) -> Subscription | None:
+        """The target that began last."""
+        begun = self.begun
+        return self.targets[begun - 1] if 0 < begun <= len(self.targets) else None
+
+    def rest(self) -> list[Subscription]:
+        """The targets that have not begun and are live."""
+        return [entry for entry in self.targets[self.begun :] if entry.name is not None]
+
+    def stop(self) -> None:
+        """Let nothing more of it begin: the iterator finds its list empty."""
+        self.accounted = self.total
+        self.targets.clear()
+
+
+class Arrivals:
+    """The head of the ring of what was ready when it was accepted."""
+
+    __slots__ = ("after", "before")
+
+    def __init__(self) -> None:
+        self.before: Any = self
+        self.after: Any = self
+
+    def __iter__(self) -> Iterator[Arrival]:
+        entry = self.after
+        while entry is not self:
+            yield entry
+            entry = entry.after
+
+    def __bool__(self) -> bool:
+        return self.after is not self
+
+
+EARLIEST: Final = -1  # before every instant
+
+
+class ReadyOrder:
+    """What is pending, in the order in which it must begin."""
+
+    __slots__ = ("arrivals", "wheel")
+
+    def __init__(self) -> None:
+        self.wheel = TimerWheel()
+        self.arrivals = Arrivals()
+
+    def add_timer(self, timer: Timer, now: int) -> None:
+        """Take in a timer that was accepted at `now`, the latest instant so far."""
+        if timer.due > now:
+            self.wheel.add(timer)
+        else:
+            link(timer, self.arrivals)
+
+    def add_publication(self, publication: Publication) -> None:
+        """Take in a publication, accepted at the latest instant so far."""
+        link(publication, self.arrivals)
+
+    def remove(self, timer: Timer) -> None:
+        """Take a timer out, wherever it stands."""
+        self.wheel.remove(timer)
+
+    def take(self, now: int) -> Arrival | None:
+        """Take out what must begin next, of all that is ready at `now`."""
+        head: Any = self.arrivals.after
+        if head is self.arrivals:
+            return self.wheel.take_due(now)
+        timer = self.wheel.take_due(head.due)
+        if timer is not None:
+            return timer
+        unlink(head, self.wheel)
+        return head  # type: ignore[no-any-return]
+
+    def next_instant(self) -> int | None:
+        """When something will be ready or must be looked at: EARLIEST for at once, None for never."""
+        return EARLIEST if self.arrivals else self.wheel.next_instant()
+
+    def clear(self) -> list[Arrival]:
+        """Forget everything; what was forgotten, dead and cut from each other."""
+        arrivals, wheel = self.arrivals, self.wheel
+        self.arrivals, self.wheel = Arrivals(), TimerWheel()
+        entries: list[Arrival] = [*arrivals, *wheel]
+        for entry in entries:
+            del entry.before
+            entry.after = None
+        for slot in wheel.slots.values():
+            del slot.before, slot.after
+        return entries
+
+    def _check(self) -> None:
+        self.wheel._check()
+        instants = [entry.due for entry in self.arrivals]
+        assert instants == sorted(instants), f"arrivals out of order: {instants}"
+        for entry in self.arrivals:
+            assert entry.after.before is entry, "the ring of arrivals is broken"

@@ -1,0 +1,168 @@
+"""Timers, grouped by the conversation and the instance that they belong to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+from stube_backends.engine._arguments import PlainEvent
+
+
+class TimerOwner(Protocol):
+    """Whoever can cancel a timer on behalf of its handle: the registry."""
+
+    def cancel_timer(self, timer: Timer) -> bool: ...
+
+
+class Timer:
+    """One scheduled delivery; at the same time its own handle.
+
+    A timer is threaded through two rings, that of its slot (`before`, `after`) and that of its group (`older`,
+    `newer`), so that it can be taken out of both in O(1) without a container per timer (Varghese and Lauck,
+    "Hashed and Hierarchical Timing Wheels", 1987, scheme 6). Being its own handle, and two links instead of two
+    dict entries, make it 120 bytes with its due instant.
+
+    A timer is live while `event` is not None. Whoever sets `event` to None has decided its fate: the claim that
+    makes cancelling final (G5). The links are cut at the same time, so that a handle that outlives its timer
+    keeps nothing alive. There is no `__weakref__` slot on purpose: a weak reference's callback would be user
+    code inside the engine.
+    """
+
+    __slots__ = ("after", "before", "due", "event", "group", "newer", "older")
+
+    due: int
+    event: PlainEvent | None
+    group: Group | None
+    # Links are `Any`: the next link of the last timer is the ring's head, which is of another class.
+    before: Any
+    after: Any  # None while in no slot
+    older: Any
+    newer: Any
+
+    def __init__(self, due: int, event: PlainEvent, group: Group) -> None:
+        self.due = due
+        self.event = event
+        self.group = group
+        self.after = None
+
+    def cancel(self) -> bool:
+        """See `stube.TimerHandle`."""
+        group = self.group
+        return group is not None and group.owner.cancel_timer(self)
+
+    def __repr__(self) -> str:
+        group = self.group
+        if group is None or self.event is None:
+            return "<Timer: over>"
+        name = self.event if isinstance(self.event, str) else self.event[0]
+        return f"<Timer {name!r} of {group.cid!r}, {group.instance_id!r}>"
+
+
+class Group:
+    """The timers of one instance: the ring's head, and what they have in common."""
+
+    __slots__ = ("cid", "instance_id", "newer", "older", "owner")
+
+    def __init__(self, cid: str, instance_id: str, owner: TimerOwner) -> None:
+        self.cid = cid
+        self.instance_id = instance_id
+        self.owner = owner
+        self.older: Any = self
+        self.newer: Any = self
+
+    def __iter__(self) -> Iterator[Timer]:
+        """From the oldest on. The timer handed out may be removed before the next one is asked for."""
+        timer = self.newer
+        while timer is not self:
+            following = timer.newer
+            yield timer
+            timer = following
+
+
+class TimerGroups:
+    """Which timers a conversation has, instance by instance; each look-up and each change is O(1)."""
+
+    __slots__ = ("by_cid",)
+
+    def __init__(self) -> None:
+        self.by_cid: dict[str, dict[str, Group]] = {}
+
+    def group(self, cid: str, instance_id: str, owner: TimerOwner) -> Group:
+        """The group of an instance, made when it has none. The caller adds a timer to it at once."""
+        groups = self.by_cid.get(cid)
+        if groups is None:
+            groups = self.by_cid[cid] = {}
+        group = groups.get(instance_id)
+        if group is None:
+            group = groups[instance_id] = Group(cid, instance_id, owner)
+        return group
+
+    def add(self, timer: Timer) -> None:
+        """Put a timer last in its group."""
+        group = timer.group
+        newest = group.older  # type: ignore[union-attr]
+        timer.older = newest
+        timer.newer = group
+        newest.newer = timer
+        group.older = timer  # type: ignore[union-attr]
+
+    def remove(self, timer: Timer) -> None:
+        """Take a timer out of its group, and what empties by it out of the index."""
+        older, newer = timer.older, timer.newer
+        older.newer = newer
+        newer.older = older
+        del timer.older, timer.newer
+        if older is newer:  # only the head is left
+            self._drop(older)
+
+    def take(self, cid: str, instance_id: str | None) -> list[Timer]:
+        """Take out all timers of a conversation, or of one instance of it; O(their number)."""
+        if instance_id is None:
+            groups = list(self.by_cid.pop(cid, {}).values())
+        else:
+            group = self.by_cid.get(cid, {}).get(instance_id)
+            groups = [] if group is None else [group]
+        timers = [timer for group in groups for timer in group]
+        # Out of the index before the rings are cut, so that a reader that interrupts these lines meets whole ones.
+        if instance_id is None:
+            self._shrink()
+        elif groups:
+            self._drop(groups[0])
+        for timer in timers:
+            del timer.older, timer.newer
+        for group in groups:
+            del group.older, group.newer  # a ring is a cycle; cut it, so that it is freed at once
+        return timers
+
+    def clear(self) -> None:
+        """Forget everything, and cut the rings."""
+        groups = [group for by_instance in self.by_cid.values() for group in by_instance.values()]
+        self.by_cid = {}
+        for group in groups:
+            for timer in group:
+                del timer.older, timer.newer
+            del group.older, group.newer
+
+    def _drop(self, group: Group) -> None:
+        groups = self.by_cid[group.cid]
+        del groups[group.instance_id]
+        if not groups:
+            del self.by_cid[group.cid]
+            self._shrink()
+
+    def _shrink(self) -> None:
+        # An empty dict keeps the table of its fullest day (42 MB after a million keys); clearing gives it back.
+        if not self.by_cid:
+            self.by_cid.clear()
+
+    def _check(self) -> None:
+        for cid, groups in self.by_cid.items():
+            assert groups, f"conversation {cid!r} is kept without a group"
+            for instance_id, group in groups.items():
+                assert (group.cid, group.instance_id) == (cid, instance_id), f"misplaced group: {cid!r}, {instance_id!r}"
+                timers = list(group)
+                assert timers, f"group {cid!r}, {instance_id!r} is kept without a timer"
+                for timer in timers:
+                    assert timer.group is group, f"{timer!r} stands in a foreign group"
+                    assert timer.event is not None, f"a dead timer stands in the group {cid!r}, {instance_id!r}"
+                    assert timer.newer.older is timer, f"the ring of {cid!r}, {instance_id!r} is broken at {timer!r}"

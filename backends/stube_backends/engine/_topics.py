@@ -1,0 +1,162 @@
+"""Topics: who subscribes to what, in both directions, and what a publication targets.
+
+A topic keeps its subscriptions in one list, in the order in which they joined. A publication does not copy it: it
+remembers the list and its length at that instant, so it costs its publisher the same for one subscriber and for
+100,000 (G14). That works because the part of a list that a waiting publication refers to never moves: who joins
+is appended behind it, who leaves stays as a tombstone, and tidying makes a new list while a publication waits.
+Tombstones never outnumber the living, so joining and leaving are amortised O(1) whatever the topic's size.
+"""
+
+from __future__ import annotations
+
+from stube import EventSpec
+from stube_backends.engine._arguments import PlainEvent, name_of, public_event
+
+
+class Subscription:
+    """One instance's place in a topic. Live while `name` is not None; a tombstone after, and never live again."""
+
+    __slots__ = ("cid", "event", "instance_id", "name", "topic")
+
+    def __init__(self, cid: str, instance_id: str, topic: str, event: PlainEvent) -> None:
+        self.cid = cid
+        self.instance_id = instance_id
+        self.topic = topic  # its name: a reference to the Topic would be a cycle
+        self.event: PlainEvent | None = event
+        self.name: str | None = name_of(event)
+
+
+class Topic:
+    """The subscriptions of one topic, in the order of joining. Kept only while it has a live one."""
+
+    __slots__ = ("entries", "live", "waiting")
+
+    def __init__(self) -> None:
+        self.entries: list[Subscription] = []
+        self.live = 0
+        self.waiting = 0  # publications that refer to `entries` and have not begun
+
+    def tidy(self) -> None:
+        """After a departure: drop the tombstones at the end, and all of them when they outnumber the living."""
+        if not self.waiting:
+            while self.entries[-1].name is None:
+                self.entries.pop()
+        if len(self.entries) > 2 * self.live:
+            self.entries = [entry for entry in self.entries if entry.name is not None]
+            self.waiting = 0
+
+    def targets(self, entries: list[Subscription], length: int) -> list[Subscription]:
+        """Which of the first `length` entries are live now; and a publication that referred to them has begun."""
+        if entries is not self.entries:
+            return [entry for entry in entries[:length] if entry.name is not None]
+        self.waiting -= 1
+        if len(entries) == self.live:
+            return entries[:length]
+        targets = [entry for entry in entries[:length] if entry.name is not None]
+        if self.live:
+            self.tidy()
+        return targets
+
+
+class TopicIndex:
+    """`{topic: its subscriptions}` and the exact inverse `{cid: {instance: {topic: subscription}}}`."""
+
+    __slots__ = ("by_cid", "count", "topics")
+
+    def __init__(self) -> None:
+        self.topics: dict[str, Topic] = {}
+        self.by_cid: dict[str, dict[str, dict[str, Subscription]]] = {}
+        self.count = 0
+
+    def add(self, cid: str, instance_id: str, topic_name: str, event: PlainEvent) -> PlainEvent | None:
+        """Subscribe; the event that this one replaces, which the caller drops where user code may run."""
+        instances = self.by_cid.get(cid)
+        if instances is None:
+            instances = self.by_cid[cid] = {}
+        subscriptions = instances.get(instance_id)
+        if subscriptions is None:
+            subscriptions = instances[instance_id] = {}
+        subscription = subscriptions.get(topic_name)
+        if subscription is not None:
+            replaced, subscription.event = subscription.event, event
+            subscription.name = name_of(event)
+            return replaced
+        subscription = subscriptions[topic_name] = Subscription(cid, instance_id, topic_name, event)
+        topic = self.topics.get(topic_name)
+        if topic is None:
+            topic = self.topics[topic_name] = Topic()
+        topic.entries.append(subscription)
+        topic.live += 1
+        self.count += 1
+        return None
+
+    def remove(self, cid: str, instance_id: str | None, topic_name: str | None) -> list[PlainEvent | None]:
+        """Remove the subscriptions that fit; their events, which the caller drops where user code may run."""
+        instances = self.by_cid.get(cid, {})
+        if instance_id is None:
+            removed = [entry for subscriptions in instances.values() for entry in subscriptions.values()]
+            self.by_cid.pop(cid, None)
+        else:
+            subscriptions = instances.get(instance_id, {})
+            if topic_name is None:
+                removed = list(subscriptions.values())
+                subscriptions.clear()
+            else:
+                entry = subscriptions.pop(topic_name, None)
+                removed = [] if entry is None else [entry]
+            if removed and not subscriptions:
+                del instances[instance_id]
+                if not instances:
+                    del self.by_cid[cid]
+        events = [self._bury(entry) for entry in removed]
+        if not self.by_cid:
+            self.by_cid.clear()  # an empty dict keeps the table of its fullest day; this gives it back
+            self.topics.clear()
+        return events
+
+    def snapshot(self) -> dict[str, dict[tuple[str, str], EventSpec]]:
+        """`{topic: {(cid, instance_id): event}}`, for whoever asked."""
+        return {
+            name: {
+                (entry.cid, entry.instance_id): public_event(entry.event)
+                for entry in topic.entries
+                if entry.event is not None
+            }
+            for name, topic in self.topics.items()
+        }
+
+    def _bury(self, entry: Subscription) -> PlainEvent | None:
+        event, entry.event, entry.name = entry.event, None, None
+        self.count -= 1
+        topic = self.topics[entry.topic]
+        topic.live -= 1
+        if topic.live:
+            topic.tidy()
+        else:
+            del self.topics[entry.topic]
+        return event
+
+    def _check(self) -> None:
+        forward = {
+            (name, entry.cid, entry.instance_id): entry
+            for name, topic in self.topics.items()
+            for entry in topic.entries
+            if entry.name is not None
+        }
+        inverse = {
+            (name, cid, instance_id): entry
+            for cid, instances in self.by_cid.items()
+            for instance_id, subscriptions in instances.items()
+            for name, entry in subscriptions.items()
+        }
+        assert forward == inverse, f"the inverse differs: {forward.keys() ^ inverse.keys()}"
+        assert len(forward) == self.count, f"{len(forward)} subscriptions, counted {self.count}"
+        for name, topic in self.topics.items():
+            live = sum(entry.name is not None for entry in topic.entries)
+            assert live == topic.live > 0, f"topic {name!r} has {live} live entries, counted {topic.live}"
+            assert len(topic.entries) <= 2 * live, f"topic {name!r} has {len(topic.entries)} entries for {live} live"
+            assert topic.waiting >= 0, f"topic {name!r} counts {topic.waiting} waiting publications"
+        for cid, instances in self.by_cid.items():
+            assert instances, f"conversation {cid!r} is kept without an instance"
+            for instance_id, subscriptions in instances.items():
+                assert subscriptions, f"instance {instance_id!r} of {cid!r} is kept without a subscription"

@@ -1,0 +1,287 @@
+"""A registry on a clock that only its caller moves, for tests of host applications.
+
+The same engine and the same delivering as `memory`, so that what a test sees is what production does; no thread, no
+waiting, and every run like the one before. Deliveries run on the caller's stack, inside `advance`, `run_until_idle`,
+`settle` and `join`; a handler sees its own instant, and what it schedules inside the window begins inside the window.
+Operations may be called from any thread; the clock is moved by one thread at a time.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from math import isfinite
+from typing import Any, Final
+
+from stube import Delivery, Dispatch, Event, VirtualBackend, VirtualTimeError
+from stube_backends.engine import (
+    NESTED,
+    Core,
+    LocalRegistry,
+    OnError,
+    Timer,
+    Walk,
+    checked_timeout,
+    delay_in_nanoseconds,
+    milliseconds,
+)
+
+_TRACE_LENGTH: Final = 10_000  # deliveries
+_MANY: Final = 100_000  # deliveries, after which something is taken to re-arm itself for ever
+_LONGEST_CHAIN: Final = 10_000  # rounds of arrivals at one instant
+_MICROSECOND: Final = timedelta(microseconds=1)
+
+
+class _Clock:
+    """Where the virtual clock stands, in nanoseconds."""
+
+    __slots__ = ("now",)
+
+    def __init__(self, now: int) -> None:
+        self.now = now  # written by the thread that moves the clock only
+
+    def __call__(self) -> int:
+        return self.now
+
+
+class _Tracer:
+    """What the deliveries of one registry leave in its trace."""
+
+    __slots__ = ("cause", "clock", "entries")
+
+    def __init__(self, clock: _Clock) -> None:
+        self.clock = clock
+        self.cause = ""
+        self.entries: deque[Delivery] = deque(maxlen=_TRACE_LENGTH)
+
+    def note(self, cid: str, event: Event) -> None:
+        self.entries.append(Delivery(milliseconds(self.clock.now), cid, event.instance_id, event.name, self.cause))
+
+
+class VirtualRegistry(LocalRegistry):
+    """One engine on a virtual clock.
+
+    >>> registry = VirtualRegistry()
+    >>> registry.install_dispatch(lambda cid, event: print(registry.now_ms, cid, event))
+    >>> timer = registry.schedule_event(cid="c1", instance_id="main", delay_ms=1_800_000, event="idle")
+    >>> registry.advance(timedelta(minutes=30))
+    1800000.0 c1 Event('main', 'idle')
+    """
+
+    capabilities = LocalRegistry.capabilities | {"virtual_time"}
+    _handed_on = (KeyboardInterrupt,)
+
+    def __init__(
+        self, *, max_pending: int | None = 1_000_000, on_error: OnError | None = None, start_ms: float = 0
+    ) -> None:
+        if not (isfinite(start_ms) and start_ms >= 0):
+            raise ValueError(f"start_ms must be finite and not negative, not {start_ms!r}. Leave it out to start at 0.")
+        clock = _Clock(delay_in_nanoseconds(start_ms))
+        super().__init__(clock=clock, new_lock=threading.RLock, on_error=on_error, max_pending=max_pending)
+        self._time = clock
+        self._tracer = _Tracer(clock)
+        self._mover = threading.Lock()  # held by the thread that moves the clock
+        self._rounds = 0  # how many rounds of arrivals this instant has seen; guarded by _mover, as is the next
+        self._left = 0  # how many arrivals of this round have not begun
+
+    # -- the clock ---------------------------------------------------------------------------------------------
+
+    @property
+    def now_ms(self) -> float:
+        return milliseconds(self._time.now)
+
+    def next_due_ms(self) -> float | None:
+        core = self._core
+        due: int | None = self._look(core, self._next_due_locked, core)
+        return None if due is None else milliseconds(due)
+
+    def advance(self, step: float | timedelta, /) -> None:
+        nanoseconds = _step_in_nanoseconds(step)
+        with self._moving("advance"):
+            target = self._time.now + nanoseconds
+            self._move(self._core, target)
+            self._set_time(target)
+
+    def run_until_idle(self, limit: int = _MANY) -> int:
+        if isinstance(limit, bool) or not isinstance(limit, int):
+            raise TypeError(f"limit must be an int, not {limit!r}. Pass a number of deliveries.")
+        if limit < 1:
+            raise ValueError(f"limit must be at least 1, not {limit!r}. Pass a number of deliveries.")
+        with self._moving("run_until_idle"):
+            return self._move(self._core, None, limit)
+
+    @property
+    def trace(self) -> list[Delivery]:
+        return list(self._tracer.entries)
+
+    # -- waiting, which here is delivering ---------------------------------------------------------------------
+
+    def settle(self, timeout: float | None = 5.0) -> bool:
+        timeout = checked_timeout(timeout)
+        with self._moving("settle", timeout) as mine:
+            if mine:
+                self._deliver(self._core, self._time.now)
+            return mine
+
+    def join(self, timeout: float | None = None) -> bool:
+        timeout = checked_timeout(timeout)
+        with self._moving("join", timeout) as mine:
+            if not mine:
+                return False
+            if timeout is None:
+                self._move(self._core, None, _MANY)
+                return True
+            target = self._time.now + int(timeout * 1e9)
+            self._move(self._core, target)
+            idle = self.next_due_ms() is None
+            if not idle:
+                self._set_time(target)
+            return idle
+
+    # -- who delivers ------------------------------------------------------------------------------------------
+
+    def _start_serving(self, core: Core) -> None:
+        self._refuse_if_closed(core)
+        core.serving = True
+
+    def _stop_serving(self, core: Core, timeout: float | None) -> bool:
+        if core.deliverer == threading.get_ident():
+            return False
+        mover = self._mover
+        if not mover.acquire(timeout=-1 if timeout is None else timeout):
+            return False
+        mover.release()
+        return True
+
+    def _wake(self, core: Core) -> None:
+        """Nobody sleeps here."""
+
+    def _wrapped(self, dispatch: Dispatch) -> Dispatch:
+        note = self._tracer.note
+
+        def traced(cid: str, event: Event) -> Any:
+            note(cid, event)
+            return dispatch(cid, event)
+
+        return traced
+
+    def _start_anew(self) -> None:
+        super()._start_anew()
+        self._mover = threading.Lock()
+        self._rounds = self._left = 0
+
+    @contextmanager
+    def _moving(self, what: str, timeout: float | None = 0.0) -> Iterator[bool]:
+        """Be the thread that moves the clock. The waiting operations wait for another one, the others refuse."""
+        core = self._core
+        waits = what in ("settle", "join")
+        if core.deliverer == threading.get_ident():
+            if waits:
+                self._refuse_inside_delivery(core, what)
+            raise VirtualTimeError(f"{what}() was called from inside a delivery, which it would overtake. Return first.")
+        if core.exclusively(int) is NESTED:
+            raise VirtualTimeError(
+                f"{what}() was called from within another operation of the registry, which stands still meanwhile. "
+                "Let the signal handler or the finalizer return first."
+            )
+        mover = self._mover
+        if not mover.acquire(timeout=-1 if timeout is None else timeout):
+            if waits:
+                yield False
+                return
+            raise VirtualTimeError(f"{what}() was called while another thread moves the clock. Use one thread for it.")
+        try:
+            yield True
+        finally:
+            mover.release()
+
+    def _move(self, core: Core, target: int | None, limit: int | None = None) -> int:
+        """Deliver at this instant and at each one after it, up to `target` or until nothing is pending; how many."""
+        count = 0
+        while True:
+            count += self._deliver(core, self._time.now)
+            if self._core is not core:
+                return count  # a child that a handler forked: the window was the parent's
+            instant = core.exclusively(core.engine.order.next_instant)
+            if instant is None or (target is not None and instant > target):
+                return count
+            if limit is not None and count >= limit:
+                raise VirtualTimeError(
+                    f"After {count} deliveries something is still pending: {self._describe_next(core)}. "
+                    "End what re-arms itself, or raise the limit."
+                )
+            if instant > self._time.now:
+                self._set_time(instant)
+
+    def _set_time(self, now: int) -> None:
+        self._time.now = now
+        self._rounds = self._left = 0
+
+    def _turn_locked(self, core: Core, now: int, failed: bool | None) -> Timer | Walk | None:
+        arrivals = core.engine.order.arrivals
+        head = arrivals.after
+        if arrivals and not self._left:
+            self._begin_round(core)
+        work = super()._turn_locked(core, now, failed)
+        if self._left and arrivals.after is not head:
+            self._left -= 1
+        if work is not None:
+            self._tracer.cause = f"topic {work.topic_name}" if type(work) is Walk else "timer"
+        return work
+
+    def _begin_round(self, core: Core) -> None:
+        """What has arrived by now is one round; what it makes arrive at the same instant is the next. A chain
+        shows in the number of rounds, however wide each is."""
+        self._left = sum(1 for _ in core.engine.order.arrivals)
+        self._rounds += 1
+        if self._rounds > _LONGEST_CHAIN:
+            self._rounds = self._left = 0
+            raise VirtualTimeError(
+                f"Handlers go on without end at the instant {self.now_ms} ms, {_LONGEST_CHAIN} rounds so far; "
+                f"next is {self._describe_next(core)}. Give what re-arms itself a delay."
+            )
+
+    def _describe_next(self, core: Core) -> str:
+        entry = core.engine.order.arrivals.after
+        if entry is core.engine.order.arrivals:
+            entry = next(iter(core.engine.order.wheel), None)
+        if isinstance(entry, Timer) and entry.event is not None and entry.group is not None:
+            name = entry.event if isinstance(entry.event, str) else entry.event[0]
+            return f"the timer {name!r} of instance {entry.group.instance_id!r} of conversation {entry.group.cid!r}"
+        return f"a message on the topic {getattr(entry, 'topic_name', None)!r}"
+
+    def _next_due_locked(self, core: Core) -> int | None:
+        engine = core.engine
+        if engine.order.arrivals or engine.walk is not None:
+            return self._time.now
+        return engine.order.wheel.next_due()
+
+
+def _step_in_nanoseconds(step: float | timedelta) -> int:
+    if isinstance(step, timedelta):
+        nanoseconds = step // _MICROSECOND * 1000
+    elif isinstance(step, (int, float)) and not isinstance(step, bool):
+        if step != step or step in (float("inf"), float("-inf")):
+            raise ValueError(f"The step must be finite, not {step!r}. Pass milliseconds or a timedelta.")
+        nanoseconds = delay_in_nanoseconds(step) if step >= 0 else -1
+    else:
+        raise TypeError(f"The step must be a number or a timedelta, not {step!r}. Pass milliseconds or a timedelta.")
+    if nanoseconds < 0:
+        raise VirtualTimeError(f"The clock cannot go back by {step!r}. Pass a step that is not negative.")
+    return nanoseconds
+
+
+def create(
+    *, max_pending: int | None = 1_000_000, on_error: OnError | None = None, start_ms: float = 0
+) -> VirtualBackend:
+    """The entry point `virtual`.
+
+    Args:
+        max_pending: the bound of timers and queued messages together; None for none.
+        on_error: called as `on_error(cid, event, exception)` after a delivery failed.
+        start_ms: where the clock stands at first, in milliseconds.
+    """
+    return VirtualRegistry(max_pending=max_pending, on_error=on_error, start_ms=start_ms)
