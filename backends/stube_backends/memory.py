@@ -19,11 +19,10 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from stube import Backend, Dispatch, Event, RegistryClosed
-from stube_backends.engine import EARLIEST, Core, Engine, LocalRegistry, OnError, checked_timeout
+from stube_backends.engine import EARLIEST, FOREVER, Core, Engine, LocalRegistry, OnError, checked_timeout
 
 _monotonic_ns: Final = time.monotonic_ns  # taken at import: replacing `time`'s attributes later changes nothing
 _LONGEST_SLEEP: Final = 3600.0  # seconds; a far timer is looked at once an hour, whatever its delay
-_FAR: Final = 1 << 62  # nanoseconds; an instant past it (146 years) is as good as never, and may be no float
 _EXIT_PATIENCE: Final = 0.5  # seconds that a program which just ends waits for a running delivery
 _WARN_EVERY: Final = 1_000_000_000  # nanoseconds between two warnings of a slow dispatch
 
@@ -143,7 +142,7 @@ class MemoryRegistry(LocalRegistry):
             if core.engine.closed or self._core is not core:
                 return None
             until = core.sleep_until
-            if until >= _FAR:
+            if until == FOREVER:
                 return _LONGEST_SLEEP
             remaining = until - self._clock()
             if remaining > 0:

@@ -20,13 +20,16 @@ from stube import Delivery, Dispatch, Event, VirtualBackend, VirtualTimeError
 from stube_backends.engine import (
     NESTED,
     Core,
+    Engine,
     LocalRegistry,
     OnError,
     Timer,
+    TimerOwner,
     Walk,
     checked_timeout,
     delay_in_nanoseconds,
     milliseconds,
+    name_of,
 )
 
 _TRACE_LENGTH: Final = 10_000  # deliveries
@@ -55,10 +58,51 @@ class _Tracer:
     def __init__(self, clock: _Clock) -> None:
         self.clock = clock
         self.cause = ""
-        self.entries: deque[Delivery] = deque(maxlen=_TRACE_LENGTH)
+        self.entries: deque[tuple[int, str, str, str, str]] = deque(maxlen=_TRACE_LENGTH)
 
     def note(self, cid: str, event: Event) -> None:
-        self.entries.append(Delivery(milliseconds(self.clock.now), cid, event.instance_id, event.name, self.cause))
+        self.entries.append((self.clock.now, cid, event.instance_id, event.name, self.cause))
+
+
+class _VirtualEngine(Engine):
+    """The engine, watched for handlers that keep one instant from ending, and for what causes a delivery.
+
+    What has arrived by now is one round; what its deliveries make arrive at the same instant is the next. A chain
+    shows in the number of rounds, however wide each is.
+    """
+
+    __slots__ = ("instant", "left", "rounds", "tracer")
+
+    def __init__(self, owner: TimerOwner, max_pending: int | None, tracer: _Tracer) -> None:
+        super().__init__(owner, max_pending)
+        self.tracer = tracer
+        self.instant = -1  # whose rounds are counted
+        self.rounds = 0
+        self.left = 0  # how many arrivals of this round have not begun
+
+    def begin(self, now: int, failed: bool | None = None) -> Timer | Walk | None:
+        arrivals = self.order.arrivals
+        head = arrivals.after
+        if now != self.instant:
+            self.instant, self.rounds, self.left = now, 0, 0
+        if arrivals and not self.left and self.walk is None:
+            self._begin_round()
+        work = super().begin(now, failed)
+        if self.left and arrivals.after is not head:
+            self.left -= 1
+        if work is not None:
+            self.tracer.cause = f"topic {work.topic_name}" if isinstance(work, Walk) else "timer"
+        return work
+
+    def _begin_round(self) -> None:
+        self.left = sum(1 for _ in self.order.arrivals)
+        self.rounds += 1
+        if self.rounds > _LONGEST_CHAIN:
+            self.rounds = self.left = 0
+            raise VirtualTimeError(
+                f"Handlers go on without end at the instant {milliseconds(self.instant)} ms, "
+                f"{_LONGEST_CHAIN} rounds so far; next is {_describe_next(self)}. Give what re-arms itself a delay."
+            )
 
 
 class VirtualRegistry(LocalRegistry):
@@ -80,12 +124,10 @@ class VirtualRegistry(LocalRegistry):
         if not (isfinite(start_ms) and start_ms >= 0):
             raise ValueError(f"start_ms must be finite and not negative, not {start_ms!r}. Leave it out to start at 0.")
         clock = _Clock(delay_in_nanoseconds(start_ms))
-        super().__init__(clock=clock, new_lock=threading.RLock, on_error=on_error, max_pending=max_pending)
         self._time = clock
         self._tracer = _Tracer(clock)
+        super().__init__(clock=clock, new_lock=threading.RLock, on_error=on_error, max_pending=max_pending)
         self._mover = threading.Lock()  # held by the thread that moves the clock
-        self._rounds = 0  # how many rounds of arrivals this instant has seen; guarded by _mover, as is the next
-        self._left = 0  # how many arrivals of this round have not begun
 
     # -- the clock ---------------------------------------------------------------------------------------------
 
@@ -103,7 +145,7 @@ class VirtualRegistry(LocalRegistry):
         with self._moving("advance"):
             target = self._time.now + nanoseconds
             self._move(self._core, target)
-            self._set_time(target)
+            self._time.now = target
 
     def run_until_idle(self, limit: int = _MANY) -> int:
         if isinstance(limit, bool) or not isinstance(limit, int):
@@ -115,7 +157,7 @@ class VirtualRegistry(LocalRegistry):
 
     @property
     def trace(self) -> list[Delivery]:
-        return list(self._tracer.entries)
+        return [Delivery(milliseconds(now), *rest) for now, *rest in self._tracer.entries]
 
     # -- waiting, which here is delivering ---------------------------------------------------------------------
 
@@ -138,10 +180,13 @@ class VirtualRegistry(LocalRegistry):
             self._move(self._core, target)
             idle = self.next_due_ms() is None
             if not idle:
-                self._set_time(target)
+                self._time.now = target
             return idle
 
     # -- who delivers ------------------------------------------------------------------------------------------
+
+    def _new_core(self, dispatch: Dispatch) -> Core:
+        return Core(threading.RLock(), _VirtualEngine(self, self._max_pending, self._tracer), dispatch)
 
     def _start_serving(self, core: Core) -> None:
         self._refuse_if_closed(core)
@@ -171,7 +216,6 @@ class VirtualRegistry(LocalRegistry):
     def _start_anew(self) -> None:
         super()._start_anew()
         self._mover = threading.Lock()
-        self._rounds = self._left = 0
 
     @contextmanager
     def _moving(self, what: str, timeout: float | None = 0.0) -> Iterator[bool]:
@@ -210,54 +254,25 @@ class VirtualRegistry(LocalRegistry):
                 return count
             if limit is not None and count >= limit:
                 raise VirtualTimeError(
-                    f"After {count} deliveries something is still pending: {self._describe_next(core)}. "
+                    f"After {count} deliveries something is still pending: {_describe_next(core.engine)}. "
                     "End what re-arms itself, or raise the limit."
                 )
             if instant > self._time.now:
-                self._set_time(instant)
-
-    def _set_time(self, now: int) -> None:
-        self._time.now = now
-        self._rounds = self._left = 0
-
-    def _turn_locked(self, core: Core, now: int, failed: bool | None) -> Timer | Walk | None:
-        arrivals = core.engine.order.arrivals
-        head = arrivals.after
-        if arrivals and not self._left:
-            self._begin_round(core)
-        work = super()._turn_locked(core, now, failed)
-        if self._left and arrivals.after is not head:
-            self._left -= 1
-        if work is not None:
-            self._tracer.cause = f"topic {work.topic_name}" if type(work) is Walk else "timer"
-        return work
-
-    def _begin_round(self, core: Core) -> None:
-        """What has arrived by now is one round; what it makes arrive at the same instant is the next. A chain
-        shows in the number of rounds, however wide each is."""
-        self._left = sum(1 for _ in core.engine.order.arrivals)
-        self._rounds += 1
-        if self._rounds > _LONGEST_CHAIN:
-            self._rounds = self._left = 0
-            raise VirtualTimeError(
-                f"Handlers go on without end at the instant {self.now_ms} ms, {_LONGEST_CHAIN} rounds so far; "
-                f"next is {self._describe_next(core)}. Give what re-arms itself a delay."
-            )
-
-    def _describe_next(self, core: Core) -> str:
-        entry = core.engine.order.arrivals.after
-        if entry is core.engine.order.arrivals:
-            entry = next(iter(core.engine.order.wheel), None)
-        if isinstance(entry, Timer) and entry.event is not None and entry.group is not None:
-            name = entry.event if isinstance(entry.event, str) else entry.event[0]
-            return f"the timer {name!r} of instance {entry.group.instance_id!r} of conversation {entry.group.cid!r}"
-        return f"a message on the topic {getattr(entry, 'topic_name', None)!r}"
+                self._time.now = instant
 
     def _next_due_locked(self, core: Core) -> int | None:
         engine = core.engine
         if engine.order.arrivals or engine.walk is not None:
             return self._time.now
         return engine.order.wheel.next_due()
+
+
+def _describe_next(engine: Engine) -> str:
+    entry = next(iter(engine.order.arrivals), None) or next(iter(engine.order.wheel), None)
+    if isinstance(entry, Timer) and entry.event is not None and entry.group is not None:
+        group = entry.group
+        return f"the timer {name_of(entry.event)!r} of instance {group.instance_id!r} of conversation {group.cid!r}"
+    return f"a message on the topic {getattr(entry, 'topic_name', None)!r}"
 
 
 def _step_in_nanoseconds(step: float | timedelta) -> int:

@@ -6,8 +6,8 @@ publications; `Ledger` counts; `Engine` is all of that together, one call at a t
 backend adds a lock, a clock and whoever delivers.
 """
 
-from stube_backends.engine._arguments import checked_timeout, delay_in_nanoseconds, milliseconds, plain_event, plain_name
-from stube_backends.engine._core import NESTED, Core, ReentrantLock
+from stube_backends.engine._arguments import checked_timeout, delay_in_nanoseconds, milliseconds, name_of, plain_event, plain_name
+from stube_backends.engine._core import FOREVER, NESTED, Core, ReentrantLock
 from stube_backends.engine._engine import Engine
 from stube_backends.engine._ledger import Ledger
 from stube_backends.engine._local import LocalRegistry, OnError
@@ -18,6 +18,7 @@ from stube_backends.engine._wheel import SLOT_BITS, Slot, TimerWheel
 
 __all__ = [
     "EARLIEST",
+    "FOREVER",
     "NESTED",
     "SLOT_BITS",
     "Core",
@@ -41,6 +42,7 @@ __all__ = [
     "checked_timeout",
     "delay_in_nanoseconds",
     "milliseconds",
+    "name_of",
     "plain_event",
     "plain_name",
 ]

@@ -52,22 +52,21 @@ def public_event(event: PlainEvent) -> EventSpec:
 
 def delay_in_nanoseconds(delay_ms: object) -> int:
     """A delay in whole nanoseconds, rounded up; 0 for a negative one. See G11."""
-    if isinstance(delay_ms, bool) or not isinstance(delay_ms, (int, float)):
-        raise TypeError(f"delay_ms must be an int or a float, not {delay_ms!r}. Pass milliseconds as a number.")
-    if isinstance(delay_ms, int):
+    if type(delay_ms) is float and 0 < delay_ms < _EXACT_BELOW:
+        # The product is rounded once, so 0.1 ms is 100,000 ns and not one more; where that rounding came out below
+        # the delay, one nanosecond makes up for it (G9).
+        nanoseconds = ceil(delay_ms * 1e6)
+        return nanoseconds if nanoseconds / 1e6 >= delay_ms else nanoseconds + 1
+    if isinstance(delay_ms, float):
+        if not isfinite(delay_ms):
+            raise ValueError(f"delay_ms must be finite, not {delay_ms!r}. Pass milliseconds as a finite number.")
+        if type(delay_ms) is not float:
+            return delay_in_nanoseconds(float(delay_ms))  # a subclass, such as numpy's
+        numerator, denominator = delay_ms.as_integer_ratio()
+        return max(0, -(-numerator * _NANOSECONDS // denominator))
+    if isinstance(delay_ms, int) and not isinstance(delay_ms, bool):
         return max(0, int(delay_ms) * _NANOSECONDS)
-    if not isfinite(delay_ms):
-        raise ValueError(f"delay_ms must be finite, not {delay_ms!r}. Pass milliseconds as a finite number.")
-    delay = float(delay_ms)
-    if delay <= 0:
-        return 0
-    if delay >= _EXACT_BELOW:
-        numerator, denominator = delay.as_integer_ratio()
-        return -(-numerator * _NANOSECONDS // denominator)
-    # The product is rounded once, so 0.1 ms is 100,000 ns and not one more; where that rounding came out below
-    # the delay, one nanosecond makes up for it (G9).
-    nanoseconds = ceil(delay * _NANOSECONDS)
-    return nanoseconds if nanoseconds / _NANOSECONDS >= delay else nanoseconds + 1
+    raise TypeError(f"delay_ms must be an int or a float, not {delay_ms!r}. Pass milliseconds as a number.")
 
 
 def milliseconds(nanoseconds: int) -> float:

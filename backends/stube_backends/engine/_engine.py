@@ -106,9 +106,14 @@ class Engine:
             self.latest = now
         else:
             now = self.latest
-        timer = Timer(now + delay, event, self.groups.group(cid, instance_id, self.owner))
-        self.groups.add(timer)
-        self.order.add_timer(timer, now)
+        timer = Timer()
+        timer.due = now + delay
+        timer.event = event
+        self.groups.add(timer, cid, instance_id, self.owner)
+        if delay:
+            self.order.wheel.add(timer)
+        else:
+            self.order.add_arrival(timer)
         ledger.accepted += 1
         ledger.timers += 1
         return timer
@@ -140,9 +145,11 @@ class Engine:
         assert detached is not None
         self.latest = now = max(now, self.latest)
         timer.due = now + delay
-        timer.group = self.groups.group(detached.cid, detached.instance_id, self.owner)
-        self.groups.add(timer)
-        self.order.add_timer(timer, now)
+        self.groups.add(timer, detached.cid, detached.instance_id, self.owner)
+        if delay:
+            self.order.wheel.add(timer)
+        else:
+            self.order.add_arrival(timer)
         ledger.timers += 1
         return None
 
@@ -197,7 +204,7 @@ class Engine:
             self._require_room(targeted)
         if now > self.latest:
             self.latest = now
-        self.order.add_publication(Publication(self.latest, topic_name, topic, message))
+        self.order.add_arrival(Publication(self.latest, topic_name, topic, message))
         topic.waiting += 1
         ledger.accepted += targeted
         ledger.queued += targeted
@@ -205,12 +212,20 @@ class Engine:
 
     # -- delivering --------------------------------------------------------------------------------------------
 
-    def begin(self, now: int) -> Timer | Walk | None:
-        """Claim what must begin next of all that is ready at `now`; None when nothing is.
+    def begin(self, now: int, failed: bool | None = None) -> Timer | Walk | None:
+        """Count the fate of the timer that ran last, if one did, and claim what must begin next.
 
-        A timer is handed out claimed, its event still on it for the caller to take: nobody else can reach it.
+        Args:
+            now: of all that is ready at this instant.
+            failed: the fate of the timer that the last call handed out; None when it handed out none.
+
+        Returns:
+            None when nothing is ready. A timer is handed out claimed: nobody else can reach it, and its event and
+            group are still on it, for the caller to take.
         """
         ledger = self.ledger
+        if failed is not None:
+            self.finish_timer(failed)
         if self.walk is not None:  # broken off by an exception that had to be raised, and now resumed
             ledger.running += 1
             return self.walk
@@ -221,8 +236,8 @@ class Engine:
             if entry is None:
                 return None
             if type(entry) is Timer:
-                self.groups.remove(entry)
                 self.running_cid = entry.group.cid  # type: ignore[union-attr]
+                self.groups.remove(entry)
                 ledger.timers -= 1
                 ledger.running += 1
                 return entry

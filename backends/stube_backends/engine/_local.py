@@ -117,12 +117,27 @@ class LocalRegistry:
         if not core.serving:
             self._start_serving(core)
         now = self._clock()
-        timer = core.exclusively(self._schedule_locked, core, cid, instance_id, delay, plain, now)
-        if timer is NESTED:
-            return self._schedule_later(core, cid, instance_id, delay, plain, now)
+        # `Core.exclusively`, written out (0.2 us of 1.2); the comments stand there.
+        entered = False
+        try:
+            core.acquire()
+            if core.busy:
+                core.release()
+                return self._schedule_later(core, cid, instance_id, delay, plain)
+            core.busy = entered = True
+            timer = core.engine.schedule(cid, instance_id, delay, plain, now)
+            if not core.anchor:
+                core.anchor.append(self)
+            core.busy = False
+        except BaseException:
+            core.recover(entered)
+            raise
+        core.release()
+        if core.deferred:
+            core.catch_up()
         if timer.due < core.sleep_until:
             self._wake(core)
-        return timer  # type: ignore[no-any-return]
+        return timer
 
     def cancel_timers(self, cid: str, /, *, instance_id: str | None = None) -> int:
         if type(cid) is not str or not cid:
@@ -171,14 +186,28 @@ class LocalRegistry:
                 return 0  # nobody to serve yet
             self._start_serving(core)
         now = self._clock()
-        targeted = core.exclusively(self._publish_locked, core, topic, msg, now)
-        if targeted is NESTED:
-            self._refuse_if_closed(core)
-            core.later(self.publish, topic, msg)
-            return 0
+        entered = False
+        try:
+            core.acquire()
+            if core.busy:
+                core.release()
+                self._refuse_if_closed(core)
+                core.later(self.publish, topic, msg)
+                return 0
+            core.busy = entered = True
+            targeted = core.engine.publish(topic, msg, now)
+            if targeted and not core.anchor:
+                core.anchor.append(self)
+            core.busy = False
+        except BaseException:
+            core.recover(entered)
+            raise
+        core.release()
+        if core.deferred:
+            core.catch_up()
         if targeted and core.sleep_until > EARLIEST:
             self._wake(core)
-        return targeted  # type: ignore[no-any-return]
+        return targeted
 
     def subscriptions(self) -> dict[str, dict[tuple[str, str], EventSpec]]:
         core = self._core
@@ -284,21 +313,33 @@ class LocalRegistry:
         Runs without the lock, but for one turn of it per timer and per publication. One thread at a time.
         """
         count = 0
-        failed: bool | None = None  # the fate of the timer that ran last, counted with the next turn
+        failed: bool | None = None  # the fate of the timer that ran last, counted in the next turn
         core.deliverer = _get_ident()
         try:
             while self._core is core:  # in a child forked by a handler it is not, and the batch is the parent's
-                work = core.exclusively(self._turn_locked, core, now, failed)
+                entered = False
+                try:  # `Core.exclusively`, written out (0.15 us of 0.6); never nested, for this is no operation
+                    core.acquire()
+                    core.busy = entered = True
+                    work = core.engine.begin(now, failed)
+                    failed = None
+                    if work is None:
+                        self._nothing_ready_locked(core, now)
+                    core.busy = False
+                except BaseException:
+                    core.recover(entered)
+                    raise
+                core.release()
+                if core.deferred:
+                    core.catch_up()
                 if work is None:
                     break
                 if type(work) is Timer:
-                    failed = None
                     failed = self._deliver_timer(core, work)
                     count += 1
                 else:
-                    failed = None
-                    count += self._deliver_walk(core, work)
-                del work
+                    count += self._deliver_walk(core, work)  # type: ignore[arg-type]
+                work = None
         except BaseException:
             if failed is not None and self._core is core:
                 core.exclusively(core.engine.finish_timer, failed)
@@ -307,26 +348,19 @@ class LocalRegistry:
             core.deliverer = None
         return count
 
-    def _turn_locked(self, core: Core, now: int, failed: bool | None) -> Timer | Walk | None:
-        """Count the last timer's fate and claim the next delivery; when there is none, decide how long to sleep."""
-        engine = core.engine
-        if failed is not None:
-            engine.finish_timer(failed)
-        work = engine.begin(now)
-        if work is None:
-            # Under the same lock as the look: what is added from now on finds `sleep_until` set (race: a schedule
-            # that falls between the decision to sleep and the sleep).
-            instant = engine.order.next_instant()
-            core.sleep_until = FOREVER if instant is None else instant
-            if instant is None:
-                core.anchor.clear()
-            if core.waiters:
-                self._release_waiters_locked(core, now)
-        return work
+    def _nothing_ready_locked(self, core: Core, now: int) -> None:
+        """Decide how long to sleep, under the same lock as the look that found nothing: whatever is added from now
+        on finds `sleep_until` set (race: a schedule between the decision to sleep and the sleep)."""
+        instant = core.engine.order.next_instant()
+        core.sleep_until = FOREVER if instant is None else min(instant, FOREVER)
+        if instant is None:
+            core.anchor.clear()
+        if core.waiters:
+            self._release_waiters_locked(core, now)
 
     def _deliver_timer(self, core: Core, timer: Timer) -> bool:
         """Deliver one timer that was begun; whether it failed."""
-        group: Group = timer.group  # type: ignore[assignment]  # set until the delivery has ended
+        group: Group = timer.group  # type: ignore[assignment]  # set until the delivery has begun
         spec: PlainEvent = timer.event  # type: ignore[assignment]
         timer.event = timer.group = None
         if type(spec) is str:
@@ -452,20 +486,6 @@ class LocalRegistry:
 
     # -- helpers -----------------------------------------------------------------------------------------------
 
-    def _schedule_locked(
-        self, core: Core, cid: str, instance_id: str, delay: int, event: PlainEvent, now: int
-    ) -> Timer:
-        timer = core.engine.schedule(cid, instance_id, delay, event, now)
-        if not core.anchor:
-            core.anchor.append(self)
-        return timer
-
-    def _publish_locked(self, core: Core, topic: str, msg: Any, now: int) -> int:
-        targeted = core.engine.publish(topic, msg, now)
-        if targeted and not core.anchor:
-            core.anchor.append(self)
-        return targeted
-
     def _cancel_locked(self, core: Core, cancel: Callable[..., Any], *arguments: Any) -> Any:
         result = cancel(*arguments)
         if not core.engine.ledger.timers and not core.engine.ledger.queued:
@@ -502,18 +522,16 @@ class LocalRegistry:
             return 0
         return len(events)
 
-    def _schedule_later(
-        self, core: Core, cid: str, instance_id: str, delay: int, event: PlainEvent, now: int
-    ) -> Timer:
+    def _schedule_later(self, core: Core, cid: str, instance_id: str, delay: int, event: PlainEvent) -> Timer:
         core.engine.require_adoption(len(core.deferred))
-        timer = Timer(now + delay, event, Group(cid, instance_id, self))
+        timer = Timer.detached(event, Group(cid, instance_id, self))
         core.later(self._adopt, core, timer, delay)
         return timer
 
     def _adopt(self, core: Core, timer: Timer, delay: int) -> None:
         core.exclusively(core.engine.adopt, timer, delay, self._clock())
         core.exclusively(self._anchor_locked, core)
-        self._wake(core)
+        self._wake(core)  # whatever its due instant: nobody waits for this
 
     def _anchor_locked(self, core: Core) -> None:
         if core.engine.ledger.timers and not core.anchor:

@@ -15,7 +15,7 @@ from typing import Any, Final, TypeAlias
 
 from stube_backends.engine._timers import Timer
 from stube_backends.engine._topics import Subscription, Topic
-from stube_backends.engine._wheel import TimerWheel, link, unlink
+from stube_backends.engine._wheel import OPEN, TimerWheel, link, unlink
 
 
 class Publication:
@@ -108,16 +108,10 @@ class ReadyOrder:
         self.wheel = TimerWheel()
         self.arrivals = Arrivals()
 
-    def add_timer(self, timer: Timer, now: int) -> None:
-        """Take in a timer that was accepted at `now`, the latest instant so far."""
-        if timer.due > now:
-            self.wheel.add(timer)
-        else:
-            link(timer, self.arrivals)
-
-    def add_publication(self, publication: Publication) -> None:
-        """Take in a publication, accepted at the latest instant so far."""
-        link(publication, self.arrivals)
+    def add_arrival(self, entry: Arrival) -> None:
+        """Take in a publication or a timer without delay, accepted at the latest instant so far. A timer with a
+        delay goes to the wheel."""
+        link(entry, self.arrivals)
 
     def remove(self, timer: Timer) -> None:
         """Take a timer out, wherever it stands."""
@@ -144,7 +138,8 @@ class ReadyOrder:
         self.arrivals, self.wheel = Arrivals(), TimerWheel()
         entries: list[Arrival] = [*arrivals, *wheel]
         for entry in entries:
-            del entry.before
+            if entry.after is not OPEN:
+                del entry.before
             entry.after = None
         for slot in wheel.slots.values():
             del slot.before, slot.after

@@ -39,11 +39,16 @@ class Timer:
     older: Any
     newer: Any
 
-    def __init__(self, due: int, event: PlainEvent, group: Group) -> None:
-        self.due = due
-        self.event = event
-        self.group = group
-        self.after = None
+    # No __init__: whoever makes a timer sets `due` and `event`, `TimerGroups.add` and `link` the rest (0.1 us of 1.2).
+
+    @classmethod
+    def detached(cls, event: PlainEvent, group: Group) -> Timer:
+        """A timer that has a handle's duties but stands in no ring yet."""
+        timer = cls()
+        timer.event = event
+        timer.group = group
+        timer.after = None
+        return timer
 
     def cancel(self) -> bool:
         """See `stube.TimerHandle`."""
@@ -87,24 +92,20 @@ class TimerGroups:
     def __init__(self) -> None:
         self.by_cid: dict[str, dict[str, Group]] = {}
 
-    def group(self, cid: str, instance_id: str, owner: TimerOwner) -> Group:
-        """The group of an instance, made when it has none. The caller adds a timer to it at once."""
+    def add(self, timer: Timer, cid: str, instance_id: str, owner: TimerOwner) -> None:
+        """Put a timer last in the group of an instance."""
         groups = self.by_cid.get(cid)
         if groups is None:
             groups = self.by_cid[cid] = {}
         group = groups.get(instance_id)
         if group is None:
             group = groups[instance_id] = Group(cid, instance_id, owner)
-        return group
-
-    def add(self, timer: Timer) -> None:
-        """Put a timer last in its group."""
-        group = timer.group
-        newest = group.older  # type: ignore[union-attr]
+        timer.group = group
+        newest = group.older
         timer.older = newest
         timer.newer = group
         newest.newer = timer
-        group.older = timer  # type: ignore[union-attr]
+        group.older = timer
 
     def remove(self, timer: Timer) -> None:
         """Take a timer out of its group, and what empties by it out of the index."""

@@ -1,0 +1,180 @@
+"""The engine's own invariants: random programs, replayable by seed, with `_check()` after every step."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from stube import RegistryFull
+from stube_backends.engine import SLOT_BITS, Engine, Timer, Walk
+
+
+class Nobody:
+    """Owns timers whose handles are not used."""
+
+    def cancel_timer(self, timer: Timer) -> bool:
+        raise AssertionError(timer)
+
+
+class Program:
+    """Random operations on an engine, and beside it the plainest model of what must come out."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = random.Random(seed)
+        self.engine = Engine(Nobody(), None)
+        self.now = 0
+        self.sequence = 0
+        # (ready instant, order of acceptance, cid, instance, what)
+        self.timers: dict[int, tuple[int, int, str, str]] = {}
+        self.handles: dict[int, Timer] = {}
+        self.messages: list[tuple[int, int, int, list[tuple[str, str]]]] = []
+        self.topics: dict[str, dict[tuple[str, str], int]] = {}
+        self.begun: list[object] = []
+        self.expected: list[object] = []
+
+    def names(self) -> tuple[str, str]:
+        return f"c{self.random.randrange(4)}", f"i{self.random.randrange(2)}"
+
+    def schedule(self) -> None:
+        cid, instance_id = self.names()
+        delay = self.random.choice((0, 0, 1, 5, 1 << SLOT_BITS, (1 << SLOT_BITS) + 3, 1 << (SLOT_BITS + 3)))
+        self.sequence += 1
+        number = self.sequence
+        self.handles[number] = self.engine.schedule(cid, instance_id, delay, ("e", number), self.now)
+        self.timers[number] = (self.now + delay, number, cid, instance_id)
+
+    def cancel(self) -> None:
+        if self.timers:
+            number = self.random.choice(list(self.timers))
+            del self.timers[number]
+            assert self.engine.cancel(self.handles.pop(number)) == ("e", number)
+
+    def cancel_many(self) -> None:
+        cid, instance_id = self.names()
+        chosen = None if self.random.random() < 0.5 else instance_id
+        gone = [n for n, (_, _, c, i) in self.timers.items() if c == cid and chosen in (None, i)]
+        assert len(self.engine.cancel_timers(cid, chosen)) == len(gone)
+        for number in gone:
+            del self.timers[number], self.handles[number]
+
+    def subscribe(self) -> None:
+        cid, instance_id = self.names()
+        topic = f"t{self.random.randrange(2)}"
+        self.sequence += 1
+        self.engine.subscribe(cid, instance_id, topic, "said")
+        self.topics.setdefault(topic, {}).setdefault((cid, instance_id), self.sequence)
+
+    def unsubscribe(self) -> None:
+        cid, instance_id = self.names()
+        topic = self.random.choice((None, "t0", "t1"))
+        gone = [
+            (t, self.topics[t].pop((cid, instance_id)))
+            for t in list(self.topics)
+            if topic in (None, t) and (cid, instance_id) in self.topics[t]
+        ]
+        assert len(self.engine.unsubscribe(cid, instance_id, topic)) == len(gone)
+        for name in [t for t in self.topics if not self.topics[t]]:
+            del self.topics[name]
+
+    def publish(self) -> None:
+        topic = f"t{self.random.randrange(2)}"
+        targets = dict(self.topics.get(topic, {}))
+        self.sequence += 1
+        assert self.engine.publish(topic, self.sequence, self.now) == len(targets)
+        if targets:
+            self.messages.append((self.now, self.sequence, topic, targets))  # type: ignore[arg-type]
+
+    def advance(self) -> None:
+        self.now += self.random.choice((0, 1, 7, 1 << SLOT_BITS, 1 << (SLOT_BITS + 2)))
+
+    def deliver_one(self) -> None:
+        """Claim one entry; the model says which it must be."""
+        ready = [(due, n, "timer", n) for n, (due, *_) in self.timers.items() if due <= self.now]
+        ready += [(at, n, "message", index) for index, (at, n, *_) in enumerate(self.messages)]
+        while ready:
+            ready.sort()
+            _, number, kind, index = ready.pop(0)
+            if kind == "timer":
+                timer = self.engine.begin(self.now)
+                assert isinstance(timer, Timer)
+                assert timer.event == ("e", number)
+                timer.event = timer.group = None
+                self.engine.finish_timer(failed=False)
+                del self.timers[number], self.handles[number]
+                return
+            at, _, topic, targets = self.messages[index]
+            live = [key for key, since in targets.items() if self.topics.get(topic, {}).get(key) == since]  # type: ignore[attr-defined,call-overload]
+            del self.messages[index]
+            ready = [(d, n, k, i - (k == "message" and i > index)) for d, n, k, i in ready]
+            if live:
+                walk = self.engine.begin(self.now)
+                assert isinstance(walk, Walk)
+                assert walk.message == number
+                assert [(s.cid, s.instance_id) for s in walk.iterator] == live
+                self.engine.finish_walk(walk, len(live), 0)
+                return
+        # Publications whose targets have all gone are passed over.
+        assert self.engine.begin(self.now) is None
+
+
+STEPS = ("schedule", "schedule", "cancel", "cancel_many", "subscribe", "subscribe", "unsubscribe", "publish", "advance")
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_random_programs_keep_every_invariant_and_the_order(seed: int) -> None:
+    program = Program(seed)
+    for _ in range(250):
+        getattr(program, program.random.choice((*STEPS, "deliver_one", "deliver_one")))()
+        program.engine._check()
+    program.now += 1 << (SLOT_BITS + 5)
+    while program.timers or program.messages:
+        program.deliver_one()
+        program.engine._check()
+    assert program.engine.begin(program.now) is None
+    assert program.engine.stats().balanced
+    assert program.engine.reset()
+    program.engine._check()
+    assert set(program.engine.sizes().values()) == {0}
+
+
+def test_cancelled_timers_of_the_open_slot_leave_at_most_as_many_shells_as_live_ones() -> None:
+    engine = Engine(Nobody(), None)
+    timers = [engine.schedule("c", "i", 1000 + n, "e", 0) for n in range(1000)]
+    assert engine.begin(10) is None  # opens the slot
+    for kept, timer in enumerate(timers[:-1]):
+        engine.cancel(timer)
+        assert engine.sizes()["open slot"] <= 2 * (999 - kept)
+        engine._check()
+    engine.cancel(timers[-1])
+    assert set(engine.sizes().values()) == {0}
+
+
+def test_a_reset_in_the_middle_of_a_walk_drops_the_rest() -> None:
+    engine = Engine(Nobody(), None)
+    for n in range(5):
+        engine.subscribe(f"c{n}", "i", "t", "said")
+    engine.publish("t", "m", 0)
+    walk = engine.begin(0)
+    assert isinstance(walk, Walk)
+    next(walk.iterator)
+    engine.reset()
+    assert list(walk.iterator) == []
+    engine.finish_walk(walk, 1, 0)
+    engine._check()
+    assert (engine.ledger.delivered, engine.ledger.dropped) == (1, 4)
+
+
+def test_what_has_begun_frees_its_room_at_once() -> None:
+    engine = Engine(Nobody(), 3)
+    for n in range(3):
+        engine.subscribe(f"c{n}", "i", "t", "said")
+    engine.publish("t", "m", 0)
+    with pytest.raises(RegistryFull):
+        engine.schedule("c", "i", 0, "e", 0)
+    walk = engine.begin(0)
+    assert isinstance(walk, Walk)
+    next(walk.iterator)
+    engine.schedule("c", "i", 0, "e", 0)
+    with pytest.raises(RegistryFull):
+        engine.schedule("c", "i", 0, "e", 0)
