@@ -87,7 +87,7 @@ class MemoryRegistry(LocalRegistry):
     # -- who delivers ------------------------------------------------------------------------------------------
 
     def _new_core(self, dispatch: Dispatch) -> _MemoryCore:
-        return _MemoryCore(Engine(self, self._max_pending), dispatch)
+        return _MemoryCore(Engine(self._max_pending), dispatch)
 
     def _start_serving(self, core: Core) -> None:
         assert isinstance(core, _MemoryCore)

@@ -24,7 +24,6 @@ from stube_backends.engine import (
     LocalRegistry,
     OnError,
     Timer,
-    TimerOwner,
     Walk,
     checked_timeout,
     delay_in_nanoseconds,
@@ -73,8 +72,8 @@ class _VirtualEngine(Engine):
 
     __slots__ = ("instant", "left", "rounds", "tracer")
 
-    def __init__(self, owner: TimerOwner, max_pending: int | None, tracer: _Tracer) -> None:
-        super().__init__(owner, max_pending)
+    def __init__(self, max_pending: int | None, tracer: _Tracer) -> None:
+        super().__init__(max_pending)
         self.tracer = tracer
         self.instant = -1  # whose rounds are counted
         self.rounds = 0
@@ -186,7 +185,7 @@ class VirtualRegistry(LocalRegistry):
     # -- who delivers ------------------------------------------------------------------------------------------
 
     def _new_core(self, dispatch: Dispatch) -> Core:
-        return Core(threading.RLock(), _VirtualEngine(self, self._max_pending, self._tracer), dispatch)
+        return Core(threading.RLock(), _VirtualEngine(self._max_pending, self._tracer), dispatch)
 
     def _start_serving(self, core: Core) -> None:
         self._refuse_if_closed(core)
@@ -215,6 +214,7 @@ class VirtualRegistry(LocalRegistry):
 
     def _start_anew(self) -> None:
         super()._start_anew()
+        self._tracer.entries.clear()
         self._mover = threading.Lock()
 
     @contextmanager

@@ -17,12 +17,15 @@ class Nobody:
         raise AssertionError(timer)
 
 
+NOBODY = Nobody()
+
+
 class Program:
     """Random operations on an engine, and beside it the plainest model of what must come out."""
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
-        self.engine = Engine(Nobody(), None)
+        self.engine = Engine(None)
         self.now = 0
         self.sequence = 0
         # (ready instant, order of acceptance, cid, instance, what)
@@ -41,7 +44,7 @@ class Program:
         delay = self.random.choice((0, 0, 1, 5, 1 << SLOT_BITS, (1 << SLOT_BITS) + 3, 1 << (SLOT_BITS + 3)))
         self.sequence += 1
         number = self.sequence
-        self.handles[number] = self.engine.schedule(cid, instance_id, delay, ("e", number), self.now)
+        self.handles[number] = self.engine.schedule(NOBODY, cid, instance_id, delay, ("e", number), self.now)
         self.timers[number] = (self.now + delay, number, cid, instance_id)
 
     def cancel(self) -> None:
@@ -92,9 +95,8 @@ class Program:
         """Claim one entry; the model says which it must be."""
         ready = [(due, n, "timer", n) for n, (due, *_) in self.timers.items() if due <= self.now]
         ready += [(at, n, "message", index) for index, (at, n, *_) in enumerate(self.messages)]
-        while ready:
-            ready.sort()
-            _, number, kind, index = ready.pop(0)
+        if ready:
+            _, number, kind, index = min(ready)
             if kind == "timer":
                 timer = self.engine.begin(self.now)
                 assert isinstance(timer, Timer)
@@ -106,15 +108,12 @@ class Program:
             at, _, topic, targets = self.messages[index]
             live = [key for key, since in targets.items() if self.topics.get(topic, {}).get(key) == since]  # type: ignore[attr-defined,call-overload]
             del self.messages[index]
-            ready = [(d, n, k, i - (k == "message" and i > index)) for d, n, k, i in ready]
-            if live:
-                walk = self.engine.begin(self.now)
-                assert isinstance(walk, Walk)
-                assert walk.message == number
-                assert [(s.cid, s.instance_id) for s in walk.iterator] == live
-                self.engine.finish_walk(walk, len(live), 0)
-                return
-        # Publications whose targets have all gone are passed over.
+            walk = self.engine.begin(self.now)
+            assert isinstance(walk, Walk)
+            assert walk.message == number
+            assert [(s.cid, s.instance_id) for s in walk.iterator] == live
+            self.engine.finish_walk(walk, len(live), 0)
+            return
         assert self.engine.begin(self.now) is None
 
 
@@ -139,8 +138,8 @@ def test_random_programs_keep_every_invariant_and_the_order(seed: int) -> None:
 
 
 def test_cancelled_timers_of_the_open_slot_leave_at_most_as_many_shells_as_live_ones() -> None:
-    engine = Engine(Nobody(), None)
-    timers = [engine.schedule("c", "i", 1000 + n, "e", 0) for n in range(1000)]
+    engine = Engine(None)
+    timers = [engine.schedule(NOBODY, "c", "i", 1000 + n, "e", 0) for n in range(1000)]
     assert engine.begin(10) is None  # opens the slot
     for kept, timer in enumerate(timers[:-1]):
         engine.cancel(timer)
@@ -151,7 +150,7 @@ def test_cancelled_timers_of_the_open_slot_leave_at_most_as_many_shells_as_live_
 
 
 def test_a_reset_in_the_middle_of_a_walk_drops_the_rest() -> None:
-    engine = Engine(Nobody(), None)
+    engine = Engine(None)
     for n in range(5):
         engine.subscribe(f"c{n}", "i", "t", "said")
     engine.publish("t", "m", 0)
@@ -166,15 +165,15 @@ def test_a_reset_in_the_middle_of_a_walk_drops_the_rest() -> None:
 
 
 def test_what_has_begun_frees_its_room_at_once() -> None:
-    engine = Engine(Nobody(), 3)
+    engine = Engine(3)
     for n in range(3):
         engine.subscribe(f"c{n}", "i", "t", "said")
     engine.publish("t", "m", 0)
     with pytest.raises(RegistryFull):
-        engine.schedule("c", "i", 0, "e", 0)
+        engine.schedule(NOBODY, "c", "i", 0, "e", 0)
     walk = engine.begin(0)
     assert isinstance(walk, Walk)
     next(walk.iterator)
-    engine.schedule("c", "i", 0, "e", 0)
+    engine.schedule(NOBODY, "c", "i", 0, "e", 0)
     with pytest.raises(RegistryFull):
-        engine.schedule("c", "i", 0, "e", 0)
+        engine.schedule(NOBODY, "c", "i", 0, "e", 0)

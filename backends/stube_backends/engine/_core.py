@@ -75,8 +75,8 @@ class Core:
         self.release = lock.release
         self.engine = engine  # guarded by the lock, but for its batons' `pop` and a walk's targets
         self.busy = False  # whether the lock's holder is inside an operation; written by the holder only
-        # Operations that this thread must make up for; each end of a deque is atomic, no lock needed.
-        self.deferred: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
+        # Operations to make up for, by the thread that noted them and will run them; nobody else touches its entry.
+        self.deferred: dict[int, deque[tuple[Callable[..., object], tuple[Any, ...]]]] = {}
         self.dispatch: Callable[[str, Event], Any] = dispatch  # no lock: one reference, read once for every delivery
         self.serving = False  # whether somebody will deliver; True for good once it is True, until close
         self.deliverer: int | None = None  # the thread that is inside `deliver`; written by that thread only
@@ -121,19 +121,18 @@ class Core:
 
     def later(self, operation: Callable[..., object], *arguments: Any) -> None:
         """Note an operation for when the interrupted one has been left."""
-        self.deferred.append((operation, arguments))
+        self.deferred.setdefault(threading.get_ident(), deque()).append((operation, arguments))
 
     def catch_up(self) -> None:
-        """Run what was noted. Nobody is left to be told of an error, so it is logged."""
-        while True:
-            try:
-                operation, arguments = self.deferred.popleft()
-            except IndexError:
-                return
+        """Run what this thread noted. Nobody is left to be told of an error, so it is logged."""
+        mine = self.deferred.get(threading.get_ident())
+        while mine:
+            operation, arguments = mine.popleft()
             try:
                 operation(*arguments)
             except StubeError as exc:
                 _logger.warning("an operation made within another one came to nothing: %s", exc)
+        self.deferred.pop(threading.get_ident(), None)
 
     def retire(self, lock: ReentrantLock) -> None:
         """In a forked child: let nothing more of the parent's batch begin, and wait for no thread of the parent."""

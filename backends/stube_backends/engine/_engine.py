@@ -33,9 +33,7 @@ class Engine:
     """All the state of one registry.
 
     Args:
-        owner: who cancels a timer on behalf of its handle.
         max_pending: the bound of `timers + queued`; None for none.
-        latest: the instant before which nothing will be accepted, in nanoseconds.
     """
 
     __slots__ = (
@@ -47,16 +45,14 @@ class Engine:
         "ledger",
         "max_pending",
         "order",
-        "owner",
         "running_cid",
         "topics",
         "walk",
     )
 
-    def __init__(self, owner: TimerOwner, max_pending: int | None, latest: int = 0) -> None:
-        self.owner = owner
+    def __init__(self, max_pending: int | None) -> None:
         self.max_pending = _NO_BOUND if max_pending is None else max_pending
-        self.latest = latest  # the latest instant accepted or collected
+        self.latest = 0  # the latest instant accepted or collected
         self.closed = False
         self.flows: dict[str, Any] = {}  # the batons
         self.flows_peak = 0
@@ -96,8 +92,11 @@ class Engine:
 
     # -- timers ------------------------------------------------------------------------------------------------
 
-    def schedule(self, cid: str, instance_id: str, delay: int, event: PlainEvent, now: int) -> Timer:
-        """Accept a timer, `delay` nanoseconds from `now`."""
+    def schedule(
+        self, owner: TimerOwner, cid: str, instance_id: str, delay: int, event: PlainEvent, now: int
+    ) -> Timer:
+        """Accept a timer, `delay` nanoseconds from `now`; its handle cancels it through `owner`, which is kept only
+        while the timer is."""
         self._require_open()
         ledger = self.ledger
         if ledger.timers + ledger.queued >= self.max_pending:
@@ -109,7 +108,7 @@ class Engine:
         timer = Timer()
         timer.due = now + delay
         timer.event = event
-        self.groups.add(timer, cid, instance_id, self.owner)
+        self.groups.add(timer, cid, instance_id, owner)
         if delay:
             self.order.wheel.add(timer)
         else:
@@ -145,7 +144,7 @@ class Engine:
         assert detached is not None
         self.latest = now = max(now, self.latest)
         timer.due = now + delay
-        self.groups.add(timer, detached.cid, detached.instance_id, self.owner)
+        self.groups.add(timer, detached.cid, detached.instance_id, detached.owner)
         if delay:
             self.order.wheel.add(timer)
         else:
@@ -231,19 +230,16 @@ class Engine:
             return self.walk
         if now > self.latest:
             self.latest = now
-        while True:
-            entry = self.order.take(now)
-            if entry is None:
-                return None
-            if type(entry) is Timer:
-                self.running_cid = entry.group.cid  # type: ignore[union-attr]
-                self.groups.remove(entry)
-                ledger.timers -= 1
-                ledger.running += 1
-                return entry
-            walk = self._begin_walk(entry)  # type: ignore[arg-type]
-            if walk is not None:
-                return walk
+        entry = self.order.take(now)
+        if entry is None:
+            return None
+        ledger.running += 1
+        if type(entry) is not Timer:
+            return self._begin_walk(entry)  # type: ignore[arg-type]
+        self.running_cid = entry.group.cid  # type: ignore[union-attr]
+        self.groups.remove(entry)
+        ledger.timers -= 1
+        return entry
 
     def finish_timer(self, failed: bool) -> None:
         """Count the fate of the timer that was begun."""
@@ -289,11 +285,13 @@ class Engine:
         """Forget everything pending (its fate: dropped); all that was held, for the caller to drop."""
         ledger = self.ledger
         self.account()
-        if self.walk is not None:
-            self.walk.stop()
         self.groups.clear()
         entries = self.order.clear()
-        held: list[Any] = [self.flows, self.topics, entries]
+        held: list[Any] = [self.flows, self.topics, entries, self.walk]
+        if self.walk is not None:
+            self.walk.stop()
+            if not ledger.running:
+                self.walk = None
         for entry in entries:
             if type(entry) is Timer:
                 held.append(entry.event)
@@ -388,15 +386,13 @@ class Engine:
             f"would pass max_pending={self.max_pending}. Raise max_pending, or schedule and publish less."
         )
 
-    def _begin_walk(self, publication: Publication) -> Walk | None:
+    def _begin_walk(self, publication: Publication) -> Walk:
         targets = publication.topic.targets(publication.entries, publication.length)
         cancelled = publication.targeted - len(targets)
         if cancelled:  # those who left between the publishing and now
             self.ledger.cancelled += cancelled
             self.ledger.queued -= cancelled
-        if not targets:
-            return None
-        self.ledger.running += 1
+        # Handed out even when nobody is left, so that the message is dropped where user code may run.
         self.walk = Walk(publication, targets)
         return self.walk
 

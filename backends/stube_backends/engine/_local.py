@@ -125,7 +125,7 @@ class LocalRegistry:
                 core.release()
                 return self._schedule_later(core, cid, instance_id, delay, plain)
             core.busy = entered = True
-            timer = core.engine.schedule(cid, instance_id, delay, plain, now)
+            timer = core.engine.schedule(self, cid, instance_id, delay, plain, now)
             if not core.anchor:
                 core.anchor.append(self)
             core.busy = False
@@ -265,7 +265,7 @@ class LocalRegistry:
         core = self._core
         return {
             **self._look(core, core.engine.sizes),
-            "deferred": len(core.deferred),
+            "deferred": sum(map(len, core.deferred.values())),
             "waiters": len(core.waiters),
             "anchor": len(core.anchor),
         }
@@ -279,7 +279,7 @@ class LocalRegistry:
     # -- for the subclass --------------------------------------------------------------------------------------
 
     def _new_core(self, dispatch: Dispatch) -> Core:
-        return Core(self._new_lock(), Engine(self, self._max_pending), dispatch)
+        return Core(self._new_lock(), Engine(self._max_pending), dispatch)
 
     def _start_serving(self, core: Core) -> None:
         """See that what is accepted will be delivered, or raise and change nothing; sets `core.serving`."""
@@ -523,7 +523,7 @@ class LocalRegistry:
         return len(events)
 
     def _schedule_later(self, core: Core, cid: str, instance_id: str, delay: int, event: PlainEvent) -> Timer:
-        core.engine.require_adoption(len(core.deferred))
+        core.engine.require_adoption(sum(map(len, core.deferred.values())))
         timer = Timer.detached(event, Group(cid, instance_id, self))
         core.later(self._adopt, core, timer, delay)
         return timer
