@@ -22,7 +22,7 @@ from stube import ConversationInfo, EventSpec, RegistryClosed, RegistryFull, Sta
 from stube_backends.engine._arguments import PlainEvent, milliseconds, public_event
 from stube_backends.engine._ledger import Ledger
 from stube_backends.engine._order import Publication, ReadyOrder, Walk
-from stube_backends.engine._timers import Timer, TimerGroups, TimerOwner
+from stube_backends.engine._timers import Group, Timer, TimerGroups, TimerOwner
 from stube_backends.engine._topics import TopicIndex
 
 _NO_BOUND: Final = 1 << 62
@@ -159,7 +159,7 @@ class Engine:
             return None
         timer.event = None
         if timer.after is not None:  # else `adopt` will find it dead
-            self.order.remove(timer)
+            self.order.wheel.remove(timer)
             self.groups.remove(timer)
             self.ledger.timers -= 1
             self.ledger.cancelled += 1
@@ -170,7 +170,7 @@ class Engine:
         """Cancel the timers of a conversation or of one instance; their events."""
         timers = self.groups.take(cid, instance_id)
         events = []
-        remove = self.order.remove
+        remove = self.order.wheel.remove
         for timer in timers:
             events.append(timer.event)
             timer.event = None
@@ -223,8 +223,13 @@ class Engine:
             group are still on it, for the caller to take.
         """
         ledger = self.ledger
-        if failed is not None:
-            self.finish_timer(failed)
+        if failed is not None:  # `finish_timer`, written out
+            self.running_cid = None
+            ledger.running -= 1
+            if failed:
+                ledger.failed += 1
+            else:
+                ledger.delivered += 1
         if self.walk is not None:  # broken off by an exception that had to be raised, and now resumed
             ledger.running += 1
             return self.walk
@@ -236,9 +241,15 @@ class Engine:
         ledger.running += 1
         if type(entry) is not Timer:
             return self._begin_walk(entry)  # type: ignore[arg-type]
-        self.running_cid = entry.group.cid  # type: ignore[union-attr]
-        self.groups.remove(entry)
         ledger.timers -= 1
+        group: Group = entry.group  # type: ignore[assignment]  # a pending timer has one
+        self.running_cid = group.cid
+        older, newer = entry.older, entry.newer  # `TimerGroups.remove`, written out
+        older.newer = newer
+        newer.older = older
+        del entry.older, entry.newer
+        if older is newer:
+            self.groups.drop(group)
         return entry
 
     def finish_timer(self, failed: bool) -> None:

@@ -334,12 +334,23 @@ class LocalRegistry:
                     core.catch_up()
                 if work is None:
                     break
-                if type(work) is Timer:
-                    failed = self._deliver_timer(core, work)
-                    count += 1
-                else:
-                    count += self._deliver_walk(core, work)  # type: ignore[arg-type]
-                work = None
+                count += 1
+                if type(work) is not Timer:
+                    count += self._deliver_walk(core, work) - 1  # type: ignore[arg-type]
+                    del work
+                    continue
+                cid = work.group.cid  # type: ignore[union-attr]  # a claimed timer has its group and its event
+                event = _event_of(work)
+                failed = False  # unless the next lines say otherwise
+                try:
+                    result = core.dispatch(cid, event)
+                    if result is not None:
+                        refuse_result(result)
+                except BaseException as exc:
+                    failed, handed_on = self._judge(cid, event, exc)
+                    if handed_on is not None:
+                        raise handed_on from None
+                del work, event  # nothing that was delivered stays alive until the next delivery
         except BaseException:
             if failed is not None and self._core is core:
                 core.exclusively(core.engine.finish_timer, failed)
@@ -357,30 +368,6 @@ class LocalRegistry:
             core.anchor.clear()
         if core.waiters:
             self._release_waiters_locked(core, now)
-
-    def _deliver_timer(self, core: Core, timer: Timer) -> bool:
-        """Deliver one timer that was begun; whether it failed."""
-        group: Group = timer.group  # type: ignore[assignment]  # set until the delivery has begun
-        spec: PlainEvent = timer.event  # type: ignore[assignment]
-        timer.event = timer.group = None
-        if type(spec) is str:
-            event = Event(group.instance_id, spec)
-        elif len(spec) == 1:
-            event = Event(group.instance_id, spec[0])
-        else:
-            event = Event(group.instance_id, spec[0], spec[1] if len(spec) == 2 else spec[1:])
-        del spec
-        try:
-            result = core.dispatch(group.cid, event)
-            if result is not None:
-                refuse_result(result)
-        except BaseException as exc:
-            failed, handed_on = self._judge(group.cid, event, exc)
-            if handed_on is not None:
-                core.exclusively(core.engine.finish_timer, failed)
-                raise handed_on from None
-            return failed
-        return False
 
     def _deliver_walk(self, core: Core, walk: Walk) -> int:
         """Deliver a publication that was begun to its targets; to how many.
@@ -552,6 +539,18 @@ class LocalRegistry:
     def _check(self) -> None:
         """Assert every invariant of the engine. For tests, at a moment when nothing runs."""
         self._core.exclusively(self._core.engine._check)
+
+
+def _event_of(timer: Timer) -> Event:
+    """The event of a claimed timer, which from now on keeps nothing alive."""
+    instance_id = timer.group.instance_id  # type: ignore[union-attr]
+    spec: PlainEvent = timer.event  # type: ignore[assignment]
+    timer.event = timer.group = None
+    if type(spec) is str:
+        return Event(instance_id, spec)
+    if len(spec) == 1:
+        return Event(instance_id, spec[0])
+    return Event(instance_id, spec[0], spec[1] if len(spec) == 2 else spec[1:])
 
 
 _registries: weakref.WeakSet[LocalRegistry] = weakref.WeakSet()

@@ -109,13 +109,11 @@ class ReadyOrder:
         self.arrivals = Arrivals()
 
     def add_arrival(self, entry: Arrival) -> None:
-        """Take in a publication or a timer without delay, accepted at the latest instant so far. A timer with a
-        delay goes to the wheel."""
-        link(entry, self.arrivals)
+        """Take in a publication or a timer without delay, accepted at the latest instant so far.
 
-    def remove(self, timer: Timer) -> None:
-        """Take a timer out, wherever it stands."""
-        self.wheel.remove(timer)
+        A timer with a delay goes to the wheel; and to remove a timer, wherever it stands, is the wheel's as well.
+        """
+        link(entry, self.arrivals)
 
     def take(self, now: int) -> Arrival | None:
         """Take out what must begin next, of all that is ready at `now`."""

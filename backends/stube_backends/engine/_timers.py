@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
 from stube_backends.engine._arguments import PlainEvent
@@ -114,7 +114,7 @@ class TimerGroups:
         newer.older = older
         del timer.older, timer.newer
         if older is newer:  # only the head is left
-            self._drop(older)
+            self.drop(older)
 
     def take(self, cid: str, instance_id: str | None) -> list[Timer]:
         """Take out all timers of a conversation, or of one instance of it; O(their number)."""
@@ -123,28 +123,21 @@ class TimerGroups:
         else:
             group = self.by_cid.get(cid, {}).get(instance_id)
             groups = [] if group is None else [group]
-        timers = [timer for group in groups for timer in group]
         # Out of the index before the rings are cut, so that a reader that interrupts these lines meets whole ones.
         if instance_id is None:
             self._shrink()
         elif groups:
-            self._drop(groups[0])
-        for timer in timers:
-            del timer.older, timer.newer
-        for group in groups:
-            del group.older, group.newer  # a ring is a cycle; cut it, so that it is freed at once
-        return timers
+            self.drop(groups[0])
+        return _cut(groups)
 
     def clear(self) -> None:
         """Forget everything, and cut the rings."""
-        groups = [group for by_instance in self.by_cid.values() for group in by_instance.values()]
-        self.by_cid = {}
-        for group in groups:
-            for timer in group:
-                del timer.older, timer.newer
-            del group.older, group.newer
+        by_cid, self.by_cid = self.by_cid, {}
+        for groups in by_cid.values():
+            _cut(groups.values())
 
-    def _drop(self, group: Group) -> None:
+    def drop(self, group: Group) -> None:
+        """Forget a group whose last timer has left."""
         groups = self.by_cid[group.cid]
         del groups[group.instance_id]
         if not groups:
@@ -167,3 +160,17 @@ class TimerGroups:
                     assert timer.group is group, f"{timer!r} stands in a foreign group"
                     assert timer.event is not None, f"a dead timer stands in the group {cid!r}, {instance_id!r}"
                     assert timer.newer.older is timer, f"the ring of {cid!r}, {instance_id!r} is broken at {timer!r}"
+
+
+def _cut(groups: Iterable[Group]) -> list[Timer]:
+    """Take the rings of groups apart, for a ring is a cycle and would not be freed at once; the timers of them."""
+    timers = []
+    for group in groups:
+        timer = group.newer
+        del group.older, group.newer
+        while timer is not group:
+            timers.append(timer)
+            following = timer.newer
+            del timer.older, timer.newer
+            timer = following
+    return timers

@@ -86,8 +86,15 @@ class TimerWheel:
 
     def remove(self, timer: Timer) -> None:
         """Take a timer out, which may also stand in another ring than a slot's (see `ReadyOrder`)."""
-        if timer.after is not OPEN:
-            unlink(timer, self)
+        after = timer.after
+        if after is not OPEN:
+            before = timer.before  # `unlink`, written out
+            before.after = after
+            after.before = before
+            timer.after = None
+            del timer.before
+            if before is after and type(before) is Slot:
+                self.drop(before)
             return
         timer.after = None
         self.live -= 1
