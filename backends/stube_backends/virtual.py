@@ -18,6 +18,8 @@ from typing import Any, Final
 
 from stube import Delivery, Dispatch, Event, VirtualBackend, VirtualTimeError
 from stube_backends.engine import (
+    EARLIEST,
+    FOREVER,
     NESTED,
     Core,
     Engine,
@@ -201,7 +203,7 @@ class VirtualRegistry(LocalRegistry):
         return True
 
     def _wake(self, core: Core) -> None:
-        """Nobody sleeps here."""
+        core.sleep_until = EARLIEST
 
     def _wrapped(self, dispatch: Dispatch) -> Dispatch:
         note = self._tracer.note
@@ -249,7 +251,10 @@ class VirtualRegistry(LocalRegistry):
             count += self._deliver(core, self._time.now)
             if self._core is not core:
                 return count  # a child that a handler forked: the window was the parent's
-            instant = core.exclusively(core.engine.order.next_instant)
+            # What the last look found, or EARLIEST when something was added since; exact where it says never.
+            instant: int | None = core.sleep_until
+            if instant == FOREVER:
+                instant = core.exclusively(core.engine.order.next_instant)
             if instant is None or (target is not None and instant > target):
                 return count
             if limit is not None and count >= limit:

@@ -203,7 +203,15 @@ class Engine:
             self._require_room(targeted)
         if now > self.latest:
             self.latest = now
-        self.order.add_arrival(Publication(self.latest, topic_name, topic, message))
+        publication = Publication()
+        publication.due = self.latest
+        publication.topic_name = topic_name
+        publication.topic = topic
+        publication.entries = topic.entries
+        publication.length = len(topic.entries)
+        publication.targeted = targeted
+        publication.message = message
+        self.order.add_arrival(publication)
         topic.waiting += 1
         ledger.accepted += targeted
         ledger.queued += targeted

@@ -23,17 +23,16 @@ class Publication:
 
     __slots__ = ("after", "before", "due", "entries", "length", "message", "targeted", "topic", "topic_name")
 
+    # No __init__: the engine sets the fields, and `link` the rest (0.1 us of 0.6).
     after: Any
     before: Any
-
-    def __init__(self, due: int, topic_name: str, topic: Topic, message: Any) -> None:
-        self.due = due
-        self.topic_name = topic_name
-        self.topic = topic
-        self.entries = topic.entries
-        self.length = len(topic.entries)
-        self.targeted = topic.live
-        self.message = message
+    due: int
+    entries: list[Subscription]
+    length: int
+    message: Any
+    targeted: int
+    topic: Topic
+    topic_name: str
 
 
 Arrival: TypeAlias = Timer | Publication
