@@ -12,9 +12,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import timedelta
 from types import TracebackType
-from typing import Any, NamedTuple, Protocol, runtime_checkable
-
-from typing_extensions import Self
+from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
 
 from stube._events import Dispatch, Event, EventSpec
 from stube._stats import ConversationInfo, Stats

@@ -11,9 +11,7 @@ import threading
 import weakref
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Any, Final
-
-from typing_extensions import Self
+from typing import Any, Final, Self
 
 from stube import ConversationEnded, ConversationInfo, Dispatch, Event, EventSpec, RegistryClosed, Stats, TimerHandle
 from stube_backends.engine._arguments import (

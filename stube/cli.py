@@ -1,0 +1,255 @@
+"""The command `stube`: which backends are installed, and a demo that runs on any of them.
+
+Exit codes: 0 all is well; 1 a check failed, or no backend is installed; 2 a wrong usage or configuration; 130
+interrupted; 141 nobody reads the output any more. A mistake of the user is told in a message on stderr, never
+in a traceback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, Final, NoReturn
+
+from stube import BackendInfo, StubeError, __version__, available_backends
+from stube._spec import redacted
+
+__all__ = ["main"]
+
+FAILED: Final = 1
+WRONG: Final = 2
+INTERRUPTED: Final = 130  # as a shell reports SIGINT
+UNREAD: Final = 141  # as a shell reports SIGPIPE
+DEFAULT_CLIENTS: Final = 20
+MOST_CLIENTS: Final = 100  # what the self-check allows; known here so that the parser need not import it
+
+_EXAMPLES: Final = """\
+examples:
+  stube backends                     what is installed, and why something does not load
+  stube demo                         a page with a clock and a chat on http://127.0.0.1:8000/
+  stube demo --self-check            the demo tests itself with 20 clients and says what it saw
+
+A command tells more with --help: stube demo --help
+"""
+
+_BACKENDS: Final = """\
+Lists every installed backend: its name, the distribution that brings it, and whether it loads. Backends are
+entry points of the group 'stube.backends', so that a distribution of your own appears here as soon as it is
+installed.
+"""
+
+_BACKENDS_EXAMPLES: Final = """\
+examples:
+  stube backends                     a table for people
+  stube backends --json              the same for programs, with the options of each backend
+
+exit codes: 0 found some, 1 found none
+"""
+
+_DEMO: Final = """\
+Serves a page with a clock and a chat, on the registry of your choice; or, with --self-check, lets clients
+of its own use that page and compares what they saw with what the registry says.
+"""
+
+_DEMO_EXAMPLES: Final = """\
+the registry, the first of these that is given:
+  --registry SPEC                    a name, a URL or a factory
+  --config FILE                      a TOML file with a table such as
+                                         [registry]
+                                         backend = "memory"
+                                         max_pending = 10000
+  STUBE_REGISTRY                     an environment variable with a SPEC
+  memory                             when nothing is given
+
+examples:
+  stube demo --port 9000
+  stube demo --registry 'memory://?max_pending=10000'
+  stube demo --registry mypackage.backend:create
+  STUBE_REGISTRY=memory stube demo --self-check --clients 50 --json
+
+exit codes: 0 all is well, 1 the self-check found a difference, 2 a wrong usage or configuration
+"""
+
+
+class _Mistake(Exception):  # noqa: N818 - an answer to the person at the command line, not a fault
+    """What the user has to correct; the message says how."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors do not repeat a URL's password to whoever reads the log."""
+
+    def error(self, message: str) -> NoReturn:
+        subject, colon, rest = message.partition(": ")
+        super().error(subject + colon + redacted(rest))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        argv: the arguments behind the command's name; those of the process when it is None.
+
+    Returns:
+        The exit code.
+    """
+    try:
+        try:
+            arguments = _parser().parse_args(argv)
+            code: int = arguments.run(arguments)
+        except SystemExit as exc:  # argparse has said what there is to say
+            code = exc.code if isinstance(exc.code, int) else WRONG
+        # A reader that is gone shows at the flush; at the interpreter's own it could not be caught any more.
+        sys.stdout.flush()
+    except (_Mistake, StubeError) as exc:
+        print(f"stube: {exc}", file=sys.stderr)
+        return WRONG
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        _silence_stdout()
+        return UNREAD
+    return code
+
+
+def _silence_stdout() -> None:
+    """Let the interpreter's last flush go nowhere instead of into the broken pipe."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, sys.stdout.fileno())
+    except (OSError, ValueError):  # a stand-in for stdout without a descriptor, or with a closed one
+        pass
+    finally:
+        os.close(nowhere)
+
+
+# The arguments
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="stube",
+        description="Timers, publish/subscribe and page-to-stream hand-off for live conversations.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"stube {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_backends(commands)
+    _add_demo(commands)
+    return parser
+
+
+def _add_command(commands: Any, name: str, run: Callable[[argparse.Namespace], int], **texts: str) -> Any:
+    command = commands.add_parser(
+        name, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **texts
+    )
+    # The command's own error() knows its usage, so it goes along for what only the command can find out.
+    command.set_defaults(run=run, error=command.error)
+    return command
+
+
+def _add_backends(commands: Any) -> None:
+    command = _add_command(
+        commands,
+        "backends",
+        _backends,
+        help="list the installed backends",
+        description=_BACKENDS,
+        epilog=_BACKENDS_EXAMPLES,
+    )
+    command.add_argument("--json", action="store_true", help="print JSON instead of a table")
+
+
+def _add_demo(commands: Any) -> None:
+    command = _add_command(
+        commands,
+        "demo",
+        _demo,
+        help="serve the demo page, or let it check itself",
+        description=_DEMO,
+        epilog=_DEMO_EXAMPLES,
+    )
+    registry = command.add_mutually_exclusive_group()
+    registry.add_argument("--registry", metavar="SPEC", help="the registry to run on")
+    registry.add_argument("--config", metavar="FILE", help="a TOML file that describes it in [registry]")
+    command.add_argument("--host", default="127.0.0.1", help="where to listen (default: %(default)s)")
+    command.add_argument("--port", type=_port, default=8000, help="0 for any free one (default: %(default)s)")
+    check = command.add_argument_group("self-check")
+    check.add_argument("--self-check", action="store_true", help="run the checks instead of serving")
+    check.add_argument("--clients", type=_clients, metavar="N", help="how many clients it has (default: 20)")
+    check.add_argument("--json", action="store_true", help="print its report as JSON")
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or int(text) > 65_535:
+        raise argparse.ArgumentTypeError(f"{text!r} is no port; give one from 0 to 65535")
+    return int(text)
+
+
+def _clients(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= MOST_CLIENTS:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of clients; give one from 1 to {MOST_CLIENTS}")
+    return int(text)
+
+
+# The commands
+
+
+def _backends(arguments: argparse.Namespace) -> int:
+    found = available_backends()
+    if arguments.json:
+        print(json.dumps([asdict(info) for info in found], indent=2))
+    elif found:
+        print("\n".join(_table(found)))
+    else:
+        print("No backend is installed. Reinstall stube, which brings some.", file=sys.stderr)
+    return 0 if found else FAILED
+
+
+def _table(found: Iterable[BackendInfo]) -> list[str]:
+    rows = [("NAME", "DISTRIBUTION", "VERSION", "LOADS")] + [
+        (info.name, info.distribution, info.version, "yes" if info.loads else f"no: {info.error}") for info in found
+    ]
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    return ["  ".join([*(row[i].ljust(widths[i]) for i in range(3)), row[3]]) for row in rows]
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    if not arguments.self_check and (arguments.json or arguments.clients is not None):
+        arguments.error("--clients and --json belong to --self-check; add it, or leave them out")
+    spec = arguments.registry if arguments.config is None else _registry_table(arguments.config)
+    try:
+        from stube.demo import self_check, serve
+    except ImportError as exc:
+        missing = exc.name or ""
+        # A missing part of stube itself is a fault, and no extra would mend it.
+        if not missing or missing.partition(".")[0] == "stube":
+            raise
+        raise _Mistake(
+            f"The demo needs the package {missing!r}, which is not installed: pip install 'stube[demo]'"
+        ) from exc
+    if arguments.self_check:
+        return self_check(spec, clients=arguments.clients or DEFAULT_CLIENTS, json=arguments.json)
+    return serve(spec, host=arguments.host, port=arguments.port)
+
+
+def _registry_table(path: str) -> Mapping[str, object]:
+    """The table `[registry]` of a TOML file."""
+    import tomllib
+
+    try:
+        with open(path, "rb") as file:
+            document = tomllib.load(file)
+    except OSError as exc:
+        raise _Mistake(f"The file {path!r} cannot be read: {exc.strerror}. Give a TOML file's path.") from exc
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
+        raise _Mistake(f"The file {path!r} is no TOML: {exc}. Correct it there.") from exc
+    table = document.get("registry")
+    if not isinstance(table, dict):
+        raise _Mistake(f'The file {path!r} has no table [registry]. Add one with backend = "memory".')
+    return table
