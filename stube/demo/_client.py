@@ -1,0 +1,127 @@
+"""One page, played over real HTTP: it remembers everything that reached it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import httpx
+
+
+class Pulse:
+    """Beats whenever any client receives something, so that waiting for it needs no polling. One waiter."""
+
+    def __init__(self) -> None:
+        self._beat = asyncio.Event()
+
+    def beat(self) -> None:
+        self._beat.set()
+
+    async def until(self, met: Callable[[], bool], seconds: float) -> bool:
+        """Wait until `met`, at most so long; whether it was."""
+        try:
+            async with asyncio.timeout(seconds):
+                while not met():
+                    self._beat.clear()
+                    await self._beat.wait()
+        except TimeoutError:
+            pass
+        return met()
+
+
+class Client:
+    """A page: mounts, connects, speaks, loses its stream, comes back, leaves.
+
+    Args:
+        url: where the server is.
+        pulse: beats when something is received.
+        patience: how many seconds an answer may take.
+    """
+
+    def __init__(self, url: str, pulse: Pulse, patience: float) -> None:
+        # A pool of its own, as a browser has one; and a pool takes time quadratic in its connections. A proxy
+        # from the environment has no business between a process and itself, and there is no TLS to verify.
+        self._http = httpx.AsyncClient(base_url=url, timeout=patience, trust_env=False, verify=False)
+        self._pulse = pulse
+        self._reader: asyncio.Task[None] | None = None
+        self.cid = ""
+        self.hellos: list[dict[str, Any]] = []
+        """One for each stream that connected."""
+        self.ticks: list[list[int]] = []
+        """The clock's numbers, for each stream."""
+        self.heard: list[str] = []
+        """Messages, over all streams."""
+        self.byes: list[str] = []
+        """Why the server ended a stream."""
+
+    async def mount(self) -> None:
+        page = (await self._http.get("/")).raise_for_status().text
+        found = re.search(r'data-cid="([\w-]+)"', page)
+        if found is None:
+            raise ValueError("the page names no conversation")
+        self.cid = found[1]
+
+    async def connect(self) -> None:
+        """Open a stream in the background; `hellos` grows by one once it is there."""
+        self._reader = asyncio.create_task(self._read(), name=f"stream {self.cid}")
+
+    async def cut(self) -> None:
+        """Drop the connection without a word, as a lost network does."""
+        if self._reader is not None:
+            self._reader.cancel()
+            await asyncio.gather(self._reader, return_exceptions=True)
+            self._reader = None
+
+    async def close(self) -> None:
+        """Drop every connection."""
+        await self.cut()
+        await self._http.aclose()
+
+    async def panel(self) -> dict[str, Any]:
+        """What the side panel shows."""
+        panel: dict[str, Any] = (await self._http.get("/registry")).raise_for_status().json()
+        return panel
+
+    async def say(self, texts: Iterable[str]) -> int:
+        """Say one after the other; for how many subscribers, summed up. A refused one was for nobody."""
+        targets = 0
+        for text in texts:
+            answer = await self._http.post(f"/say/{self.cid}", json={"text": text})
+            targets += answer.json()["targets"] if answer.is_success else 0
+        return targets
+
+    async def leave(self) -> None:
+        """Close the tab. What comes of it shows on the stream."""
+        await self._http.post(f"/leave/{self.cid}")
+
+    async def is_gone(self) -> bool:
+        """Whether the server knows the conversation no longer."""
+        async with self._http.stream("GET", f"/stream/{self.cid}") as answer:
+            return answer.status_code == 404
+
+    async def _read(self) -> None:
+        async with self._http.stream("GET", f"/stream/{self.cid}") as answer:
+            answer.raise_for_status()
+            kind = ""
+            async for line in answer.aiter_lines():
+                field, _, value = line.partition(": ")
+                if field == "event":
+                    kind = value
+                elif field == "data":
+                    self._receive(kind, json.loads(value))
+                    self._pulse.beat()
+
+    def _receive(self, kind: str, data: dict[str, Any]) -> None:
+        match kind:
+            case "hello":
+                self.hellos.append(data)
+                self.ticks.append([])
+            case "tick":
+                self.ticks[-1].append(data["number"])
+            case "said":
+                self.heard.append(data["text"])
+            case "bye":
+                self.byes.append(data["reason"])

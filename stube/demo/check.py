@@ -1,0 +1,302 @@
+"""The self-check: the application against itself, over real HTTP, with every figure counted on two sides.
+
+What each kind of broken registry shows up as:
+
+- one that loses a message: "messages heard", "delivered"; one that loses a timer: "clocks running";
+- one that delivers twice: "messages heard twice", "ticks out of order", "delivered";
+- one that reorders: "messages out of order"; one that overlaps deliveries: "deliveries at once";
+- one whose timers are early: "ticks too early"; one whose cancel does nothing: "sweeps", "grace timers",
+  "timers left", "deliveries after the end"; one that does not remove: "subscriptions left";
+- one that miscounts: the figure of the ledger that it miscounts, or "ledger balanced".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from itertools import pairwise
+from typing import cast
+
+import stube
+from stube.demo._client import Client, Pulse
+from stube.demo._counting import CountingRegistry
+from stube.demo._report import Figure, Report
+from stube.demo.app import Host, create_app
+from stube.demo.server import CannotServe, open_registry, running
+
+__all__ = ["self_check"]
+
+MOST_CLIENTS = 100
+BOUND_SECONDS = 30.0
+ORDERLY_SECONDS = 20.0
+"""How long the clients may take: what is left of the bound is for stopping the server in good order."""
+PATIENCE_SECONDS = 5.0
+"""How long a step may take that needs milliseconds; reached only when something is wrong."""
+
+
+class Check:
+    """One run. The steps stand in the order in which they happen.
+
+    Args:
+        registry: what is under test; closed at the end.
+        clients: how many pages talk to each other; two more only mount, or vanish.
+    """
+
+    def __init__(self, registry: stube.Backend, clients: int) -> None:
+        self.report = Report(type(registry).__name__, clients)
+        self.step = "start the server"
+        # Slower with more clients: the registry is checked, not how fast one process can be both sides.
+        self._tick_ms = max(50, 2 * clients)
+        self._grace_ms = 500 + 5 * clients
+        self._sweep_ms = 1000 + 10 * clients
+        # All that may wait for one page at once must stay well below what its stream holds.
+        self._messages = max(1, min(5, 100 // clients))
+        self._registry = registry
+        self._counts = CountingRegistry(registry, tick_ms=self._tick_ms)
+        self._app = create_app(
+            cast("stube.Backend", self._counts),
+            sweep_ms=self._sweep_ms,
+            grace_ms=self._grace_ms,
+            tick_ms=self._tick_ms,
+        )
+        self._pulse = Pulse()
+        self._handled_at_end = 0
+
+    async def run(self) -> None:
+        """Do everything up to closing the registry; what is wrong stands in the report."""
+        with running(self._app) as url:
+            everybody = [Client(url, self._pulse, PATIENCE_SECONDS) for _ in range(self.report.clients + 2)]
+            try:
+                await self._play(everybody)
+            finally:
+                await asyncio.gather(*(client.close() for client in everybody))
+            self._begin("stop the server")
+
+    def close(self) -> None:
+        """Close the registry."""
+        self._begin("close the registry")
+        self._figure("registry closed", 1, self._registry.close())
+
+    async def _play(self, everybody: list[Client]) -> None:
+        *connecting, absent = everybody
+        *staying, vanishing = connecting
+        await self._mount(everybody)
+        await self._connect(connecting)
+        await self._see_clocks(connecting)
+        await self._chat("first", staying, connecting)
+        await self._cut_and_resume(staying[::2])
+        await self._lose(absent, vanishing)
+        await self._chat("second", staying, staying)
+        self._judge_streams(connecting)
+        await self._leave(staying)
+        await self._look_after_the_end(absent)
+        self._judge_ledger()
+
+    async def _mount(self, everybody: list[Client]) -> None:
+        self._begin("mount the pages")
+        *connecting, absent = everybody
+        await asyncio.gather(*(client.mount() for client in connecting))
+        # Last, so that by the time its sweep fires every other one that was not cancelled has fired too.
+        await absent.mount()
+        self._figure("pages mounted", len(everybody), len({client.cid for client in everybody}))
+
+    async def _connect(self, clients: list[Client]) -> None:
+        self._begin("connect the streams")
+        for client in clients:
+            await client.connect()
+        await self._pulse.until(lambda: all(client.hellos for client in clients), PATIENCE_SECONDS)
+        booted = sum(client.hellos[:1] != [] and not client.hellos[0]["resumed"] for client in clients)
+        self._figure("flows booted", len(clients), booted)
+        if booted < len(clients):
+            raise RuntimeError("not every stream connected")
+
+    async def _see_clocks(self, clients: list[Client]) -> None:
+        self._begin("see the clocks tick")
+        wanted = 5
+        await self._pulse.until(
+            lambda: all(len(client.ticks[-1]) >= wanted for client in clients),
+            PATIENCE_SECONDS + wanted * self._tick_ms / 1000,
+        )
+        self._figure("clocks running", len(clients), sum(len(c.ticks[-1]) >= wanted for c in clients))
+        if not any(client.ticks[-1] for client in clients):
+            raise RuntimeError("no clock ticks at all")
+
+    async def _chat(self, label: str, speakers: list[Client], hearers: list[Client]) -> None:
+        self._begin(f"chat, {label} round")
+        before = _different(hearers)
+        indexes = range(self._messages)
+        targets = await asyncio.gather(
+            *(
+                speaker.say([f"{label} {number} {index}" for index in indexes])
+                for number, speaker in enumerate(speakers)
+            )
+        )
+        expected = len(speakers) * len(indexes) * len(hearers)
+        self._figure(f"messages targeted, {label} round", expected, sum(targets))
+        self._registry.settle(PATIENCE_SECONDS)
+        # Every handler has returned. What it showed travels in order, so after two more ticks on a stream a
+        # message that is not there will never come.
+        seen = {client: len(client.ticks[-1]) + 2 for client in hearers}
+        await self._pulse.until(
+            lambda: (
+                _different(hearers) - before == expected
+                or all(client.byes or len(client.ticks[-1]) >= enough for client, enough in seen.items())
+            ),
+            PATIENCE_SECONDS,
+        )
+        self._figure(f"messages heard, {label} round", expected, _different(hearers) - before)
+
+    async def _cut_and_resume(self, clients: list[Client]) -> None:
+        self._begin("cut streams and resume them")
+        for client in clients:
+            await client.cut()
+        # The server notices in its own time. A stream that comes back before that would merely replace the
+        # old one, and no grace timer would be there to be cancelled.
+        scheduled = self._counts.scheduled
+        await self._pulse.until(lambda: scheduled["gone"] >= len(clients), PATIENCE_SECONDS)
+        self._figure("streams seen cut", len(clients), scheduled["gone"])
+        for client in clients:
+            await client.connect()
+        await self._pulse.until(
+            lambda: all(len(client.ticks) == 2 and len(client.ticks[1]) >= 2 for client in clients),
+            PATIENCE_SECONDS,
+        )
+        self._figure("streams resumed", len(clients), sum(c.hellos[-1]["resumed"] for c in clients))
+        goes_on = sum(len(c.ticks) == 2 and c.ticks[1][:1] > c.ticks[0][-1:] for c in clients)
+        self._figure("clocks that went on", len(clients), goes_on)
+
+    async def _lose(self, absent: Client, vanishing: Client) -> None:
+        self._begin("sweep the page that never connected, end the one that vanished")
+        await vanishing.cut()
+        handled = self._counts.handled
+        # Ticks beat all the time, so the condition is looked at again and again.
+        await self._pulse.until(
+            lambda: handled["sweep"] > 0 and handled["gone"] > 0,
+            PATIENCE_SECONDS + max(self._sweep_ms, self._grace_ms) / 1000,
+        )
+        self._registry.settle(PATIENCE_SECONDS)
+        gone = [await client.is_gone() for client in (absent, vanishing)]
+        self._figure("pages given up", 2, sum(gone))
+
+    def _judge_streams(self, clients: list[Client]) -> None:
+        self._figure("ticks out of order", 0, sum(_gaps(numbers) for c in clients for numbers in c.ticks))
+        self._figure("ticks too early", 0, self._counts.early)
+        self._figure("messages heard twice", 0, sum(len(c.heard) for c in clients) - _different(clients))
+        self._figure("messages out of order", 0, sum(_disorder(client.heard) for client in clients))
+        self._figure("sweeps", 1, self._counts.handled["sweep"])
+        self._figure("grace timers", 1, self._counts.handled["gone"])
+        self._figure("deliveries at once", 1, self._counts.at_once)
+
+    async def _leave(self, clients: list[Client]) -> None:
+        self._begin("leave")
+        await asyncio.gather(*(client.leave() for client in clients))
+        self._registry.settle(PATIENCE_SECONDS)
+        self._handled_at_end = self._counts.handled.total()
+        stats = self._registry.stats()
+        self._figure("timers left", 0, stats.timers)
+        self._figure("subscriptions left", 0, stats.subscriptions)
+        self._figure("batons left", 0, stats.pending_flows)
+        self._figure("conversations left", 0, len(self._registry.inspect()))
+        await self._pulse.until(lambda: all(client.byes for client in clients), PATIENCE_SECONDS)
+        self._figure("streams ended by leaving", len(clients), sum(c.byes == ["ended"] for c in clients))
+
+    async def _look_after_the_end(self, onlooker: Client) -> None:
+        self._begin("see that nothing comes any more")
+        # That nothing happens takes time to see: three steps of the clock, and every clock would have ticked.
+        await asyncio.sleep(3 * self._tick_ms / 1000)
+        self._figure("deliveries after the end", 0, self._counts.handled.total() - self._handled_at_end)
+        self._figure("conversations on the panel", 0, (await onlooker.panel())["total"])
+        host: Host = self._app.state.host
+        self._figure("handles left", 0, len(host.conversations))
+
+    def _judge_ledger(self) -> None:
+        self._begin("compare the ledger")
+        self._registry.settle(PATIENCE_SECONDS)
+        stats, counts = self._registry.stats(), self._counts
+        self._figure("accepted", counts.accepted, stats.accepted)
+        self._figure("delivered", counts.handled.total() - counts.failed, stats.delivered)
+        self._figure("failed", 0, stats.failed)
+        self._figure("handlers that raised", 0, counts.failed)
+        self._figure("cancelled", counts.cancelled, stats.cancelled)
+        self._figure("dropped", 0, stats.dropped)
+        self._figure("queued", 0, stats.queued)
+        self._figure("running", 0, stats.running)
+        self._figure("ledger balanced", 1, stats.balanced)
+
+    def _begin(self, step: str) -> None:
+        self.step = step
+        print(f"stube demo: {step}", file=sys.stderr, flush=True)
+
+    def _figure(self, name: str, expected: int, seen: int) -> None:
+        self.report.figures.append(Figure(name, int(expected), int(seen)))
+
+
+def _gaps(numbers: list[int]) -> int:
+    """How many ticks of one stream do not follow the one before."""
+    return sum(after != before + 1 for before, after in pairwise(numbers))
+
+
+def _different(clients: list[Client]) -> int:
+    """How many messages they heard, each counted once for each of them."""
+    return sum(len(set(client.heard)) for client in clients)
+
+
+def _disorder(heard: list[str]) -> int:
+    """How many messages came after a later one of the same sender in the same round."""
+    by_sender: defaultdict[str, list[int]] = defaultdict(list)
+    for text in heard:
+        sender, _, index = text.rpartition(" ")
+        by_sender[sender].append(int(index))
+    return sum(after < before for indexes in by_sender.values() for before, after in pairwise(indexes))
+
+
+def self_check(registry_spec: str | Mapping[str, object] | None, *, clients: int, json: bool) -> int:
+    """Run the application against itself and say whether every figure agrees.
+
+    Args:
+        registry_spec: what `stube.create_registry` takes; None for what the environment says.
+        clients: how many pages talk to each other, 1 to 100.
+        json: print a report for machines instead of the table.
+
+    Returns:
+        The exit code: 0 when every figure agrees, 1 when one is wrong or a step did not come to its end, 2
+        when the registry cannot serve a page.
+    """
+    if not 1 <= clients <= MOST_CLIENTS:
+        raise stube.ConfigError(
+            f"A self-check cannot have {clients} clients. Choose a number from 1 to {MOST_CLIENTS}."
+        )
+    try:
+        registry = open_registry(registry_spec)
+    except CannotServe as exc:
+        print(exc, file=sys.stderr)
+        return 2
+    started = time.monotonic()
+    check = Check(registry, clients)
+    # In a thread of its own that nobody has to wait for: a registry that hangs must not hang the check.
+    thread = threading.Thread(target=_run, args=(check,), name="stube-demo-check", daemon=True)
+    thread.start()
+    thread.join(BOUND_SECONDS)
+    if thread.is_alive():
+        check.report.stuck = f"{check.step} (did not come within {BOUND_SECONDS:.0f} s)"
+    check.report.seconds = time.monotonic() - started
+    print(check.report.as_json() if json else check.report.as_table(), flush=True)
+    return 0 if check.report.ok else 1
+
+
+def _run(check: Check) -> None:
+    async def bounded() -> None:
+        async with asyncio.timeout(ORDERLY_SECONDS):
+            await check.run()
+
+    parts: tuple[Callable[[], None], ...] = (lambda: asyncio.run(bounded()), check.close)
+    for part in parts:
+        try:
+            part()
+        except Exception as exc:  # noqa: BLE001 - whatever it was, the report says at which step
+            reason = "did not come in time" if isinstance(exc, TimeoutError) else f"{type(exc).__name__}: {exc}"
+            check.report.stuck = check.report.stuck or f"{check.step} ({reason})"

@@ -1,0 +1,100 @@
+"""Runs the application: for people, until Ctrl-C, and for the self-check, in a thread."""
+
+from __future__ import annotations
+
+import socket
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import uvicorn
+from starlette.applications import Starlette
+
+import stube
+from stube.demo.app import create_app
+
+__all__ = ["CannotServe", "Server", "open_registry", "running", "serve"]
+
+
+class CannotServe(Exception):  # noqa: N818 - an answer to the person at the command line, not a fault
+    """The registry is no good for a live page; the message says why."""
+
+
+class Server(uvicorn.Server):
+    """A uvicorn server that lets the streams end before it waits for them.
+
+    Without that a stop would wait for every open page, and cut them off in the end.
+    """
+
+    def __init__(self, app: Starlette) -> None:
+        self._app = app
+        # No log_config: the logging of the process is not the server's to set up.
+        config = uvicorn.Config(app, log_config=None, log_level="warning", access_log=False, ws="none")
+        config.lifespan, config.timeout_graceful_shutdown = "on", 5
+        super().__init__(config)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._app.state.host.close_streams()
+        await super().shutdown(sockets)
+
+
+def open_registry(spec: str | Mapping[str, object] | None) -> stube.Backend:
+    """The registry of a spec; of the environment when it is None. Raises `CannotServe` for a virtual one."""
+    registry = stube.registry_from_env() if spec is None else stube.create_registry(spec)
+    if "virtual_time" in registry.capabilities:
+        registry.close()
+        raise CannotServe(
+            "The virtual registry cannot serve a live page, for its clock only moves by advance(): "
+            "choose one whose time is real, such as memory."
+        )
+    return registry
+
+
+@contextmanager
+def running(app: Starlette) -> Iterator[str]:
+    """The application on a loopback port of the system's choosing, in a thread; gives its URL."""
+    server = Server(app)
+    # Listening from here on: who connects before the server has started waits in the socket's backlog.
+    with socket.create_server(("127.0.0.1", 0), backlog=512) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        thread = threading.Thread(target=server.run, args=([listener],), name="stube-demo-server", daemon=True)
+        thread.start()
+        try:
+            yield url
+        finally:
+            server.should_exit = True
+            thread.join(10)
+
+
+def serve(registry_spec: str | Mapping[str, object] | None, *, host: str, port: int) -> int:
+    """Serve the page until Ctrl-C.
+
+    Args:
+        registry_spec: what `stube.create_registry` takes; None for what the environment says.
+        host: the address to listen on.
+        port: the port; 0 for one of the system's choosing.
+
+    Returns:
+        The exit code: 0 after Ctrl-C, 2 when it cannot serve with these arguments.
+    """
+    try:
+        registry = open_registry(registry_spec)
+    except CannotServe as exc:
+        print(exc, file=sys.stderr)
+        return 2
+    with registry:
+        try:
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            listener = socket.create_server((host, port), family=family, backlog=512)
+        except (OSError, OverflowError) as exc:
+            print(f"Cannot listen on {host} port {port}: {exc}. Choose another address.", file=sys.stderr)
+            return 2
+        with listener:
+            shown = f"[{host}]" if ":" in host else host
+            print(f"Serving http://{shown}:{listener.getsockname()[1]}/ (Ctrl-C ends it)", flush=True)
+            try:
+                Server(create_app(registry)).run([listener])
+            except KeyboardInterrupt:
+                pass  # uvicorn stops in good order first and then raises the signal anew
+    return 0

@@ -1,0 +1,513 @@
+"""The reference host application over real HTTP, and the self-check against registries with a fault."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import stube
+
+NEEDED = "needs the extra 'demo': pip install 'stube[demo]'"
+httpx = pytest.importorskip("httpx", reason=NEEDED)
+for module in ("starlette", "uvicorn"):
+    pytest.importorskip(module, reason=NEEDED)
+
+from stube.demo import _stream, check, self_check, serve  # noqa: E402
+from stube.demo._panel import name_of  # noqa: E402
+from stube.demo._stream import QUEUE_LIMIT, Stream  # noqa: E402
+from stube.demo.app import BODY_LIMIT, TEXT_LIMIT, Host, create_app  # noqa: E402
+from stube.demo.server import running  # noqa: E402
+
+ROOT = Path(__file__).parent.parent
+LONG_MS = 3_600_000
+
+
+class Events:
+    """One connected stream, read as it comes."""
+
+    def __init__(self, response: Any) -> None:
+        self._lines = response.iter_lines()
+
+    def next(self, wanted: str) -> dict[str, Any]:
+        """The next event of this kind; others in between are passed over."""
+        kind = ""
+        for line in self._lines:
+            field, _, value = line.partition(": ")
+            if field == "event":
+                kind = value
+            elif field == "data" and kind == wanted:
+                data: dict[str, Any] = json.loads(value)
+                return data
+        raise AssertionError(f"the stream ended before any {wanted!r}")
+
+    def rest(self) -> list[str]:
+        """The lines up to the end of the stream."""
+        return list(self._lines)
+
+
+class Browser:
+    """Talks to one served application."""
+
+    def __init__(self, url: str, registry: stube.Backend, host: Host, stack: ExitStack) -> None:
+        self.registry = registry
+        self.host = host
+        self._stack = stack
+        # A stream that nobody holds is collected, and with it goes the connection.
+        self._connected: list[Events] = []
+        # Nothing here takes seconds: a read that does is a failure.
+        self.http = stack.enter_context(httpx.Client(base_url=url, timeout=5, trust_env=False))
+
+    def mount(self) -> str:
+        page = self.http.get("/").raise_for_status().text
+        found = re.search(r'data-cid="([\w-]+)"', page)
+        assert found is not None
+        return found[1]
+
+    @contextmanager
+    def stream(self, cid: str) -> Iterator[Events]:
+        with self.http.stream("GET", f"/stream/{cid}") as response:
+            assert response.status_code == 200
+            yield Events(response)
+
+    def connect(self, cid: str) -> Events:
+        """A stream that stays until the end of the test."""
+        self._connected.append(self._stack.enter_context(self.stream(cid)))
+        return self._connected[-1]
+
+    def say(self, cid: str, text: str) -> Any:
+        return self.http.post(f"/say/{cid}", json={"text": text})
+
+
+@pytest.fixture
+def browser() -> Iterator[Callable[..., Browser]]:
+    """Serves an application on a memory registry; gives what it takes to use it."""
+    with ExitStack() as stack:
+
+        def start(*, max_pending: int = 1000, **times: float) -> Browser:
+            registry = stack.enter_context(stube.create_registry("memory", max_pending=max_pending))
+            defaults: dict[str, float] = {"sweep_ms": LONG_MS, "grace_ms": LONG_MS, "tick_ms": LONG_MS}
+            app = create_app(registry, **{**defaults, **times})
+            url = stack.enter_context(running(app))
+            return Browser(url, registry, app.state.host, stack)
+
+        yield start
+
+
+# The page
+
+
+def test_page_is_complete_in_itself_and_kept_by_no_cache(browser: Callable[..., Browser]) -> None:
+    answer = browser().http.get("/")
+    assert answer.headers["cache-control"] == "no-store"
+    assert "default-src 'none'" in answer.headers["content-security-policy"]
+    assert "{{" not in answer.text
+    assert re.findall(r'(?:src|href)="(?!data:)[^"]*"|@import|url\(', answer.text) == []
+
+
+def test_two_tabs_are_two_conversations(browser: Callable[..., Browser]) -> None:
+    used = browser()
+    assert len({used.mount(), used.mount()}) == 2
+    assert used.registry.stats().pending_flows == 2
+
+
+def test_healthz_answers(browser: Callable[..., Browser]) -> None:
+    assert browser().http.get("/healthz").text == "ok\n"
+
+
+# From the page to the stream, and back after a cut
+
+
+def test_first_stream_takes_the_baton_and_boots_the_flow(browser: Callable[..., Browser]) -> None:
+    used = browser()
+    cid = used.mount()
+    held = used.registry.inspect()[cid]
+    assert held.pending_flow
+    assert [timer.event for timer in held.timers] == ["sweep"]
+    assert used.connect(cid).next("hello") == {"name": name_of(cid), "resumed": False}
+    held = used.registry.inspect()[cid]
+    assert not held.pending_flow
+    assert [timer.event for timer in held.timers] == [("tick", 1)]
+    assert [subscription.topic for subscription in held.subscriptions] == ["room"]
+
+
+def test_clock_rearms_itself(browser: Callable[..., Browser]) -> None:
+    used = browser(tick_ms=10)
+    events = used.connect(used.mount())
+    assert [events.next("tick")["number"] for _ in range(5)] == [1, 2, 3, 4, 5]
+
+
+def test_page_that_never_connects_is_swept(browser: Callable[..., Browser]) -> None:
+    used = browser(sweep_ms=20)
+    cid = used.mount()
+    assert used.registry.join(5)
+    assert used.http.get(f"/stream/{cid}").status_code == 404
+    assert used.registry.inspect() == {}
+    assert len(used.host.conversations) == 0
+
+
+def test_sweep_that_comes_after_the_stream_ends_nothing(browser: Callable[..., Browser]) -> None:
+    used = browser()
+    cid = used.mount()
+    events = used.connect(cid)
+    used.host.dispatch(cid, stube.Event("sweep", "sweep"))
+    assert used.say(cid, "still here").status_code == 202
+    assert events.next("said")["text"] == "still here"
+
+
+def test_cut_stream_resumes_where_the_clock_is(browser: Callable[..., Browser]) -> None:
+    used = browser(tick_ms=10)
+    cid = used.mount()
+    with used.stream(cid) as events:
+        last = events.next("tick")["number"]
+    again = used.connect(cid)
+    assert again.next("hello")["resumed"] is True
+    assert again.next("tick")["number"] > last
+    used.say(cid, "back")
+    assert again.next("said")["text"] == "back"
+
+
+def test_resuming_cancels_the_grace_timer(browser: Callable[..., Browser]) -> None:
+    used = browser()
+    cid = used.mount()
+    cut = threading.Event()
+    original = used.registry.schedule_event
+
+    def schedule_event(**arguments: Any) -> stube.TimerHandle:
+        handle = original(**arguments)
+        if arguments["event"] == "gone":
+            cut.set()
+        return handle
+
+    # Watched, not replaced: the server notices a cut in its own time.
+    used.registry.schedule_event = schedule_event  # type: ignore[method-assign]
+    with used.stream(cid) as events:
+        events.next("hello")
+    assert cut.wait(5)
+    assert [timer.event for timer in used.registry.inspect(cid)[cid].timers] == [("tick", 1), "gone"]
+    used.connect(cid).next("hello")
+    assert [timer.event for timer in used.registry.inspect(cid)[cid].timers] == [("tick", 1)]
+
+
+def test_stream_that_does_not_come_back_ends_the_conversation(browser: Callable[..., Browser]) -> None:
+    used = browser(grace_ms=20)
+    cid = used.mount()
+    with used.stream(cid) as events:
+        events.next("hello")
+    # The clock stands far in the future: nothing is pending only once the conversation has ended.
+    assert used.registry.join(5)
+    assert used.http.get(f"/stream/{cid}").status_code == 404
+    assert used.registry.inspect() == {}
+
+
+def test_second_stream_replaces_the_first(browser: Callable[..., Browser]) -> None:
+    used = browser()
+    cid = used.mount()
+    first = used.connect(cid)
+    second = used.connect(cid)
+    assert first.next("bye") == {"reason": "replaced"}
+    first.rest()
+    assert second.next("hello")["resumed"] is True
+    used.say(cid, "to the second")
+    assert second.next("said")["text"] == "to the second"
+    # That the first one is over must not count as a cut.
+    assert [timer.event for timer in used.registry.inspect(cid)[cid].timers] == [("tick", 1)]
+
+
+def test_head_does_not_take_the_baton(browser: Callable[..., Browser]) -> None:
+    used = browser()
+    cid = used.mount()
+    assert used.http.head(f"/stream/{cid}").status_code == 405
+    assert used.connect(cid).next("hello")["resumed"] is False
+
+
+# The chat
+
+
+@pytest.mark.parametrize("text", ["hello", "<b>&amp;</b>", "two\nlines", "\u2603 \U0001f600", "half \ud83d"])
+def test_message_reaches_everybody_as_it_was_said(browser: Callable[..., Browser], text: str) -> None:
+    used = browser()
+    speaker, listener = used.mount(), used.mount()
+    streams = [used.connect(speaker), used.connect(listener)]
+    answer = used.http.post(f"/say/{speaker}", content=json.dumps({"text": text}))
+    assert (answer.status_code, answer.json()) == (202, {"targets": 2})
+    for stream in streams:
+        assert stream.next("said") == {"from": name_of(speaker), "text": text}
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b"", 422),
+        (b"{", 422),
+        (b"\xff", 422),
+        (b"[" * (BODY_LIMIT - 1), 422),
+        (b"[]", 422),
+        (b"{}", 422),
+        (b'{"text": 5}', 422),
+        (b'{"text": " \\n"}', 422),
+        (json.dumps({"text": "x" * (TEXT_LIMIT + 1)}).encode(), 422),
+        (b" " * (BODY_LIMIT + 1), 413),
+    ],
+)
+def test_say_refuses_what_is_no_message(browser: Callable[..., Browser], body: bytes, status: int) -> None:
+    used = browser()
+    cid = used.mount()
+    assert used.http.post(f"/say/{cid}", content=body).status_code == status
+    assert used.registry.stats().accepted == 1  # the sweep
+
+
+# The end
+
+
+def test_leaving_ends_everything_at_once(browser: Callable[..., Browser]) -> None:
+    used = browser()
+    cid = used.mount()
+    events = used.connect(cid)
+    events.next("hello")
+    assert used.http.post(f"/leave/{cid}").status_code == 204
+    assert used.registry.inspect() == {}
+    assert len(used.host.conversations) == 0
+    assert events.next("bye") == {"reason": "ended"}
+    events.rest()
+    assert used.http.get(f"/stream/{cid}").status_code == 404
+    assert used.say(cid, "anybody?").status_code == 404
+    assert used.http.post(f"/leave/{cid}").status_code == 404
+    assert used.registry.stats() == stube.Stats(accepted=2, cancelled=2)
+
+
+def test_output_that_is_on_its_way_does_not_arrive_after_the_end() -> None:
+    async def scenario() -> list[str]:
+        with stube.create_registry("memory") as registry:
+            app = create_app(registry, tick_ms=LONG_MS)
+            host: Host = app.state.host
+            async with host.lifespan(app):
+                conversation = host.conversations.open()
+                conversation.put_flow("clock-and-chat")
+                session, _ = host._boot_or_resume(conversation)
+                stream = session.stream = Stream()
+                host.dispatch(conversation.cid, stube.Event("chat", "said", {"text": "before"}))
+                await asyncio.sleep(0)
+                # Shown while the conversation lives, and not there yet when it ends.
+                host.dispatch(conversation.cid, stube.Event("chat", "said", {"text": "too late"}))
+                host._end(conversation)
+                return [message async for message in stream.messages()]
+
+    assert asyncio.run(scenario()) == [
+        'event: said\ndata: {"text": "before"}\n\n',
+        'event: bye\ndata: {"reason": "ended"}\n\n',
+    ]
+
+
+def test_stream_of_a_client_that_stalls_ends_after_what_it_holds() -> None:
+    async def scenario() -> list[str]:
+        stream = Stream()
+        for number in range(QUEUE_LIMIT + 10):
+            stream.send("tick", {"number": number})
+        stream.close("ended")
+        return [message async for message in stream.messages()]
+
+    received = asyncio.run(scenario())
+    assert received[-2:] == [
+        f'event: tick\ndata: {{"number": {QUEUE_LIMIT - 1}}}\n\n',
+        'event: bye\ndata: {"reason": "stalled"}\n\n',
+    ]
+    assert len(received) == QUEUE_LIMIT + 1
+
+
+def test_client_that_never_reads_is_given_up(browser: Callable[..., Browser], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_stream, "SEND_TIMEOUT_SECONDS", 0.1)
+    used = browser(grace_ms=10)
+    cid = used.mount()
+    url = used.http.base_url
+    with socket.create_connection((url.host, url.port)) as connection:
+        connection.sendall(f"GET /stream/{cid} HTTP/1.1\r\nHost: {url.host}\r\n\r\n".encode())
+        assert connection.recv(12) == b"HTTP/1.1 200"
+        # More than the kernel takes on its way to somebody who does not read.
+        for _ in range(100):
+            used.registry.publish("room", {"from": "", "text": "x" * 100_000})
+        assert used.registry.join(5)
+    assert used.registry.inspect() == {}
+
+
+def test_full_registry_is_said_so_and_keeps_nothing(browser: Callable[..., Browser]) -> None:
+    used = browser(max_pending=1)
+    cid = used.mount()
+    assert used.http.get("/").status_code == 503
+    assert set(used.registry.inspect()) == {cid}
+    assert used.connect(cid).next("hello")["resumed"] is False
+    assert used.say(cid, "no room").status_code == 503
+
+
+def test_event_without_a_handler_is_an_error() -> None:
+    with stube.create_registry("memory") as registry:
+        host: Host = create_app(registry).state.host
+        cid = host.conversations.open().cid
+        with pytest.raises(LookupError, match="This host has no handler for Event"):
+            host.dispatch(cid, stube.Event("main", "unheard-of"))
+        host.dispatch("long-gone", stube.Event("main", "unheard-of"))
+
+
+# The panel
+
+
+def test_panel_shows_the_registry_and_no_cid(browser: Callable[..., Browser]) -> None:
+    used = browser()
+    cid = used.mount()
+    used.connect(cid)
+    waiting = used.mount()
+    answer = used.http.get("/registry")
+    assert cid not in answer.text
+    assert waiting not in answer.text
+    panel = answer.json()
+    assert panel["backend"] == "MemoryRegistry"
+    assert panel["topics"] == {"room": 1}
+    assert panel["balanced"] is True
+    assert panel["equation"].startswith("3 accepted == 0 delivered + 0 failed + 1 cancelled + 0 dropped + 2 timers")
+    by_name = {held["name"]: held for held in panel["conversations"]}
+    assert by_name[name_of(cid)]["topics"] == ["room"]
+    assert by_name[name_of(cid)]["timers"][0]["event"] == "tick 1"
+    assert 0 < by_name[name_of(cid)]["timers"][0]["remaining_ms"] <= LONG_MS
+    assert by_name[name_of(waiting)]["pending_flow"] is True
+
+
+# Serving
+
+
+@pytest.mark.parametrize("run", [serve, self_check])
+def test_virtual_registry_is_refused(run: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+    more = {"host": "127.0.0.1", "port": 0} if run is serve else {"clients": 1, "json": False}
+    assert run("virtual", **more) == 2
+    assert capsys.readouterr() == (
+        "",
+        "The virtual registry cannot serve a live page, for its clock only moves by advance(): "
+        "choose one whose time is real, such as memory.\n",
+    )
+
+
+def test_taken_port_is_said_in_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert serve("memory", host="127.0.0.1", port=port) == 2
+    assert capsys.readouterr().err.startswith(f"Cannot listen on 127.0.0.1 port {port}: ")
+
+
+def test_registry_comes_from_the_environment(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("STUBE_REGISTRY", "virtual")
+    assert serve(None, host="127.0.0.1", port=0) == 2
+    assert "virtual registry" in capsys.readouterr().err
+
+
+def _stube(*arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-W", "error", "-m", "stube", *arguments],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.skipif(os.name == "nt", reason="sends SIGINT, as Ctrl-C does")
+def test_ctrl_c_ends_the_streams_and_the_process_in_good_order() -> None:
+    with _stube("demo", "--registry", "memory", "--port", "0") as process, ExitStack() as stack:
+        stack.callback(process.kill)
+        assert process.stdout is not None
+        found = re.search(r"http://[\d.:]+", process.stdout.readline())
+        assert found is not None
+        http = stack.enter_context(httpx.Client(base_url=found[0], timeout=5, trust_env=False))
+        cid = re.search(r'data-cid="([\w-]+)"', http.get("/").text)
+        assert cid is not None
+        events = Events(stack.enter_context(http.stream("GET", f"/stream/{cid[1]}")))
+        events.next("hello")
+        process.send_signal(signal.SIGINT)
+        assert events.next("bye") == {"reason": "shutdown"}
+        events.rest()
+        assert process.communicate(timeout=10) == ("", "")
+        assert process.returncode == 0
+
+
+# The self-check
+
+
+def test_self_check_agrees_with_memory(capsys: pytest.CaptureFixture[str]) -> None:
+    assert self_check("memory", clients=3, json=True) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["ok"], report["stuck"], report["backend"]) == (True, None, "MemoryRegistry")
+    figures = {figure["name"]: figure["seen"] for figure in report["figures"]}
+    assert all(figure["ok"] for figure in report["figures"])
+    assert figures["messages heard, first round"] == 3 * 5 * 4
+    assert figures["delivered"] + figures["cancelled"] == figures["accepted"] > 100
+
+
+FAULTS = {
+    "lossy": {"messages heard, first round", "messages heard, second round", "accepted"},
+    "doubling": {"messages heard twice", "accepted"},
+    "reordering": {"messages out of order"},
+    "immortal": {"sweeps"},
+    "deaf": {"grace timers", "cancelled"},
+    "leaking": {"subscriptions left", "conversations left"},
+    "hasty": {"ticks too early"},
+    "miscounting": {"accepted", "delivered"},
+    "unbalanced": {"dropped", "ledger balanced"},
+    "stuck": {"clocks running"},
+}
+
+
+@pytest.fixture(scope="module")
+def checks() -> Iterator[dict[str, subprocess.Popen[str]]]:
+    """All self-checks of broken registries, side by side, for each spends most of its time waiting."""
+    with ExitStack() as stack:
+        processes = {}
+        for fault in FAULTS:
+            spec = f"tests.broken_registries:create_{fault}"
+            process = _stube("demo", "--self-check", "--registry", spec, "--clients", "4")
+            processes[fault] = stack.enter_context(process)
+            stack.callback(process.kill)
+        yield processes
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_self_check_names_what_is_wrong(checks: dict[str, subprocess.Popen[str]], fault: str) -> None:
+    out, err = checks[fault].communicate(timeout=30)
+    assert checks[fault].returncode == 1, err
+    rows = [line for line in out.splitlines() if line.endswith("  NO")]
+    assert {re.split(r"\s{2,}", row)[0] for row in rows} >= FAULTS[fault]
+    verdict = out.splitlines()[-1]
+    assert all(f"{figure} (expected " in verdict for figure in FAULTS[fault])
+
+
+def test_self_check_never_hangs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.syspath_prepend(ROOT)
+    monkeypatch.setattr(check, "BOUND_SECONDS", 2.0)
+    from tests.broken_registries import Hanging
+
+    before = set(threading.enumerate())
+    try:
+        assert self_check("tests.broken_registries:create_hanging", clients=1, json=False) == 1
+    finally:
+        Hanging.release.set()
+        for thread in set(threading.enumerate()) - before:
+            thread.join(10)
+    assert "stuck: chat, first round (did not come within 2 s)." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("clients", [0, 101])
+def test_self_check_bounds_its_clients(clients: int) -> None:
+    with pytest.raises(stube.ConfigError, match=f"cannot have {clients} clients. Choose a number from 1 to 100"):
+        self_check("memory", clients=clients, json=False)
