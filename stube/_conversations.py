@@ -100,6 +100,8 @@ class Conversation:
         Idempotent; silent on a closed registry. A delivery that is running runs to its end, and may be the one
         that called. Costs in proportion to what the conversation itself holds.
         """
+        if self._ended and self._conversations._is_taken_over(self):
+            return  # what the registry holds under this cid is a successor's
         self._ended = True
         registry = self._conversations.registry
         registry.cancel_timers(self._cid)
@@ -169,9 +171,9 @@ class Conversations:
             cid = os.urandom(16).hex()  # what `secrets.token_hex` does, which is slow to import
         elif not isinstance(cid, str):
             raise TypeError(f"cid must be a str, not {cid!r}. Give the conversation's name, or leave it out.")
-        elif not cid:
-            raise ValueError("cid must not be empty. Give the conversation's name, or leave it out for a random one.")
         cid = str.__str__(cid)
+        if not cid:
+            raise ValueError("cid must not be empty. Give the conversation's name, or leave it out for a random one.")
         with self._lock:
             conversation = self._open.get(cid)
             if conversation is None or conversation.ended:
@@ -193,6 +195,9 @@ class Conversations:
 
     def __repr__(self) -> str:
         return f"<Conversations: {len(self)} live>"
+
+    def _is_taken_over(self, conversation: Conversation) -> bool:
+        return self._open.get(conversation.cid, conversation) is not conversation
 
     def _forget(self, conversation: Conversation) -> None:
         # A cid may have been opened anew since (race 2): forget the handle that ended, not its successor.

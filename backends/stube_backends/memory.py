@@ -22,7 +22,7 @@ from stube import Backend, Dispatch, Event, RegistryClosed
 from stube_backends.engine import EARLIEST, FOREVER, Core, Engine, LocalRegistry, OnError, checked_timeout
 
 _monotonic_ns: Final = time.monotonic_ns  # taken at import: replacing `time`'s attributes later changes nothing
-_LONGEST_SLEEP: Final = 3600.0  # seconds; a far timer is looked at once an hour, whatever its delay
+_LONGEST_SLEEP: Final = 3600  # seconds; a far timer is looked at once an hour, whatever its delay
 _EXIT_PATIENCE: Final = 0.5  # seconds that a program which just ends waits for a running delivery
 _WARN_EVERY: Final = 1_000_000_000  # nanoseconds between two warnings of a slow dispatch
 
@@ -146,7 +146,7 @@ class MemoryRegistry(LocalRegistry):
                 return _LONGEST_SLEEP
             remaining = until - self._clock()
             if remaining > 0:
-                return min(remaining / 1e9, _LONGEST_SLEEP)
+                return min(remaining, _LONGEST_SLEEP * 10**9) / 1e9
 
     def _wait(self, timeout: float | None, *, timers_too: bool, what: str) -> bool:
         timeout = checked_timeout(timeout)

@@ -23,9 +23,10 @@ def plain_name(role: str, value: object) -> str:
     """`value` as an exact, non-empty `str`; `role` is the argument's name, for the error."""
     if not isinstance(value, str):
         raise TypeError(f"{role} must be a str, not {value!r}. Pass the name as a string.")
-    if not value:
+    name = str.__str__(value)
+    if not name:
         raise ValueError(f"{role} must not be empty. Pass a name of at least one character.")
-    return str.__str__(value)
+    return name
 
 
 def plain_event(event: object) -> PlainEvent:
@@ -34,9 +35,10 @@ def plain_event(event: object) -> PlainEvent:
         return plain_name("event", event)
     if not isinstance(event, (tuple, list)):
         raise TypeError(f"event must be a name or (name, *payload), not {event!r}. Pass a str, a tuple or a list.")
-    if not event:
+    parts = tuple(event)
+    if not parts:
         raise ValueError("event must not be empty. Pass a name, or a tuple that begins with one.")
-    return (plain_name("event[0]", event[0]), *event[1:])
+    return (plain_name("event[0]", parts[0]), *parts[1:])
 
 
 def name_of(event: PlainEvent) -> str:

@@ -41,8 +41,8 @@ class _Nested:
 NESTED: Final = _Nested()
 """What `Core.exclusively` returns when it was called from within itself, on the same thread."""
 
-FOREVER: Final = 1 << 62
-"""An instant that is as good as never: 146 years on. An int, for comparing with a float costs 0.1 us a schedule."""
+FOREVER: Final = 1 << 100
+"""An instant that is as good as never, whatever a clock reads. An int, for comparing with a float costs 0.1 us."""
 
 _logger = logging.getLogger("stube")
 
