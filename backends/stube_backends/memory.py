@@ -32,13 +32,14 @@ _logger: Final = logging.getLogger("stube")
 class _MemoryCore(Core):
     """A core with its scheduler thread."""
 
-    __slots__ = ("start_lock", "starting", "thread", "wakeup")
+    __slots__ = ("start_claim", "start_lock", "thread", "wakeup")
 
     def __init__(self, engine: Engine, dispatch: Dispatch) -> None:
         super().__init__(threading.RLock(), engine, dispatch)
         self.thread: threading.Thread | None = None  # guarded by start_lock
         self.start_lock = threading.RLock()  # re-entrant, for a signal handler in the middle of a start
-        self.starting = False  # guarded by start_lock
+        # Whoever takes the one element starts the thread: one atomic `pop`, for a nested call passes the lock.
+        self.start_claim = [None]
         # The sleeping thread waits for this lock; releasing it is the wake-up call. A call that comes before the
         # thread sleeps is not lost, and two are one.
         self.wakeup = threading.Lock()
@@ -93,25 +94,29 @@ class MemoryRegistry(LocalRegistry):
         assert isinstance(core, _MemoryCore)
         with core.start_lock:
             self._refuse_if_closed(core)
-            if core.serving or core.starting:
-                return
-            wakeup = core.wakeup
-            # The thread holds the registry weakly while it sleeps, so that one which was dropped is collected; the
-            # callback then ends the thread.
-            reference = weakref.ref(self, lambda _: _call(wakeup))
-            thread = threading.Thread(
-                target=_serve, args=(reference, wakeup, core.anchor), name="stube-memory", daemon=True
-            )
-            core.starting = True
             try:
-                thread.start()  # if it cannot start this raises, and nothing has changed
-            finally:
-                core.starting = False
+                core.start_claim.pop()
+            except IndexError:
+                return  # it has been started; or this call interrupts the one that is starting it
+            try:
+                thread = self._new_thread(core)
+                thread.start()
+            except BaseException:
+                core.start_claim.append(None)
+                raise
             core.thread = thread
             core.serving = True
         if core.engine.closed:  # by a close that saw no thread yet
             core.serving = False
             _call(core.wakeup)
+
+    def _new_thread(self, core: _MemoryCore) -> threading.Thread:
+        wakeup = core.wakeup
+        # The thread holds the registry weakly while it sleeps, so that one which was dropped is collected; the
+        # callback then ends the thread.
+        reference = weakref.ref(self, lambda _: _call(wakeup))
+        arguments = (reference, wakeup, core.anchor)
+        return threading.Thread(target=_serve, args=arguments, name="stube-memory", daemon=True)
 
     def _stop_serving(self, core: Core, timeout: float | None) -> bool:
         assert isinstance(core, _MemoryCore)
