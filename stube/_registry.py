@@ -9,7 +9,7 @@ Numbers such as G5 name the guarantees that `docs/guarantees.md` spells out; the
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
@@ -131,9 +131,7 @@ class Registry(Protocol):
         """
         ...
 
-    def schedule_event(
-        self, *, cid: str, instance_id: str, delay_ms: float, event: EventSpec
-    ) -> TimerHandle:
+    def schedule_event(self, *, cid: str, instance_id: str, delay_ms: float, event: EventSpec) -> TimerHandle:
         """Deliver `event` to the instance once, `delay_ms` from now.
 
         Args:
@@ -439,9 +437,7 @@ class VirtualBackend(Backend, Protocol):
 class AsyncBackend(Backend, Protocol):
     """A registry whose scheduler is the event loop; dispatch may be a coroutine function."""
 
-    def install_dispatch(
-        self, dispatch: Callable[[str, Event], Awaitable[None] | None], /
-    ) -> None:
+    def install_dispatch(self, dispatch: Callable[[str, Event], Awaitable[None] | None], /) -> None:
         """Say where deliveries go from now on: a function or a coroutine function."""
         ...
 

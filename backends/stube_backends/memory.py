@@ -18,7 +18,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any, Final
 
-from stube import Backend, Dispatch, Event, RegistryClosed
+from stube import Backend, Dispatch, Event
 from stube_backends.engine import EARLIEST, FOREVER, Core, Engine, LocalRegistry, OnError, checked_timeout
 
 _monotonic_ns: Final = time.monotonic_ns  # taken at import: replacing `time`'s attributes later changes nothing
@@ -70,7 +70,7 @@ class MemoryRegistry(LocalRegistry):
         slow_dispatch_ms: float | None = None,
     ) -> None:
         if slow_dispatch_ms is not None and not slow_dispatch_ms > 0:
-            raise ValueError(f"slow_dispatch_ms must be positive, not {slow_dispatch_ms!r}. Leave it out for no warning.")
+            raise ValueError(f"slow_dispatch_ms must be positive, not {slow_dispatch_ms!r}. Leave it out for silence.")
         if clock is not None and type(clock()) is not int:
             raise ValueError("clock must return monotonic nanoseconds as an int. Pass time.monotonic_ns or its like.")
         self._slow_dispatch_ms = slow_dispatch_ms
@@ -217,7 +217,7 @@ class _Timed:
             self._kept_back += 1
             return
         _logger.warning(
-            "the delivery of %r to conversation %r took %.1f ms and held up all others (%d more since the last warning)",
+            "the delivery of %r to conversation %r took %.1f ms and held up all others (%d more since the last such)",
             event.name,
             cid,
             took / 1e6,
@@ -255,6 +255,4 @@ def create(
         on_error: called as `on_error(cid, event, exception)` after a delivery failed.
         slow_dispatch_ms: warn of a delivery that took longer than this; no warning by default.
     """
-    return MemoryRegistry(
-        clock=clock, max_pending=max_pending, on_error=on_error, slow_dispatch_ms=slow_dispatch_ms
-    )
+    return MemoryRegistry(clock=clock, max_pending=max_pending, on_error=on_error, slow_dispatch_ms=slow_dispatch_ms)

@@ -227,7 +227,7 @@ class VirtualRegistry(LocalRegistry):
         if core.deliverer == threading.get_ident():
             if waits:
                 self._refuse_inside_delivery(core, what)
-            raise VirtualTimeError(f"{what}() was called from inside a delivery, which it would overtake. Return first.")
+            raise VirtualTimeError(f"{what}() was called from inside a delivery and would overtake it. Return first.")
         if core.exclusively(int) is NESTED:
             raise VirtualTimeError(
                 f"{what}() was called from within another operation of the registry, which stands still meanwhile. "

@@ -105,7 +105,7 @@ class Program:
                 self.engine.finish_timer(failed=False)
                 del self.timers[number], self.handles[number]
                 return
-            at, _, topic, targets = self.messages[index]
+            _, _, topic, targets = self.messages[index]
             live = [key for key, since in targets.items() if self.topics.get(topic, {}).get(key) == since]  # type: ignore[attr-defined,call-overload]
             del self.messages[index]
             walk = self.engine.begin(self.now)

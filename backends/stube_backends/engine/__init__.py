@@ -1,16 +1,24 @@
 """What local backends share, public for authors of backends (provisional until 1.0).
 
 From the inside out: `TimerWheel`, `TimerGroups` and `TopicIndex` hold what is pending; `ReadyOrder` merges timers and
-publications; `Ledger` counts; `Engine` is all of that together, one call at a time, without lock, thread or clock;
-`Core` puts one engine behind one lock; `LocalRegistry` is the twelve operations and the delivering on a core, to which a
-backend adds a lock, a clock and whoever delivers.
+publications; `Ledger` counts; `Engine` is all of that together, one call at a time, without lock, thread or clock.
+`Core` puts one engine behind a lock that is handed in; `Deliverer` delivers from a core; `LocalRegistry` is the twelve
+operations on it, to which a backend adds the lock, a clock and whoever delivers.
 """
 
-from stube_backends.engine._arguments import checked_timeout, delay_in_nanoseconds, milliseconds, name_of, plain_event, plain_name
+from stube_backends.engine._arguments import (
+    checked_timeout,
+    delay_in_nanoseconds,
+    milliseconds,
+    name_of,
+    plain_event,
+    plain_name,
+)
 from stube_backends.engine._core import FOREVER, NESTED, Core, ReentrantLock
+from stube_backends.engine._delivery import Deliverer, OnError
 from stube_backends.engine._engine import Engine
 from stube_backends.engine._ledger import Ledger
-from stube_backends.engine._local import LocalRegistry, OnError
+from stube_backends.engine._local import LocalRegistry
 from stube_backends.engine._order import EARLIEST, Publication, ReadyOrder, Walk
 from stube_backends.engine._timers import Group, Timer, TimerGroups, TimerOwner
 from stube_backends.engine._topics import Subscription, Topic, TopicIndex
@@ -22,6 +30,7 @@ __all__ = [
     "NESTED",
     "SLOT_BITS",
     "Core",
+    "Deliverer",
     "Engine",
     "Group",
     "Ledger",

@@ -92,9 +92,7 @@ class Engine:
 
     # -- timers ------------------------------------------------------------------------------------------------
 
-    def schedule(
-        self, owner: TimerOwner, cid: str, instance_id: str, delay: int, event: PlainEvent, now: int
-    ) -> Timer:
+    def schedule(self, owner: TimerOwner, cid: str, instance_id: str, delay: int, event: PlainEvent, now: int) -> Timer:
         """Accept a timer, `delay` nanoseconds from `now`; its handle cancels it through `owner`, which is kept only
         while the timer is."""
         self._require_open()

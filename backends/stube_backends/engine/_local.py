@@ -1,41 +1,33 @@
-"""A registry in one process: the twelve operations, and how what is ready is delivered, on one core.
+"""A registry in one process: the twelve operations on one core.
 
 A backend derives from `LocalRegistry` and adds the part that differs: which lock and clock, who delivers, who waits.
 """
 
 from __future__ import annotations
 
-import logging
 import os
-import threading
 import weakref
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Self
 
-from stube import ConversationEnded, ConversationInfo, Dispatch, Event, EventSpec, RegistryClosed, Stats, TimerHandle
+from stube import ConversationInfo, Dispatch, EventSpec, RegistryClosed, Stats, TimerHandle
 from stube_backends.engine._arguments import (
     PlainEvent,
     checked_dispatch,
     checked_timeout,
     delay_in_nanoseconds,
-    name_of,
     plain_event,
     plain_name,
-    refuse_result,
 )
-from stube_backends.engine._core import FOREVER, NESTED, Core, ReentrantLock, ignore
+from stube_backends.engine._core import NESTED, Core, ReentrantLock, ignore
+from stube_backends.engine._delivery import Deliverer, OnError
 from stube_backends.engine._engine import Engine
-from stube_backends.engine._order import EARLIEST, Walk
+from stube_backends.engine._order import EARLIEST
 from stube_backends.engine._timers import Group, Timer
 
-OnError = Callable[[str, Event, BaseException], object]
 
-_logger: Final = logging.getLogger("stube")
-_get_ident: Final = threading.get_ident
-
-
-class LocalRegistry:
+class LocalRegistry(Deliverer):
     """The twelve operations on one `Core`.
 
     Args:
@@ -50,9 +42,6 @@ class LocalRegistry:
     capabilities: frozenset[str] = frozenset(
         {"common_topic_order", "one_instant_snapshot", "by_reference", "fork", "sizes"}
     )
-
-    # Exceptions that a delivery hands on to whoever called, after they are counted: where that is user code.
-    _handed_on: tuple[type[BaseException], ...] = ()
 
     def __init__(
         self,
@@ -287,10 +276,6 @@ class LocalRegistry:
         """After a close: end whoever delivers; whether everything has stopped."""
         raise NotImplementedError
 
-    def _wake(self, core: Core) -> None:
-        """Make whoever delivers look again."""
-        raise NotImplementedError
-
     def _wrapped(self, dispatch: Dispatch) -> Dispatch:
         """What to call for a delivery, made of what the host installed."""
         return dispatch
@@ -298,176 +283,6 @@ class LocalRegistry:
     def _refuse_if_closed(self, core: Core) -> None:
         if core.engine.closed:
             raise RegistryClosed("The registry is closed, so nothing can be added to it. Create a new one.")
-
-    def _refuse_inside_delivery(self, core: Core, what: str) -> None:
-        if core.deliverer == _get_ident():
-            raise RuntimeError(f"{what}() was called from inside a delivery, which would wait for itself. Return first.")
-
-    # -- delivering --------------------------------------------------------------------------------------------
-
-    def _deliver(self, core: Core, now: int) -> int:
-        """Deliver what is ready at `now`, in the ready order, and what becomes ready meanwhile before it; how many.
-
-        Runs without the lock, but for one turn of it per timer and per publication. One thread at a time.
-        """
-        count = 0
-        failed: bool | None = None  # the fate of the timer that ran last, counted in the next turn
-        core.deliverer = _get_ident()
-        try:
-            while self._core is core:  # in a child forked by a handler it is not, and the batch is the parent's
-                entered = False
-                try:  # `Core.exclusively`, written out (0.15 us of 0.6); never nested, for this is no operation
-                    core.acquire()
-                    core.busy = entered = True
-                    work = core.engine.begin(now, failed)
-                    failed = None
-                    if work is None:
-                        self._nothing_ready_locked(core, now)
-                    core.busy = False
-                except BaseException:
-                    core.recover(entered)
-                    raise
-                core.release()
-                if core.deferred:
-                    core.catch_up()
-                if work is None:
-                    break
-                count += 1
-                if type(work) is not Timer:
-                    count += self._deliver_walk(core, work) - 1  # type: ignore[arg-type]
-                    del work
-                    continue
-                cid = work.group.cid  # type: ignore[union-attr]  # a claimed timer has its group and its event
-                event = _event_of(work)
-                failed = False  # unless the next lines say otherwise
-                try:
-                    result = core.dispatch(cid, event)
-                    if result is not None:
-                        refuse_result(result)
-                except BaseException as exc:
-                    failed, handed_on = self._judge(cid, event, exc)
-                    if handed_on is not None:
-                        raise handed_on from None
-                del work, event  # nothing that was delivered stays alive until the next delivery
-        except BaseException:
-            if failed is not None and self._core is core:
-                core.exclusively(core.engine.finish_timer, failed)
-            raise
-        finally:
-            core.deliverer = None
-        return count
-
-    def _nothing_ready_locked(self, core: Core, now: int) -> None:
-        """Decide how long to sleep, under the same lock as the look that found nothing: whatever is added from now
-        on finds `sleep_until` set (race: a schedule between the decision to sleep and the sleep)."""
-        instant = core.engine.order.next_instant()
-        core.sleep_until = FOREVER if instant is None else min(instant, FOREVER)
-        if instant is None:
-            core.anchor.clear()
-        if core.waiters:
-            self._release_waiters_locked(core, now)
-
-    def _deliver_walk(self, core: Core, walk: Walk) -> int:
-        """Deliver a publication that was begun to its targets; to how many.
-
-        The loop that must be fast: one `try` around the whole walk, which goes on behind a target that raised, and
-        one event for neighbours that want it under the same name (5 million deliveries a second, 4 with an event
-        each).
-        """
-        message = walk.message
-        iterator = walk.iterator
-        delivered = cancelled = failed = 0
-        instance_id = name = event = None
-        while True:
-            try:
-                for target in iterator:
-                    target_name = target.name
-                    if target_name is None:
-                        cancelled += 1
-                        continue
-                    if target_name is not name or target.instance_id is not instance_id:
-                        name, instance_id = target_name, target.instance_id
-                        event = Event(instance_id, name, message)
-                    result = core.dispatch(target.cid, event)  # type: ignore[arg-type]
-                    if result is not None:
-                        refuse_result(result)
-                    delivered += 1
-            except BaseException as exc:
-                has_failed, handed_on = self._judge(target.cid, event, exc)  # type: ignore[arg-type]
-                failed += has_failed
-                delivered += not has_failed
-                if handed_on is None:
-                    continue
-                core.exclusively(core.engine.finish_walk, walk, delivered, cancelled, failed)
-                raise handed_on from None
-            break
-        if self._core is core:
-            core.exclusively(core.engine.finish_walk, walk, delivered, cancelled, failed)
-        return delivered + failed
-
-    def _judge(self, cid: str, event: Event, exc: BaseException) -> tuple[bool, BaseException | None]:
-        """What an exception that left a delivery means: whether the delivery failed, and what to hand on."""
-        if isinstance(exc, ConversationEnded):
-            _logger.debug("conversation %r ended during the delivery of %r", cid, event.name)
-            return False, None
-        handed_on = exc if isinstance(exc, self._handed_on) else None
-        try:
-            _logger.error(
-                "the delivery of %r to instance %r of conversation %r failed",
-                event.name,
-                event.instance_id,
-                cid,
-                exc_info=exc,
-            )
-        except BaseException as second:  # noqa: BLE001 - a log handler that raises stops nothing
-            handed_on = handed_on or (second if isinstance(second, self._handed_on) else None)
-        if self._on_error is not None:
-            try:
-                self._on_error(cid, event, exc)
-            except BaseException as second:  # noqa: BLE001 - nor does an on_error that raises
-                handed_on = handed_on or (second if isinstance(second, self._handed_on) else None)
-        return True, handed_on
-
-    # -- waiting -----------------------------------------------------------------------------------------------
-
-    def _wait_until_idle(self, core: Core, timeout: float | None, *, timers_too: bool) -> bool:
-        """Block until whoever delivers finds the registry idle, or `timeout` seconds have passed."""
-        waiter = self._new_lock_for_waiting()
-        entry = (timers_too, waiter)
-        idle = core.exclusively(self._enlist_locked, core, entry, self._clock())
-        if idle is NESTED:
-            raise RuntimeError(
-                "A registry cannot be waited for from within one of its own operations, which stands still meanwhile. "
-                "Let the signal handler or the finalizer return first."
-            )
-        if idle:
-            return True
-        self._wake(core)
-        try:
-            return bool(waiter.acquire(timeout=-1 if timeout is None else timeout))
-        finally:
-            core.exclusively(self._delist_locked, core, entry)
-
-    def _new_lock_for_waiting(self) -> threading.Lock:
-        waiter = threading.Lock()
-        waiter.acquire()
-        return waiter
-
-    def _enlist_locked(self, core: Core, entry: tuple[bool, Any], now: int) -> bool:
-        if core.engine.is_idle(now, timers_too=entry[0]):
-            return True
-        core.waiters.append(entry)
-        return False
-
-    def _delist_locked(self, core: Core, entry: tuple[bool, Any]) -> None:
-        if entry in core.waiters:
-            core.waiters.remove(entry)
-
-    def _release_waiters_locked(self, core: Core, now: int) -> None:
-        for entry in core.waiters.copy():
-            if core.engine.is_idle(now, timers_too=entry[0]):
-                core.waiters.remove(entry)
-                entry[1].release()
 
     # -- helpers -----------------------------------------------------------------------------------------------
 
@@ -537,18 +352,6 @@ class LocalRegistry:
     def _check(self) -> None:
         """Assert every invariant of the engine. For tests, at a moment when nothing runs."""
         self._core.exclusively(self._core.engine._check)
-
-
-def _event_of(timer: Timer) -> Event:
-    """The event of a claimed timer, which from now on keeps nothing alive."""
-    instance_id = timer.group.instance_id  # type: ignore[union-attr]
-    spec: PlainEvent = timer.event  # type: ignore[assignment]
-    timer.event = timer.group = None
-    if type(spec) is str:
-        return Event(instance_id, spec)
-    if len(spec) == 1:
-        return Event(instance_id, spec[0])
-    return Event(instance_id, spec[0], spec[1] if len(spec) == 2 else spec[1:])
 
 
 _registries: weakref.WeakSet[LocalRegistry] = weakref.WeakSet()

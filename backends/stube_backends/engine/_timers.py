@@ -153,7 +153,7 @@ class TimerGroups:
         for cid, groups in self.by_cid.items():
             assert groups, f"conversation {cid!r} is kept without a group"
             for instance_id, group in groups.items():
-                assert (group.cid, group.instance_id) == (cid, instance_id), f"misplaced group: {cid!r}, {instance_id!r}"
+                assert (group.cid, group.instance_id) == (cid, instance_id), f"misplaced: {cid!r}, {instance_id!r}"
                 timers = list(group)
                 assert timers, f"group {cid!r}, {instance_id!r} is kept without a timer"
                 for timer in timers:

@@ -197,13 +197,16 @@ class TimerWheel:
         assert bool(live) == (self.number is not None), f"slot {self.number} is open with {len(live)} timers"
         dues = [timer.due for timer in live]
         assert dues == sorted(dues, reverse=True), f"the open slot is out of order: {dues}"
-        assert all(due >> SLOT_BITS == self.number for due in dues), f"strangers in the open slot {self.number}: {dues}"
-        assert not self.slots or self.number is None or self.number < self.slots.peekitem(0)[0], "an earlier closed slot"
+        assert all(due >> SLOT_BITS == self.number for due in dues), f"strangers in slot {self.number}: {dues}"
+        if self.slots and self.number is not None:
+            assert self.number < self.slots.peekitem(0)[0], "a closed slot is earlier than the open one"
 
 
 def link(timer: Any, ring: Any) -> None:
-    """Put an entry last in a ring, a slot's or that of the arrivals. Every prefix of these lines leaves the forward ring whole, for a reader that
-    interrupts them."""
+    """Put an entry last in a ring, a slot's or that of the arrivals.
+
+    Every prefix of these lines leaves the forward ring whole, for a reader that interrupts them.
+    """
     last = ring.before
     timer.before = last
     timer.after = ring
