@@ -21,6 +21,8 @@ from typing import Any, Final
 from stube import Backend, Dispatch, Event
 from stube_backends.engine import EARLIEST, FOREVER, Core, Engine, LocalRegistry, OnError, checked_timeout
 
+__all__ = ["MemoryRegistry", "create"]
+
 _monotonic_ns: Final = time.monotonic_ns  # taken at import: replacing `time`'s attributes later changes nothing
 _LONGEST_SLEEP: Final = 3600  # seconds; a far timer is looked at once an hour, whatever its delay
 _EXIT_PATIENCE: Final = 0.5  # seconds that a program which just ends waits for a running delivery

@@ -33,6 +33,8 @@ from stube_backends.engine import (
     name_of,
 )
 
+__all__ = ["VirtualRegistry", "create"]
+
 _TRACE_LENGTH: Final = 10_000  # deliveries
 _MANY: Final = 100_000  # deliveries, after which something is taken to re-arm itself for ever
 _LONGEST_CHAIN: Final = 10_000  # rounds of arrivals at one instant

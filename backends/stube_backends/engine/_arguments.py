@@ -7,6 +7,7 @@ subclass, so that no `__hash__` or `__eq__` of a user's class can run inside the
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from math import ceil, isfinite
 from types import CoroutineType
 from typing import Any, Final, TypeAlias
@@ -96,8 +97,8 @@ def checked_dispatch(dispatch: Callable[..., Any]) -> None:
         raise TypeError(f"dispatch must be callable, not {dispatch!r}. Pass a function (cid, event) -> None.")
     import inspect  # heavy, and needed once per host
 
-    function = dispatch
-    while hasattr(function, "func"):  # functools.partial
+    function: Any = dispatch
+    while isinstance(function, partial):
         function = function.func
     if any(map(inspect.iscoroutinefunction, (function, getattr(type(function), "__call__", None)))):  # noqa: B004
         raise TypeError(

@@ -142,7 +142,8 @@ class TimerWheel:
             self.begins = self.slots.peekitem(0)[0] << SLOT_BITS
         else:
             self.begins = None
-            dict.clear(self.slots)  # gives the table back; the sorted list of keys is empty already
+            table: Any = self.slots
+            dict.clear(table)  # gives the table back; the sorted list of keys is empty already
 
     def _new_slot(self, number: int) -> Slot:
         slot = Slot(number)

@@ -1,0 +1,86 @@
+# What one does with stube's sources. Needs Python, make and a package registry; everything else is set up here, in
+# the virtual environment $(VENV), and again only when pyproject.toml or the Python version changes.
+# Works with GNU make 3.81 and later.
+
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+
+OLDEST := $(shell sed -n 's/^requires-python = ">=\(.*\)"/\1/p' pyproject.toml)
+VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])' 2>/dev/null)
+PY := $(VENV)/bin/python
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_NO_INPUT := 1
+export PIP_USER := 0
+unexport PYTHONHOME
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.SUFFIXES:
+.PHONY: help demo test lint types wheel figures clean
+
+help: ## this list
+	@echo "stube: what make does here. Each target sets up what it needs in $(VENV)/, once."
+	@echo
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@echo
+	@echo "  ARGS='...'         goes to the command:  make demo ARGS='--port 9000'   make test ARGS='-k publish'"
+	@echo "  PYTHON=python3.12  the Python to use, $(OLDEST) or later"
+
+demo: $(VENV)/has-demo ## serve the demo, a page with a clock and a chat (ARGS=--self-check: let it test itself)
+	@$(PY) -m stube demo $(ARGS)
+
+test: $(VENV)/has-testing ## run the tests, the conformance suite included
+	@$(PY) -m pytest $(ARGS)
+
+lint: $(VENV)/has-dev ## ruff: the rules and the layout of the code
+	@$(PY) -m ruff check --output-format concise .
+	@$(PY) -m ruff format --check .
+
+types: $(VENV)/has-dev ## mypy (strict) and pyright
+	@$(PY) -m mypy
+	@$(PY) -m pyright --pythonpath $(PY)
+
+wheel: $(VENV)/has-dev ## build the sdist, from it the wheel, in dist/, and check what they hold
+	@rm -rf dist && mkdir dist
+	@echo "Building dist/ ..."
+	@$(PY) -m build --outdir dist . >dist/build.log 2>&1 || { cat dist/build.log; exit 1; }
+	@rm dist/build.log
+	@$(PY) tools/check_wheel.py dist/*.whl
+
+figures: $(VENV)/has-bench ## measure what each operation costs
+	@$(PY) bench/figures.py $(ARGS)
+
+clean: ## remove the virtual environment and everything that was built or cached
+	@rm -rf $(VENV) dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	@find stube backends tests bench tools -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+
+# A stamp is an empty file that says what is done. That the environment was made with another version of Python
+# shows as the missing stamp of this one.
+
+$(VENV)/has-demo: EXTRAS := demo
+$(VENV)/has-testing: EXTRAS := demo,testing
+$(VENV)/has-dev: EXTRAS := dev
+$(VENV)/has-bench: EXTRAS := bench
+
+$(VENV)/has-demo $(VENV)/has-testing $(VENV)/has-dev $(VENV)/has-bench: pyproject.toml $(VENV)/made-with-$(VERSION)
+	@echo "Installing stube[$(EXTRAS)] into $(VENV)/ ..."
+	@$(PY) -m pip install -qq --editable ".[$(EXTRAS)]"
+	@touch $@
+
+$(VENV)/made-with-$(VERSION):
+	@if [ -z "$(VERSION)" ]; then \
+	  echo "There is no Python called '$(PYTHON)' here." >&2; \
+	  echo "Install Python $(OLDEST) or later, or name one: make PYTHON=/path/to/python3 ..." >&2; exit 1; fi
+	@if ! $(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] < tuple(map(int, "$(OLDEST)".split("."))))'; then \
+	  echo "stube needs Python $(OLDEST) or later, and '$(PYTHON)' is Python $(VERSION)." >&2; \
+	  echo "Install a later one, or name it: make PYTHON=python$(OLDEST) ..." >&2; exit 1; fi
+	@if ! $(PYTHON) -c 'import venv, ensurepip' 2>/dev/null; then \
+	  echo "'$(PYTHON)' (Python $(VERSION)) cannot make virtual environments: it lacks venv or ensurepip." >&2; \
+	  echo "On Debian or Ubuntu: apt install python3-venv. Or name another: make PYTHON=/path/to/python3 ..." >&2; \
+	  exit 1; fi
+	@echo "Setting up $(VENV)/ with Python $(VERSION) ..."
+	@rm -rf $(VENV)
+	@$(PYTHON) -m venv $(VENV)
+	@touch $@

@@ -1,0 +1,324 @@
+"""Every example runs: the fenced blocks of README.md and docs/*.md, and the examples in docstrings.
+
+What stands behind a fence's three backticks says what the block is:
+
+- `python`: runs. Blocks of one file share a namespace, in order, and one scratch folder, which is on `sys.path`.
+- `python file=NAME.py`: is written into the scratch folder, for a later block to import or run.
+- `python no-run: REASON`: does not run, for a reason that the reader of the source can check.
+- `pycon`, or `python` with a `>>>` prompt: a doctest in the same namespace (`...` in the output stands for anything).
+- `console run`: each line `$ COMMAND` runs in the scratch folder and must succeed; what follows it, up to the next
+  one, must be what it prints. `stube` and `python` are this environment's; `NAME=VALUE` may stand in front.
+- anything else is text.
+
+A file or module without an example is no test.
+"""
+
+from __future__ import annotations
+
+import ast
+import doctest
+import importlib
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = {"stube": ROOT / "stube", "stube_backends": ROOT / "backends" / "stube_backends"}
+PATIENCE = 60.0  # seconds for one command
+FLAGS = doctest.ELLIPSIS
+
+_FENCE = re.compile(r"^(?P<indent> *)(?P<ticks>`{3,})(?P<info>[^`]*)$")
+_ASSIGNMENT = re.compile(r"^([A-Za-z_][A-Za-z0-9_]*)=(.*)$", re.DOTALL)
+
+
+class DocumentError(AssertionError):
+    """A block cannot be run as it is marked, or does not do what stands there."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block: its info string, its text, and the line of the file on which the text begins."""
+
+    info: str
+    text: str
+    line: int
+
+    @property
+    def language(self) -> str:
+        return self.info.partition(" ")[0]
+
+    @property
+    def option(self) -> str:
+        return self.info.partition(" ")[2].strip()
+
+    @property
+    def interactive(self) -> bool:
+        return self.language == "pycon" or re.search(r"^>>> ", self.text, re.MULTILINE) is not None
+
+
+def blocks_of(text: str) -> Iterator[Block]:
+    """The fenced blocks of a Markdown text, in order; one in a list item is unindented."""
+    lines = iter(enumerate(text.splitlines(), start=1))
+    for number, line in lines:
+        opening = _FENCE.match(line)
+        if opening is None:
+            continue
+        indent = len(opening["indent"])
+        inside = []
+        for _, content in lines:
+            closing = _FENCE.match(content)
+            if closing is not None and len(closing["ticks"]) >= len(opening["ticks"]) and not closing["info"].strip():
+                break
+            inside.append(content[indent:] if content[:indent].isspace() else content)
+        else:
+            raise DocumentError(f"line {number}: the fence is never closed")
+        yield Block(opening["info"].strip(), "".join(f"{one}\n" for one in inside), number + 1)
+
+
+def runs(block: Block) -> bool:
+    """Whether a block is an example; one that says that it is not must say why."""
+    if block.language in {"python", "pycon"}:
+        if block.option.startswith("no-run"):
+            if not block.option.partition(":")[2].strip():
+                raise DocumentError(f"line {block.line}: say why the block does not run: `python no-run: REASON`")
+            return False
+        if block.option and not re.fullmatch(r"file=[\w.]+", block.option):
+            raise DocumentError(f"line {block.line}: {block.option!r} means nothing behind `{block.language}`")
+        return True
+    return block.language == "console" and block.option == "run"
+
+
+class Document:
+    """Runs the blocks of one file in order.
+
+    Args:
+        path: the file, for messages.
+        scratch: the folder in which the blocks run.
+    """
+
+    def __init__(self, path: Path, scratch: Path) -> None:
+        self._path = path
+        self._scratch = scratch
+        self.module = ModuleType(re.sub(r"\W", "_", path.stem) + "_examples")
+
+    def run(self, block: Block) -> None:
+        if block.language == "console":
+            for line, command, wanted in commands_of(block):
+                self._command(line, command, wanted)
+        elif block.option.startswith("file="):
+            (self._scratch / block.option.removeprefix("file=")).write_text(block.text, encoding="utf-8")
+            importlib.invalidate_caches()
+        elif block.interactive:
+            self._doctest(block)
+        else:
+            # With as many empty lines in front, a traceback names the file's own line.
+            code = compile("\n" * (block.line - 1) + block.text, str(self._path), "exec", dont_inherit=True)
+            exec(code, vars(self.module))
+
+    def _doctest(self, block: Block) -> None:
+        name = f"{self._path.name}, line {block.line}"
+        test = doctest.DocTestParser().get_doctest(block.text, vars(self.module), name, str(self._path), block.line - 1)
+        test.globs = vars(self.module)  # not the copy: the next block goes on with it
+        _run_doctest(test, clear=False)
+
+    def _command(self, line: int, command: str, wanted: str) -> None:
+        words = shlex.split(command)
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(("STUBE_", "PYTEST_"))}
+        while words and (assignment := _ASSIGNMENT.match(words[0])):
+            environment[assignment[1]] = assignment[2]
+            del words[0]
+        if words[:1] == ["stube"]:
+            words[:1] = ["python", "-m", "stube"]
+        if words[:1] != ["python"]:
+            raise DocumentError(f"line {line}: only `stube` and `python` can be run here, not `{command}`")
+        done = subprocess.run(
+            [sys.executable, *words[1:]],
+            cwd=self._scratch,
+            env={**environment, "COLUMNS": "80"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+        )
+        if done.returncode:
+            raise DocumentError(f"line {line}: `{command}` ended with code {done.returncode}:\n{done.stdout}")
+        if wanted and not doctest.OutputChecker().check_output(_trimmed(wanted), _trimmed(done.stdout), FLAGS):
+            raise DocumentError(f"line {line}: `{command}` should print\n{wanted}\nand prints\n{done.stdout}")
+
+
+def commands_of(block: Block) -> Iterator[tuple[int, str, str]]:
+    """The commands of a console block: the line, the command, and what it should print."""
+    lines = block.text.splitlines(keepends=True)
+    starts = [number for number, line in enumerate(lines) if line.startswith("$ ")]
+    if not starts or starts[0] != 0:
+        raise DocumentError(f"line {block.line}: a console block that runs begins with `$ COMMAND`")
+    for start, end in zip(starts, [*starts[1:], len(lines)], strict=True):
+        yield block.line + start, lines[start][2:].strip(), "".join(lines[start + 1 : end])
+
+
+def _trimmed(output: str) -> str:
+    return "".join(f"{line.rstrip()}\n" for line in output.strip().splitlines())
+
+
+def _run_doctest(test: doctest.DocTest, *, clear: bool) -> None:
+    said: list[str] = []
+    runner = doctest.DocTestRunner(optionflags=FLAGS)
+    runner.run(test, out=said.append, clear_globs=clear)
+    if runner.failures:
+        raise DocumentError("".join(said))
+
+
+@pytest.fixture
+def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty folder in which the examples run; what they import from it is forgotten afterwards."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delenv("STUBE_REGISTRY", raising=False)
+    yield tmp_path
+    for name, module in list(sys.modules.items()):
+        if str(getattr(module, "__file__", None)).startswith(str(tmp_path)):
+            del sys.modules[name]
+
+
+def run_document(path: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    document = Document(path, scratch)
+    # As a module: a class that is defined in a block is looked for where its `__module__` says.
+    monkeypatch.setitem(sys.modules, document.module.__name__, document.module)
+    for block in blocks_of(path.read_text(encoding="utf-8")):
+        if runs(block):
+            document.run(block)
+
+
+def _documents() -> list[Path]:
+    found = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
+    return [path for path in found if path.exists() and "```" in path.read_text(encoding="utf-8")]
+
+
+def _modules() -> list[str]:
+    """The modules of the packages that have an example in a docstring. Imports none of them."""
+    found = []
+    for package, folder in PACKAGES.items():
+        for path in sorted(folder.rglob("*.py")):
+            nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+            if any(">>> " in (ast.get_docstring(node) or "") for node in nodes if isinstance(node, kinds)):
+                parts = path.relative_to(folder).with_suffix("").parts
+                found.append(".".join((package, *(part for part in parts if part != "__init__"))))
+    return found
+
+
+@pytest.mark.parametrize("path", _documents(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_the_examples_of_the_document_run(path: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_document(path, scratch, monkeypatch)
+
+
+@pytest.mark.parametrize("name", _modules())
+def test_the_examples_in_docstrings_run(name: str, scratch: Path) -> None:
+    module = importlib.import_module(name)
+    tests = [test for test in doctest.DocTestFinder().find(module) if test.examples]
+    assert tests, f"an example of {name} stands where doctest does not find it"
+    for test in tests:
+        _run_doctest(test, clear=True)
+
+
+# The reader itself
+
+
+def _write(folder: Path, text: str) -> Path:
+    path = folder / "sample.md"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+GOOD = """
+Blocks share a namespace, also a doctest's.
+
+```python
+from dataclasses import dataclass
+@dataclass
+class Point:
+    x: "int"
+```
+1. In a list:
+   ```pycon
+   >>> y = Point(1).x
+   >>> Point(2)
+   Point(x=2)
+   ```
+```python file=beside.py
+z = 5
+```
+```python
+import beside
+assert (y, beside.z) == (1, 5)
+```
+```python no-run: there is no such module
+import nothing_like_it
+```
+```text
+$ anything else is text
+```
+````markdown
+```python
+1 / 0
+```
+````
+```console
+$ stube is-not-run-without-being-marked
+```
+```console run
+$ python -c "import beside; print(beside.z)"
+5
+$ STUBE_X='a b' python -c "import os; print(os.environ['STUBE_X']); print('and', 'more')"
+a b
+...more
+$ stube --version
+stube ...
+```
+"""
+
+WRONG = {
+    "an error": ("text\n\n```python\nx = 1\n1 / 0\n```\n", ZeroDivisionError, "division by zero"),
+    "a doctest": ("```pycon\n>>> 1 + 1\n3\n```\n", DocumentError, 'File ".*sample.md", line 2'),
+    "a doctest in python": ("```python\n>>> 1 + 1\n3\n```\n", DocumentError, "Expected:\n    3\nGot:\n    2"),
+    "no reason": ("```python no-run:\nx\n```\n", DocumentError, "line 2: say why the block does not run"),
+    "an unknown option": ("```python norun: x\nx\n```\n", DocumentError, "line 2: 'norun: x' means nothing"),
+    "an open fence": ("\n```python\nx = 1\n", DocumentError, "line 2: the fence is never closed"),
+    "an exit code": ('```console run\n$ python -c "exit(3)"\n```\n', DocumentError, "ended with code 3"),
+    "another output": (
+        '```console run\n$ python -c "print(1)"\n2\n```\n',
+        DocumentError,
+        "should print\n2\n\nand prints\n1",
+    ),
+    "another program": ("```console run\n$ rm -r .\n```\n", DocumentError, "not `rm -r .`"),
+    "no prompt": ("```console run\nstube\n```\n", DocumentError, "begins with"),
+}
+
+
+def test_the_reader_runs_what_is_an_example(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_document(_write(scratch, GOOD), scratch, monkeypatch)
+
+
+@pytest.mark.parametrize("fault", WRONG)
+def test_the_reader_sees_what_is_wrong(fault: str, scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text, error, message = WRONG[fault]
+    with pytest.raises(error, match=message):
+        run_document(_write(scratch, text), scratch, monkeypatch)
+
+
+def test_an_error_names_the_line_of_the_document(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = _write(scratch, WRONG["an error"][0])
+    with pytest.raises(ZeroDivisionError) as caught:
+        run_document(path, scratch, monkeypatch)
+    last = caught.traceback[-1]
+    assert (last.path, last.lineno + 1) == (path, 5)
