@@ -8,6 +8,7 @@
 1800000.0 c1 Event('main', 'idle')
 """
 
+from stube._clock import monotonic_ns
 from stube._conversations import Conversation, Conversations
 from stube._errors import (
     BackendLoadError,
@@ -55,5 +56,6 @@ __all__ = [
     "__version__",
     "available_backends",
     "create_registry",
+    "monotonic_ns",
     "registry_from_env",
 ]

@@ -36,14 +36,18 @@ class Conversation:
     Event('main', 'tick')
     """
 
-    # _ended is set once and never unset. Every adding method reads it AFTER it has added, and end() sets it
-    # BEFORE it removes: whichever comes first, one of the two sees the other (race 1, "the immortal clock").
-    __slots__ = ("_cid", "_conversations", "_ended")
+    # Numbered races that the order of the lines avoids:
+    # 1. The immortal clock: `_ended` is set once and never unset. Every adding method reads it AFTER it has added, and
+    #    end() sets it BEFORE it removes: whichever comes first, one of the two sees the other.
+    # 2. A successor under the same cid: nobody opens one before `_lock` is free, so what end() removes, and what an
+    #    adding method undoes, both under that lock, is never the successor's.
+    __slots__ = ("_cid", "_conversations", "_ended", "_lock")
 
     def __init__(self, conversations: Conversations, cid: str) -> None:
         self._conversations = conversations
         self._cid = cid
         self._ended = False
+        self._lock = threading.RLock()  # held while the end is made; re-entrant, for a finalizer may end it as well
 
     @property
     def cid(self) -> str:
@@ -60,7 +64,9 @@ class Conversation:
         registry = self._registry_if_live()
         registry.put_pending_flow(self._cid, flow_id)
         if self._ended:
-            registry.forget_pending_flow(self._cid)
+            with self._lock:
+                if not self._conversations._is_taken_over(self):
+                    registry.forget_pending_flow(self._cid)
             raise self._error()
 
     def take_flow(self) -> Any | None:
@@ -83,7 +89,9 @@ class Conversation:
         registry = self._registry_if_live()
         registry.subscribe(cid=self._cid, instance_id=instance_id, topic=topic, event=event)
         if self._ended:
-            registry.unsubscribe(cid=self._cid, instance_id=instance_id, topic=topic)
+            with self._lock:
+                if not self._conversations._is_taken_over(self):
+                    registry.unsubscribe(cid=self._cid, instance_id=instance_id, topic=topic)
             raise self._error()
 
     def unsubscribe(self, topic: str | None = None, *, instance_id: str = "main") -> int:
@@ -100,14 +108,15 @@ class Conversation:
         Idempotent; silent on a closed registry. A delivery that is running runs to its end, and may be the one
         that called. Costs in proportion to what the conversation itself holds.
         """
-        if self._ended and self._conversations._is_taken_over(self):
-            return  # what the registry holds under this cid is a successor's
-        self._ended = True
-        registry = self._conversations.registry
-        registry.cancel_timers(self._cid)
-        registry.remove_subscriptions_for_cid(self._cid)
-        registry.forget_pending_flow(self._cid)
-        self._conversations._forget(self)
+        with self._lock:
+            self._ended = True
+            if self._conversations._is_taken_over(self):
+                return  # what the registry holds under this cid is a successor's
+            registry = self._conversations.registry
+            registry.cancel_timers(self._cid)
+            registry.remove_subscriptions_for_cid(self._cid)
+            registry.forget_pending_flow(self._cid)
+            self._conversations._forget(self)
 
     def __enter__(self) -> Self:
         return self
@@ -174,11 +183,14 @@ class Conversations:
         cid = str.__str__(cid)
         if not cid:
             raise ValueError("cid must not be empty. Give the conversation's name, or leave it out for a random one.")
-        with self._lock:
-            conversation = self._open.get(cid)
-            if conversation is None or conversation.ended:
-                conversation = self._open[cid] = Conversation(self, cid)
-            return conversation
+        while True:
+            with self._lock:
+                conversation = self._open.get(cid)
+                if conversation is None:
+                    conversation = self._open[cid] = Conversation(self, cid)
+                if not conversation.ended:
+                    return conversation
+            conversation.end()  # waits until the end that is being made is over, or makes it
 
     def get(self, cid: str) -> Conversation | None:
         """The handle of a live conversation, or None. O(1)."""

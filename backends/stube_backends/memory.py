@@ -13,22 +13,28 @@ from __future__ import annotations
 import atexit
 import logging
 import threading
-import time
 import weakref
 from collections.abc import Callable
 from typing import Any, Final
 
-from stube import Backend, Dispatch, Event
-from stube_backends.engine import EARLIEST, FOREVER, Core, Engine, LocalRegistry, OnError, checked_timeout
+from stube import Backend, Dispatch, Event, monotonic_ns
+from stube_backends.engine import (
+    EARLIEST,
+    FOREVER,
+    Core,
+    Engine,
+    LocalRegistry,
+    OnError,
+    checked_timeout,
+    live_registries,
+    log,
+)
 
 __all__ = ["MemoryRegistry", "create"]
 
-_monotonic_ns: Final = time.monotonic_ns  # taken at import: replacing `time`'s attributes later changes nothing
 _LONGEST_SLEEP: Final = 3600  # seconds; a far timer is looked at once an hour, whatever its delay
 _EXIT_PATIENCE: Final = 0.5  # seconds that a program which just ends waits for a running delivery
 _WARN_EVERY: Final = 1_000_000_000  # nanoseconds between two warnings of a slow dispatch
-
-_logger: Final = logging.getLogger("stube")
 
 
 class _MemoryCore(Core):
@@ -77,9 +83,8 @@ class MemoryRegistry(LocalRegistry):
             raise ValueError("clock must return monotonic nanoseconds as an int. Pass time.monotonic_ns or its like.")
         self._slow_dispatch_ms = slow_dispatch_ms
         super().__init__(
-            clock=clock or _monotonic_ns, new_lock=threading.RLock, on_error=on_error, max_pending=max_pending
+            clock=clock or monotonic_ns, new_lock=threading.RLock, on_error=on_error, max_pending=max_pending
         )
-        _registries.add(self)
 
     def settle(self, timeout: float | None = 5.0) -> bool:
         return self._wait(timeout, timers_too=False, what="settle")
@@ -101,12 +106,12 @@ class MemoryRegistry(LocalRegistry):
             except IndexError:
                 return  # it has been started; or this call interrupts the one that is starting it
             try:
-                thread = self._new_thread(core)
-                thread.start()
+                core.thread = self._new_thread(core)
+                core.thread.start()
             except BaseException:
+                core.thread = None  # should it run all the same, it finds that it is not wanted
                 core.start_claim.append(None)
                 raise
-            core.thread = thread
             core.serving = True
         if core.engine.closed:  # by a close that saw no thread yet
             core.serving = False
@@ -123,10 +128,13 @@ class MemoryRegistry(LocalRegistry):
     def _stop_serving(self, core: Core, timeout: float | None) -> bool:
         assert isinstance(core, _MemoryCore)
         _call(core.wakeup)
-        thread = core.thread
+        if core.nested():
+            return False  # whatever this call interrupts holds the lock that the thread may need to end
+        with core.start_lock:  # no thread is half-started behind our back
+            thread = core.thread
         if thread is None or not thread.is_alive():
             return True
-        if core.deliverer == threading.get_ident() or thread is threading.current_thread():
+        if thread is threading.current_thread():
             return False
         thread.join(timeout)
         return not thread.is_alive()
@@ -136,13 +144,16 @@ class MemoryRegistry(LocalRegistry):
         # this call, after which the thread looks at everything again.
         assert isinstance(core, _MemoryCore)
         core.sleep_until = EARLIEST
-        _call(core.wakeup)
+        try:
+            core.wakeup.release()  # `_call`, written out: no signal handler can raise between these two lines
+        except RuntimeError:
+            pass
 
-    def _round(self, wakeup: threading.Lock) -> float | None:
+    def _round(self) -> float | None:
         """One round of the scheduler thread: deliver what is ready; the seconds to sleep, or None to end."""
         core = self._core
-        if core.wakeup is not wakeup:
-            return None  # a forked child, which has a thread of its own when it needs one
+        if core.thread is not threading.current_thread():
+            return None  # a forked child, or a start that was broken off: another thread serves when one is needed
         while True:
             now = self._clock()
             self._deliver(core, now)
@@ -157,7 +168,8 @@ class MemoryRegistry(LocalRegistry):
 
     def _wait(self, timeout: float | None, *, timers_too: bool, what: str) -> bool:
         timeout = checked_timeout(timeout)
-        self._refuse_inside_delivery(self._core, what)
+        if self._core.thread is threading.current_thread():
+            raise RuntimeError(f"{what}() was called from inside a delivery and would wait for itself. Return first.")
         return self._wait_until_idle(self._core, timeout, timers_too=timers_too)
 
     def _wrapped(self, dispatch: Dispatch) -> Dispatch:
@@ -188,7 +200,7 @@ def _serve(reference: weakref.ref[MemoryRegistry], wakeup: threading.Lock, ancho
         registry = reference()
         if registry is None:
             return
-        seconds = registry._round(wakeup)
+        seconds = registry._round()
         if seconds is None:
             return
         del registry
@@ -202,7 +214,7 @@ class _Timed:
         self._dispatch = dispatch
         self._clock = clock
         self._limit = limit
-        self._next_warning = 0  # written by the delivering thread only
+        self._next_warning: int | None = None  # written by the delivering thread only
         self._kept_back = 0
 
     def __call__(self, cid: str, event: Event) -> Any:
@@ -215,10 +227,11 @@ class _Timed:
                 self._warn(cid, event, ended, ended - started)
 
     def _warn(self, cid: str, event: Event, now: int, took: int) -> None:
-        if now < self._next_warning:
+        if self._next_warning is not None and now < self._next_warning:
             self._kept_back += 1
             return
-        _logger.warning(
+        log(
+            logging.WARNING,
             "the delivery of %r to conversation %r took %.1f ms and held up all others (%d more since the last such)",
             event.name,
             cid,
@@ -228,18 +241,15 @@ class _Timed:
         self._next_warning, self._kept_back = now + _WARN_EVERY, 0
 
 
-_registries: weakref.WeakSet[MemoryRegistry] = weakref.WeakSet()
-
-
 @atexit.register
 def _close_all() -> None:
     """A program that just ends: stop all threads, and wait a moment for deliveries that run."""
-    deadline = _monotonic_ns() + int(_EXIT_PATIENCE * 1e9)
-    registries = list(_registries)
+    deadline = monotonic_ns() + int(_EXIT_PATIENCE * 1e9)
+    registries = [registry for registry in live_registries() if isinstance(registry, MemoryRegistry)]
     for registry in registries:
         registry.close(timeout=0)
     for registry in registries:
-        registry.close(timeout=max(0.0, (deadline - _monotonic_ns()) / 1e9))
+        registry.close(timeout=max(0.0, (deadline - monotonic_ns()) / 1e9))
 
 
 def create(

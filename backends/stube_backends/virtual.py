@@ -10,17 +10,17 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from math import isfinite
+from operator import attrgetter
 from typing import Any, Final
 
 from stube import Delivery, Dispatch, Event, VirtualBackend, VirtualTimeError
 from stube_backends.engine import (
     EARLIEST,
     FOREVER,
-    NESTED,
     Core,
     Engine,
     LocalRegistry,
@@ -37,6 +37,7 @@ __all__ = ["VirtualRegistry", "create"]
 
 _TRACE_LENGTH: Final = 10_000  # deliveries
 _MANY: Final = 100_000  # deliveries, after which something is taken to re-arm itself for ever
+_VERY_MANY: Final = 1_000_000  # deliveries beyond what was pending, after which `join` takes the same
 _LONGEST_CHAIN: Final = 10_000  # rounds of arrivals at one instant
 _MICROSECOND: Final = timedelta(microseconds=1)
 
@@ -51,6 +52,21 @@ class _Clock:
 
     def __call__(self) -> int:
         return self.now
+
+
+class _Mover:
+    """The lock of the thread that moves the clock. One that knows its owner, to refuse it a second time."""
+
+    __slots__ = ("_lock", "owned", "release")
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self.release = self._lock.release
+        self.owned: Callable[[], bool] = self._lock._is_owned  # type: ignore[attr-defined]
+
+    def acquire(self, patience: float | None) -> bool:
+        """Take it, within `patience` seconds; None for as long as it takes."""
+        return self._lock.acquire(timeout=-1 if patience is None else patience)
 
 
 class _Tracer:
@@ -79,7 +95,11 @@ class _VirtualEngine(Engine):
     def __init__(self, max_pending: int | None, tracer: _Tracer) -> None:
         super().__init__(max_pending)
         self.tracer = tracer
-        self.instant = -1  # whose rounds are counted
+        self.begin_window()
+
+    def begin_window(self) -> None:
+        """Count anew: somebody moves the clock, or lets what is ready be delivered."""
+        self.instant: int | None = None  # whose rounds are counted
         self.rounds = 0
         self.left = 0  # how many arrivals of this round have not begun
 
@@ -103,7 +123,7 @@ class _VirtualEngine(Engine):
         if self.rounds > _LONGEST_CHAIN:
             self.rounds = self.left = 0
             raise VirtualTimeError(
-                f"Handlers go on without end at the instant {milliseconds(self.instant)} ms, "
+                f"Handlers go on without end at the instant {milliseconds(self.tracer.clock.now)} ms, "
                 f"{_LONGEST_CHAIN} rounds so far; next is {_describe_next(self)}. Give what re-arms itself a delay."
             )
 
@@ -130,7 +150,7 @@ class VirtualRegistry(LocalRegistry):
         self._time = clock
         self._tracer = _Tracer(clock)
         super().__init__(clock=clock, new_lock=threading.RLock, on_error=on_error, max_pending=max_pending)
-        self._mover = threading.Lock()  # held by the thread that moves the clock
+        self._mover = _Mover()
 
     # -- the clock ---------------------------------------------------------------------------------------------
 
@@ -166,18 +186,19 @@ class VirtualRegistry(LocalRegistry):
 
     def settle(self, timeout: float | None = 5.0) -> bool:
         timeout = checked_timeout(timeout)
-        with self._moving("settle", timeout) as mine:
+        with self._moving("settle", patience=timeout, waits=True) as mine:
             if mine:
                 self._deliver(self._core, self._time.now)
             return mine
 
     def join(self, timeout: float | None = None) -> bool:
         timeout = checked_timeout(timeout)
-        with self._moving("join", timeout) as mine:
+        with self._moving("join", patience=timeout, waits=True) as mine:
             if not mine:
                 return False
             if timeout is None:
-                self._move(self._core, None, _MANY)
+                pending = self._core.engine.ledger.timers + self._core.engine.ledger.queued
+                self._move(self._core, None, pending + _VERY_MANY)
                 return True
             target = self._time.now + int(timeout * 1e9)
             self._move(self._core, target)
@@ -191,15 +212,17 @@ class VirtualRegistry(LocalRegistry):
     def _new_core(self, dispatch: Dispatch) -> Core:
         return Core(threading.RLock(), _VirtualEngine(self._max_pending, self._tracer), dispatch)
 
+    def _engine_of(self, core: Core) -> _VirtualEngine:
+        assert isinstance(core.engine, _VirtualEngine)
+        return core.engine
+
     def _start_serving(self, core: Core) -> None:
         self._refuse_if_closed(core)
         core.serving = True
 
     def _stop_serving(self, core: Core, timeout: float | None) -> bool:
-        if core.deliverer == threading.get_ident():
-            return False
         mover = self._mover
-        if not mover.acquire(timeout=-1 if timeout is None else timeout):
+        if mover.owned() or not mover.acquire(timeout):
             return False
         mover.release()
         return True
@@ -219,32 +242,30 @@ class VirtualRegistry(LocalRegistry):
     def _start_anew(self) -> None:
         super()._start_anew()
         self._tracer.entries.clear()
-        self._mover = threading.Lock()
+        self._mover = _Mover()
 
     @contextmanager
-    def _moving(self, what: str, timeout: float | None = 0.0) -> Iterator[bool]:
-        """Be the thread that moves the clock. The waiting operations wait for another one, the others refuse."""
-        core = self._core
-        waits = what in ("settle", "join")
-        if core.deliverer == threading.get_ident():
-            if waits:
-                self._refuse_inside_delivery(core, what)
+    def _moving(self, what: str, *, patience: float | None = None, waits: bool = False) -> Iterator[bool]:
+        """Be the thread that moves the clock; what waits for another one may have to give up after `patience`."""
+        mover = self._mover
+        if mover.owned():
             raise VirtualTimeError(f"{what}() was called from inside a delivery and would overtake it. Return first.")
-        if core.exclusively(int) is NESTED:
+        if self._core.nested():
             raise VirtualTimeError(
                 f"{what}() was called from within another operation of the registry, which stands still meanwhile. "
                 "Let the signal handler or the finalizer return first."
             )
-        mover = self._mover
-        if not mover.acquire(timeout=-1 if timeout is None else timeout):
-            if waits:
-                yield False
-                return
-            raise VirtualTimeError(f"{what}() was called while another thread moves the clock. Use one thread for it.")
         try:
-            yield True
+            mine = mover.acquire(patience if waits else 0)
+            if not mine and not waits:
+                raise VirtualTimeError(f"{what}() was called while another thread moves the clock. Use one thread.")
+            if mine:
+                self._engine_of(self._core).begin_window()
+            yield mine
         finally:
-            mover.release()
+            # Asked of the lock and not of `mine`: a signal handler may have raised before that was set.
+            if mover.owned():
+                mover.release()
 
     def _move(self, core: Core, target: int | None, limit: int | None = None) -> int:
         """Deliver at this instant and at each one after it, up to `target` or until nothing is pending; how many."""
@@ -275,7 +296,7 @@ class VirtualRegistry(LocalRegistry):
 
 
 def _describe_next(engine: Engine) -> str:
-    entry = next(iter(engine.order.arrivals), None) or next(iter(engine.order.wheel), None)
+    entry = next(iter(engine.order.arrivals), None) or min(engine.order.wheel, key=attrgetter("due"), default=None)
     if isinstance(entry, Timer) and entry.event is not None and entry.group is not None:
         group = entry.group
         return f"the timer {name_of(entry.event)!r} of instance {group.instance_id!r} of conversation {group.cid!r}"

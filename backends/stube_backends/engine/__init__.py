@@ -14,11 +14,11 @@ from stube_backends.engine._arguments import (
     plain_event,
     plain_name,
 )
-from stube_backends.engine._core import FOREVER, NESTED, Core, ReentrantLock
+from stube_backends.engine._core import FOREVER, NESTED, Core, ReentrantLock, Waiter, log
 from stube_backends.engine._delivery import Deliverer, OnError
 from stube_backends.engine._engine import Engine
 from stube_backends.engine._ledger import Ledger
-from stube_backends.engine._local import LocalRegistry
+from stube_backends.engine._local import LocalRegistry, live_registries
 from stube_backends.engine._order import EARLIEST, Publication, ReadyOrder, Walk
 from stube_backends.engine._timers import Group, Timer, TimerGroups, TimerOwner
 from stube_backends.engine._topics import Subscription, Topic, TopicIndex
@@ -47,9 +47,12 @@ __all__ = [
     "TimerWheel",
     "Topic",
     "TopicIndex",
+    "Waiter",
     "Walk",
     "checked_timeout",
     "delay_in_nanoseconds",
+    "live_registries",
+    "log",
     "milliseconds",
     "name_of",
     "plain_event",

@@ -6,10 +6,9 @@ subclass, so that no `__hash__` or `__eq__` of a user's class can run inside the
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from functools import partial
 from math import ceil, isfinite
-from types import CoroutineType
 from typing import Any, Final, TypeAlias
 
 from stube import EventSpec
@@ -109,10 +108,8 @@ def checked_dispatch(dispatch: Callable[..., Any]) -> None:
 
 def refuse_result(result: object) -> None:
     """Refuse a coroutine that dispatch returned: close it and raise. Anything else is ignored."""
-    if isinstance(result, CoroutineType) or hasattr(type(result), "__await__"):
-        close = getattr(result, "close", None)
-        if close is not None:
-            close()
+    if isinstance(result, Coroutine):
+        result.close()
         raise TypeError(
             f"dispatch returned {type(result).__name__!r}, which this backend cannot await. "
             'Use the backend "asyncio", or return None.'

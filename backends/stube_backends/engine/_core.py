@@ -2,9 +2,9 @@
 
 **How an operation survives being interrupted on its own thread (G20).** A finalizer or a signal handler can run
 between any two lines, also while this thread holds the lock, and may call an operation of the same registry. The
-lock is therefore re-entrant, so that such a call does not deadlock, and `busy` tells it that it is nested: then it
-leaves the half-changed engine alone, notes itself in `deferred` and returns. Whoever leaves the lock runs what was
-noted, before the interrupted operation returns. So every change of the engine runs whole, and the engine needs no
+lock is therefore one that knows its owner, and together with `busy` it tells such a call that it is nested: then the
+call leaves the half-changed engine alone, notes itself in `deferred` and returns. Whoever leaves the lock runs what
+was noted, before the interrupted operation returns. So every change of the engine runs whole, and the engine needs no
 thought of interruption. Look-ups that cannot wait (a snapshot) read the engine as it stands, which is legal at
 every line: rings are linked and cut so that walking them forward always works.
 
@@ -18,7 +18,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from stube import Dispatch, Event, StubeError
 from stube_backends.engine._engine import Engine
@@ -47,8 +47,27 @@ FOREVER: Final = 1 << 100
 _logger = logging.getLogger("stube")
 
 
+def log(level: int, message: str, *arguments: object, exc_info: BaseException | None = None) -> BaseException | None:
+    """Log on `stube`, never under a lock. What a log handler raises stops nothing (G19); it is returned."""
+    try:
+        _logger.log(level, message, *arguments, exc_info=exc_info)
+    except BaseException as exc:  # noqa: BLE001
+        return exc
+    return None
+
+
 def ignore(cid: str, event: Event) -> None:
     """The dispatch until one is installed."""
+
+
+class Waiter(NamedTuple):
+    """A `settle` or a `join` that waits."""
+
+    timers_too: bool
+    since: int
+    """When it was called: what was ready then must be over."""
+    lock: threading.Lock
+    """Taken until the wait is over."""
 
 
 class Core:
@@ -58,11 +77,11 @@ class Core:
         "acquire",
         "anchor",
         "busy",
+        "catching_up",
         "deferred",
-        "deliverer",
         "dispatch",
         "engine",
-        "lock",
+        "owned",
         "release",
         "serving",
         "sleep_until",
@@ -70,36 +89,39 @@ class Core:
     )
 
     def __init__(self, lock: ReentrantLock, engine: Engine, dispatch: Dispatch) -> None:
-        self.lock = lock
-        self.acquire = lock.acquire  # bound once: `with lock` costs twice as much
-        self.release = lock.release
+        self._take_lock(lock)
         self.engine = engine  # guarded by the lock, but for its batons' `pop` and a walk's targets
         self.busy = False  # whether the lock's holder is inside an operation; written by the holder only
         # Operations to make up for, by the thread that noted them and will run them; nobody else touches its entry.
         self.deferred: dict[int, deque[tuple[Callable[..., object], tuple[Any, ...]]]] = {}
+        self.catching_up: set[int] = set()  # the threads that are at it; each adds and discards itself
         self.dispatch: Callable[[str, Event], Any] = dispatch  # no lock: one reference, read once for every delivery
         self.serving = False  # whether somebody will deliver; True for good once it is True, until close
-        self.deliverer: int | None = None  # the thread that is inside `deliver`; written by that thread only
         # Until when whoever delivers does not look by itself; written under the lock by the deliverer, and
         # lowered by whoever then wakes it, see LocalRegistry._wake.
         self.sleep_until = FOREVER
         self.anchor: list[object] = []  # holds the registry while anything is pending; guarded by the lock
-        self.waiters: list[tuple[bool, threading.Lock]] = []  # settle and join; guarded by the lock
+        self.waiters: list[Waiter] = []  # guarded by the lock
+
+    def nested(self) -> bool:
+        """Whether this thread is half-way through an operation of this core, which the caller interrupts."""
+        return self.busy and self.owned()
 
     def exclusively(self, operation: Callable[..., Any], *arguments: Any) -> Any:
         """Run `operation(*arguments)` while nobody else does; NESTED when this thread is half-way through another.
 
         What it raises passes through. Numbered races that the order of the lines avoids:
-        1. A nested call between `acquire` and `busy = True` runs whole, before this one has begun.
-        2. A nested call between `busy = False` and the last line may have noted itself: so look after the release.
-        3. A signal handler that raises anywhere here: `recover` leaves the lock as it was.
+        1. Another thread sets `busy` after the first line: `acquire` waits for it. A nested call cannot come out of
+           the first line as a foreign one: `busy` is set and unset by the lock's holder only.
+        2. A nested call before `busy = True` runs whole, before this one has begun.
+        3. A nested call between `busy = False` and the last line may have noted itself: so look after the release.
+        4. A signal handler that raises anywhere here: `recover` leaves the lock as it was.
         """
+        if self.busy and self.owned():
+            return NESTED
         entered = False
         try:
             self.acquire()
-            if self.busy:
-                self.release()
-                return NESTED
             self.busy = entered = True
             result = operation(*arguments)
             self.busy = False
@@ -113,7 +135,7 @@ class Core:
 
     def recover(self, entered: bool) -> None:
         """Release the lock after an exception, which may have come from a signal handler and at any line."""
-        if entered or (not self.busy and self.lock._is_owned()):  # type: ignore[attr-defined]
+        if entered or self.owned():
             self.busy = False
             self.release()
             if self.deferred:
@@ -124,20 +146,36 @@ class Core:
         self.deferred.setdefault(threading.get_ident(), deque()).append((operation, arguments))
 
     def catch_up(self) -> None:
-        """Run what this thread noted. Nobody is left to be told of an error, so it is logged."""
-        mine = self.deferred.get(threading.get_ident())
-        while mine:
-            operation, arguments = mine.popleft()
-            try:
-                operation(*arguments)
-            except StubeError as exc:
-                _logger.warning("an operation made within another one came to nothing: %s", exc)
-        self.deferred.pop(threading.get_ident(), None)
+        """Run what this thread noted, in its order. Nobody is left to be told of an error, so it is logged.
+
+        Each of these operations calls this again when it leaves the lock; that call leaves the rest to this one, so
+        that ten thousand finalizers in one collection are a loop and no recursion.
+        """
+        thread = threading.get_ident()
+        if thread in self.catching_up:
+            return
+        self.catching_up.add(thread)
+        try:
+            mine = self.deferred.get(thread)
+            while mine:
+                operation, arguments = mine.popleft()
+                try:
+                    operation(*arguments)
+                except StubeError as exc:
+                    log(logging.WARNING, "an operation made within another one came to nothing: %s", exc)
+            self.deferred.pop(thread, None)
+        finally:
+            self.catching_up.discard(thread)
 
     def retire(self, lock: ReentrantLock) -> None:
         """In a forked child: let nothing more of the parent's batch begin, and wait for no thread of the parent."""
         if self.engine.walk is not None:
             self.engine.walk.stop()
-        if not self.lock._is_owned():  # type: ignore[attr-defined]
-            # Another thread of the parent may hold it, for ever: that thread does not exist here.
-            self.lock, self.acquire, self.release = lock, lock.acquire, lock.release
+        if not self.owned():
+            # Another thread of the parent may hold the lock, for ever: that thread does not exist here.
+            self._take_lock(lock)
+
+    def _take_lock(self, lock: ReentrantLock) -> None:
+        self.acquire = lock.acquire  # bound once: `with lock` costs twice as much
+        self.release = lock.release
+        self.owned: Callable[[], bool] = lock._is_owned  # type: ignore[attr-defined]  # as threading.Condition asks

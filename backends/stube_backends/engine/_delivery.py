@@ -9,18 +9,14 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from typing import Final
 
 from stube import ConversationEnded, Event
 from stube_backends.engine._arguments import PlainEvent, refuse_result
-from stube_backends.engine._core import FOREVER, NESTED, Core
+from stube_backends.engine._core import FOREVER, Core, Waiter, log
 from stube_backends.engine._order import Walk
 from stube_backends.engine._timers import Timer
 
 OnError = Callable[[str, Event, BaseException], object]
-
-_logger: Final = logging.getLogger("stube")
-_get_ident: Final = threading.get_ident
 
 
 class Deliverer:
@@ -44,7 +40,6 @@ class Deliverer:
         """
         count = 0
         failed: bool | None = None  # the fate of the timer that ran last, counted in the next turn
-        core.deliverer = _get_ident()
         try:
             while self._core is core:  # in a child forked by a handler it is not, and the batch is the parent's
                 entered = False
@@ -71,22 +66,25 @@ class Deliverer:
                     continue
                 cid = work.group.cid  # type: ignore[union-attr]  # a claimed timer has its group and its event
                 event = _event_of(work)
-                failed = False  # unless the next lines say otherwise
                 try:
                     result = core.dispatch(cid, event)
                     if result is not None:
                         refuse_result(result)
+                    failed = False
                 except BaseException as exc:  # noqa: BLE001 - whatever it raises, it stops no other (G19)
+                    failed = True  # should the next line be broken off
                     failed, handed_on = self._judge(cid, event, exc)
                     if handed_on is not None:
-                        raise handed_on from None
+                        try:
+                            raise handed_on from None
+                        finally:
+                            del handed_on  # it holds this frame, by its traceback
                 del work, event  # nothing that was delivered stays alive until the next delivery
         except BaseException:
-            if failed is not None and self._core is core:
-                core.exclusively(core.engine.finish_timer, failed)
+            # From a handler's Ctrl-C, or out of nowhere by a signal at any line above.
+            if self._core is core:
+                core.exclusively(core.engine.abandon, failed)
             raise
-        finally:
-            core.deliverer = None
         return count
 
     def _nothing_ready_locked(self, core: Core, now: int) -> None:
@@ -108,103 +106,92 @@ class Deliverer:
         """
         message = walk.message
         iterator = walk.iterator
+        begun = walk.begun  # by an earlier call, which was broken off
         delivered = cancelled = failed = 0
         instance_id = name = event = None
-        while True:
-            try:
-                for target in iterator:
-                    target_name = target.name
-                    if target_name is None:
-                        cancelled += 1
-                        continue
-                    if target_name is not name or target.instance_id is not instance_id:
-                        name, instance_id = target_name, target.instance_id
-                        event = Event(instance_id, name, message)
-                    result = core.dispatch(target.cid, event)  # type: ignore[arg-type]
-                    if result is not None:
-                        refuse_result(result)
-                    delivered += 1
-            except BaseException as exc:  # noqa: BLE001 - as above
-                has_failed, handed_on = self._judge(target.cid, event, exc)  # type: ignore[arg-type]
-                failed += has_failed
-                delivered += not has_failed
-                if handed_on is None:
-                    continue
+        try:
+            while True:
+                try:
+                    for target in iterator:
+                        target_name = target.name
+                        if target_name is None:
+                            cancelled += 1
+                            continue
+                        if target_name is not name or target.instance_id is not instance_id:
+                            name, instance_id = target_name, target.instance_id
+                            event = Event(instance_id, name, message)
+                        result = core.dispatch(target.cid, event)  # type: ignore[arg-type]
+                        if result is not None:
+                            refuse_result(result)
+                        delivered += 1
+                    return delivered + failed
+                except BaseException as exc:
+                    if delivered + cancelled + failed == walk.begun - begun:
+                        raise  # out of nowhere, by a signal between two deliveries
+                    failed += 1  # should the next line be broken off
+                    has_failed, handed_on = self._judge(target.cid, event, exc)  # type: ignore[arg-type]
+                    if not has_failed:
+                        failed, delivered = failed - 1, delivered + 1
+                    if handed_on is not None:
+                        try:
+                            raise handed_on from None
+                        finally:
+                            del handed_on
+        finally:
+            if self._core is core:
                 core.exclusively(core.engine.finish_walk, walk, delivered, cancelled, failed)
-                raise handed_on from None
-            break
-        if self._core is core:
-            core.exclusively(core.engine.finish_walk, walk, delivered, cancelled, failed)
-        return delivered + failed
 
     def _judge(self, cid: str, event: Event, exc: BaseException) -> tuple[bool, BaseException | None]:
         """What an exception that left a delivery means: whether the delivery failed, and what to hand on."""
         if isinstance(exc, ConversationEnded):
-            _logger.debug("conversation %r ended during the delivery of %r", cid, event.name)
-            return False, None
-        handed_on = exc if isinstance(exc, self._handed_on) else None
-        try:
-            _logger.error(
-                "the delivery of %r to instance %r of conversation %r failed",
-                event.name,
-                event.instance_id,
-                cid,
-                exc_info=exc,
-            )
-        except BaseException as second:  # noqa: BLE001 - a log handler that raises stops nothing
-            handed_on = handed_on or (second if isinstance(second, self._handed_on) else None)
-        if self._on_error is not None:
-            try:
-                self._on_error(cid, event, exc)
-            except BaseException as second:  # noqa: BLE001 - nor does an on_error that raises
-                handed_on = handed_on or (second if isinstance(second, self._handed_on) else None)
-        return True, handed_on
+            raised = [log(logging.DEBUG, "conversation %r ended during the delivery of %r", cid, event.name)]
+        else:
+            what = "the delivery of %r to instance %r of conversation %r failed"
+            raised = [exc, log(logging.ERROR, what, event.name, event.instance_id, cid, exc_info=exc)]
+            if self._on_error is not None:
+                try:
+                    self._on_error(cid, event, exc)
+                except BaseException as second:  # noqa: BLE001 - it stops nothing either
+                    raised.append(second)
+        failed = not isinstance(exc, ConversationEnded)
+        return failed, next((each for each in raised if isinstance(each, self._handed_on)), None)
 
     # -- waiting -----------------------------------------------------------------------------------------------
 
     def _wait_until_idle(self, core: Core, timeout: float | None, *, timers_too: bool) -> bool:
         """Block until whoever delivers finds the registry idle, or `timeout` seconds have passed."""
-        waiter = _taken_lock()
-        entry = (timers_too, waiter)
-        idle = core.exclusively(self._enlist_locked, core, entry, self._clock())
-        if idle is NESTED:
+        if core.nested():
             raise RuntimeError(
                 "A registry cannot be waited for from within one of its own operations, which stands still meanwhile. "
                 "Let the signal handler or the finalizer return first."
             )
-        if idle:
+        lock = threading.Lock()
+        lock.acquire()
+        waiter = Waiter(timers_too, self._clock(), lock)
+        if core.exclusively(self._enlist_locked, core, waiter):
             return True
         self._wake(core)
         try:
-            return bool(waiter.acquire(timeout=-1 if timeout is None else timeout))
+            return lock.acquire(timeout=-1 if timeout is None else timeout)
         finally:
-            core.exclusively(self._delist_locked, core, entry)
+            core.exclusively(self._delist_locked, core, waiter)
 
-    def _enlist_locked(self, core: Core, entry: tuple[bool, threading.Lock], now: int) -> bool:
-        if core.engine.is_idle(now, timers_too=entry[0]):
+    def _enlist_locked(self, core: Core, waiter: Waiter) -> bool:
+        if core.engine.is_idle(waiter.since, timers_too=waiter.timers_too):
             return True
-        core.waiters.append(entry)
+        core.waiters.append(waiter)
         return False
 
-    def _delist_locked(self, core: Core, entry: tuple[bool, threading.Lock]) -> None:
-        if entry in core.waiters:
-            core.waiters.remove(entry)
+    def _delist_locked(self, core: Core, waiter: Waiter) -> None:
+        if waiter in core.waiters:
+            core.waiters.remove(waiter)
 
     def _release_waiters_locked(self, core: Core, now: int) -> None:
-        for entry in core.waiters.copy():
-            if core.engine.is_idle(now, timers_too=entry[0]):
-                core.waiters.remove(entry)
-                entry[1].release()
-
-    def _refuse_inside_delivery(self, core: Core, what: str) -> None:
-        if core.deliverer == _get_ident():
-            raise RuntimeError(f"{what}() was called from inside a delivery and would wait for itself. Return first.")
-
-
-def _taken_lock() -> threading.Lock:
-    lock = threading.Lock()
-    lock.acquire()
-    return lock
+        # The round may have begun before a waiter came, so `now` alone would be too early.
+        for waiter in core.waiters.copy():
+            if core.engine.is_idle(max(now, waiter.since), timers_too=waiter.timers_too):
+                core.waiters.remove(waiter)
+                waiter.lock.release()
 
 
 def _event_of(timer: Timer) -> Event:

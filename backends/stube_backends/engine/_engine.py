@@ -21,8 +21,8 @@ from typing import Any, Final, NoReturn
 from stube import ConversationInfo, EventSpec, RegistryClosed, RegistryFull, Stats, SubscriptionInfo, TimerInfo
 from stube_backends.engine._arguments import PlainEvent, milliseconds, public_event
 from stube_backends.engine._ledger import Ledger
-from stube_backends.engine._order import Publication, ReadyOrder, Walk
-from stube_backends.engine._timers import Group, Timer, TimerGroups, TimerOwner
+from stube_backends.engine._order import EARLIEST, Publication, ReadyOrder, Walk
+from stube_backends.engine._timers import DETACHED, Timer, TimerGroups, TimerOwner
 from stube_backends.engine._topics import TopicIndex
 
 _NO_BOUND: Final = 1 << 62
@@ -52,7 +52,7 @@ class Engine:
 
     def __init__(self, max_pending: int | None) -> None:
         self.max_pending = _NO_BOUND if max_pending is None else max_pending
-        self.latest = 0  # the latest instant accepted or collected
+        self.latest = EARLIEST  # the latest instant accepted or collected
         self.closed = False
         self.flows: dict[str, Any] = {}  # the batons
         self.flows_peak = 0
@@ -86,9 +86,8 @@ class Engine:
 
     def shrink_flows(self) -> None:
         """Give the table of batons back if it is empty."""
-        if not self.flows:
-            self.flows.clear()
-            self.flows_peak = 0
+        self.flows_peak = len(self.flows)
+        self.flows or self.flows.clear()  # type: ignore[func-returns-value]
 
     # -- timers ------------------------------------------------------------------------------------------------
 
@@ -136,7 +135,7 @@ class Engine:
             return None
         if self.closed or ledger.timers + ledger.queued >= self.max_pending:
             ledger.dropped += 1
-            timer.event = timer.group = None
+            timer.event = timer.group = timer.after = None
             return event
         detached = timer.group
         assert detached is not None
@@ -152,16 +151,18 @@ class Engine:
 
     def cancel(self, timer: Timer) -> PlainEvent | None:
         """Cancel one timer; its event, or None when it had begun or was cancelled before."""
-        event = timer.event
-        if event is None or timer.group is None:
+        if timer.after is None:
             return None
-        timer.event = None
-        if timer.after is not None:  # else `adopt` will find it dead
+        if timer.after is DETACHED:  # `adopt` will find it dead
+            timer.after = None
+        elif self.groups.holds(timer):
             self.order.wheel.remove(timer)
             self.groups.remove(timer)
             self.ledger.timers -= 1
             self.ledger.cancelled += 1
-        timer.group = None
+        else:
+            return None
+        event, timer.event, timer.group = timer.event, None, None
         return event
 
     def cancel_timers(self, cid: str, instance_id: str | None) -> list[PlainEvent | None]:
@@ -211,6 +212,7 @@ class Engine:
         publication.message = message
         self.order.add_arrival(publication)
         topic.waiting += 1
+        topic.pinned = publication.length
         ledger.accepted += targeted
         ledger.queued += targeted
         return targeted
@@ -225,17 +227,12 @@ class Engine:
             failed: the fate of the timer that the last call handed out; None when it handed out none.
 
         Returns:
-            None when nothing is ready. A timer is handed out claimed: nobody else can reach it, and its event and
-            group are still on it, for the caller to take.
+            None when nothing is ready. A timer is handed out claimed: in no ring, so that no cancel finds it any
+            more; its event and its group are still on it, for the caller to take.
         """
         ledger = self.ledger
-        if failed is not None:  # `finish_timer`, written out
-            self.running_cid = None
-            ledger.running -= 1
-            if failed:
-                ledger.failed += 1
-            else:
-                ledger.delivered += 1
+        if failed is not None:
+            self.finish_timer(failed)
         if self.walk is not None:  # broken off by an exception that had to be raised, and now resumed
             ledger.running += 1
             return self.walk
@@ -248,14 +245,8 @@ class Engine:
         if type(entry) is not Timer:
             return self._begin_walk(entry)  # type: ignore[arg-type]
         ledger.timers -= 1
-        group: Group = entry.group  # type: ignore[assignment]  # a pending timer has one
-        self.running_cid = group.cid
-        older, newer = entry.older, entry.newer  # `TimerGroups.remove`, written out
-        older.newer = newer
-        newer.older = older
-        del entry.older, entry.newer
-        if older is newer:
-            self.groups.drop(group)
+        self.running_cid = entry.group.cid  # type: ignore[union-attr]  # a pending timer has one
+        self.groups.remove(entry)
         return entry
 
     def finish_timer(self, failed: bool) -> None:
@@ -277,6 +268,19 @@ class Engine:
         ledger.failed += failed
         if walk.begun == walk.total:
             self.walk = None
+
+    def abandon(self, failed: bool | None) -> None:
+        """After an exception out of nowhere where deliveries run: leave nothing running, and no fate uncounted.
+
+        Args:
+            failed: whether the timer that was begun failed; None when nobody knows, which counts as failed.
+        """
+        if not self.ledger.running:
+            return
+        if self.walk is None:
+            self.finish_timer(failed is not False)
+        else:
+            self.ledger.running -= 1  # the walk goes on the next time
 
     def account(self) -> None:
         """Take out of `queued` the targets of the walk in progress that have begun since the last time."""

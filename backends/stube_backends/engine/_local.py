@@ -57,7 +57,7 @@ class LocalRegistry(Deliverer):
         self._new_lock = new_lock
         self._on_error = on_error
         self._max_pending = max_pending
-        self._core = self._new_core(ignore)  # replaced in a forked child only
+        self._core = self._new_core(self._wrapped(ignore))  # replaced in a forked child only
         _registries.add(self)
 
     # -- the twelve operations ---------------------------------------------------------------------------------
@@ -77,8 +77,9 @@ class LocalRegistry(Deliverer):
         core = self._core
         replaced = core.exclusively(core.engine.put_flow, cid, flow_id)
         if replaced is NESTED:
-            self._refuse_if_closed(core)
-            core.later(self.put_pending_flow, cid, flow_id)
+            # Taking a baton is atomic and never waits, so neither may putting one: it would come after a take that
+            # followed it. Only what it replaces must be dropped later, where user code may run.
+            core.later(_drop, core.engine.put_flow(cid, flow_id))
 
     def pending_flow(self, cid: str, /) -> Any | None:
         if type(cid) is not str or not cid:
@@ -105,12 +106,11 @@ class LocalRegistry(Deliverer):
             self._start_serving(core)
         now = self._clock()
         # `Core.exclusively`, written out (0.2 us of 1.2); the comments stand there.
+        if core.busy and core.owned():
+            return self._schedule_later(core, cid, instance_id, delay, plain)
         entered = False
         try:
             core.acquire()
-            if core.busy:
-                core.release()
-                return self._schedule_later(core, cid, instance_id, delay, plain)
             core.busy = entered = True
             timer = core.engine.schedule(self, cid, instance_id, delay, plain, now)
             if not core.anchor:
@@ -173,14 +173,13 @@ class LocalRegistry(Deliverer):
                 return 0  # nobody to serve yet
             self._start_serving(core)
         now = self._clock()
+        if core.busy and core.owned():
+            self._refuse_if_closed(core)
+            core.later(self.publish, topic, msg)
+            return 0
         entered = False
         try:
             core.acquire()
-            if core.busy:
-                core.release()
-                self._refuse_if_closed(core)
-                core.later(self.publish, topic, msg)
-                return 0
             core.busy = entered = True
             targeted = core.engine.publish(topic, msg, now)
             if targeted and not core.anchor:
@@ -354,11 +353,20 @@ class LocalRegistry(Deliverer):
         self._core.exclusively(self._core.engine._check)
 
 
+def _drop(_held: object) -> None:
+    """Let go of what was handed in."""
+
+
 _registries: weakref.WeakSet[LocalRegistry] = weakref.WeakSet()
 
 
+def live_registries() -> list[LocalRegistry]:
+    """The registries of this process that have not been collected."""
+    return list(_registries)
+
+
 def _start_all_anew() -> None:
-    for registry in list(_registries):
+    for registry in live_registries():
         registry._start_anew()
 
 

@@ -95,7 +95,8 @@ class Arrivals:
         return self.after is not self
 
 
-EARLIEST: Final = -1  # before every instant
+EARLIEST: Final = -(1 << 100)
+"""An instant before every other, whatever a clock reads."""
 
 
 class ReadyOrder:
@@ -138,8 +139,9 @@ class ReadyOrder:
             if entry.after is not OPEN:
                 del entry.before
             entry.after = None
-        for slot in wheel.slots.values():
-            del slot.before, slot.after
+        heads: list[Any] = [arrivals, *wheel.slots.values()]
+        for head in heads:
+            del head.before, head.after  # a ring of its own would not be freed at once
         return entries
 
     def _check(self) -> None:

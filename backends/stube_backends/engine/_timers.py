@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
-from stube_backends.engine._arguments import PlainEvent
+from stube_backends.engine._arguments import PlainEvent, name_of
+
+DETACHED: Final = object()
+"""The `after` of a timer whose handle has been given out and which stands in no ring yet."""
 
 
 class TimerOwner(Protocol):
@@ -22,10 +25,10 @@ class Timer:
     "Hashed and Hierarchical Timing Wheels", 1987, scheme 6). Being its own handle, and two links instead of two
     dict entries, make it 120 bytes with its due instant.
 
-    A timer is live while `event` is not None. Whoever sets `event` to None has decided its fate: the claim that
-    makes cancelling final (G5). The links are cut at the same time, so that a handle that outlives its timer
-    keeps nothing alive. There is no `__weakref__` slot on purpose: a weak reference's callback would be user
-    code inside the engine.
+    A timer is pending while `after` is not None. Whoever takes it out of its ring, under the lock, has decided its
+    fate: the claim that makes cancelling final (G5). Its event and its links are gone soon after, so that a handle
+    that outlives its timer keeps nothing alive. There is no `__weakref__` slot
+    on purpose: a weak reference's callback would be user code inside the engine.
     """
 
     __slots__ = ("after", "before", "due", "event", "group", "newer", "older")
@@ -35,7 +38,7 @@ class Timer:
     group: Group | None
     # Links are `Any`: the next link of the last timer is the ring's head, which is of another class.
     before: Any
-    after: Any  # None while in no slot
+    after: Any  # the next in the ring, OPEN in the open slot, DETACHED before, None once claimed or cancelled
     older: Any
     newer: Any
 
@@ -43,11 +46,12 @@ class Timer:
 
     @classmethod
     def detached(cls, event: PlainEvent, group: Group) -> Timer:
-        """A timer that has a handle's duties but stands in no ring yet."""
+        """A timer that has a handle's duties but stands in no ring yet; nor does its group, which only names it."""
+        del group.older, group.newer
         timer = cls()
         timer.event = event
         timer.group = group
-        timer.after = None
+        timer.after = DETACHED
         return timer
 
     def cancel(self) -> bool:
@@ -56,11 +60,10 @@ class Timer:
         return group is not None and group.owner.cancel_timer(self)
 
     def __repr__(self) -> str:
-        group = self.group
-        if group is None or self.event is None:
+        group, event = self.group, self.event
+        if group is None or event is None:
             return "<Timer: over>"
-        name = self.event if isinstance(self.event, str) else self.event[0]
-        return f"<Timer {name!r} of {group.cid!r}, {group.instance_id!r}>"
+        return f"<Timer {name_of(event)!r} of {group.cid!r}, {group.instance_id!r}>"
 
 
 class Group:
@@ -113,8 +116,9 @@ class TimerGroups:
         older.newer = newer
         newer.older = older
         del timer.older, timer.newer
-        if older is newer:  # only the head is left
-            self.drop(older)
+        if older is newer:  # only the head is left, a ring of its own
+            self._forget(older)
+            del older.older, older.newer
 
     def take(self, cid: str, instance_id: str | None) -> list[Timer]:
         """Take out all timers of a conversation, or of one instance of it; O(their number)."""
@@ -127,8 +131,13 @@ class TimerGroups:
         if instance_id is None:
             self._shrink()
         elif groups:
-            self.drop(groups[0])
+            self._forget(groups[0])
         return _cut(groups)
+
+    def holds(self, timer: Timer) -> bool:
+        """Whether a timer's group stands in this index: not in another life of the registry, before a fork."""
+        group = timer.group
+        return group is not None and self.by_cid.get(group.cid, {}).get(group.instance_id) is group
 
     def clear(self) -> None:
         """Forget everything, and cut the rings."""
@@ -136,8 +145,7 @@ class TimerGroups:
         for groups in by_cid.values():
             _cut(groups.values())
 
-    def drop(self, group: Group) -> None:
-        """Forget a group whose last timer has left."""
+    def _forget(self, group: Group) -> None:
         groups = self.by_cid[group.cid]
         del groups[group.instance_id]
         if not groups:

@@ -9,8 +9,12 @@ Tombstones never outnumber the living, so joining and leaving are amortised O(1)
 
 from __future__ import annotations
 
+from typing import Final
+
 from stube import EventSpec
 from stube_backends.engine._arguments import PlainEvent, name_of, public_event
+
+_SMALL: Final = 32  # live subscriptions
 
 
 class Subscription:
@@ -29,27 +33,34 @@ class Subscription:
 class Topic:
     """The subscriptions of one topic, in the order of joining. Kept only while it has a live one."""
 
-    __slots__ = ("entries", "live", "waiting")
+    __slots__ = ("entries", "live", "pinned", "waiting")
 
     def __init__(self) -> None:
         self.entries: list[Subscription] = []
         self.live = 0
         self.waiting = 0  # publications that refer to `entries` and have not begun
+        self.pinned = 0  # how many of `entries` they refer to
 
     def tidy(self) -> None:
-        """After a departure: drop the tombstones at the end, and all of them when they outnumber the living."""
-        if not self.waiting:
-            while self.entries[-1].name is None:
-                self.entries.pop()
-        if len(self.entries) > 2 * self.live:
-            self.entries = [entry for entry in self.entries if entry.name is not None]
-            self.waiting = 0
+        """After a departure: drop the tombstones at the end, and all of them when they outnumber the living.
+
+        Of a small topic that nothing waits for they are dropped at once; a list of 32 is copied in no time.
+        """
+        entries = self.entries
+        while len(entries) > self.pinned and entries[-1].name is None:
+            entries.pop()
+        if len(entries) > 2 * self.live or (len(entries) > self.live <= _SMALL and not self.waiting):
+            self.entries = [entry for entry in entries if entry.name is not None]
+            del entries[self.pinned :]  # the publications that wait keep what they refer to, and nothing else
+            self.waiting = self.pinned = 0
 
     def targets(self, entries: list[Subscription], length: int) -> list[Subscription]:
         """Which of the first `length` entries are live now; and a publication that referred to them has begun."""
         if entries is not self.entries:
             return [entry for entry in entries[:length] if entry.name is not None]
         self.waiting -= 1
+        if not self.waiting:
+            self.pinned = 0
         if len(entries) == self.live:
             return entries[:length]
         targets = [entry for entry in entries[:length] if entry.name is not None]
@@ -116,7 +127,7 @@ class TopicIndex:
 
     def snapshot(self) -> dict[str, dict[tuple[str, str], EventSpec]]:
         """`{topic: {(cid, instance_id): event}}`, for whoever asked."""
-        return {
+        found = {
             name: {
                 (entry.cid, entry.instance_id): public_event(entry.event)
                 for entry in topic.entries
@@ -124,6 +135,7 @@ class TopicIndex:
             }
             for name, topic in self.topics.items()
         }
+        return {name: subscribers for name, subscribers in found.items() if subscribers}
 
     def _bury(self, entry: Subscription) -> PlainEvent | None:
         event, entry.event, entry.name = entry.event, None, None
@@ -134,6 +146,7 @@ class TopicIndex:
             topic.tidy()
         else:
             del self.topics[entry.topic]
+            del topic.entries[topic.pinned :]
         return event
 
     def _check(self) -> None:
@@ -156,6 +169,9 @@ class TopicIndex:
             assert live == topic.live > 0, f"topic {name!r} has {live} live entries, counted {topic.live}"
             assert len(topic.entries) <= 2 * live, f"topic {name!r} has {len(topic.entries)} entries for {live} live"
             assert topic.waiting >= 0, f"topic {name!r} counts {topic.waiting} waiting publications"
+            assert bool(topic.pinned) == bool(topic.waiting), f"topic {name!r} pins {topic.pinned} entries for nobody"
+            if live <= _SMALL and not topic.waiting:
+                assert len(topic.entries) == live, f"the small topic {name!r} keeps tombstones"
         for cid, instances in self.by_cid.items():
             assert instances, f"conversation {cid!r} is kept without an instance"
             for instance_id, subscriptions in instances.items():

@@ -136,8 +136,9 @@ class TimerWheel:
         return min(timer.due for timer in self.slots.peekitem(0)[1]) if self.slots else None
 
     def drop(self, slot: Slot) -> None:
-        """Forget a closed slot whose last timer has left."""
+        """Forget a closed slot whose last timer has left, and cut its head, a ring of its own by now."""
         del self.slots[slot.number]
+        del slot.before, slot.after
         if self.slots:
             self.begins = self.slots.peekitem(0)[0] << SLOT_BITS
         else:
@@ -162,7 +163,6 @@ class TimerWheel:
         for timer in order:
             timer.after = OPEN
             del timer.before
-        del slot.before, slot.after
         order.sort(key=_due)
         order.reverse()
         self.order = order
