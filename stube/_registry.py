@@ -424,7 +424,7 @@ class VirtualBackend(Backend, Protocol):
         """Move the clock from due instant to due instant until nothing is pending; how many deliveries that took.
 
         Raises:
-            VirtualTimeError: more than `limit` deliveries; what is pending stays pending.
+            VirtualTimeError: more than `limit` deliveries, looked at after each instant; what is pending stays pending.
         """
         ...
 

@@ -143,11 +143,14 @@ class MemoryRegistry(LocalRegistry):
         # Lowered first and called second: whoever reads the low value and therefore does not call can rely on
         # this call, after which the thread looks at everything again.
         assert isinstance(core, _MemoryCore)
-        core.sleep_until = EARLIEST
         try:
-            core.wakeup.release()  # `_call`, written out: no signal handler can raise between these two lines
+            core.sleep_until = EARLIEST
+            core.wakeup.release()
         except RuntimeError:
-            pass
+            pass  # it has been called already and has not looked yet
+        except BaseException:
+            core.sleep_until = FOREVER  # a signal handler raised: let the next one call
+            raise
 
     def _round(self) -> float | None:
         """One round of the scheduler thread: deliver what is ready; the seconds to sleep, or None to end."""

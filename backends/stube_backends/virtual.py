@@ -104,13 +104,15 @@ class _VirtualEngine(Engine):
         self.left = 0  # how many arrivals of this round have not begun
 
     def begin(self, now: int, failed: bool | None = None) -> Timer | Walk | None:
+        if failed is not None:
+            self.finish_timer(failed)  # before anything can be raised
         arrivals = self.order.arrivals
         head = arrivals.after
         if now != self.instant:
             self.instant, self.rounds, self.left = now, 0, 0
         if arrivals and not self.left and self.walk is None:
             self._begin_round()
-        work = super().begin(now, failed)
+        work = super().begin(now)
         if self.left and arrivals.after is not head:
             self.left -= 1
         if work is not None:
@@ -168,7 +170,7 @@ class VirtualRegistry(LocalRegistry):
         with self._moving("advance"):
             target = self._time.now + nanoseconds
             self._move(self._core, target)
-            self._time.now = target
+            self._time.now = max(target, self._time.now)
 
     def run_until_idle(self, limit: int = _MANY) -> int:
         if isinstance(limit, bool) or not isinstance(limit, int):
@@ -180,7 +182,7 @@ class VirtualRegistry(LocalRegistry):
 
     @property
     def trace(self) -> list[Delivery]:
-        return [Delivery(milliseconds(now), *rest) for now, *rest in self._tracer.entries]
+        return [Delivery(milliseconds(now), *rest) for now, *rest in self._tracer.entries.copy()]
 
     # -- waiting, which here is delivering ---------------------------------------------------------------------
 
@@ -204,13 +206,17 @@ class VirtualRegistry(LocalRegistry):
             self._move(self._core, target)
             idle = self.next_due_ms() is None
             if not idle:
-                self._time.now = target
+                self._time.now = max(target, self._time.now)
             return idle
 
     # -- who delivers ------------------------------------------------------------------------------------------
 
     def _new_core(self, dispatch: Dispatch) -> Core:
         return Core(threading.RLock(), _VirtualEngine(self._max_pending, self._tracer), dispatch)
+
+    def _delivering(self, core: Core) -> bool:
+        """Whether this call comes from inside a delivery. (Between two of them a signal handler may well call.)"""
+        return self._mover.owned() and core.engine.ledger.running > 0
 
     def _engine_of(self, core: Core) -> _VirtualEngine:
         assert isinstance(core.engine, _VirtualEngine)
@@ -222,7 +228,7 @@ class VirtualRegistry(LocalRegistry):
 
     def _stop_serving(self, core: Core, timeout: float | None) -> bool:
         mover = self._mover
-        if mover.owned() or not mover.acquire(timeout):
+        if self._delivering(core) or not mover.acquire(timeout):
             return False
         mover.release()
         return True
@@ -247,10 +253,11 @@ class VirtualRegistry(LocalRegistry):
     @contextmanager
     def _moving(self, what: str, *, patience: float | None = None, waits: bool = False) -> Iterator[bool]:
         """Be the thread that moves the clock; what waits for another one may have to give up after `patience`."""
-        mover = self._mover
-        if mover.owned():
-            raise VirtualTimeError(f"{what}() was called from inside a delivery and would overtake it. Return first.")
-        if self._core.nested():
+        core, mover = self._core, self._mover
+        if self._delivering(core):
+            error = RuntimeError if waits else VirtualTimeError
+            raise error(f"{what}() was called from inside a delivery and would overtake it. Return first.")
+        if core.nested():
             raise VirtualTimeError(
                 f"{what}() was called from within another operation of the registry, which stands still meanwhile. "
                 "Let the signal handler or the finalizer return first."
@@ -260,8 +267,12 @@ class VirtualRegistry(LocalRegistry):
             if not mine and not waits:
                 raise VirtualTimeError(f"{what}() was called while another thread moves the clock. Use one thread.")
             if mine:
-                self._engine_of(self._core).begin_window()
+                self._engine_of(core).begin_window()
             yield mine
+        except BaseException:
+            if self._core is core and mover.owned():
+                core.exclusively(core.engine.abandon)
+            raise
         finally:
             # Asked of the lock and not of `mine`: a signal handler may have raised before that was set.
             if mover.owned():
@@ -278,13 +289,13 @@ class VirtualRegistry(LocalRegistry):
             instant: int | None = core.sleep_until
             if instant == FOREVER:
                 instant = core.exclusively(core.engine.order.next_instant)
+            if limit is not None and count + (instant is not None) > limit:
+                more = "" if instant is None else f", and next is {_describe_next(core.engine)}"
+                raise VirtualTimeError(
+                    f"More than {limit} deliveries: {count} so far{more}. End what re-arms itself, or raise the limit."
+                )
             if instant is None or (target is not None and instant > target):
                 return count
-            if limit is not None and count >= limit:
-                raise VirtualTimeError(
-                    f"After {count} deliveries something is still pending: {_describe_next(core.engine)}. "
-                    "End what re-arms itself, or raise the limit."
-                )
             if instant > self._time.now:
                 self._time.now = instant
 

@@ -22,6 +22,7 @@ from typing import Any, Final, NamedTuple, Protocol
 
 from stube import Dispatch, Event, StubeError
 from stube_backends.engine._engine import Engine
+from stube_backends.engine._mending import mend
 
 
 class ReentrantLock(Protocol):
@@ -81,6 +82,7 @@ class Core:
         "deferred",
         "dispatch",
         "engine",
+        "lock",
         "owned",
         "release",
         "serving",
@@ -105,7 +107,7 @@ class Core:
 
     def nested(self) -> bool:
         """Whether this thread is half-way through an operation of this core, which the caller interrupts."""
-        return self.busy and self.owned()
+        return self.owned()
 
     def exclusively(self, operation: Callable[..., Any], *arguments: Any) -> Any:
         """Run `operation(*arguments)` while nobody else does; NESTED when this thread is half-way through another.
@@ -119,27 +121,32 @@ class Core:
         """
         if self.busy and self.owned():
             return NESTED
-        entered = False
         try:
             self.acquire()
-            self.busy = entered = True
+            self.busy = True
             result = operation(*arguments)
             self.busy = False
-        except BaseException:
-            self.recover(entered)
+            self.release()
+        except BaseException as exc:
+            self.recover(exc)
             raise
-        self.release()
         if self.deferred:
             self.catch_up()
         return result
 
-    def recover(self, entered: bool) -> None:
-        """Release the lock after an exception, which may have come from a signal handler and at any line."""
-        if entered or self.owned():
+    def recover(self, exc: BaseException) -> None:
+        """After an exception: make the engine whole and release the lock, if this thread still holds it.
+
+        An operation refuses with an error of stube's before it changes anything. Anything else came out of nowhere,
+        by a signal handler and at any line, and has broken it off half-way.
+        """
+        if self.owned():
+            if self.busy and not isinstance(exc, StubeError):
+                mend(self.engine)
             self.busy = False
             self.release()
-            if self.deferred:
-                self.catch_up()
+        if self.deferred:
+            self.catch_up()
 
     def later(self, operation: Callable[..., object], *arguments: Any) -> None:
         """Note an operation for when the interrupted one has been left."""
@@ -176,6 +183,7 @@ class Core:
             self._take_lock(lock)
 
     def _take_lock(self, lock: ReentrantLock) -> None:
+        self.lock = lock
         self.acquire = lock.acquire  # bound once: `with lock` costs twice as much
         self.release = lock.release
         self.owned: Callable[[], bool] = lock._is_owned  # type: ignore[attr-defined]  # as threading.Condition asks

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from stube import ConversationEnded, Event
 from stube_backends.engine._arguments import PlainEvent, refuse_result
 from stube_backends.engine._core import FOREVER, Core, Waiter, log
-from stube_backends.engine._order import Walk
+from stube_backends.engine._order import EARLIEST, Walk
 from stube_backends.engine._timers import Timer
 
 OnError = Callable[[str, Event, BaseException], object]
@@ -40,62 +40,60 @@ class Deliverer:
         """
         count = 0
         failed: bool | None = None  # the fate of the timer that ran last, counted in the next turn
-        try:
-            while self._core is core:  # in a child forked by a handler it is not, and the batch is the parent's
-                entered = False
-                try:  # `Core.exclusively`, written out (0.15 us of 0.6); never nested, for this is no operation
-                    core.acquire()
-                    core.busy = entered = True
-                    work = core.engine.begin(now, failed)
-                    failed = None
-                    if work is None:
-                        self._nothing_ready_locked(core, now)
-                    core.busy = False
-                except BaseException:
-                    core.recover(entered)
-                    raise
-                core.release()
-                if core.deferred:
-                    core.catch_up()
+        while self._core is core:  # in a child forked by a handler it is not, and the batch is the parent's
+            try:  # `Core.exclusively`, written out (0.15 us of 0.6); never nested, for this is no operation
+                core.acquire()
+                core.busy = True
+                work = core.engine.begin(now, failed)
+                failed = None
                 if work is None:
-                    break
-                count += 1
-                if type(work) is not Timer:
-                    count += self._deliver_walk(core, work) - 1  # type: ignore[arg-type]
-                    del work
-                    continue
-                cid = work.group.cid  # type: ignore[union-attr]  # a claimed timer has its group and its event
-                event = _event_of(work)
-                try:
-                    result = core.dispatch(cid, event)
-                    if result is not None:
-                        refuse_result(result)
-                    failed = False
-                except BaseException as exc:  # noqa: BLE001 - whatever it raises, it stops no other (G19)
-                    failed = True  # should the next line be broken off
-                    failed, handed_on = self._judge(cid, event, exc)
-                    if handed_on is not None:
-                        try:
-                            raise handed_on from None
-                        finally:
-                            del handed_on  # it holds this frame, by its traceback
-                del work, event  # nothing that was delivered stays alive until the next delivery
-        except BaseException:
-            # From a handler's Ctrl-C, or out of nowhere by a signal at any line above.
-            if self._core is core:
-                core.exclusively(core.engine.abandon, failed)
-            raise
+                    self._nothing_ready_locked(core, now, fresh=not count)
+                core.busy = False
+                core.release()
+            except BaseException as exc:
+                core.recover(exc)
+                raise
+            if core.deferred:
+                core.catch_up()
+            if work is None:
+                break
+            count += 1
+            if type(work) is not Timer:
+                count += self._deliver_walk(core, work) - 1  # type: ignore[arg-type]
+                del work
+                continue
+            cid = work.group.cid  # type: ignore[union-attr]  # a claimed timer has its group and its event
+            event = _event_of(work)
+            try:
+                result = core.dispatch(cid, event)
+                if result is not None:
+                    refuse_result(result)
+                failed = False
+            except BaseException as exc:  # noqa: BLE001 - whatever it raises, it stops no other (G19)
+                failed = True  # should the next line be broken off
+                failed, handed_on = self._judge(cid, event, exc)
+                if handed_on is not None:
+                    try:
+                        raise handed_on from None
+                    finally:
+                        del handed_on  # it holds this frame, by its traceback
+            del work, event  # nothing that was delivered stays alive until the next delivery
         return count
 
-    def _nothing_ready_locked(self, core: Core, now: int) -> None:
+    def _nothing_ready_locked(self, core: Core, now: int, *, fresh: bool) -> None:
         """Decide how long to sleep, under the same lock as the look that found nothing: whatever is added from now
-        on finds `sleep_until` set (race: a schedule between the decision to sleep and the sleep)."""
+        on finds `sleep_until` set (race: a schedule between the decision to sleep and the sleep).
+
+        Who waits is released only where `now` is fresh: behind a slow handler something may have become due since.
+        """
         instant = core.engine.order.next_instant()
         core.sleep_until = FOREVER if instant is None else min(instant, FOREVER)
         if instant is None:
             core.anchor.clear()
-        if core.waiters:
+        if core.waiters and (fresh or core.engine.closed):
             self._release_waiters_locked(core, now)
+        elif core.waiters:
+            core.sleep_until = EARLIEST  # look again at once
 
     def _deliver_walk(self, core: Core, walk: Walk) -> int:
         """Deliver a publication that was begun to its targets; to how many.
@@ -128,8 +126,10 @@ class Deliverer:
                 except BaseException as exc:
                     if delivered + cancelled + failed == walk.begun - begun:
                         raise  # out of nowhere, by a signal between two deliveries
-                    failed += 1  # should the next line be broken off
-                    has_failed, handed_on = self._judge(target.cid, event, exc)  # type: ignore[arg-type]
+                    failed += 1  # should the next lines be broken off
+                    if event is None:
+                        raise  # out of nowhere as well, before the first
+                    has_failed, handed_on = self._judge(target.cid, event, exc)
                     if not has_failed:
                         failed, delivered = failed - 1, delivered + 1
                     if handed_on is not None:

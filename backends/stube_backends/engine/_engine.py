@@ -121,6 +121,13 @@ class Engine:
         if ledger.timers + ledger.queued + others >= self.max_pending:
             self._raise_full(1)
 
+    def require_publishable(self, topic_name: str) -> None:
+        """Raise what `publish` would."""
+        self._require_open()
+        topic = self.topics.topics.get(topic_name)
+        if topic is not None:
+            self._require_room(topic.live)
+
     def adopt(self, timer: Timer, delay: int, now: int) -> PlainEvent | None:
         """Accept a timer whose handle was given out while another operation was half-way (see `Core.later`).
 
@@ -269,18 +276,15 @@ class Engine:
         if walk.begun == walk.total:
             self.walk = None
 
-    def abandon(self, failed: bool | None) -> None:
-        """After an exception out of nowhere where deliveries run: leave nothing running, and no fate uncounted.
-
-        Args:
-            failed: whether the timer that was begun failed; None when nobody knows, which counts as failed.
-        """
+    def abandon(self) -> None:
+        """After an exception that left the delivering: count the fate of a timer that was begun, as failed; let a walk
+        go on the next time."""
         if not self.ledger.running:
             return
         if self.walk is None:
-            self.finish_timer(failed is not False)
+            self.finish_timer(failed=True)
         else:
-            self.ledger.running -= 1  # the walk goes on the next time
+            self.ledger.running -= 1
 
     def account(self) -> None:
         """Take out of `queued` the targets of the walk in progress that have begun since the last time."""

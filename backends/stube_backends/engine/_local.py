@@ -108,18 +108,17 @@ class LocalRegistry(Deliverer):
         # `Core.exclusively`, written out (0.2 us of 1.2); the comments stand there.
         if core.busy and core.owned():
             return self._schedule_later(core, cid, instance_id, delay, plain)
-        entered = False
         try:
             core.acquire()
-            core.busy = entered = True
+            core.busy = True
             timer = core.engine.schedule(self, cid, instance_id, delay, plain, now)
             if not core.anchor:
                 core.anchor.append(self)
             core.busy = False
-        except BaseException:
-            core.recover(entered)
+            core.release()
+        except BaseException as exc:
+            core.recover(exc)
             raise
-        core.release()
         if core.deferred:
             core.catch_up()
         if timer.due < core.sleep_until:
@@ -171,24 +170,24 @@ class LocalRegistry(Deliverer):
         if not core.serving:
             if topic not in core.engine.topics.topics and not core.engine.closed:
                 return 0  # nobody to serve yet
+            core.exclusively(core.engine.require_publishable, topic)  # what is refused starts nobody
             self._start_serving(core)
         now = self._clock()
         if core.busy and core.owned():
             self._refuse_if_closed(core)
             core.later(self.publish, topic, msg)
             return 0
-        entered = False
         try:
             core.acquire()
-            core.busy = entered = True
+            core.busy = True
             targeted = core.engine.publish(topic, msg, now)
             if targeted and not core.anchor:
                 core.anchor.append(self)
             core.busy = False
-        except BaseException:
-            core.recover(entered)
+            core.release()
+        except BaseException as exc:
+            core.recover(exc)
             raise
-        core.release()
         if core.deferred:
             core.catch_up()
         if targeted and core.sleep_until > EARLIEST:
@@ -322,7 +321,8 @@ class LocalRegistry(Deliverer):
         return len(events)
 
     def _schedule_later(self, core: Core, cid: str, instance_id: str, delay: int, event: PlainEvent) -> Timer:
-        core.engine.require_adoption(sum(map(len, core.deferred.values())))
+        noted = sum(operation == self._adopt for noted in core.deferred.values() for operation, _ in noted)
+        core.engine.require_adoption(noted)
         timer = Timer.detached(event, Group(cid, instance_id, self))
         core.later(self._adopt, core, timer, delay)
         return timer

@@ -1,0 +1,263 @@
+"""The pytest plugin: the backend under test, a virtual registry for hosts, and the markers of the suite.
+
+Loaded by pytest through the entry point `stube`; it does nothing in a project that asks for nothing of it.
+
+Option:
+    `--stube-backend SPEC` names the backend that the conformance suite runs against; repeatable. It goes before the
+    fixture `stube_backend`.
+
+Fixtures:
+    `stube_backend`: what `create_registry` takes as its spec. Override it to name your backend.
+    `stube_options`: options for every registry that the suite makes. Override it, or leave it empty.
+    `make_registry`: a function that makes a fresh backend under test, with further options.
+    `registry`: a fresh backend under test. Closed at teardown, and its ledger checked.
+    `virtual_registry`: for hosts: a registry whose clock stands still until the test moves it. A handler that fails
+    fails the test, with the handler's exception as the cause.
+    `allow_failures`: call it to permit failing handlers from then on.
+
+Markers:
+    `allow_failures`: permit failing handlers under `virtual_registry` in this test.
+    `guarantee("G5", ...)`: the guarantees of the contract that a test proves.
+    `stube_requires("fork", ...)`: the optional capabilities without which a test is skipped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Mapping
+from typing import Any, Protocol
+
+import pytest
+
+from stube import Backend, Event, VirtualBackend, create_registry
+
+pytest.register_assert_rewrite("stube.testing.suite", "stube.testing._drive")
+
+__all__ = ["HandlerFailed", "MakeRegistry", "VirtualChecks"]
+
+_NO_BACKEND = (
+    "No backend is named. Give the option --stube-backend SPEC, "
+    "or define a fixture `stube_backend` that returns the spec next to the import of the suite."
+)
+_NOTHING_RAN = (
+    "stube: the option --stube-backend was given, but no test of the conformance suite ran. "
+    "Collect a file that says `from stube.testing.suite import *`."
+)
+_checks_key: pytest.StashKey[list[VirtualChecks]] = pytest.StashKey()
+_ran_key: pytest.StashKey[bool] = pytest.StashKey()
+
+
+class HandlerFailed(AssertionError):  # noqa: N818 - a state that is met, not a mistake
+    """A handler failed under `virtual_registry`; the handler's own exception is the cause."""
+
+
+class MakeRegistry(Protocol):
+    """What the fixture `make_registry` gives: a function that makes a fresh backend under test."""
+
+    def __call__(self, **options: Any) -> Backend:
+        """Make one; it is closed, and its ledger checked, at the end of the test."""
+        ...
+
+
+# The option, the markers, and the care that something ran.
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add `--stube-backend`."""
+    parser.getgroup("stube").addoption(
+        "--stube-backend",
+        action="append",
+        default=[],
+        metavar="SPEC",
+        help="run stube's conformance suite against this backend: a name, a URL or package.module:factory (repeatable)",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Register the markers."""
+    for line in (
+        "guarantee(*numbers): the guarantees of stube's contract that this test proves.",
+        "stube_requires(*capabilities): skip on a backend that does not promise these capabilities.",
+        "allow_failures: permit handlers to fail under the fixture virtual_registry.",
+    ):
+        config.addinivalue_line("markers", line)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a test that uses the backend under test once for each `--stube-backend`."""
+    specs: list[str] = metafunc.config.getoption("stube_backend")
+    if specs and "stube_backend" in metafunc.fixturenames:
+        # As a mark, for then pytest leaves the parameters of an overriding fixture aside.
+        metafunc.definition.add_marker(pytest.mark.parametrize("stube_backend", specs))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Remember that a test of the suite ran."""
+    report = yield
+    if report.when == "call" and not report.skipped and "stube_backend" in getattr(item, "fixturenames", ()):
+        item.config.stash[_ran_key] = True
+    return report
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Turn green into an error when a backend was named and nothing ran against it."""
+    config = session.config
+    asked = config.getoption("stube_backend") and not config.getoption("collectonly")
+    # Under pytest-xdist the workers run the tests, so the controller cannot know; they have no option `dist`.
+    distributed = hasattr(config, "workerinput") or config.getoption("dist", "no") != "no"
+    if asked and not distributed and exitstatus == pytest.ExitCode.OK and not config.stash.get(_ran_key, False):
+        session.exitstatus = pytest.ExitCode.USAGE_ERROR
+        reporter = config.pluginmanager.get_plugin("terminalreporter")
+        if reporter is not None:
+            reporter.write_line(_NOTHING_RAN, red=True)
+
+
+# The backend under test.
+
+
+@pytest.fixture
+def stube_backend() -> Any:
+    """The spec of the backend under test. Override it, or give `--stube-backend`."""
+    pytest.fail(_NO_BACKEND, pytrace=False)
+
+
+@pytest.fixture
+def stube_options() -> Mapping[str, Any]:
+    """Options that every registry of the suite is made with. Override it where a backend cannot do without."""
+    return {}
+
+
+@pytest.fixture
+def make_registry(
+    request: pytest.FixtureRequest, stube_backend: Any, stube_options: Mapping[str, Any]
+) -> Iterator[MakeRegistry]:
+    """A function that makes a fresh backend under test, with further options.
+
+    A test that requires a capability which the backend does not promise is skipped. At the end each registry is closed:
+    its ledger must balance, before and after, and nothing may be left.
+    """
+    from stube.testing._capabilities import backend_name, missing_reason
+    from stube.testing._drive import check_ledger, tripped
+
+    made: list[Backend] = []
+
+    def make(**options: Any) -> Backend:
+        registry: Backend = create_registry(stube_backend, **{**stube_options, **options})
+        made.append(registry)
+        return registry
+
+    wanted = [name for mark in request.node.iter_markers("stube_requires") for name in mark.args]
+    if wanted:
+        with create_registry(stube_backend, **stube_options) as probe:
+            reason = missing_reason(backend_name(stube_backend), probe.capabilities, wanted)
+        if reason is not None:
+            pytest.skip(reason)
+    tripped.clear()
+    yield make
+    for registry in [] if tripped else made:
+        check_ledger(registry)
+        assert registry.close(30.0), f"close() did not stop everything: {registry.stats()}"
+        stats = check_ledger(registry)
+        assert (stats.timers, stats.queued, stats.subscriptions, stats.pending_flows) == (0, 0, 0, 0), stats
+
+
+@pytest.fixture
+def registry(make_registry: MakeRegistry) -> Backend:
+    """A fresh backend under test, closed at teardown; there its ledger must balance with no figure negative."""
+    return make_registry()
+
+
+# The virtual registry of hosts.
+
+
+class VirtualChecks:
+    """What the fixture `virtual_registry` watches: the handlers that failed, and whether they may."""
+
+    def __init__(self, *, allowed: bool) -> None:
+        self.allowed = allowed
+        self.registry: VirtualBackend | None = None
+        # Every failure is counted; kept, until it is reported, is only one that was not allowed.
+        self._collected = 0
+        self._fresh: list[tuple[str, Event, BaseException]] = []
+
+    def on_error(self, cid: str, event: Event, exception: BaseException) -> None:
+        """Collect a failure of a handler, unless failures are allowed by now."""
+        self._collected += 1
+        if not self.allowed:
+            self._fresh.append((cid, event, exception))
+
+    def allow(self) -> None:
+        """Permit failures from now on."""
+        self.allowed = True
+
+    def describe(self) -> tuple[str, BaseException] | None:
+        """The failures that have not been reported yet, as a sentence, and the first of them."""
+        fresh, self._fresh = self._fresh, []
+        if not fresh:
+            return None
+        cid, event, exception = fresh[0]
+        more = f" {len(fresh) - 1} more failed after it." if len(fresh) > 1 else ""
+        sentence = (
+            f"A handler failed: {event!r} of conversation {cid!r} raised {type(exception).__name__}.{more} "
+            "Mend it, or permit it with @pytest.mark.allow_failures or the fixture allow_failures."
+        )
+        return sentence, exception
+
+    def check(self) -> None:
+        """Raise when a handler failed that was not allowed to, or when the ledger does not balance."""
+        found = self.describe()
+        if found is not None:
+            raise HandlerFailed(found[0]) from found[1]
+        if self.registry is not None:
+            stats = self.registry.stats()
+            assert stats.balanced, f"The ledger does not balance: {stats.equation}"
+            uncollected = stats.failed - self._collected
+            assert uncollected <= 0, f"{uncollected} deliveries failed without reaching on_error: {stats}"
+
+
+def _checks_of(request: pytest.FixtureRequest) -> VirtualChecks:
+    checks = request.node.stash.setdefault(_checks_key, [])
+    if not checks:
+        checks.append(VirtualChecks(allowed=request.node.get_closest_marker("allow_failures") is not None))
+    found: VirtualChecks = checks[0]
+    return found
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
+    """Fail the test itself, rather than its teardown, when a handler failed in the course of it."""
+    checks = pyfuncitem.stash.get(_checks_key, [])
+    try:
+        result = yield
+    except Exception as exc:
+        for check in checks:
+            found = check.describe()
+            if found is not None:
+                exc.add_note(f"{found[0]}\nIt was: {found[1]!r}")
+        raise
+    for check in checks:
+        check.check()
+    return result
+
+
+@pytest.fixture
+def virtual_registry(request: pytest.FixtureRequest) -> Iterator[VirtualBackend]:
+    """A registry whose clock stands still until the test moves it: `virtual_registry.advance(1000)`.
+
+    The test fails when a handler failed, showing the handler's own exception as the cause, or when the ledger does not
+    balance. Permit failures with the marker or the fixture `allow_failures`.
+    """
+    checks = _checks_of(request)
+    with create_registry("virtual", on_error=checks.on_error) as registry:
+        checks.registry = registry
+        yield registry
+        checks.check()
+
+
+@pytest.fixture
+def allow_failures(request: pytest.FixtureRequest) -> Callable[[], None]:
+    """A function that permits handlers to fail under `virtual_registry`, from the call on."""
+    return _checks_of(request).allow

@@ -1,0 +1,73 @@
+"""The conformance suite: `from stube.testing.suite import *` collects all of it.
+
+It proves each guarantee of the contract on the backend that the fixture `stube_backend` or the option
+`--stube-backend` names, through the public interface alone: what one operation writes another observes. A test carries
+the guarantees it proves (`pytest -m` cannot select by number, but `--collect-only -q` and the docstrings name them),
+the number of the case that it reproduces, and the fault that it would catch.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+from stube.testing.suite import (
+    _fixtures,
+    test_backend,
+    test_cancel_timers,
+    test_conversations,
+    test_forget_pending_flow,
+    test_install_dispatch,
+    test_interruptions,
+    test_life,
+    test_pending_flow,
+    test_publish,
+    test_put_pending_flow,
+    test_remove_subscriptions_for_cid,
+    test_reset_state,
+    test_schedule_event,
+    test_subscribe,
+    test_subscriptions,
+    test_threads,
+    test_unsubscribe,
+    test_virtual_time,
+)
+
+_MODULES: tuple[ModuleType, ...] = (
+    test_install_dispatch,
+    test_put_pending_flow,
+    test_pending_flow,
+    test_forget_pending_flow,
+    test_schedule_event,
+    test_cancel_timers,
+    test_subscribe,
+    test_unsubscribe,
+    test_remove_subscriptions_for_cid,
+    test_publish,
+    test_subscriptions,
+    test_reset_state,
+    test_backend,
+    test_threads,
+    test_interruptions,
+    test_life,
+    test_virtual_time,
+    test_conversations,
+)
+
+make_run = _fixtures.make_run
+run = _fixtures.run
+
+__all__ = ["make_run", "run"]  # and every test, below
+
+
+def _export(module: ModuleType) -> None:
+    """Make the tests of a file importable from here; two tests of one name would hide each other."""
+    for name, value in vars(module).items():
+        if name.startswith("test_") and getattr(value, "__module__", None) == module.__name__:
+            if name in globals():
+                raise ImportError(f"Two tests of the suite are called {name}. Rename one.")
+            globals()[name] = value
+            __all__.append(name)
+
+
+for _module in _MODULES:
+    _export(_module)

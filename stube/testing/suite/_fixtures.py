@@ -1,0 +1,125 @@
+"""The fixtures of the suite, and what its files share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, Final, Protocol, cast
+
+import pytest
+
+from stube import Backend
+from stube.testing._drive import Driver
+from stube.testing.plugin import MakeRegistry
+
+__all__ = [
+    "AWKWARD_NAMES",
+    "HOUR",
+    "NOT_A_NAME",
+    "OPERATIONS",
+    "MakeRun",
+    "Payload",
+    "guarantee",
+    "make_run",
+    "picture",
+    "run",
+    "unchanged",
+]
+
+guarantee = pytest.mark.guarantee
+
+HOUR: Final = 3_600_000
+"""Milliseconds that no test waits for: a timer of an hour stands for one that is not due."""
+
+NOT_A_NAME: Final[list[tuple[Any, type[Exception]]]] = [
+    (None, TypeError),
+    (7, TypeError),
+    (b"c1", TypeError),
+    (("c1",), TypeError),
+    ("", ValueError),
+]
+"""What no operation takes for a name, and what it raises."""
+
+AWKWARD_NAMES: Final = [
+    "a", "a:b", "a::b", "a:", ":a", "a*", "*", "a b", " a", "a ", "a\0b", "\0", "a/b", "a.b", "{a}", "[a]", "a,b",
+    "é", "e\u0301", "🙂", "🙂:a", "\ud800", "None", "0", "A", "a" * 10_000,
+]  # fmt: skip
+"""Names that a key built by joining strings would mix up."""
+
+
+class MakeRun(Protocol):
+    """What the fixture `make_run` gives: a function that makes a driver over a fresh backend under test."""
+
+    def __call__(self, **options: Any) -> Driver:
+        """Make one."""
+        ...
+
+
+class Payload:
+    """An object that can be watched through a weak reference."""
+
+    __slots__ = ("__weakref__",)
+
+
+@pytest.fixture
+def make_run(make_registry: MakeRegistry) -> Iterator[MakeRun]:
+    """A function that makes a driver over a fresh backend under test, with further options."""
+    made: list[Driver] = []
+
+    def make(**options: Any) -> Driver:
+        driver = Driver(make_registry(**options))
+        made.append(driver)
+        return driver
+
+    yield make
+    for driver in made:
+        driver.recorder.release_all()
+    for driver in made:
+        assert not driver.recorder.overlaps, f"two deliveries at once in {driver.recorder.overlaps[0]!r} (G1)"
+
+
+@pytest.fixture
+def run(registry: Backend) -> Iterator[Driver]:
+    """A driver over the registry under test; its recorder is the dispatch. Every test that uses it watches G1."""
+    driver = Driver(registry)
+    yield driver
+    driver.recorder.release_all()
+    assert not driver.recorder.overlaps, f"two deliveries at once in {driver.recorder.overlaps[0]!r} (G1)"
+
+
+def picture(registry: Backend) -> tuple[object, ...]:
+    """Everything that the public interface shows of a registry, without what merely passes with time."""
+    conversations = {
+        cid: replace(info, timers=tuple(replace(timer, remaining_ms=0.0) for timer in info.timers))
+        for cid, info in registry.inspect().items()
+    }
+    sizes = dict(cast(Any, registry).sizes()) if "sizes" in registry.capabilities else None
+    return (registry.stats(), registry.subscriptions(), conversations, sizes)
+
+
+@contextmanager
+def unchanged(registry: Backend) -> Iterator[None]:
+    """Assert that the block changes nothing of what can be seen (G15)."""
+    before = picture(registry)
+    yield
+    assert picture(registry) == before
+
+
+OPERATIONS: Final[dict[str, Callable[[Backend, str], object]]] = {
+    "install_dispatch": lambda registry, cid: registry.install_dispatch(lambda cid, event: None),
+    "put_pending_flow": lambda registry, cid: registry.put_pending_flow(cid, "flow"),
+    "pending_flow": lambda registry, cid: registry.pending_flow(cid),
+    "forget_pending_flow": lambda registry, cid: registry.forget_pending_flow(cid),
+    "schedule_event": lambda registry, cid: registry.schedule_event(
+        cid=cid, instance_id="main", delay_ms=HOUR, event="later"
+    ),
+    "cancel_timers": lambda registry, cid: registry.cancel_timers(cid),
+    "subscribe": lambda registry, cid: registry.subscribe(cid=cid, instance_id="main", topic="t", event="said"),
+    "unsubscribe": lambda registry, cid: registry.unsubscribe(cid=cid, instance_id="main"),
+    "remove_subscriptions_for_cid": lambda registry, cid: registry.remove_subscriptions_for_cid(cid),
+    "publish": lambda registry, cid: registry.publish("t", "message"),
+    "subscriptions": lambda registry, cid: registry.subscriptions(),
+    "reset_state": lambda registry, cid: registry.reset_state(),
+}
+"""Each of the twelve operations as one call that concerns a conversation."""

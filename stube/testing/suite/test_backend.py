@@ -1,0 +1,469 @@
+"""What a backend has beyond the twelve operations: capabilities, settle, join, stats, inspect; failing deliveries."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any
+
+import pytest
+
+import stube
+from stube import (
+    Backend,
+    ConfigError,
+    Event,
+    Registry,
+    Stats,
+    SubscriptionInfo,
+    TimerInfo,
+    UnknownBackendError,
+)
+from stube.testing._capabilities import CAPABILITIES, requires
+from stube.testing._drive import PATIENCE, Driver
+from stube.testing.plugin import MakeRegistry
+from stube.testing.suite._fixtures import HOUR, MakeRun, Payload, guarantee
+
+_monotonic = time.monotonic
+
+
+# What it is.
+
+
+@guarantee("G21")
+def test_a_backend_is_a_registry_with_known_capabilities(registry: Backend) -> None:
+    """Fault: a slip of the pen in a capability's name, which would skip tests for ever."""
+    assert isinstance(registry, Registry)
+    assert isinstance(registry.capabilities, frozenset)
+    assert registry.capabilities <= set(CAPABILITIES)
+    assert not {"by_reference", "cross_process"} <= registry.capabilities
+
+
+@guarantee("G13")
+@requires("sizes")
+def test_sizes_are_figures_by_name(run: Driver) -> None:
+    """Fault: a container is left out, so that the leak tests see nothing: here each kind of state must show."""
+    before = run.sizes()
+    assert all(isinstance(name, str) and isinstance(size, int) and size >= 0 for name, size in before.items())
+    shown = []
+    for change in (
+        lambda: run.registry.put_pending_flow("c1", "flow"),
+        lambda: run.schedule(HOUR),
+        lambda: run.subscribe("t"),
+    ):
+        change()
+        after = run.sizes()
+        assert set(after) == set(before)
+        shown.append(sum(after.values()))
+    assert sum(before.values()) < shown[0] < shown[1] < shown[2]
+    run.registry.reset_state()
+    assert run.sizes() == before
+
+
+@guarantee("G15")
+def test_an_option_that_no_backend_has_is_refused(make_registry: MakeRegistry) -> None:
+    """Case 26. Fault: unknown options are swallowed, so a slip of the pen switches a bound off."""
+    with pytest.raises(ConfigError, match="max_pendng"):
+        make_registry(max_pendng=5)
+
+
+@guarantee("G15")
+@pytest.mark.parametrize("wrong", [-1, "many", 1.5, True, object()], ids=repr)
+def test_a_bound_that_is_no_count_is_refused(make_registry: MakeRegistry, wrong: Any) -> None:
+    """Case 26. Fault: the option is first looked at when the bound is met."""
+    with pytest.raises(ConfigError, match="max_pending"):
+        make_registry(max_pending=wrong)
+
+
+@guarantee("G15")
+@pytest.mark.parametrize("wrong", [7, "print", object()], ids=lambda value: type(value).__name__)
+def test_an_on_error_that_is_not_callable_is_refused(make_registry: MakeRegistry, wrong: Any) -> None:
+    """Case 26. Fault: it is first called when a handler has failed, and then there are two failures."""
+    with pytest.raises(ConfigError, match="on_error"):
+        make_registry(on_error=wrong)
+
+
+@guarantee("G15")
+def test_an_unknown_backend_is_named_and_a_password_is_not() -> None:
+    """Case 26. Fault: the whole URL is quoted in the error."""
+    with pytest.raises(UnknownBackendError) as caught:
+        stube.create_registry("nosuchbackend://user:hunter2@localhost/0")
+    assert "nosuchbackend" in str(caught.value)
+    assert "hunter2" not in str(caught.value) + repr(caught.value)
+
+
+@guarantee("G26")
+def test_two_registries_share_nothing(make_run: MakeRun) -> None:
+    """Case 30. Fault: a class attribute or a module-level dict holds state; or a reset or a close reaches the other."""
+    one, two = make_run(), make_run()
+    other = stube.create_registry("virtual")
+    for run in (one, two):
+        run.registry.put_pending_flow("c1", id(run))
+        run.subscribe("t", cid="c1")
+        run.schedule(HOUR)
+    assert one.registry.publish("t", "to one") == 1
+    assert other.publish("t", "to nobody") == 0
+    assert other.subscriptions() == {}
+    one.settle()
+    two.settle()
+    assert one.recorder.payloads == ["to one"]
+    assert two.recorder.seen == []
+    assert one.registry.cancel_timers("c1") == 1
+    assert one.registry.pending_flow("c1") == id(one)
+    one.registry.reset_state()
+    assert two.registry.stats() == Stats(accepted=1, timers=1, subscriptions=1, pending_flows=1)
+    assert one.registry.close()
+    assert other.close()
+    two.schedule(0)
+    assert two.registry.publish("t", "to two") == 1
+    two.settle()
+    assert sorted(two.recorder.names) == ["said", "tick"]
+    assert two.registry.pending_flow("c1") == id(two)
+
+
+# Waiting.
+
+
+@guarantee("G21")
+def test_settle_waits_for_what_is_ready_and_leaves_the_timers_alone(run: Driver) -> None:
+    """Fault: it returns while a delivery still runs, or waits for (or, virtually, jumps to) the next timer."""
+    order: list[str] = []
+
+    def slow(cid: str, event: Event) -> None:
+        threading.Event().wait(0.02)
+        if event.payload < 3:
+            run.schedule(0, ("slow", event.payload + 1))
+        order.append(f"ended {event.payload}")
+
+    run.recorder.on("slow", slow)
+    run.schedule(HOUR)
+    run.schedule(0, ("slow", 1))
+    assert run.registry.settle(PATIENCE)
+    order.append("settled")
+    assert order == ["ended 1", "ended 2", "ended 3", "settled"]
+    stats = run.registry.stats()
+    assert (stats.timers, stats.running, stats.queued, stats.delivered) == (1, 0, 0, 3)
+    assert run.registry.settle(0)
+
+
+@guarantee("G21")
+def test_settle_and_join_say_when_the_time_was_too_short(run: Driver) -> None:
+    """Fault: they say True whatever came about, or wait for longer than they may.
+
+    Real time: a quarter of a second is asked for and 5 s are allowed, which stands for "not for ever".
+    """
+    if run.clock is not None:
+        run.schedule(HOUR)
+        assert run.registry.join(0.25) is False
+        assert run.clock.now_ms == 250
+        assert run.registry.join() is True
+        assert run.clock.now_ms == HOUR
+        return
+    run.schedule(HOUR)
+    with run.held():
+        for wait in (run.registry.settle, run.registry.join):
+            start = _monotonic()
+            assert wait(0.25) is False
+            assert 0.24 <= _monotonic() - start < 5
+            assert wait(0) is False
+    run.settle()
+    assert run.registry.settle(0) is True
+    assert run.registry.join(0.01) is False
+
+
+@guarantee("G21")
+def test_join_waits_for_every_timer_and_what_comes_of_it(run: Driver) -> None:
+    """Fault: it returns when the first timers have fired, or does not see what a handler schedules meanwhile."""
+
+    def again(cid: str, event: Event) -> None:
+        if event.payload:
+            run.schedule(5, ("tick", event.payload - 1))
+
+    run.recorder.on("tick", again)
+    assert run.registry.join(0) is True
+    run.schedule(20, ("tick", 3))
+    run.schedule(1, ("tick", 0), cid="c2")
+    assert run.registry.join(PATIENCE) is True
+    assert run.recorder.payloads == [0, 3, 2, 1, 0]
+    assert run.registry.inspect() == {}
+    assert run.stats() == Stats(accepted=5, delivered=5)
+
+
+@guarantee("G21", "G10")
+@pytest.mark.parametrize("how", ["cancel_timers", "cancel", "reset_state", "close"])
+def test_a_thread_that_waits_for_timers_is_told_when_they_are_gone(run: Driver, how: str) -> None:
+    """Fault: a cancel, a reset or a close does not wake who waits in `join`, so that it sleeps for an hour."""
+    if run.clock is not None:
+        pytest.skip("on a virtual clock join moves the time itself")
+    handle = run.schedule(HOUR)
+    result: list[bool] = []
+    waiter = threading.Thread(target=lambda: result.append(run.registry.join(PATIENCE + HOUR)), daemon=True)
+    waiter.start()
+    threading.Event().wait(0.02)  # there is no event for "it waits now"; when it does not yet, this proves less
+    ways: dict[str, Callable[[], object]] = {
+        "cancel_timers": lambda: run.registry.cancel_timers("c1"),
+        "cancel": handle.cancel,
+        "reset_state": run.registry.reset_state,
+        "close": run.registry.close,
+    }
+    ways[how]()
+    waiter.join(PATIENCE)
+    assert result == [True]
+
+
+@guarantee("G24")
+@pytest.mark.parametrize("which", ["settle", "join"])
+def test_waiting_inside_a_delivery_raises_instead_of_waiting_for_itself(run: Driver, which: str) -> None:
+    """Fault: a deadlock, or half a settle in the middle of a handler."""
+    errors: list[BaseException] = []
+
+    def wait(cid: str, event: Event) -> None:
+        try:
+            getattr(run.registry, which)(1)
+        except RuntimeError as exc:
+            errors.append(exc)
+
+    run.recorder.on("wait", wait)
+    run.schedule(0, "wait")
+    run.schedule(0, "after", cid="c2")
+    run.settle()
+    assert len(errors) == 1
+    assert run.recorder.names == ["wait", "after"]
+    assert run.stats() == Stats(accepted=2, delivered=2)
+
+
+# Looking.
+
+
+@guarantee("G21")
+def test_the_ledger_counts_every_fate_by_itself(make_run: MakeRun) -> None:
+    """Fault: a fate is counted twice, under another name, or computed as the remainder of the others."""
+    run = make_run()
+
+    def fail(cid: str, event: Event) -> None:
+        raise LookupError(event.name)
+
+    run.recorder.on("fail", fail)
+    assert run.registry.stats() == Stats()
+    run.registry.put_pending_flow("c1", 1)
+    run.registry.put_pending_flow("c2", 1)
+    for cid in ("c1", "c2", "c3"):
+        run.subscribe("t", cid=cid)
+    run.schedule(HOUR)
+    run.schedule(HOUR, cid="c2")
+    assert run.registry.stats() == Stats(pending_flows=2, subscriptions=3, timers=2, accepted=2)
+    assert run.registry.publish("t", 1) == 3
+    for _ in range(4):
+        run.schedule(0, "fail")
+    assert run.stats() == Stats(pending_flows=2, subscriptions=3, timers=2, accepted=9, delivered=3, failed=4)
+    assert run.registry.cancel_timers("c1") == 1
+    with run.held("c1", "c2", "c3"):
+        run.registry.publish("t", 2)
+        run.registry.remove_subscriptions_for_cid("c1")
+    assert run.stats() == Stats(
+        pending_flows=2, subscriptions=2, timers=1, accepted=12, delivered=5, failed=4, cancelled=2
+    )
+    run.registry.reset_state()
+    assert run.stats() == Stats(accepted=12, delivered=5, failed=4, cancelled=2, dropped=1)
+
+
+@guarantee("G21")
+def test_no_figure_is_negative_at_any_moment(run: Driver) -> None:
+    """Fault: a figure is taken down before it is put up, by another thread or in a batch."""
+    names = [field.name for field in fields(Stats)]
+    bad: list[Stats] = []
+    done = threading.Event()
+
+    def look_once() -> None:
+        stats = run.registry.stats()
+        if any(getattr(stats, name) < 0 for name in names):
+            bad.append(stats)
+
+    def look() -> None:
+        while not done.is_set():
+            look_once()
+
+    looker = threading.Thread(target=look)
+    looker.start()
+    try:
+        run.subscribe("t")
+        run.recorder.on("tick", lambda cid, event: look_once())
+        for number in range(1000):
+            run.schedule(0, cid=f"c{number % 7}")
+            run.registry.publish("t", number)
+            if number % 3 == 0:
+                run.registry.cancel_timers(f"c{number % 7}")
+            if number % 100 == 0:
+                run.settle()
+    finally:
+        done.set()
+        looker.join(PATIENCE)
+    assert bad == []
+    stats = run.stats()
+    assert stats.accepted == 2000
+    assert stats.delivered + stats.cancelled == 2000
+    assert stats.delivered == len(run.recorder.seen)
+
+
+@guarantee("G21")
+def test_inspect_shows_each_conversation_with_what_it_holds(run: Driver) -> None:
+    """Fault: something of a conversation does not show, shows in another, or an empty conversation shows."""
+    run.registry.put_pending_flow("baton", "flow")
+    run.schedule(2 * HOUR, ("late", 1), cid="timers", instance_id="i1")
+    run.schedule(HOUR, "early", cid="timers", instance_id="i2")
+    run.subscribe("t", "said", cid="listens", instance_id="i1")
+    found = run.registry.inspect()
+    assert set(found) == {"baton", "timers", "listens"}
+    assert found["baton"].pending_flow
+    assert not found["timers"].pending_flow
+    assert found["listens"].subscriptions == (SubscriptionInfo("i1", "t", "said"),)
+    early, late = found["timers"].timers
+    assert (early.instance_id, early.event, late.instance_id, late.event) == ("i2", "early", "i1", ("late", 1))
+    assert isinstance(early, TimerInfo)
+    assert HOUR - 60_000 < early.remaining_ms <= HOUR < late.remaining_ms <= 2 * HOUR
+    assert set(run.registry.inspect("timers")) == {"timers"}
+    assert run.registry.inspect("never") == {}
+    with run.held("listens"):
+        run.registry.publish("t", 1)
+        run.registry.publish("t", 2)
+        info = run.registry.inspect("listens")["listens"]
+        assert (info.queued, info.running) == (2, 1)
+    run.settle()
+    info = run.registry.inspect("listens")["listens"]
+    assert (info.queued, info.running, info.timers) == (0, 0, ())
+
+
+# Failing.
+
+
+class Unusual(BaseException):
+    """An exception that is no `Exception`."""
+
+
+@guarantee("G19")
+@pytest.mark.parametrize("error", [LookupError, AssertionError, Unusual, SystemExit, GeneratorExit, KeyboardInterrupt])
+def test_a_delivery_that_raises_stops_no_other(
+    make_run: MakeRun, caplog: pytest.LogCaptureFixture, error: type[BaseException]
+) -> None:
+    """Case 23. Fault: `except Exception` around dispatch, or one `try` around the whole batch."""
+    errors: list[tuple[str, Event, BaseException]] = []
+    run = make_run(on_error=lambda cid, event, exc: errors.append((cid, event, exc)))
+    if error is KeyboardInterrupt and run.registry.capabilities & {"virtual_time", "coroutine_dispatch"}:
+        pytest.skip("dispatch runs on the caller's own thread, and hands KeyboardInterrupt on")
+
+    def fail(cid: str, event: Event) -> None:
+        if cid == "a":
+            raise error("the handler of a fails")
+
+    run.recorder.on("said", fail)
+    for cid in "abc":
+        run.subscribe("t", cid=cid)
+    with caplog.at_level(logging.DEBUG, "stube"):
+        with run.held("a", "b", "c"):
+            assert run.registry.publish("t", "message") == 3
+            run.schedule(0, "after", cid="a")
+            run.schedule(1, "after", cid="b")
+        run.pass_time(1)
+    assert sorted(zip(run.recorder.cids, run.recorder.names, strict=True)) == [
+        ("a", "after"), ("a", "said"), ("b", "after"), ("b", "said"), ("c", "said"),
+    ]  # fmt: skip
+    assert run.stats() == Stats(accepted=5, delivered=4, failed=1, subscriptions=3)
+    assert [(cid, event) for cid, event, _ in errors] == [("a", Event("main", "said", "message"))]
+    assert type(errors[0][2]) is error
+    logged = [record for record in caplog.records if record.name == "stube" and record.levelno >= logging.ERROR]
+    assert len(logged) == 1
+    assert logged[0].exc_info is not None
+    assert logged[0].exc_info[0] is error
+
+
+@guarantee("G19")
+def test_an_on_error_or_a_log_handler_that_raises_stops_nothing(make_run: MakeRun) -> None:
+    """Fault: on_error is called outside of every `try`, or the log call is."""
+    called: list[str] = []
+
+    def on_error(cid: str, event: Event, exception: BaseException) -> None:
+        called.append(cid)
+        raise Unusual("on_error fails too")
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            raise Unusual("logging fails too")
+
+    def fail(cid: str, event: Event) -> None:
+        raise LookupError(cid)
+
+    run = make_run(on_error=on_error)
+    run.recorder.on("fail", fail)
+    logger, handler = logging.getLogger("stube"), Handler()
+    logger.addHandler(handler)
+    try:
+        with run.held("c1", "c2"):
+            for cid in ("c1", "c2", "c1"):
+                run.schedule(0, "fail", cid=cid)
+            run.schedule(0, "fine", cid="c1")
+        run.settle()
+        run.schedule(0, "fine", cid="c2")
+        run.settle()
+    finally:
+        logger.removeHandler(handler)
+    assert sorted(called) == ["c1", "c1", "c2"]
+    assert run.recorder.names.count("fine") == 2
+    assert run.stats() == Stats(accepted=5, delivered=2, failed=3)
+
+
+@guarantee("G19", "G20")
+def test_on_error_and_log_handlers_may_call_the_registry(make_run: MakeRun) -> None:
+    """Fault: one of them is called under a lock, which deadlocks, or while the delivery's fate is half counted."""
+
+    def on_error(cid: str, event: Event, exception: BaseException) -> None:
+        run.schedule(0, "from on_error")
+        run.registry.stats()
+        run.registry.cancel_timers("c2")
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            run.schedule(0, "from logging")
+            run.registry.inspect()
+
+    def fail(cid: str, event: Event) -> None:
+        raise LookupError(cid)
+
+    run = make_run(on_error=on_error)
+    run.recorder.on("fail", fail)
+    logger, handler = logging.getLogger("stube"), Handler()
+    logger.addHandler(handler)
+    try:
+        run.schedule(HOUR, cid="c2")
+        run.schedule(0, "fail")
+        run.settle()
+    finally:
+        logger.removeHandler(handler)
+    assert sorted(run.recorder.names) == ["fail", "from logging", "from on_error"]
+    assert run.stats() == Stats(accepted=4, delivered=2, failed=1, cancelled=1)
+
+
+@guarantee("G13")
+@requires("by_reference")
+def test_a_failure_keeps_nothing_alive(make_run: MakeRun, caplog: pytest.LogCaptureFixture) -> None:
+    """Fault: the exception, and by its traceback the event, stays in a local variable of the loop or in a list."""
+    run = make_run(on_error=lambda cid, event, exception: None)
+
+    def fail(cid: str, event: Event) -> None:
+        raise LookupError
+
+    run.recorder.on("fail", fail)
+    # A log handler of the runner's would keep the exception.
+    caplog.set_level(logging.CRITICAL + 1, "stube")
+    payload = Payload()
+    watched = weakref.ref(payload)
+    run.schedule(0, ("fail", payload))
+    del payload
+    run.settle()
+    run.recorder.clear()
+    gc.collect()
+    assert watched() is None

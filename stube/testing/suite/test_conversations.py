@@ -1,0 +1,251 @@
+"""The host's handles, which are written over the twelve operations alone and so work on any registry."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from stube import (
+    Conversation,
+    ConversationEnded,
+    Conversations,
+    Event,
+    EventSpec,
+    Stats,
+    TimerHandle,
+)
+from stube.testing._drive import Driver, run_threads
+from stube.testing.suite._fixtures import HOUR, guarantee
+
+
+@guarantee("G21")
+def test_a_handle_does_what_the_operations_do(run: Driver) -> None:
+    """Fault: an argument is passed on under another name, or a default is another."""
+    conversations = Conversations(run.registry)
+    conversation = conversations.open("c1")
+    assert conversation.cid == "c1"
+    conversation.put_flow("checkout")
+    assert run.registry.inspect("c1")["c1"].pending_flow
+    assert conversation.take_flow() == "checkout"
+    assert conversation.take_flow() is None
+    conversation.subscribe("t", "said")
+    conversation.subscribe("u", "said", instance_id="other")
+    assert run.registry.subscriptions() == {"t": {("c1", "main"): "said"}, "u": {("c1", "other"): "said"}}
+    handle = conversation.schedule("late", timedelta(hours=1))
+    conversation.schedule(("soon", 1), 5, instance_id="other")
+    run.registry.publish("t", "hello")
+    run.pass_time(5)
+    assert sorted((seen.event.name, seen.event.instance_id) for seen in run.recorder.seen) == [
+        ("said", "main"),
+        ("soon", "other"),
+    ]
+    assert HOUR - 60_000 < run.registry.inspect("c1")["c1"].timers[0].remaining_ms <= HOUR
+    assert handle.cancel()
+    conversation.schedule("late", HOUR)
+    assert conversation.cancel_timers() == 1
+    assert conversation.unsubscribe("t") == 1
+    assert conversation.unsubscribe(instance_id="other") == 1
+    assert run.stats() == Stats(accepted=4, delivered=2, cancelled=2)
+
+
+@guarantee("G21")
+def test_the_host_finds_its_conversations(run: Driver) -> None:
+    """Fault: two handles for one cid, or an ended conversation that is still listed."""
+    conversations = Conversations(run.registry)
+    first = conversations.open()
+    second = conversations.open()
+    assert first.cid != second.cid
+    assert len(first.cid) >= 16
+    assert conversations.open("c1") is conversations.open("c1")
+    assert conversations.get(first.cid) is first
+    assert conversations.get("never") is None
+    assert len(conversations) == 3
+    assert set(conversations) == {first, second, conversations.open("c1")}
+    first.end()
+    assert conversations.get(first.cid) is None
+    assert len(conversations) == 2
+    for wrong, error in ((7, TypeError), ("", ValueError)):
+        with pytest.raises(error):
+            conversations.open(wrong)  # type: ignore[arg-type]
+
+
+@guarantee("G13", "G5")
+def test_an_ended_conversation_leaves_nothing_and_takes_nothing(run: Driver) -> None:
+    """Fault: `end` forgets one of the three kinds, or an adding method does not look whether it has ended."""
+    conversations = Conversations(run.registry)
+    with conversations.open("c1") as conversation:
+        conversation.put_flow("flow")
+        conversation.subscribe("t", "said")
+        conversation.schedule("tick", HOUR)
+        live = conversation.ended
+    ended = conversation.ended
+    conversation.end()
+    assert (live, ended) == (False, True)
+    assert run.registry.inspect() == {}
+    adding: list[Callable[[], object]] = [
+        lambda: conversation.put_flow("flow"),
+        lambda: conversation.schedule("tick", 0),
+        lambda: conversation.subscribe("t", "said"),
+    ]
+    for add in adding:
+        with pytest.raises(ConversationEnded):
+            add()
+    assert conversation.take_flow() is None
+    assert conversation.cancel_timers() == 0
+    assert conversation.unsubscribe() == 0
+    assert run.registry.inspect() == {}
+    assert run.stats() == Stats(accepted=1, cancelled=1)
+    again = conversations.open("c1")
+    again.schedule("tick", 0)
+    conversation.end()
+    assert conversations.get("c1") is again
+    run.settle()
+    assert run.recorder.names == ["tick"]
+
+
+@guarantee("G7", "G5")
+def test_a_handler_that_re_arms_itself_cannot_keep_an_ended_conversation_alive(
+    run: Driver, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Case 14b. Fault: the clock that is re-armed while its conversation ends ticks for ever.
+
+    The handler stands between its beginning and its re-arming while another thread ends the conversation. The
+    `ConversationEnded` that leaves it is no failure.
+    """
+    conversation = Conversations(run.registry).open("c1")
+    gate = run.recorder.gate()
+
+    def tick(cid: str, event: Event) -> None:
+        gate.pass_through()
+        conversation.schedule("tick", 0)
+
+    run.recorder.on("tick", tick)
+    conversation.subscribe("t", "said")
+    conversation.schedule("tick", 0)
+    with caplog.at_level(logging.DEBUG, "stube"):
+        with run.delivering():
+            gate.wait_entered()
+            run_threads(conversation.end)
+        run.settle()
+    assert run.registry.inspect() == {}
+    assert run.recorder.names == ["tick"]
+    assert run.stats() == Stats(accepted=1, delivered=1)
+    records = [record for record in caplog.records if record.name == "stube"]
+    assert [record.levelno for record in records] == [logging.DEBUG]
+    run.pass_time(5)
+    assert run.recorder.names == ["tick"]
+
+
+@guarantee("G19")
+def test_conversation_ended_that_leaves_a_delivery_is_no_failure(
+    make_registry: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Fault: every conversation that ends while its clock ticks shows as an error in the log and in `on_error`."""
+    errors: list[BaseException] = []
+    run = Driver(make_registry(on_error=lambda cid, event, exception: errors.append(exception)))
+    conversation = Conversations(run.registry).open("c1")
+
+    def tick(cid: str, event: Event) -> None:
+        conversation.end()
+        conversation.schedule("tick", 0)
+
+    run.recorder.on("tick", tick)
+    conversation.schedule("tick", 0)
+    with caplog.at_level(logging.INFO, "stube"):
+        run.settle()
+    assert errors == []
+    assert [record for record in caplog.records if record.name == "stube"] == []
+    assert run.stats() == Stats(accepted=1, delivered=1)
+
+
+class _Meddling:
+    """A registry that ends a conversation in the middle of its adding operations, before or after the add itself."""
+
+    def __init__(self, run: Driver, moment: str) -> None:
+        self._registry: Any = run.registry
+        self._moment = moment
+        self.conversation: Conversation | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._registry, name)
+
+    def _around(self, add: Callable[[], Any]) -> Any:
+        conversation, self.conversation = self.conversation, None
+        if conversation is not None and self._moment == "before":
+            conversation.end()
+        result = add()
+        if conversation is not None and self._moment == "after":
+            conversation.end()
+        return result
+
+    def put_pending_flow(self, cid: str, flow_id: Any, /) -> None:
+        self._around(lambda: self._registry.put_pending_flow(cid, flow_id))
+
+    def schedule_event(self, *, cid: str, instance_id: str, delay_ms: float, event: EventSpec) -> TimerHandle:
+        handle: TimerHandle = self._around(
+            lambda: self._registry.schedule_event(cid=cid, instance_id=instance_id, delay_ms=delay_ms, event=event)
+        )
+        return handle
+
+    def subscribe(self, *, cid: str, instance_id: str, topic: str, event: EventSpec) -> None:
+        self._around(lambda: self._registry.subscribe(cid=cid, instance_id=instance_id, topic=topic, event=event))
+
+
+@guarantee("G7")
+@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize("method", ["put_flow", "schedule", "subscribe"])
+def test_an_add_that_races_with_the_end_is_undone_before_it_raises(run: Driver, moment: str, method: str) -> None:
+    """Case 14b. Fault: whether it has ended is asked before the add and not after it. Both orders of the race."""
+    meddling = _Meddling(run, moment)
+    registry: Any = meddling
+    conversation = Conversations(registry).open("c1")
+    adding: dict[str, Callable[[], object]] = {
+        "put_flow": lambda: conversation.put_flow("flow"),
+        "schedule": lambda: conversation.schedule("tick", HOUR),
+        "subscribe": lambda: conversation.subscribe("t", "said"),
+    }
+    meddling.conversation = conversation
+    with pytest.raises(ConversationEnded):
+        adding[method]()
+    assert run.registry.inspect() == {}
+    assert run.registry.subscriptions() == {}
+    timers = 1 if method == "schedule" else 0
+    assert run.stats() == Stats(accepted=timers, cancelled=timers)
+
+
+@guarantee("G7", "G13", "G21")
+def test_ends_that_race_with_adds_leave_nothing(run: Driver) -> None:
+    """Case 14b. Fault: any order of add and end in which neither sees the other."""
+    conversations = Conversations(run.registry)
+    for number in range(200):
+        conversation = conversations.open(f"c{number}")
+
+        def add(conversation: Conversation = conversation) -> None:
+            with pytest.raises(ConversationEnded):
+                for step in range(100_000):
+                    conversation.schedule("tick", HOUR, instance_id=f"i{step % 3}")
+                    conversation.subscribe(f"t{step % 3}", "said")
+                    conversation.put_flow(step)
+
+        run_threads(add, conversation.end)
+        assert run.registry.inspect(f"c{number}") == {}
+    assert len(conversations) == 0
+    stats = run.stats()
+    assert stats == Stats(accepted=stats.accepted, cancelled=stats.accepted)
+
+
+@guarantee("G24")
+def test_handles_are_silent_on_a_closed_registry(run: Driver) -> None:
+    """Fault: clean-up after the end of the registry fails."""
+    conversation = Conversations(run.registry).open("c1")
+    conversation.schedule("tick", HOUR)
+    run.registry.close()
+    assert conversation.take_flow() is None
+    assert conversation.cancel_timers() == 0
+    assert conversation.unsubscribe() == 0
+    conversation.end()
+    assert conversation.ended

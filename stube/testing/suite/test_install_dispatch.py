@@ -1,0 +1,153 @@
+"""`install_dispatch`: where deliveries go."""
+
+from __future__ import annotations
+
+import functools
+import gc
+import inspect
+import logging
+from typing import Any
+
+import pytest
+
+from stube import Backend, Dispatch, Event, Stats
+from stube.testing._drive import Driver
+from stube.testing.plugin import MakeRegistry
+from stube.testing.suite._fixtures import guarantee, unchanged
+
+
+@guarantee("G21")
+def test_without_a_dispatch_deliveries_go_nowhere_and_count_as_delivered(registry: Backend) -> None:
+    """Fault: deliveries are kept for a later dispatch, or fail on None, instead of going to the no-op."""
+    registry.schedule_event(cid="c1", instance_id="main", delay_ms=0, event="tick")
+    registry.subscribe(cid="c1", instance_id="main", topic="t", event="said")
+    assert registry.publish("t", 1) == 1
+    assert registry.settle()
+    assert registry.stats() == Stats(accepted=2, delivered=2, subscriptions=1)
+    late: list[Event] = []
+    registry.install_dispatch(lambda cid, event: late.append(event))
+    assert registry.settle()
+    assert late == []
+
+
+@guarantee("G21")
+def test_dispatch_is_called_with_the_cid_and_the_event_by_position(registry: Backend) -> None:
+    """Fault: the arguments are passed by keyword, swapped, or the event is a bare tuple."""
+    calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+    registry.install_dispatch(lambda *args, **kwargs: calls.append((args, kwargs)))
+    registry.schedule_event(cid="c1", instance_id="i1", delay_ms=0, event=("tick", 3))
+    assert registry.settle()
+    assert calls == [(("c1", Event("i1", "tick", 3)), {})]
+
+
+@guarantee("G21")
+def test_dispatch_is_looked_up_when_a_delivery_begins(run: Driver) -> None:
+    """Fault: the dispatch is bound when the timer is scheduled or the message is published."""
+    later: list[str] = []
+    run.subscribe(cid="c1")
+    with run.held("c1"):
+        run.schedule(0, "queued")
+        run.registry.publish("t", "message")
+        run.registry.install_dispatch(lambda cid, event: later.append(event.name))
+    run.settle()
+    assert later == ["queued", "said"]
+    assert run.recorder.names == []
+
+
+@guarantee("G20", "G21")
+def test_a_handler_may_replace_the_dispatch(run: Driver) -> None:
+    """Fault: the loop reads the dispatch once per batch, so the rest of the batch goes to the old one."""
+    later: list[str] = []
+    run.recorder.on("first", lambda cid, event: run.registry.install_dispatch(lambda c, e: later.append(e.name)))
+    with run.held("c1"):
+        run.schedule(0, "first")
+        run.schedule(0, "second")
+        run.schedule(0, "third")
+    run.settle()
+    assert run.recorder.names == ["first"]
+    assert later == ["second", "third"]
+
+
+@guarantee("G21")
+@pytest.mark.parametrize("kind", ["method", "partial", "object"])
+def test_any_callable_is_a_dispatch(registry: Backend, kind: str) -> None:
+    """Fault: the check for a callable accepts plain functions only."""
+
+    class Host:
+        def __init__(self) -> None:
+            self.seen: list[str] = []
+
+        def handle(self, cid: str, event: Event) -> None:
+            self.seen.append(event.name)
+
+        def __call__(self, cid: str, event: Event) -> None:
+            self.handle(cid, event)
+
+    host = Host()
+    partial = functools.partial(Host.handle, host)
+    kinds: dict[str, Dispatch] = {"method": host.handle, "partial": partial, "object": host}
+    registry.install_dispatch(kinds[kind])
+    registry.schedule_event(cid="c1", instance_id="main", delay_ms=0, event="tick")
+    assert registry.settle()
+    assert host.seen == ["tick"]
+
+
+@guarantee("G15")
+@pytest.mark.parametrize("wrong", [None, "dispatch", 7, object()], ids=repr)
+def test_a_dispatch_that_is_not_callable_is_refused_and_the_old_one_stays(run: Driver, wrong: Any) -> None:
+    """Case 24. Fault: the argument is stored before it is checked."""
+    with unchanged(run.registry), pytest.raises(TypeError):
+        run.registry.install_dispatch(wrong)
+    run.schedule(0, "tick")
+    run.settle()
+    assert run.recorder.names == ["tick"]
+
+
+@guarantee("G15", "G19")
+@pytest.mark.parametrize("kind", ["function", "partial", "method"])
+def test_an_async_def_is_refused_by_a_backend_that_cannot_await_it(run: Driver, kind: str) -> None:
+    """Fault: an `async def` is installed like any function, and every event of the host is lost in silence."""
+    if "coroutine_dispatch" in run.registry.capabilities:
+        pytest.skip("this backend promises coroutine_dispatch")
+
+    async def dispatch(cid: str, event: Event) -> None: ...
+
+    class Host:
+        async def dispatch(self, cid: str, event: Event) -> None: ...
+
+    kinds: dict[str, Any] = {"function": dispatch, "partial": functools.partial(dispatch), "method": Host().dispatch}
+    with unchanged(run.registry), pytest.raises(TypeError, match="asyncio"):
+        run.registry.install_dispatch(kinds[kind])
+    run.schedule(0, "tick")
+    run.settle()
+    assert run.recorder.names == ["tick"]
+
+
+@guarantee("G19")
+def test_a_coroutine_that_comes_back_is_closed_and_counted_failed(
+    make_registry: MakeRegistry, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Fault: the coroutine is dropped: a RuntimeWarning at collection, and the delivery counts as delivered."""
+    errors: list[BaseException] = []
+    registry = make_registry(on_error=lambda cid, event, exc: errors.append(exc))
+    if "coroutine_dispatch" in registry.capabilities:
+        pytest.skip("this backend promises coroutine_dispatch")
+    made: list[Any] = []
+
+    async def handle(cid: str, event: Event) -> None: ...
+
+    def dispatch(cid: str, event: Event) -> Any:
+        made.append(handle(cid, event))
+        return made[-1]
+
+    registry.install_dispatch(dispatch)
+    with caplog.at_level(logging.ERROR, "stube"):
+        registry.schedule_event(cid="c1", instance_id="main", delay_ms=0, event="tick")
+        assert registry.settle()
+    assert registry.stats() == Stats(accepted=1, failed=1)
+    assert inspect.getcoroutinestate(made[0]) == inspect.CORO_CLOSED
+    assert len(errors) == 1
+    assert "asyncio" in str(errors[0])
+    assert len([record for record in caplog.records if record.name == "stube"]) == 1
+    made.clear()
+    gc.collect()  # a coroutine that was never awaited would warn here, and warnings are errors

@@ -1,0 +1,721 @@
+"""A registry's life: lazy to start, quick to close, forked, left open at exit, dropped."""
+
+from __future__ import annotations
+
+import _thread
+import ast
+import gc
+import threading
+import time
+import weakref
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+
+from stube import Backend, Event, RegistryClosed, Stats
+from stube.testing._capabilities import requires
+from stube.testing._drive import PATIENCE, Driver, Injector, run_script, run_threads, tracing
+from stube.testing.plugin import MakeRegistry
+from stube.testing.suite._fixtures import HOUR, OPERATIONS, MakeRun, guarantee, unchanged
+
+_monotonic = time.monotonic
+
+
+# Starting.
+
+
+@guarantee("G23")
+def test_importing_and_creating_start_nothing(stube_backend: Any, stube_options: Mapping[str, Any]) -> None:
+    """Fault: a thread, a loop or a connection is made by an import or by the constructor."""
+    printed = run_script(
+        stube_backend,
+        stube_options,
+        """
+files = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
+registries = [make() for _ in range(50)]
+assert threading.active_count() == 1, threading.enumerate()
+for registry in registries:
+    registry.install_dispatch(lambda cid, event: None)
+    assert registry.stats() == stube.Stats() and registry.subscriptions() == {} and registry.inspect() == {}
+assert threading.active_count() == 1, threading.enumerate()
+assert files == 0 or len(os.listdir("/proc/self/fd")) == files
+print("lazy")
+""",
+    )
+    assert printed == "lazy\n"
+
+
+@guarantee("G23", "G15")
+@pytest.mark.parametrize("operation", ["schedule_event", "publish", "subscribe", "put_pending_flow"])
+def test_when_no_thread_can_be_started_the_operation_raises_and_nothing_has_changed(
+    registry: Backend, operation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Case 27b. Fault: the timer is stored before the thread is started, so a failed call leaves it behind.
+
+    A backend that needs no thread for the operation simply performs it.
+    """
+    seen: list[Event] = []
+    registry.install_dispatch(lambda cid, event: seen.append(event))
+    subscribed = 0
+    if operation == "publish":
+        registry.subscribe(cid="c1", instance_id="main", topic="t", event="said")
+        subscribed = 1
+    refused = 0
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        nonlocal refused
+        refused += 1
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        for module in (threading, _thread):
+            for name in ("_start_new_thread", "_start_joinable_thread", "start_new_thread", "start_joinable_thread"):
+                if hasattr(module, name):
+                    patch.setattr(module, name, refuse)
+        raised = False
+        try:
+            if operation == "schedule_event":
+                registry.schedule_event(cid="c1", instance_id="main", delay_ms=HOUR, event="tick")
+            else:
+                OPERATIONS[operation](registry, "c1")
+        except RuntimeError:
+            raised = True
+        stats = registry.stats()
+    if not refused:
+        return
+    assert raised
+    assert stats == Stats(subscriptions=subscribed)
+    assert set(registry.inspect()) == ({"c1"} if subscribed else set())
+    registry.schedule_event(cid="c1", instance_id="main", delay_ms=0, event="tick")
+    assert registry.settle(PATIENCE)
+    assert [event.name for event in seen] == ["tick"]
+    assert registry.stats() == Stats(accepted=1, delivered=1, subscriptions=subscribed)
+
+
+# Closing.
+
+
+@guarantee("G24")
+def test_closing_discards_what_has_not_begun_and_is_idempotent(run: Driver) -> None:
+    """Fault: it waits for the timers, delivers the rest, forgets to count it as dropped, or fails the second time."""
+    run.registry.put_pending_flow("c1", "flow")
+    run.subscribe("t")
+    for _ in range(3):
+        run.schedule(HOUR)
+    run.schedule(0, "early")
+    run.settle()
+    start = _monotonic()
+    assert run.registry.close() is True
+    assert _monotonic() - start < 5
+    assert run.registry.close() is True
+    assert run.registry.close(timeout=0) is True
+    assert run.registry.close(None) is True
+    assert run.recorder.names == ["early"]
+    assert run.registry.stats() == Stats(accepted=4, delivered=1, dropped=3)
+
+
+@guarantee("G24")
+def test_a_closed_registry_refuses_what_adds_and_is_silent_to_what_removes(run: Driver) -> None:
+    """Fault: clean-up code fails after the close, or something is accepted that will never be delivered."""
+    handle = run.schedule(HOUR)
+    run.registry.put_pending_flow("c1", "flow")
+    run.subscribe("t")
+    run.registry.close()
+    adding: list[Callable[[], object]] = [
+        lambda: run.registry.install_dispatch(run.recorder),
+        lambda: run.registry.put_pending_flow("c1", "flow"),
+        lambda: run.schedule(0),
+        lambda: run.subscribe("t"),
+        lambda: run.registry.publish("t", 1),
+        lambda: run.registry.publish("nobody", 1),
+    ]
+    for add in adding:
+        with pytest.raises(RegistryClosed):
+            add()
+    assert handle.cancel() is False
+    assert run.registry.pending_flow("c1") is None
+    assert run.registry.forget_pending_flow("c1") is False
+    assert run.registry.cancel_timers("c1") == 0
+    assert run.registry.unsubscribe(cid="c1", instance_id="main") == 0
+    assert run.registry.remove_subscriptions_for_cid("c1") == 0
+    assert run.registry.subscriptions() == {}
+    assert run.registry.inspect() == {}
+    run.registry.reset_state()
+    stats = run.registry.stats()
+    assert (stats.timers, stats.queued, stats.subscriptions, stats.pending_flows) == (0, 0, 0, 0)
+    assert stats.balanced
+    assert run.registry.settle(0) is True
+    assert run.registry.join(0) is True
+
+
+@guarantee("G24")
+def test_a_with_block_closes(make_registry: MakeRegistry) -> None:
+    """Fault: leaving the block waits, keeps the registry open, or swallows the block's own exception."""
+    with pytest.raises(LookupError), make_registry() as registry:
+        registry.schedule_event(cid="c1", instance_id="main", delay_ms=HOUR, event="tick")
+        raise LookupError
+    with pytest.raises(RegistryClosed):
+        registry.put_pending_flow("c1", 1)
+    assert registry.stats() == Stats(accepted=1, dropped=1)
+
+
+@guarantee("G24")
+def test_closing_a_registry_that_was_never_used(make_registry: MakeRegistry) -> None:
+    """Fault: a thread that was never started is joined."""
+    registry = make_registry()
+    assert registry.close() is True
+    assert registry.stats() == Stats()
+
+
+@guarantee("G24", "G6")
+def test_closing_waits_for_a_running_delivery_no_longer_than_it_may(run: Driver) -> None:
+    """Fault: the timeout is not kept, True is returned while a handler runs, or what waits behind it is delivered.
+
+    Real time: 0.2 s are asked for and 5 s are allowed, which stands for "not for ever".
+    """
+    if run.clock is not None:
+        pytest.skip("on a virtual clock the delivering thread is the caller's own, which nobody stops")
+    run.subscribe("t")
+    with run.held("c1"):
+        run.schedule(0, "victim")
+        run.registry.publish("t", 1)
+        start = _monotonic()
+        assert run.registry.close(timeout=0.2) is False
+        assert 0.19 <= _monotonic() - start < 5
+        assert run.registry.close(timeout=0) is False
+        with pytest.raises(RegistryClosed):
+            run.schedule(0)
+    assert run.registry.close(PATIENCE) is True
+    assert run.recorder.seen == []
+    stats = run.registry.stats()
+    assert (stats.accepted, stats.delivered, stats.dropped) == (3, 1, 2)
+
+
+@guarantee("G24", "G20")
+def test_closing_from_inside_a_delivery_does_not_wait_for_itself(run: Driver) -> None:
+    """Case 27. Fault: the handler waits until it has ended."""
+    log: list[str] = []
+
+    def close(cid: str, event: Event) -> None:
+        start = _monotonic()
+        run.registry.close(PATIENCE)
+        run.registry.close(PATIENCE)
+        assert _monotonic() - start < PATIENCE / 2
+        with pytest.raises(RegistryClosed):
+            run.schedule(0)
+        log.append("finished")
+
+    run.recorder.on("close", close)
+    with run.held("c1"):
+        run.schedule(0, "close")
+        run.schedule(0, "victim")
+        run.schedule(HOUR, "victim", cid="c2")
+    assert run.registry.settle(PATIENCE)
+    assert run.registry.close(PATIENCE) is True
+    assert log == ["finished"]
+    assert run.recorder.names == ["close"]
+    stats = run.registry.stats()
+    assert (stats.accepted, stats.delivered, stats.dropped) == (4, 2, 2)
+
+
+@guarantee("G24", "G7")
+def test_a_schedule_that_races_with_the_close_fires_or_raises(make_run: MakeRun) -> None:
+    """Case 27. Fault: it is accepted by a registry that has already thrown its timers away."""
+    for round_number in range(20):
+        run = make_run()
+        accepted = [0, 0, 0]
+        refused = [False, False, False]
+        going = threading.Event()
+
+        def schedule(
+            slot: int, run: Driver = run, accepted: list[int] = accepted, refused: list[bool] = refused,
+            going: threading.Event = going,
+        ) -> None:  # fmt: skip
+            try:
+                for number in range(100_000):
+                    run.schedule(number % 2, cid=f"c{slot}")
+                    accepted[slot] += 1
+                    if number == 20:
+                        going.set()
+            except RegistryClosed:
+                refused[slot] = True
+
+        def close(run: Driver = run, going: threading.Event = going) -> None:
+            assert going.wait(PATIENCE)
+            assert run.registry.close(PATIENCE)
+
+        run_threads(*(lambda slot=slot, s=schedule: s(slot) for slot in range(3)), close, close)
+        assert refused == [True] * 3, f"round {round_number}"
+        stats = run.registry.stats()
+        assert stats.accepted == sum(accepted)
+        assert stats.accepted == stats.delivered + stats.dropped
+        assert stats.delivered == len(run.recorder.seen)
+
+
+@guarantee("G24", "G7", "G15")
+@pytest.mark.parametrize("operation", ["schedule_event", "publish", "subscribe", "put_pending_flow"])
+def test_a_close_that_comes_in_at_any_line_of_an_adding_operation_is_whole(make_run: MakeRun, operation: str) -> None:
+    """Case 27. Fault: whether the registry is open is asked once, before the lock, so something is added after the end.
+
+    At each line that the operation executes another thread closes the registry (20 ms are given; then it goes on).
+    """
+    for at in range(10_000):
+        run = make_run()
+        run.subscribe("t", cid="c1")
+        closer = threading.Thread(target=run.registry.close, daemon=True)
+
+        def come_in(thread: threading.Thread = closer) -> None:
+            thread.start()
+            thread.join(0.020)
+
+        injector = Injector(at, come_in)
+        try:
+            with tracing(injector):
+                OPERATIONS[operation](run.registry, "c2")
+        except RegistryClosed:
+            pass
+        if not injector.fired:
+            break
+        closer.join(PATIENCE)
+        assert not closer.is_alive(), injector.fired
+        stats = run.registry.stats()
+        assert stats.balanced, f"{injector.fired}: {stats.equation}"
+        assert (stats.timers, stats.queued, stats.subscriptions, stats.pending_flows) == (0, 0, 0, 0), injector.fired
+        assert run.registry.inspect() == {}, injector.fired
+        assert run.registry.subscriptions() == {}, injector.fired
+
+
+@guarantee("G24", "G13")
+def test_closing_ends_the_threads(make_run: MakeRun) -> None:
+    """Fault: the scheduler's thread goes on, asleep or polling, after the close."""
+    before = threading.active_count()
+    runs = [make_run() for _ in range(5)]
+    for run in runs:
+        run.schedule(0)
+        run.schedule(HOUR)
+        run.settle()
+    for run in runs:
+        assert run.registry.close(PATIENCE)
+    assert threading.active_count() == before
+
+
+@guarantee("G13")
+@requires("by_reference")
+def test_a_registry_that_is_dropped_with_nothing_pending_is_collected(
+    stube_backend: Any, stube_options: Mapping[str, Any]
+) -> None:
+    """Fault: the scheduler's thread, an `atexit` hook or a fork hook holds the registry for ever."""
+    import stube
+
+    before = threading.active_count()
+    watched = []
+    for _ in range(3):
+        registry = stube.create_registry(stube_backend, **stube_options)
+        registry.schedule_event(cid="c1", instance_id="main", delay_ms=0, event="tick")
+        registry.subscribe(cid="c1", instance_id="main", topic="t", event="said")
+        registry.publish("t", 1)
+        assert registry.settle(PATIENCE)
+        registry.unsubscribe(cid="c1", instance_id="main")
+        registry.cancel_timers("c1")
+        watched.append(weakref.ref(registry))
+        del registry
+    deadline = _monotonic() + PATIENCE
+    pause = threading.Event()
+    while True:
+        gc.collect()
+        if not any(reference() for reference in watched) and threading.active_count() == before:
+            break
+        assert _monotonic() < deadline, f"alive: {watched}, threads: {threading.enumerate()}"
+        pause.wait(0.005)  # a thread's end has no event that a stranger could wait for
+
+
+@guarantee("G13")
+def test_a_registry_that_is_dropped_with_timers_pending_still_delivers_them(
+    stube_backend: Any, stube_options: Mapping[str, Any]
+) -> None:
+    """Fault: a registry that somebody forgot to keep is collected with what it had accepted."""
+    import stube
+
+    arrived = threading.Event()
+    registry = stube.create_registry(stube_backend, **stube_options)
+    if "virtual_time" in registry.capabilities:
+        pytest.skip("a virtual registry that is dropped can be moved by nobody")
+    registry.install_dispatch(lambda cid, event: arrived.set())
+    registry.schedule_event(cid="c1", instance_id="main", delay_ms=30, event="tick")
+    del registry
+    gc.collect()
+    assert arrived.wait(PATIENCE)
+
+
+# The end of the program.
+
+_EXITS = {
+    "an idle registry": "registry.schedule_event(cid='c', instance_id='i', delay_ms=0, event='e')",
+    "a pending timer": "registry.schedule_event(cid='c', instance_id='i', delay_ms=3_600_000, event='e')",
+    "many due timers": """
+for number in range(2000):
+    registry.schedule_event(cid=f'c{number}', instance_id='i', delay_ms=number % 3, event='e')
+""",
+    "a baton and a subscription": """
+registry.put_pending_flow('c', 1)
+registry.subscribe(cid='c', instance_id='i', topic='t', event='e')
+registry.publish('t', 1)
+""",
+    "a running delivery": """
+entered = threading.Event()
+registry.install_dispatch(lambda cid, event: (entered.set(), threading.Event().wait()))
+registry.schedule_event(cid='c', instance_id='i', delay_ms=0, event='e')
+if 'virtual_time' in registry.capabilities:
+    threading.Thread(target=registry.settle, daemon=True).start()
+assert entered.wait(PATIENCE)
+""",
+    "a handler that keeps scheduling": """
+def dispatch(cid, event):
+    try:
+        registry.schedule_event(cid=cid, instance_id='i', delay_ms=0.01, event='e')
+    except RuntimeError:
+        pass
+registry.install_dispatch(dispatch)
+registry.schedule_event(cid='c', instance_id='i', delay_ms=0, event='e')
+""",
+    "an exception at the end": """
+import atexit
+atexit.register(lambda: (registry.cancel_timers('c'), registry.close()))
+registry.schedule_event(cid='c', instance_id='i', delay_ms=3_600_000, event='e')
+""",
+    "an operation at exit": """
+import atexit
+registry.schedule_event(cid='c', instance_id='i', delay_ms=3_600_000, event='e')
+class Last:
+    def __del__(self):
+        registry.cancel_timers('c')
+        registry.forget_pending_flow('c')
+sys.last_object = Last()
+""",
+}
+
+
+@guarantee("G24")
+@pytest.mark.parametrize("state", list(_EXITS))
+def test_a_program_that_does_not_close_exits_promptly_and_silently(
+    stube_backend: Any, stube_options: Mapping[str, Any], state: str
+) -> None:
+    """Fault: a thread that is no daemon waits for its timers; or one that is dies noisily in the interpreter's end.
+
+    Real time: half a second is promised and five are allowed, for a machine that is busy.
+    """
+    printed = run_script(stube_backend, stube_options, "registry = make()\n" + _EXITS[state] + "\nfinish()\n")
+    assert time.time() - float(printed) < 5
+
+
+# Forking.
+
+_FORK = """
+run = Driver(make(max_pending=4))
+registry = run.registry
+registry.put_pending_flow("c1", "flow")
+registry.subscribe(cid="c1", instance_id="main", topic="t", event="said")
+registry.schedule_event(cid="c1", instance_id="main", delay_ms=150, event="of the parent")
+run.settle()
+reading, writing = os.pipe()
+child = os.fork()
+if child == 0:
+    try:
+        assert registry.stats() == stube.Stats(), registry.stats()
+        assert registry.subscriptions() == {} and registry.inspect() == {}
+        assert registry.pending_flow("c1") is None and registry.cancel_timers("c1") == 0
+        run.schedule(0, "of the child")
+        run.subscribe("t", "said in the child")
+        assert registry.publish("t", 1) == 1
+        run.pass_time(5)
+        assert sorted(run.recorder.names) == ["of the child", "said in the child"], run.recorder.names
+        for number in range(4):
+            run.schedule(3_600_000)
+        try:
+            run.schedule(3_600_000)
+        except stube.RegistryFull:
+            pass
+        else:
+            raise AssertionError("the child has other options")
+        run.pass_time(0) if run.clock is not None else threading.Event().wait(0.25)
+        assert run.recorder.names.count("of the parent") == 0
+        assert run.registry.close()
+        os.write(writing, b"whole")
+    except BaseException as exc:
+        os.write(writing, repr(exc).encode())
+    finally:
+        os._exit(0)
+os.close(writing)
+print(read_all(reading, PATIENCE))
+os.waitpid(child, 0)
+run.pass_time(150)
+print(run.recorder.names)
+assert registry.pending_flow("c1") == "flow" and registry.publish("t", 1) == 1
+run.settle()
+print(run.stats())
+registry.close()
+"""
+
+
+@guarantee("G25")
+@requires("fork")
+def test_a_forked_child_has_an_empty_usable_registry_and_the_parent_is_undisturbed(
+    registry: Backend, stube_backend: Any, stube_options: Mapping[str, Any]
+) -> None:
+    """Fault: the child believes that its scheduler's thread lives, its lock is held for ever, or timers fire twice."""
+    printed = run_script(stube_backend, stube_options, _FORK)
+    stats = Stats(accepted=2, delivered=2, subscriptions=1)
+    assert printed == f"whole\n['of the parent']\n{stats}\n"
+
+
+_FORK_INSIDE = """
+parent = os.getpid()
+reading, writing = os.pipe()
+run = Driver(make())
+registry, virtual = run.registry, run.clock is not None
+fresh = threading.Event()
+children = []
+
+def dispatch(cid, event):
+    if os.getpid() != parent:
+        os.write(writing, (event.name + ";").encode())
+        fresh.set()
+        return
+    run.recorder(cid, event)
+    if event.name != "fork":
+        return
+    child = os.fork()
+    if child:
+        children.append(child)
+        return
+    try:
+        assert registry.stats().timers == 0 and registry.stats().queued == 0, registry.stats()
+        assert registry.subscriptions() == {}
+        registry.schedule_event(cid="child", instance_id="main", delay_ms=0, event="fresh")
+        if not virtual:
+            assert fresh.wait(PATIENCE), "the child's own timer did not fire"
+    except BaseException as exc:
+        os.write(writing, repr(exc).encode())
+        os._exit(0)
+
+registry.install_dispatch(dispatch)
+registry.subscribe(cid="c2", instance_id="main", topic="t", event="said")
+for name, cid in (("fork", "c1"), ("behind", "c1b"), ("behind", "c2")):
+    registry.subscribe(cid=cid, instance_id="main", topic="fork", event=name)
+with run.held("c1"):
+    if CAUSE == "timer":
+        run.schedule(0, "fork", cid="c1")
+        run.schedule(0, "behind", cid="c1")
+    else:
+        registry.publish("fork", 0)
+    run.schedule(0, "behind", cid="c2")
+    for number in range(5):
+        registry.publish("t", number)
+    run.schedule(20, "later", cid="c2")
+run.pass_time(20)
+os.close(writing)
+import select
+# The child has said what it had to say when its pipe ends, or when nothing more comes for half a second.
+print(read_all(reading, 0.5) if select.select([reading], [], [], PATIENCE)[0] else "nothing")
+os.kill(children[0], signal.SIGKILL)
+os.waitpid(children[0], 0)
+print(run.recorder.names)
+print(run.stats())
+registry.close()
+"""
+
+_FORK_INSIDE_VIRTUAL = """
+parent = os.getpid()
+reading, writing = os.pipe()
+registry = make()
+children, seen = [], []
+
+def dispatch(cid, event):
+    if os.getpid() != parent:
+        os.write(writing, (event.name + ";").encode())
+        return
+    seen.append(event.name)
+    if event.name == "fork":
+        child = os.fork()
+        if child:
+            children.append(child)
+        else:
+            registry.schedule_event(cid="child", instance_id="main", delay_ms=0, event="fresh")
+
+registry.install_dispatch(dispatch)
+registry.subscribe(cid="c2", instance_id="main", topic="t", event="said")
+for name, cid in (("fork", "c1"), ("behind", "c1b"), ("behind", "c2")):
+    registry.subscribe(cid=cid, instance_id="main", topic="fork", event=name)
+if CAUSE == "timer":
+    for name in ("fork", "behind"):
+        registry.schedule_event(cid="c1", instance_id="main", delay_ms=0, event=name)
+else:
+    registry.publish("fork", 0)
+registry.schedule_event(cid="c2", instance_id="main", delay_ms=0, event="behind")
+for number in range(5):
+    registry.publish("t", number)
+registry.schedule_event(cid="c2", instance_id="main", delay_ms=20, event="later")
+try:
+    registry.advance(50)
+    if os.getpid() != parent:
+        registry.settle()
+        assert registry.stats() == stube.Stats(accepted=1, delivered=1), registry.stats()
+        os.write(writing, b"whole")
+except BaseException as exc:
+    if os.getpid() == parent:
+        raise
+    os.write(writing, repr(exc).encode())
+if os.getpid() != parent:
+    os._exit(0)
+os.close(writing)
+print(read_all(reading, PATIENCE))
+os.waitpid(children[0], 0)
+print(seen)
+print(registry.stats())
+registry.close()
+"""
+
+
+@guarantee("G25")
+@requires("fork")
+@pytest.mark.parametrize("cause", ["timer", "message"])
+def test_a_child_forked_from_inside_a_delivery_delivers_nothing_of_the_parents_batch(
+    registry: Backend, stube_backend: Any, stube_options: Mapping[str, Any], cause: str
+) -> None:
+    """Case 27b. Fault: the forked copy of the delivering loop goes on with its batch, so every message comes twice.
+
+    Forked by the handler of a timer, and by the first of three subscribers that get one message.
+    """
+    virtual = "virtual_time" in registry.capabilities
+    script = f"CAUSE = {cause!r}\n" + (_FORK_INSIDE_VIRTUAL if virtual else _FORK_INSIDE)
+    child, names, stats = run_script(stube_backend, stube_options, script).splitlines()
+    assert child == ("fresh;whole" if virtual else "fresh;")
+    behind = 2 if cause == "timer" else 3
+    assert sorted(ast.literal_eval(names)) == ["behind"] * behind + ["fork", "later"] + ["said"] * 5
+    assert stats == str(Stats(accepted=7 + behind, delivered=7 + behind, subscriptions=4))
+
+
+@guarantee("G25", "G23")
+@requires("fork")
+def test_a_server_that_loads_the_application_before_it_forks_its_workers(
+    registry: Backend, stube_backend: Any, stube_options: Mapping[str, Any]
+) -> None:
+    """Fault: only a registry that was used before the fork is made usable in the child, or only one child is."""
+    printed = run_script(
+        stube_backend,
+        stube_options,
+        """
+unused, used = Driver(make()), Driver(make())
+used.schedule(0)
+used.settle()
+for worker in range(3):
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            for run in (unused, used):
+                run.recorder.clear()
+                run.schedule(1, ("tick", worker))
+                run.pass_time(1)
+                assert run.recorder.payloads == [worker]
+                grandchild = os.fork()
+                if grandchild == 0:
+                    run.recorder.clear()
+                    run.schedule(1, "grand")
+                    run.pass_time(1)
+                    os.write(writing, "".join(run.recorder.names).encode())
+                    os._exit(0)
+                os.waitpid(grandchild, 0)
+                run.registry.close()
+            os.write(writing, b" whole")
+        except BaseException as exc:
+            os.write(writing, repr(exc).encode())
+        finally:
+            os._exit(0)
+    os.close(writing)
+    print(read_all(reading, PATIENCE))
+    os.waitpid(child, 0)
+for run in (unused, used):
+    run.schedule(0, "parent")
+    run.settle()
+    print(run.recorder.names)
+    run.registry.close()
+""",
+    )
+    assert printed.splitlines() == ["grandgrand whole"] * 3 + ["['parent']", "['tick', 'parent']"]
+
+
+@guarantee("G25")
+@requires("fork")
+def test_forks_while_threads_use_the_registry_never_leave_a_lock_behind(
+    registry: Backend, stube_backend: Any, stube_options: Mapping[str, Any]
+) -> None:
+    """Fault: the fork copies a lock that another thread holds, and the child waits for that thread for ever."""
+    printed = run_script(
+        stube_backend,
+        stube_options,
+        """
+registry = make()
+registry.install_dispatch(lambda cid, event: None)
+stop = threading.Event()
+
+def work(thread):
+    number = 0
+    while not stop.is_set():
+        number += 1
+        registry.schedule_event(cid=f"c{thread}", instance_id="i", delay_ms=number % 2, event="e")
+        registry.subscribe(cid=f"c{thread}", instance_id="i", topic="t", event="e")
+        registry.publish("t", number)
+        registry.stats()
+        if number % 50 == 0:
+            registry.cancel_timers(f"c{thread}")
+            registry.remove_subscriptions_for_cid(f"c{thread}")
+
+threads = [threading.Thread(target=work, args=(number,), daemon=True) for number in range(3)]
+for thread in threads:
+    thread.start()
+for round_number in range(15):
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            assert registry.stats() == stube.Stats()
+            arrived = threading.Event()
+            registry.install_dispatch(lambda cid, event: arrived.set())
+            registry.schedule_event(cid="child", instance_id="i", delay_ms=0, event="e")
+            assert registry.settle(PATIENCE) and arrived.is_set()
+            os.write(writing, b"w")
+        except BaseException as exc:
+            os.write(writing, repr(exc).encode())
+        finally:
+            os._exit(0)
+    os.close(writing)
+    data = read_all(reading, PATIENCE)
+    if data != "w":
+        print(round_number, data or "a deadlock in the child")
+        os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+stop.set()
+for thread in threads:
+    thread.join(PATIENCE)
+registry.close()
+print("done")
+""",
+    )
+    assert printed == "done\n"
+
+
+@guarantee("G24", "G15")
+def test_a_closed_registry_stays_as_it_is(run: Driver) -> None:
+    """Fault: an operation on a closed registry starts its thread anew, or counts something."""
+    run.schedule(HOUR)
+    run.registry.close()
+    threads = threading.active_count()
+    with unchanged(run.registry):
+        for operation in OPERATIONS.values():
+            try:
+                operation(run.registry, "c1")
+            except RegistryClosed:
+                pass
+    assert threading.active_count() == threads

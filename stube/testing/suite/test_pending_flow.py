@@ -1,0 +1,131 @@
+"""`pending_flow`: the baton is taken, by exactly one."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import weakref
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from stube import Stats
+from stube.testing._capabilities import requires
+from stube.testing._drive import Driver, run_threads
+from stube.testing.suite._fixtures import NOT_A_NAME, Payload, guarantee, unchanged
+
+
+@guarantee("G8")
+def test_a_baton_is_taken_once(run: Driver) -> None:
+    """Fault: the flow is read and not removed."""
+    run.registry.put_pending_flow("c1", "checkout")
+    run.registry.put_pending_flow("c2", "other")
+    assert run.registry.pending_flow("c1") == "checkout"
+    assert run.registry.pending_flow("c1") is None
+    assert run.registry.inspect("c1") == {}
+    assert run.registry.pending_flow("c2") == "other"
+
+
+@guarantee("G21")
+def test_there_is_no_baton_that_was_never_put_or_was_forgotten(run: Driver) -> None:
+    """Fault: a KeyError for an unknown conversation, or a forgotten baton that comes back."""
+    assert run.registry.pending_flow("never") is None
+    run.registry.put_pending_flow("c1", "checkout")
+    run.registry.forget_pending_flow("c1")
+    assert run.registry.pending_flow("c1") is None
+    assert run.stats() == Stats()
+
+
+@guarantee("G8")
+def test_exactly_one_of_many_threads_takes_a_baton(run: Driver) -> None:
+    """Fault: look, then delete: two statements without a lock between which another thread looks."""
+    rounds, takers = 2000, 8
+    cids = [f"c{index}" for index in range(rounds)]
+    for cid in cids:
+        run.registry.put_pending_flow(cid, cid)
+    taken: list[list[str]] = [[] for _ in range(takers)]
+
+    def take(mine: list[str]) -> None:
+        for cid in cids:
+            flow = run.registry.pending_flow(cid)
+            if flow is not None:
+                mine.append(flow)
+
+    run_threads(*(lambda mine=mine: take(mine) for mine in taken))
+    assert Counter(flow for mine in taken for flow in mine) == Counter(cids)
+    assert run.stats() == Stats()
+
+
+@guarantee("G8")
+def test_a_baton_is_taken_or_forgotten_never_both(run: Driver) -> None:
+    """Fault: `forget_pending_flow` says True of a baton that somebody else has taken."""
+    cids = [f"c{index}" for index in range(2000)]
+    for cid in cids:
+        run.registry.put_pending_flow(cid, cid)
+    taken: list[str] = []
+    forgotten: list[str] = []
+    run_threads(
+        lambda: taken.extend(cid for cid in cids if run.registry.pending_flow(cid) is not None),
+        lambda: forgotten.extend(cid for cid in cids if run.registry.forget_pending_flow(cid)),
+    )
+    assert sorted(taken + forgotten) == sorted(cids)
+
+
+@guarantee("G8")
+def test_no_baton_is_lost_between_those_who_put_and_those_who_take(run: Driver) -> None:
+    """Fault: a put that meets a take is overwritten by the taker's delete."""
+    last = 3000
+    taken: list[int] = []
+    done = threading.Event()
+
+    def put() -> None:
+        for number in range(1, last + 1):
+            run.registry.put_pending_flow("c1", number)
+        done.set()
+
+    def take() -> None:
+        while not done.is_set():
+            flow = run.registry.pending_flow("c1")
+            if flow is not None:
+                taken.append(flow)
+
+    run_threads(put, take)
+    flow = run.registry.pending_flow("c1")
+    if flow is not None:
+        taken.append(flow)
+    assert taken == sorted(set(taken))
+    assert taken[-1] == last
+
+
+@guarantee("G15")
+@pytest.mark.parametrize(("wrong", "error"), NOT_A_NAME, ids=repr)
+def test_pending_flow_refuses_what_is_no_name(run: Driver, wrong: Any, error: type[Exception]) -> None:
+    """Case 24. Fault: the name is looked up unchecked, so a slip of the caller reads as "no baton"."""
+    run.registry.put_pending_flow("c1", "waits")
+    with unchanged(run.registry), pytest.raises(error, match="cid"):
+        run.registry.pending_flow(wrong)
+
+
+@guarantee("G13")
+@requires("by_reference")
+def test_a_taken_baton_is_the_takers_alone(run: Driver) -> None:
+    """Fault: the registry keeps the flow after it was taken."""
+    flow = Payload()
+    watched = weakref.ref(flow)
+    run.registry.put_pending_flow("c1", flow)
+    assert run.registry.pending_flow("c1") is flow
+    del flow
+    gc.collect()
+    assert watched() is None
+
+
+@guarantee("G13")
+@requires("sizes")
+def test_conversations_that_took_their_batons_leave_nothing(run: Driver) -> None:
+    """Case 4. Fault: an empty container or a lock stays behind for every conversation that ever was."""
+    before = run.sizes()
+    for number in range(10_000):
+        run.registry.put_pending_flow(f"c{number}", number)
+        assert run.registry.pending_flow(f"c{number}") == number
+    assert run.sizes() == before

@@ -1,0 +1,106 @@
+"""`put_pending_flow`: the baton is put."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from typing import Any
+
+import pytest
+
+from stube import Stats
+from stube.testing._capabilities import requires
+from stube.testing._drive import Driver
+from stube.testing.suite._fixtures import AWKWARD_NAMES, NOT_A_NAME, Payload, guarantee, unchanged
+
+
+@guarantee("G21")
+@pytest.mark.parametrize("flow", ["checkout", "", 0, False, 0.0, ("a", 1)], ids=repr)
+def test_a_baton_is_there_as_soon_as_it_is_put_and_falsy_ones_serve(run: Driver, flow: Any) -> None:
+    """Fault: `if flow_id:` stands where `is not None` belongs."""
+    run.registry.put_pending_flow("c1", flow)
+    assert run.registry.stats().pending_flows == 1
+    assert run.registry.inspect("c1")["c1"].pending_flow
+    taken = run.registry.pending_flow("c1")
+    assert taken == flow
+    assert type(taken) is type(flow)
+    assert run.stats() == Stats()
+
+
+@guarantee("G21")
+def test_a_second_put_replaces_the_first(run: Driver) -> None:
+    """Fault: batons queue up, or the first one stays."""
+    run.registry.put_pending_flow("c1", "old")
+    run.registry.put_pending_flow("c1", "new")
+    assert run.registry.stats().pending_flows == 1
+    assert run.registry.pending_flow("c1") == "new"
+    assert run.registry.pending_flow("c1") is None
+
+
+@guarantee("G15")
+def test_none_is_no_flow(run: Driver) -> None:
+    """Fault: None is stored, and its taker cannot tell it from nothing; or it erases the baton that waits."""
+    run.registry.put_pending_flow("c1", "waits")
+    with unchanged(run.registry), pytest.raises(TypeError):
+        run.registry.put_pending_flow("c1", None)
+    with unchanged(run.registry), pytest.raises(TypeError):
+        run.registry.put_pending_flow("c2", None)
+    assert run.registry.pending_flow("c1") == "waits"
+
+
+@guarantee("G15")
+@pytest.mark.parametrize(("wrong", "error"), NOT_A_NAME, ids=repr)
+def test_put_pending_flow_refuses_what_is_no_name(run: Driver, wrong: Any, error: type[Exception]) -> None:
+    """Case 24. Fault: the name is used as a key unchecked."""
+    with unchanged(run.registry), pytest.raises(error, match="cid"):
+        run.registry.put_pending_flow(wrong, "flow")
+
+
+@guarantee("G21")
+def test_batons_of_awkward_names_never_collide(run: Driver) -> None:
+    """Case 25. Fault: keys are joined or normalised strings."""
+    for index, cid in enumerate(AWKWARD_NAMES):
+        run.registry.put_pending_flow(cid, index)
+    assert run.registry.stats().pending_flows == len(AWKWARD_NAMES)
+    assert [run.registry.pending_flow(cid) for cid in AWKWARD_NAMES] == list(range(len(AWKWARD_NAMES)))
+
+
+@guarantee("G17")
+@requires("by_reference")
+def test_a_baton_is_the_very_object_and_nothing_is_asked_of_it(run: Driver) -> None:
+    """Fault: the flow is copied, compared with None by `==`, or tested for truth."""
+
+    class Hostile:
+        def __eq__(self, other: object) -> bool:
+            raise AssertionError("compared")
+
+        def __bool__(self) -> bool:
+            raise AssertionError("tested")
+
+        __hash__ = None  # type: ignore[assignment]
+
+    first, second = Hostile(), Hostile()
+    run.registry.put_pending_flow("c1", first)
+    run.registry.put_pending_flow("c1", second)
+    assert run.registry.pending_flow("c1") is second
+
+
+@guarantee("G13")
+@requires("by_reference")
+def test_a_replaced_baton_is_not_kept_alive(run: Driver) -> None:
+    """Fault: an earlier flow stays in a history or in a queue."""
+    flow = Payload()
+    watched = weakref.ref(flow)
+    run.registry.put_pending_flow("c1", flow)
+    run.registry.put_pending_flow("c1", "new")
+    del flow
+    gc.collect()
+    assert watched() is None
+
+
+@guarantee("G13")
+def test_a_baton_waits_for_as_long_as_it_takes(run: Driver) -> None:
+    """Fault: batons expire with the clock. (On a real clock 50 ms: a bound for haste, no proof of patience.)"""
+    run.registry.put_pending_flow("c1", "waits")
+    run.pass_time(50 if run.clock is None else 1000 * 24 * 3_600_000)
+    assert run.registry.pending_flow("c1") == "waits"

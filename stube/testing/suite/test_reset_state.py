@@ -1,0 +1,152 @@
+"""`reset_state`: everything is forgotten but the dispatch."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import weakref
+
+from stube import Event, Stats
+from stube.testing._capabilities import requires
+from stube.testing._drive import Driver, run_threads
+from stube.testing.suite._fixtures import HOUR, Payload, guarantee
+
+
+@guarantee("G18", "G21")
+def test_everything_is_forgotten_and_the_dispatch_stays(run: Driver) -> None:
+    """Fault: one of the three kinds of state survives, the counters start anew, or the dispatch goes."""
+    before = run.sizes() if "sizes" in run.registry.capabilities else None
+    run.schedule(0, "early")
+    run.settle()
+    for cid in ("c1", "c2"):
+        run.registry.put_pending_flow(cid, "flow")
+        run.subscribe("t", cid=cid)
+        for delay in (5, HOUR, 10**30):
+            run.schedule(delay, "victim", cid=cid)
+    cancelled = run.registry.cancel_timers("c2")
+    run.registry.reset_state()
+    begun = run.recorder.names.count("victim")
+    assert run.registry.inspect() == {}
+    assert run.registry.subscriptions() == {}
+    assert run.registry.pending_flow("c1") is None
+    assert run.registry.publish("t", 1) == 0
+    assert run.registry.cancel_timers("c1") == 0
+    run.pass_time(5)
+    assert run.recorder.names == ["early"] + ["victim"] * begun
+    stats = run.stats()
+    assert stats == Stats(accepted=7, delivered=1 + begun, cancelled=cancelled, dropped=6 - begun - cancelled)
+    run.schedule(0, "new")
+    run.subscribe("t", "said", cid="c1")
+    assert run.registry.publish("t", 2) == 1
+    run.settle()
+    assert run.recorder.names[-2:] == ["new", "said"]
+    run.registry.reset_state()
+    assert before is None or run.sizes() == before
+
+
+@guarantee("G18")
+def test_nothing_accepted_before_begins_after(run: Driver) -> None:
+    """Fault: a batch that has been collected, or a queue, outlives the reset; what is accepted after it is lost too."""
+    run.subscribe("t", cid="c1")
+    with run.held("c1"):
+        handle = run.schedule(0, "due")
+        run.schedule(1, "soon")
+        for number in range(5):
+            run.registry.publish("t", number)
+        run.registry.reset_state()
+        run.registry.reset_state()
+        assert handle.cancel() is False
+        run.schedule(0, "new")
+    run.pass_time(1)
+    assert run.recorder.names == ["new"]
+    assert run.stats() == Stats(accepted=8, delivered=1, dropped=7)
+
+
+@guarantee("G18", "G6", "G20")
+def test_a_handler_may_reset_and_runs_to_its_end(run: Driver) -> None:
+    """Fault: the rest of the batch begins after the reset, or the handler's own fate is counted twice."""
+    log: list[str] = []
+
+    def reset(cid: str, event: Event) -> None:
+        run.registry.reset_state()
+        run.schedule(0, "new")
+        log.append("finished")
+
+    run.recorder.on("reset", reset)
+    run.subscribe("t", cid="c1")
+    with run.held("c1"):
+        run.schedule(0, "reset")
+        run.schedule(0, "victim")
+        run.registry.publish("t", 1)
+    run.settle()
+    assert log == ["finished"]
+    assert run.recorder.names == ["reset", "new"]
+    assert run.stats() == Stats(accepted=4, delivered=2, dropped=2)
+
+
+@guarantee("G6", "G18")
+def test_a_reset_does_not_wait_for_a_handler_that_has_begun(run: Driver) -> None:
+    """Fault: the running delivery is awaited (here it would be for ever) or counted as dropped."""
+    gate = run.recorder.gate()
+    run.recorder.on("stand", lambda cid, event: gate.pass_through())
+    run.schedule(0, "stand")
+    with run.delivering():
+        gate.wait_entered()
+        run.registry.reset_state()
+        assert not gate.released.is_set()
+    run.settle()
+    assert run.stats() == Stats(accepted=1, delivered=1)
+
+
+@guarantee("G18", "G7")
+def test_resets_that_race_with_everything_keep_the_ledger(run: Driver) -> None:
+    """Fault: a reset takes a snapshot to drop, and what comes before it is dropped is dropped uncounted."""
+    done = threading.Event()
+
+    def work(thread: int) -> None:
+        try:
+            for number in range(400):
+                run.subscribe("t", cid=f"c{thread}", instance_id=f"i{number % 3}")
+                run.schedule(number % 2, cid=f"c{thread}")
+                run.schedule(HOUR, cid=f"c{thread}")
+                run.registry.publish("t", number)
+        finally:
+            done.set()
+
+    def reset() -> None:
+        while not done.is_set():
+            run.registry.reset_state()
+
+    run_threads(lambda: work(1), lambda: work(2), reset)
+    run.registry.reset_state()
+    run.pass_time(1)
+    stats = run.stats()
+    assert (stats.timers, stats.queued, stats.subscriptions) == (0, 0, 0)
+    assert stats.accepted == stats.delivered + stats.dropped
+    assert stats.delivered == len(run.recorder.seen)
+    assert run.registry.inspect() == {}
+
+
+@guarantee("G13")
+@requires("by_reference")
+def test_what_was_forgotten_is_not_kept_alive(run: Driver) -> None:
+    """Fault: the old containers are swapped out and kept by the scheduler, or by a handle."""
+    watched = []
+
+    def payload() -> Payload:
+        made = Payload()
+        watched.append(weakref.ref(made))
+        return made
+
+    run.registry.put_pending_flow("c1", payload())
+    handle = run.schedule(HOUR, ("tick", payload()))
+    run.subscribe("t", ("said", payload()))
+    with run.held("c1"):
+        run.registry.publish("t", payload())
+        run.schedule(0, ("tick", payload()))
+        run.registry.reset_state()
+    run.settle()
+    gc.collect()
+    assert run.recorder.seen == []
+    assert [reference() for reference in watched] == [None] * 5
+    assert handle.cancel() is False

@@ -1,0 +1,75 @@
+"""`subscriptions`: a snapshot that is the caller's own."""
+
+from __future__ import annotations
+
+import threading
+
+from stube.testing._drive import Driver, run_threads
+from stube.testing.suite._fixtures import guarantee
+
+
+@guarantee("G16", "G21")
+def test_the_snapshot_shows_topics_subscribers_in_order_and_their_events(run: Driver) -> None:
+    """Fault: empty topics stay, or a list that was given as the event shows as a list."""
+    assert run.registry.subscriptions() == {}
+    run.subscribe("t", "said", cid="c2", instance_id="i1")
+    run.subscribe("t", ("said", 1), cid="c1", instance_id="i2")
+    run.subscribe("t", ["said", 2], cid="c1", instance_id="i1")
+    run.subscribe("u", "heard", cid="c1", instance_id="i1")
+    run.subscribe("gone", cid="c1")
+    run.registry.unsubscribe(cid="c1", instance_id="main", topic="gone")
+    found = run.registry.subscriptions()
+    assert found == {
+        "t": {("c2", "i1"): "said", ("c1", "i2"): ("said", 1), ("c1", "i1"): ("said", 2)},
+        "u": {("c1", "i1"): "heard"},
+    }
+    assert list(found["t"]) == [("c2", "i1"), ("c1", "i2"), ("c1", "i1")]
+    assert type(found) is dict
+    assert all(type(subscribers) is dict for subscribers in found.values())
+
+
+@guarantee("G16")
+def test_the_snapshot_is_a_copy(run: Driver) -> None:
+    """Fault: the registry's own dicts are handed out, so the caller can break them, or sees them change."""
+    run.subscribe("t", cid="c1")
+    run.subscribe("t", cid="c2")
+    found = run.registry.subscriptions()
+    found["t"].pop(("c1", "main"))
+    found["t"][("mallory", "main")] = "said"
+    found["new"] = {}
+    again = run.registry.subscriptions()
+    assert list(again) == ["t"]
+    assert list(again["t"]) == [("c1", "main"), ("c2", "main")]
+    run.subscribe("t", cid="c3")
+    assert list(again["t"]) == [("c1", "main"), ("c2", "main")]
+    assert run.registry.publish("t", 1) == 3
+    run.settle()
+    assert sorted(run.recorder.cids) == ["c1", "c2", "c3"]
+
+
+@guarantee("G16", "G21")
+def test_the_snapshot_never_raises_while_others_change_it(run: Driver) -> None:
+    """Fault: "dictionary changed size during iteration"; or a topic shows up while it is empty."""
+    done = threading.Event()
+    run.subscribe("t", cid="stays")
+
+    def change(thread: int) -> None:
+        number = 0
+        while not done.is_set():
+            number += 1
+            for topic in ("t", f"t{number % 50}", f"own {thread}"):
+                run.subscribe(topic, cid=f"c{thread}-{number % 9}")
+            run.registry.remove_subscriptions_for_cid(f"c{thread}-{(number + 4) % 9}")
+
+    def look() -> None:
+        try:
+            for _ in range(500):
+                found = run.registry.subscriptions()
+                assert ("stays", "main") in found["t"]
+                assert all(found.values())
+                run.registry.inspect()
+                assert run.registry.stats().subscriptions >= 1
+        finally:
+            done.set()
+
+    run_threads(look, lambda: change(1), lambda: change(2))

@@ -1,0 +1,297 @@
+"""Every operation from every thread, and from inside every delivery."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from functools import partial
+
+import pytest
+
+from stube import Backend, Event, Stats
+from stube.testing._drive import PATIENCE, Driver, Injector, run_threads, tracing
+from stube.testing.suite._fixtures import HOUR, OPERATIONS, guarantee
+
+_monotonic = time.monotonic
+
+
+@guarantee("G20")
+@pytest.mark.parametrize("operation", list(OPERATIONS))
+@pytest.mark.parametrize("cid", ["c1", "c2"])
+def test_a_handler_may_call_every_operation(run: Driver, operation: str, cid: str) -> None:
+    """Case 11. Fault: dispatch is called under a lock that the operation takes too, or in the midst of an iteration.
+
+    For its own conversation and for another one, with work of both queued behind it.
+    """
+    ended: list[str] = []
+
+    def call(own: str, event: Event) -> None:
+        OPERATIONS[operation](run.registry, cid)
+        ended.append(operation)
+
+    run.recorder.on("call", call)
+    for name in ("c1", "c2"):
+        run.registry.put_pending_flow(name, "flow")
+        run.subscribe("t", cid=name)
+        run.schedule(HOUR, cid=name)
+    with run.held("c1", "c2"):
+        run.schedule(0, "call", cid="c1")
+        for name in ("c1", "c2"):
+            run.schedule(0, cid=name)
+        run.registry.publish("t", "message")
+    run.settle()
+    assert ended == [operation]
+    stats = run.stats()
+    assert stats.balanced
+    assert stats.accepted - stats.timers == stats.delivered + stats.cancelled + stats.dropped
+    assert run.recorder.overlaps == []
+    # What it did was done: the registry says so.
+    info = run.registry.inspect(cid).get(cid)
+    if operation in ("pending_flow", "forget_pending_flow"):
+        assert info is not None
+        assert not info.pending_flow
+    elif operation == "cancel_timers":
+        assert info is not None
+        assert info.timers == ()
+    elif operation == "schedule_event":
+        assert info is not None
+        assert len(info.timers) == 2
+    elif operation in ("unsubscribe", "remove_subscriptions_for_cid"):
+        assert info is not None
+        assert info.subscriptions == ()
+    elif operation == "publish":
+        assert run.recorder.names.count("said") == 4
+    elif operation == "reset_state":
+        assert run.registry.inspect() == {}
+        assert run.recorder.names[-1] == "call"
+    elif operation == "install_dispatch":
+        before = len(run.recorder.seen)
+        run.schedule(0, cid="c3")
+        run.settle()
+        assert len(run.recorder.seen) == before
+
+
+@guarantee("G21")
+@pytest.mark.parametrize("operation", list(OPERATIONS))
+def test_an_operation_of_another_thread_has_taken_effect_when_it_returns(run: Driver, operation: str) -> None:
+    """Fault: the call is handed to the scheduler's thread and not awaited; it is called while that one is held up."""
+    for cid in ("c1", "c2"):
+        run.registry.put_pending_flow(cid, "flow")
+        run.subscribe("t", cid=cid)
+        run.schedule(HOUR, cid=cid)
+    result: list[object] = []
+    with run.held("holder"):
+        thread = threading.Thread(target=lambda: result.append(OPERATIONS[operation](run.registry, "c1")))
+        thread.start()
+        thread.join(PATIENCE)
+        assert not thread.is_alive()
+        info = run.registry.inspect("c1").get("c1")
+        stats = run.registry.stats()
+        if operation == "pending_flow":
+            assert result == ["flow"]
+        if operation in ("pending_flow", "forget_pending_flow"):
+            assert info is not None
+            assert not info.pending_flow
+            assert stats.pending_flows == 1
+        elif operation == "schedule_event":
+            assert info is not None
+            assert len(info.timers) == 2
+        elif operation == "cancel_timers":
+            assert result == [1]
+            assert info is not None
+            assert info.timers == ()
+        elif operation in ("unsubscribe", "remove_subscriptions_for_cid"):
+            assert result == [1]
+            assert list(run.registry.subscriptions()["t"]) == [("c2", "main")]
+        elif operation == "publish":
+            assert result == [2]
+        elif operation == "reset_state":
+            assert run.registry.inspect() == {} or set(run.registry.inspect()) == {"holder"}
+    run.settle()
+    assert run.registry.stats().balanced
+
+
+RACES = [
+    ("pending_flow", "pending_flow"),
+    ("pending_flow", "forget_pending_flow"),
+    ("forget_pending_flow", "pending_flow"),
+    ("put_pending_flow", "pending_flow"),
+    ("schedule_event", "cancel_timers"),
+    ("cancel_timers", "schedule_event"),
+    ("cancel_timers", "cancel_timers"),
+    ("cancel_timers", "reset_state"),
+    ("subscribe", "unsubscribe"),
+    ("unsubscribe", "subscribe"),
+    ("unsubscribe", "remove_subscriptions_for_cid"),
+    ("remove_subscriptions_for_cid", "subscribe"),
+    ("publish", "unsubscribe"),
+    ("unsubscribe", "publish"),
+    ("publish", "reset_state"),
+    ("subscriptions", "remove_subscriptions_for_cid"),
+]
+
+
+@guarantee("G7", "G8", "G16")
+@pytest.mark.parametrize(("first", "second"), RACES)
+def test_whatever_line_another_thread_comes_in_at_both_operations_are_whole(
+    run: Driver, first: str, second: str
+) -> None:
+    """Fault: look, then act: two lines without a lock between which another thread acts. Every order is built.
+
+    At each line that the first operation executes another thread runs the second one on the same names. Where that has
+    to wait for a lock (5 ms are given), the first one goes on, and the second one finishes after it.
+    """
+    registry = run.registry
+    for at in range(10_000):
+        registry.put_pending_flow("c1", "flow")
+        run.schedule(HOUR, cid="c1")
+        run.subscribe("t", cid="c1")
+        accepted = registry.stats().accepted
+        results: dict[str, object] = {}
+        second_run = threading.Thread(
+            target=lambda results=results: results.update(second=OPERATIONS[second](registry, "c1")), daemon=True
+        )
+
+        def come_in(thread: threading.Thread = second_run) -> None:
+            thread.start()
+            thread.join(0.005)
+
+        injector = Injector(at, come_in)
+        with tracing(injector):
+            results["first"] = OPERATIONS[first](registry, "c1")
+        if not injector.fired:
+            break
+        second_run.join(PATIENCE)
+        told = f"{second} at {injector.fired}"
+        assert not second_run.is_alive(), told
+        run.settle()
+        info = registry.inspect("c1").get("c1")
+        stats = registry.stats()
+        assert stats.balanced, f"{told}: {stats.equation}"
+        assert stats.timers == (0 if info is None else len(info.timers)), told
+        assert stats.subscriptions == (0 if info is None else len(info.subscriptions)), told
+        assert stats.subscriptions == sum(len(found) for found in registry.subscriptions().values()), told
+        pair = {first, second}
+        if pair <= {"pending_flow", "forget_pending_flow"}:
+            assert sorted(str(result) for result in results.values()) in (
+                ["None", "flow"], ["False", "flow"], ["None", "True"],
+            ), told  # fmt: skip
+        elif pair == {"cancel_timers"}:
+            assert sorted(results.values(), key=str) == [0, 1], told
+        elif pair == {"schedule_event", "cancel_timers"}:
+            assert stats.timers + int(str(results["first" if first == "cancel_timers" else "second"])) == 2, told
+        elif pair == {"unsubscribe", "remove_subscriptions_for_cid"}:
+            assert sorted(results.values(), key=str) == [0, 1], told
+        elif "publish" in pair and "reset_state" not in pair:
+            targeted = int(str(results["first" if first == "publish" else "second"]))
+            assert stats.accepted - accepted == targeted <= 1, told
+        registry.cancel_timers("c1")
+        registry.remove_subscriptions_for_cid("c1")
+        registry.forget_pending_flow("c1")
+        run.recorder.clear()
+        assert registry.inspect() == {}, told
+
+
+@guarantee("G21", "G7", "G1")
+def test_eight_threads_run_every_operation_at_once(run: Driver) -> None:
+    """Case 13. Fault: any state that is changed outside of its lock. Two seconds of real time, then all is whole."""
+    until = _monotonic() + 2.0
+    stop = threading.Event()
+    counted = [0] * 8
+    cancels = [0] * 8
+
+    def work(thread: int) -> None:
+        chance = random.Random(thread)
+        registry = run.registry
+        while _monotonic() < until:
+            cid, instance_id = f"c{chance.randrange(6)}", f"i{chance.randrange(3)}"
+            topic = f"t{chance.randrange(4)}"
+            step = chance.randrange(13)
+            if step == 0:
+                registry.put_pending_flow(cid, thread)
+            elif step == 1:
+                registry.pending_flow(cid)
+            elif step == 2:
+                registry.forget_pending_flow(cid)
+            elif step <= 5:
+                handle = registry.schedule_event(
+                    cid=cid, instance_id=instance_id, delay_ms=chance.choice([0, 0.3, 2, HOUR]), event="tick"
+                )
+                counted[thread] += 1
+                if step == 5:
+                    cancels[thread] += handle.cancel()
+            elif step == 6:
+                cancels[thread] += registry.cancel_timers(cid, instance_id=chance.choice([None, instance_id]))
+            elif step == 7:
+                registry.subscribe(cid=cid, instance_id=instance_id, topic=topic, event="said")
+            elif step == 8:
+                registry.unsubscribe(cid=cid, instance_id=instance_id, topic=chance.choice([None, topic]))
+            elif step == 9:
+                registry.remove_subscriptions_for_cid(cid)
+            elif step == 10:
+                counted[thread] += registry.publish(topic, thread)
+            elif step == 11:
+                registry.subscriptions()
+                registry.inspect(cid)
+                registry.install_dispatch(run.recorder)
+            elif chance.random() < 0.05:
+                registry.reset_state()
+
+    def move() -> None:
+        while not stop.is_set():
+            if run.clock is not None:
+                run.clock.advance(0.2)
+            stop.wait(0.0005)  # the pace of the virtual clock against the threads; no event to wait for
+
+    mover = threading.Thread(target=move)
+    mover.start()
+    try:
+        run_threads(*(partial(work, thread) for thread in range(8)))
+    finally:
+        stop.set()
+        mover.join(PATIENCE)
+    run.pass_time(2)
+    stats = run.stats()
+    assert stats.accepted == sum(counted)
+    assert stats.delivered == len(run.recorder.seen)
+    assert stats.cancelled >= sum(cancels)
+    assert (stats.failed, stats.queued, stats.running) == (0, 0, 0)
+    assert stats.balanced, stats.equation
+    found = run.registry.inspect()
+    assert stats.timers == sum(len(info.timers) for info in found.values())
+    assert stats.pending_flows == sum(info.pending_flow for info in found.values())
+    assert stats.subscriptions == sum(len(subscribers) for subscribers in run.registry.subscriptions().values())
+    assert stats.subscriptions == sum(len(info.subscriptions) for info in found.values())
+    run.registry.reset_state()
+    assert run.registry.inspect() == {}
+    run.recorder.clear()
+    run.schedule(1, "new")
+    run.pass_time(1)
+    assert run.recorder.names == ["new"]
+
+
+@guarantee("G21")
+def test_threads_that_hold_nothing_in_common_do_not_meet(run: Driver) -> None:
+    """Fault: a result of one thread's call reaches another's: counts, batons and handles stay apart."""
+
+    def work(thread: int) -> None:
+        registry: Backend = run.registry
+        cid = f"c{thread}"
+        for number in range(150):
+            registry.put_pending_flow(cid, (thread, number))
+            handles = [run.schedule(HOUR, cid=cid) for _ in range(3)]
+            run.subscribe(f"t{thread}", cid=cid)
+            assert registry.publish(f"t{thread}", number) == 1
+            assert handles[1].cancel()
+            assert registry.cancel_timers(cid) == 2
+            assert registry.pending_flow(cid) == (thread, number)
+            assert registry.unsubscribe(cid=cid, instance_id="main") == 1
+            assert not registry.forget_pending_flow(cid)
+
+    run_threads(*(partial(work, thread) for thread in range(8)))
+    stats = run.stats()
+    assert stats.accepted == 8 * 150 * 4
+    assert stats == Stats(accepted=stats.accepted, delivered=stats.delivered, cancelled=stats.cancelled)
+    assert stats.delivered == len(run.recorder.seen)
+    assert stats.cancelled >= 8 * 150 * 3
