@@ -85,7 +85,7 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run a test that uses the backend under test once for each `--stube-backend`."""
-    specs: list[str] = metafunc.config.getoption("stube_backend")
+    specs: list[str] = metafunc.config.getoption("stube_backend") or []
     if specs and "stube_backend" in metafunc.fixturenames:
         # As a mark, for then pytest leaves the parameters of an overriding fixture aside.
         metafunc.definition.add_marker(pytest.mark.parametrize("stube_backend", specs))

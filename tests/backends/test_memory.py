@@ -93,7 +93,8 @@ def test_the_thread_starts_with_the_first_operation_that_needs_it(registry: Memo
     assert registry.publish("nobody", 1) == 0
     registry.cancel_timers("c1")
     registry.reset_state()
-    registry.subscriptions(), registry.stats(), registry.inspect(), registry.sizes()
+    for look in (registry.subscriptions, registry.stats, registry.inspect, registry.sizes):
+        look()
     assert registry.settle(1)
     assert registry.join(1)
     assert serving_threads() == before
@@ -104,7 +105,8 @@ def test_the_thread_starts_with_the_first_operation_that_needs_it(registry: Memo
     else:
         tick(registry)
     assert len(serving_threads() - before) == 1
-    tick(registry), registry.publish("t", 2)
+    tick(registry)
+    registry.publish("t", 2)
     assert len(serving_threads() - before) == 1
     assert registry.close(PATIENCE)
     assert serving_threads() == before, "the thread has outlived its close"

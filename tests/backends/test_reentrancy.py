@@ -25,7 +25,7 @@ from typing import Any, Final
 import pytest
 
 import stube_backends
-from stube import Event, RegistryFull
+from stube import Event, RegistryFull, TimerHandle
 from stube.testing._drive import PATIENCE, check_ledger, watchdog
 from stube_backends.memory import MemoryRegistry
 from stube_backends.virtual import VirtualRegistry
@@ -790,6 +790,7 @@ def test_destructors_never_run_under_the_lock(kind: str, drop: str, helper: Help
     with watching(kind, helper) as (registry, watch):
         names: dict[str, Any] = {"cid": "c1", "instance_id": "main"}
         delay = HOUR
+        handle: TimerHandle | None = None
         if drop in ("timer delivered", "message delivered", "message of nobody left"):
             delay = 0
         if drop in (
@@ -819,6 +820,7 @@ def test_destructors_never_run_under_the_lock(kind: str, drop: str, helper: Help
                 case "cancel one instance":
                     registry.cancel_timers("c1", instance_id="main")
                 case "handle.cancel":
+                    assert handle is not None
                     handle.cancel()
                 case "subscribe again":
                     registry.subscribe(**names, topic="t", event="said")

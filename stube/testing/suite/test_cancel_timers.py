@@ -284,6 +284,7 @@ def test_what_cancelled_timers_held_is_free_at_once(run: Driver) -> None:
     """Case 2. Fault: cancelled timers are marked and stay in the heap until they would have been due."""
     count = 100_000
     watched = []
+    payload: Payload | None = None
     for number in range(count):
         payload = Payload()
         watched.append(weakref.ref(payload))

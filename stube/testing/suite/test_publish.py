@@ -333,6 +333,7 @@ def test_messages_for_conversations_that_ended_meanwhile_are_let_go(make_run: Ma
     with run.held("holder"):
         for number in range(subscribers):
             run.subscribe("t", cid=f"c{number}")
+        message: Payload | None = None
         for _ in range(messages):
             message = Payload()
             watched.append(weakref.ref(message))

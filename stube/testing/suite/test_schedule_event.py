@@ -292,6 +292,7 @@ def test_a_publication_begins_between_the_timers_due_before_it_and_after_it(run:
         run.pass_time(100)
         assert [seen.event.payload for seen in run.recorder.of("c1")] == ["before", "same instant", "between", "after"]
         return
+    in_time = False
     for _ in range(20):
         run.recorder.clear()
         with run.held("c1"):
