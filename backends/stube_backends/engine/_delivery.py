@@ -106,7 +106,7 @@ class Deliverer:
         iterator = walk.iterator
         begun = walk.begun  # by an earlier call, which was broken off
         delivered = cancelled = failed = 0
-        instance_id = name = event = None
+        instance_id = name = event = target = None
         try:
             while True:
                 try:
@@ -127,7 +127,7 @@ class Deliverer:
                     if delivered + cancelled + failed == walk.begun - begun:
                         raise  # out of nowhere, by a signal between two deliveries
                     failed += 1  # should the next lines be broken off
-                    if event is None:
+                    if event is None or target is None:
                         raise  # out of nowhere as well, before the first
                     has_failed, handed_on = self._judge(target.cid, event, exc)
                     if not has_failed:

@@ -169,13 +169,12 @@ def test_closing_a_registry_that_was_never_used(make_registry: MakeRegistry) -> 
 
 
 @guarantee("G24", "G6")
+@requires("own_clock")  # real time: on a virtual clock the delivering thread is the caller's own, which nobody stops
 def test_closing_waits_for_a_running_delivery_no_longer_than_it_may(run: Driver) -> None:
     """Fault: the timeout is not kept, True is returned while a handler runs, or what waits behind it is delivered.
 
     Real time: 0.2 s are asked for and 5 s are allowed, which stands for "not for ever".
     """
-    if run.clock is not None:
-        pytest.skip("on a virtual clock the delivering thread is the caller's own, which nobody stops")
     run.subscribe("t")
     with run.held("c1"):
         run.schedule(0, "victim")
@@ -331,6 +330,7 @@ def test_a_registry_that_is_dropped_with_nothing_pending_is_collected(
 
 
 @guarantee("G13")
+@requires("own_clock")  # real time: a virtual registry that is dropped can be moved by nobody
 def test_a_registry_that_is_dropped_with_timers_pending_still_delivers_them(
     stube_backend: Any, stube_options: Mapping[str, Any]
 ) -> None:
@@ -339,8 +339,6 @@ def test_a_registry_that_is_dropped_with_timers_pending_still_delivers_them(
 
     arrived = threading.Event()
     registry = stube.create_registry(stube_backend, **stube_options)
-    if "virtual_time" in registry.capabilities:
-        pytest.skip("a virtual registry that is dropped can be moved by nobody")
     registry.install_dispatch(lambda cid, event: arrived.set())
     registry.schedule_event(cid="c1", instance_id="main", delay_ms=30, event="tick")
     del registry
