@@ -197,7 +197,9 @@ def _serve(reference: weakref.ref[MemoryRegistry], wakeup: threading.Lock, ancho
        lock, the adder sees it and calls, and a call that comes before the sleep makes it return at once.
     2. The registry is dropped while the thread sleeps: the weak reference's callback calls. While something is
        pending, `anchor` keeps the registry alive; it is emptied, under the lock, with the last pending thing.
-    3. A wait that ends early (a call for somebody else, a loop that is late): the clock decides, not the wait.
+    3. A start is broken off, and another thread is started while the first one already sleeps: both wait for one
+       call. Whoever gets it and is not wanted passes it on.
+    4. A wait that ends early (a call for somebody else, a loop that is late): the clock decides, not the wait.
     """
     while True:
         registry = reference()
@@ -205,6 +207,7 @@ def _serve(reference: weakref.ref[MemoryRegistry], wakeup: threading.Lock, ancho
             return
         seconds = registry._round()
         if seconds is None:
+            _call(wakeup)  # if it was not for this thread, it was for its successor
             return
         del registry
         wakeup.acquire(timeout=seconds)

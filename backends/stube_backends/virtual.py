@@ -37,7 +37,6 @@ __all__ = ["VirtualRegistry", "create"]
 
 _TRACE_LENGTH: Final = 10_000  # deliveries
 _MANY: Final = 100_000  # deliveries, after which something is taken to re-arm itself for ever
-_VERY_MANY: Final = 1_000_000  # deliveries beyond what was pending, after which `join` takes the same
 _LONGEST_CHAIN: Final = 10_000  # rounds of arrivals at one instant
 _MICROSECOND: Final = timedelta(microseconds=1)
 
@@ -200,7 +199,7 @@ class VirtualRegistry(LocalRegistry):
                 return False
             if timeout is None:
                 pending = self._core.engine.ledger.timers + self._core.engine.ledger.queued
-                self._move(self._core, None, pending + _VERY_MANY)
+                self._move(self._core, None, pending + _MANY)
                 return True
             target = self._time.now + int(timeout * 1e9)
             self._move(self._core, target)
