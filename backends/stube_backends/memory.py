@@ -111,6 +111,7 @@ class MemoryRegistry(LocalRegistry):
             except BaseException:
                 core.thread = None  # should it run all the same, it finds that it is not wanted
                 core.start_claim.append(None)
+                _call(core.wakeup)
                 raise
             core.serving = True
         if core.engine.closed:  # by a close that saw no thread yet
