@@ -345,9 +345,10 @@ class Unusual(BaseException):
 
 
 @guarantee("G19")
+@pytest.mark.parametrize("cause", ["message", "timer"])
 @pytest.mark.parametrize("error", [LookupError, AssertionError, Unusual, SystemExit, GeneratorExit, KeyboardInterrupt])
 def test_a_delivery_that_raises_stops_no_other(
-    make_run: MakeRun, caplog: pytest.LogCaptureFixture, error: type[BaseException]
+    make_run: MakeRun, caplog: pytest.LogCaptureFixture, error: type[BaseException], cause: str
 ) -> None:
     """Case 23. Fault: `except Exception` around dispatch, or one `try` around the whole batch."""
     errors: list[tuple[str, Event, BaseException]] = []
@@ -365,7 +366,11 @@ def test_a_delivery_that_raises_stops_no_other(
         run.subscribe("t", cid=cid)
     with caplog.at_level(logging.DEBUG, "stube"):
         with run.held("a", "b", "c"):
-            assert run.registry.publish("t", "message") == 3
+            if cause == "message":
+                assert run.registry.publish("t", "message") == 3
+            else:
+                for cid in "abc":
+                    run.schedule(0, ("said", "message"), cid=cid)
             run.schedule(0, "after", cid="a")
             run.schedule(1, "after", cid="b")
         run.pass_time(1)
