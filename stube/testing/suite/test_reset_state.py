@@ -84,6 +84,28 @@ def test_a_handler_may_reset_and_runs_to_its_end(run: Driver) -> None:
     assert run.stats() == Stats(accepted=4, delivered=2, dropped=2)
 
 
+@guarantee("G18", "G20")
+def test_a_reset_in_the_middle_of_a_fan_out_lets_nobody_else_hear(run: Driver) -> None:
+    """Fault: the targets of a publication that has begun outlive the reset, or are counted twice."""
+    forgotten = threading.Event()
+    late: list[str] = []
+
+    def said(cid: str, event: Event) -> None:
+        if forgotten.is_set():
+            late.append(cid)
+        run.registry.reset_state()
+        forgotten.set()
+
+    run.recorder.on("said", said)
+    for number in range(20):
+        run.subscribe("t", cid=f"c{number}")
+    assert run.registry.publish("t", "message") == 20
+    run.settle()
+    heard = len(run.recorder.cids)
+    assert late == []
+    assert run.stats() == Stats(accepted=20, delivered=heard, dropped=20 - heard)
+
+
 @guarantee("G6", "G18")
 def test_a_reset_does_not_wait_for_a_handler_that_has_begun(run: Driver) -> None:
     """Fault: the running delivery is awaited (here it would be for ever) or counted as dropped."""
