@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import random
+import sys
+from itertools import islice
+from types import FrameType
+from typing import Any
 
 import pytest
 
@@ -162,6 +166,54 @@ def test_a_reset_in_the_middle_of_a_walk_drops_the_rest() -> None:
     engine.finish_walk(walk, 1, 0)
     engine._check()
     assert (engine.ledger.delivered, engine.ledger.dropped) == (1, 4)
+
+
+def test_a_walk_that_goes_on_at_any_line_of_a_reset_leaves_one_fate_to_each_target() -> None:
+    """Fault: the reset counts a target as dropped that the walk, which takes no lock, takes at the same moment."""
+    for at in range(1000):
+        engine = Engine(None)
+        for n in range(3):
+            engine.subscribe(f"c{n}", "i", "t", "said")
+        engine.publish("t", "m", 0)
+        walk = engine.begin(0)
+        assert isinstance(walk, Walk)
+        taken: list[object] = []
+        lines = 0
+
+        def trace(frame: FrameType, kind: str, _: object, walk: Walk = walk, taken: list[object] = taken) -> Any:
+            nonlocal lines
+            if "stube_backends" not in frame.f_code.co_filename:
+                return None
+            if kind == "line":
+                if lines == at:  # noqa: B023
+                    taken.extend(islice(walk.iterator, 1))
+                lines += 1
+            return trace
+
+        before = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            engine.reset()
+        finally:
+            sys.settrace(before)
+        taken.extend(walk.iterator)
+        engine.finish_walk(walk, len(taken), 0)
+        engine._check()
+        assert engine.ledger.delivered + engine.ledger.dropped == 3
+        if lines <= at:
+            assert at > 20
+            return
+
+
+def test_a_reset_counts_as_cancelled_what_was_queued_for_those_who_had_left() -> None:
+    engine = Engine(None)
+    for n in range(3):
+        engine.subscribe(f"c{n}", "i", "t", "said")
+    engine.publish("t", "m", 0)
+    engine.unsubscribe("c1", None, None)
+    engine.reset()
+    engine._check()
+    assert (engine.ledger.cancelled, engine.ledger.dropped) == (1, 2)
 
 
 def test_what_has_begun_frees_its_room_at_once() -> None:

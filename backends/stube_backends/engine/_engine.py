@@ -23,7 +23,7 @@ from stube_backends.engine._arguments import PlainEvent, milliseconds, public_ev
 from stube_backends.engine._ledger import Ledger
 from stube_backends.engine._order import EARLIEST, Publication, ReadyOrder, Walk
 from stube_backends.engine._timers import DETACHED, Timer, TimerGroups, TimerOwner
-from stube_backends.engine._topics import TopicIndex
+from stube_backends.engine._topics import Subscription, TopicIndex
 
 _NO_BOUND: Final = 1 << 62
 _MANY_FLOWS: Final = 1024  # a table of batons that was larger than this is given back when it empties
@@ -273,6 +273,7 @@ class Engine:
         ledger.delivered += delivered
         ledger.cancelled += cancelled
         ledger.failed += failed
+        walk.decided += delivered + cancelled + failed
         if walk.begun == walk.total:
             self.walk = None
 
@@ -309,24 +310,35 @@ class Engine:
     def reset(self) -> list[Any]:
         """Forget everything pending (its fate: dropped); all that was held, for the caller to drop."""
         ledger = self.ledger
-        self.account()
         self.groups.clear()
         entries = self.order.clear()
         held: list[Any] = [self.flows, self.topics, entries, self.walk]
-        if self.walk is not None:
-            self.walk.stop()
-            if not ledger.running:
-                self.walk = None
+        ledger.dropped += ledger.timers
+        ledger.timers = ledger.queued = 0
         for entry in entries:
             if type(entry) is Timer:
                 held.append(entry.event)
                 entry.event = entry.group = None
+            elif type(entry) is Publication:
+                self._drop_messages(entry.targeted, entry.entries[: entry.length])
+        walk = self.walk
+        if walk is not None:
+            rest = walk.stop()
+            walk.accounted = walk.total
+            walk.decided += len(rest)
+            self._drop_messages(len(rest), rest)
+            if not ledger.running:
+                self.walk = None
         self.flows = {}
         self.flows_peak = 0
         self.topics = TopicIndex()
-        ledger.dropped += ledger.timers + ledger.queued
-        ledger.timers = ledger.queued = 0
         return held
+
+    def _drop_messages(self, count: int, targets: list[Subscription]) -> None:
+        """Count the fates of `count` queued messages: cancelled where the subscription has gone, else dropped."""
+        live = sum(target.name is not None for target in targets)
+        self.ledger.dropped += live
+        self.ledger.cancelled += count - live
 
     def close(self) -> list[Any]:
         """Refuse from now on what adds, and forget everything."""

@@ -26,12 +26,14 @@ def mend(engine: Engine) -> None:
     ledger = engine.ledger
     ledger.timers = _mend_timers(engine, arrivals)
     ledger.queued = sum(publication.targeted for publication in publications)
+    begun = ledger.running
     walk = engine.walk
     if walk is not None:
-        walk.accounted = walk.begun
+        walk.accounted = walk.begun  # read once: the walk may be going on in another thread
         ledger.queued += walk.total - walk.accounted
+        begun = walk.accounted - walk.decided
     decided = ledger.delivered + ledger.failed + ledger.cancelled + ledger.dropped
-    ledger.accepted = decided + ledger.timers + ledger.queued + ledger.running
+    ledger.accepted = decided + ledger.timers + ledger.queued + begun
 
 
 def _mend_timers(engine: Engine, arrivals: list[Timer | Publication]) -> int:

@@ -45,7 +45,7 @@ class Walk:
     it was cancelled before. How far the walk has come is read off the iterator, so that nobody has to count along.
     """
 
-    __slots__ = ("accounted", "iterator", "message", "targets", "topic_name", "total")
+    __slots__ = ("accounted", "decided", "iterator", "message", "targets", "topic_name", "total")
 
     def __init__(self, publication: Publication, targets: list[Subscription]) -> None:
         self.topic_name = publication.topic_name
@@ -54,6 +54,7 @@ class Walk:
         self.total = len(targets)
         self.iterator = iter(targets)
         self.accounted = 0  # how many of the begun ones have been taken out of the ledger's `queued`
+        self.decided = 0  # how many of them have their fate in the ledger
 
     @property
     def begun(self) -> int:
@@ -70,10 +71,15 @@ class Walk:
         """The targets that have not begun and are live."""
         return [entry for entry in self.targets[self.begun :] if entry.name is not None]
 
-    def stop(self) -> None:
-        """Let nothing more of it begin: the iterator finds its list empty."""
-        self.accounted = self.total
+    def stop(self) -> list[Subscription]:
+        """Let nothing more of it begin; the targets that would have.
+
+        It is drained through the very iterator that the walk uses: each `next` is one atomic step, so that every target
+        is either the walk's or in this list, wherever the walk stands meanwhile.
+        """
+        rest = list(self.iterator)
         self.targets.clear()
+        return rest
 
 
 class Arrivals:
