@@ -411,9 +411,8 @@ def join_and_leave(backend: str, rounds: int) -> Iterable[Row]:
     for size in (0, 100_000):
         taken = []
         for _ in range(rounds):
-            with create_registry(backend, max_pending=None) as registry:
+            with create_registry(backend, max_pending=None) as registry, _held(registry, backend):
                 _join_many(registry, size)
-                registry.install_dispatch(ignore)
 
                 def body() -> None:
                     for number in range(count):
@@ -423,11 +422,10 @@ def join_and_leave(backend: str, rounds: int) -> Iterable[Row]:
                         registry.unsubscribe(cid="guest", instance_id="main", topic="topic")
 
                 taken.append(seconds(body) / count)
-                registry.reset_state()
         costs[size] = statistics.median(taken) * 1e6
     ratio = costs[100_000] / costs[0]
     yield Row(
-        "joining and leaving a topic of 100,000, publications in between",
+        "joining and leaving a topic of 100,000, publications in between, dispatch held",
         backend,
         f"{costs[100_000]:.1f} us",
         f"an empty topic {costs[0]:.1f} us",
