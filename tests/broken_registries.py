@@ -54,7 +54,11 @@ class Doubling(_Wrapped):
 
 
 class Reordering(_Wrapped):
-    """Delivers messages ten at a time, the last one first."""
+    """Delivers messages ten at a time, the last one first.
+
+    That breaks a sender's order only where two of the ten are of one sender: with few clients. Across senders no order
+    is promised that a client could see.
+    """
 
     def publish(self, topic: str, msg: Any, /) -> int:
         self._held.append((topic, msg))
