@@ -152,8 +152,8 @@ class Registry(Protocol):
             RegistryClosed: the registry has been closed.
 
         It begins never early (G9), and promptly even when an earlier one makes the scheduler change its mind
-        (G10). Two timers due at one instant begin in the order in which they were scheduled. Amortised O(1)
-        here; putting it in order costs O(log n) of its slot when it is due.
+        (G10). Two timers due at one instant begin in the order in which they were scheduled. Amortised O(1);
+        behind others of the next 134 ms a binary search and a move. Order costs O(log n) of a slot, once, when it is due.
 
         >>> from stube import create_registry
         >>> with create_registry("virtual") as registry:
