@@ -153,7 +153,7 @@ class Registry(Protocol):
 
         It begins never early (G9), and promptly even when an earlier one makes the scheduler change its mind
         (G10). Two timers due at one instant begin in the order in which they were scheduled. Amortised O(1);
-        behind others of the next 134 ms a binary search and a move. Order costs O(log n) of a slot, once, when it is due.
+        behind others of the next 134 ms a binary search and a move. Order costs O(log n) of a slot, once, when due.
 
         >>> from stube import create_registry
         >>> with create_registry("virtual") as registry:
