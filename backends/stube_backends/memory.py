@@ -129,8 +129,6 @@ class MemoryRegistry(LocalRegistry):
     def _stop_serving(self, core: Core, timeout: float | None) -> bool:
         assert isinstance(core, _MemoryCore)
         _call(core.wakeup)
-        if core.nested():
-            return False  # whatever this call interrupts holds the lock that the thread may need to end
         with core.start_lock:  # no thread is half-started behind our back
             thread = core.thread
         if thread is None or not thread.is_alive():

@@ -75,10 +75,6 @@ class Engine:
             self.flows_peak = len(flows)
         return replaced
 
-    def pop_flow(self, cid: str) -> Any | None:
-        """Take a baton. One atomic `dict.pop`, so it needs nobody's care (G8)."""
-        return self.flows.pop(cid, None)
-
     @property
     def flows_to_shrink(self) -> bool:
         """Whether the table of batons is empty and was large, so that `shrink_flows` is worth a call."""

@@ -86,7 +86,7 @@ class LocalRegistry(Deliverer):
             cid = plain_name("cid", cid)
         core = self._core
         engine = core.engine
-        flow_id = engine.flows.pop(cid, None)  # atomic, and so without the lock
+        flow_id = engine.flows.pop(cid, None)  # atomic, and so without the lock; exactly one taker (G8)
         if flow_id is not None and engine.flows_to_shrink:
             core.exclusively(engine.shrink_flows)  # NESTED is fine: the next one to empty it will do it
         return flow_id
@@ -217,7 +217,8 @@ class LocalRegistry(Deliverer):
         if held is NESTED:
             core.engine.closed = True
             core.later(self.close, 0)
-            timeout = 0.0
+        if core.nested():
+            timeout = 0.0  # what this call interrupts may hold the lock that the deliverer needs to end
         del held
         return self._stop_serving(core, timeout)
 
