@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import gc
-import logging
 import threading
 import time
-import weakref
 from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
@@ -27,7 +24,7 @@ from stube import (
 from stube.testing._capabilities import CAPABILITIES, requires
 from stube.testing._drive import PATIENCE, Driver
 from stube.testing.plugin import MakeRegistry
-from stube.testing.suite._fixtures import HOUR, MakeRun, Payload, guarantee
+from stube.testing.suite._fixtures import HOUR, MakeRun, guarantee
 
 _monotonic = time.monotonic
 
@@ -335,140 +332,3 @@ def test_inspect_shows_each_conversation_with_what_it_holds(run: Driver) -> None
     run.settle()
     info = run.registry.inspect("listens")["listens"]
     assert (info.queued, info.running, info.timers) == (0, 0, ())
-
-
-# Failing.
-
-
-class Unusual(BaseException):
-    """An exception that is no `Exception`."""
-
-
-@guarantee("G19")
-@pytest.mark.parametrize("cause", ["message", "timer"])
-@pytest.mark.parametrize("error", [LookupError, AssertionError, Unusual, SystemExit, GeneratorExit, KeyboardInterrupt])
-def test_a_delivery_that_raises_stops_no_other(
-    make_run: MakeRun, caplog: pytest.LogCaptureFixture, error: type[BaseException], cause: str
-) -> None:
-    """Case 23. Fault: `except Exception` around dispatch, or one `try` around the whole batch."""
-    errors: list[tuple[str, Event, BaseException]] = []
-    run = make_run(on_error=lambda cid, event, exc: errors.append((cid, event, exc)))
-    if error is KeyboardInterrupt and run.registry.capabilities & {"virtual_time", "coroutine_dispatch"}:
-        # Where dispatch runs on the caller's own thread this one is handed on, which has tests of its own.
-        error = SystemExit
-
-    def fail(cid: str, event: Event) -> None:
-        if cid == "a":
-            raise error("the handler of a fails")
-
-    run.recorder.on("said", fail)
-    for cid in "abc":
-        run.subscribe("t", cid=cid)
-    with caplog.at_level(logging.DEBUG, "stube"):
-        with run.held("a", "b", "c"):
-            if cause == "message":
-                assert run.registry.publish("t", "message") == 3
-            else:
-                for cid in "abc":
-                    run.schedule(0, ("said", "message"), cid=cid)
-            run.schedule(0, "after", cid="a")
-            run.schedule(1, "after", cid="b")
-        run.pass_time(1)
-    assert sorted(zip(run.recorder.cids, run.recorder.names, strict=True)) == [
-        ("a", "after"), ("a", "said"), ("b", "after"), ("b", "said"), ("c", "said"),
-    ]  # fmt: skip
-    assert run.stats() == Stats(accepted=5, delivered=4, failed=1, subscriptions=3)
-    assert [(cid, event) for cid, event, _ in errors] == [("a", Event("main", "said", "message"))]
-    assert type(errors[0][2]) is error
-    logged = [record for record in caplog.records if record.name == "stube" and record.levelno >= logging.ERROR]
-    assert len(logged) == 1
-    assert logged[0].exc_info is not None
-    assert logged[0].exc_info[0] is error
-
-
-@guarantee("G19")
-def test_an_on_error_or_a_log_handler_that_raises_stops_nothing(make_run: MakeRun) -> None:
-    """Fault: on_error is called outside of every `try`, or the log call is."""
-    called: list[str] = []
-
-    def on_error(cid: str, event: Event, exception: BaseException) -> None:
-        called.append(cid)
-        raise Unusual("on_error fails too")
-
-    class Handler(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            raise Unusual("logging fails too")
-
-    def fail(cid: str, event: Event) -> None:
-        raise LookupError(cid)
-
-    run = make_run(on_error=on_error)
-    run.recorder.on("fail", fail)
-    logger, handler = logging.getLogger("stube"), Handler()
-    logger.addHandler(handler)
-    try:
-        with run.held("c1", "c2"):
-            for cid in ("c1", "c2", "c1"):
-                run.schedule(0, "fail", cid=cid)
-            run.schedule(0, "fine", cid="c1")
-        run.settle()
-        run.schedule(0, "fine", cid="c2")
-        run.settle()
-    finally:
-        logger.removeHandler(handler)
-    assert sorted(called) == ["c1", "c1", "c2"]
-    assert run.recorder.names.count("fine") == 2
-    assert run.stats() == Stats(accepted=5, delivered=2, failed=3)
-
-
-@guarantee("G19", "G20")
-def test_on_error_and_log_handlers_may_call_the_registry(make_run: MakeRun) -> None:
-    """Fault: one of them is called under a lock, which deadlocks, or while the delivery's fate is half counted."""
-
-    def on_error(cid: str, event: Event, exception: BaseException) -> None:
-        run.schedule(0, "from on_error")
-        run.registry.stats()
-        run.registry.cancel_timers("c2")
-
-    class Handler(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            run.schedule(0, "from logging")
-            run.registry.inspect()
-
-    def fail(cid: str, event: Event) -> None:
-        raise LookupError(cid)
-
-    run = make_run(on_error=on_error)
-    run.recorder.on("fail", fail)
-    logger, handler = logging.getLogger("stube"), Handler()
-    logger.addHandler(handler)
-    try:
-        run.schedule(HOUR, cid="c2")
-        run.schedule(0, "fail")
-        run.settle()
-    finally:
-        logger.removeHandler(handler)
-    assert sorted(run.recorder.names) == ["fail", "from logging", "from on_error"]
-    assert run.stats() == Stats(accepted=4, delivered=2, failed=1, cancelled=1)
-
-
-@guarantee("G13")
-@requires("by_reference")
-def test_a_failure_keeps_nothing_alive(make_run: MakeRun, caplog: pytest.LogCaptureFixture) -> None:
-    """Fault: the exception, and by its traceback the event, stays in a local variable of the loop or in a list."""
-    run = make_run(on_error=lambda cid, event, exception: None)
-
-    def fail(cid: str, event: Event) -> None:
-        raise LookupError
-
-    run.recorder.on("fail", fail)
-    # A log handler of the runner's would keep the exception.
-    caplog.set_level(logging.CRITICAL + 1, "stube")
-    payload = Payload()
-    watched = weakref.ref(payload)
-    run.schedule(0, ("fail", payload))
-    del payload
-    run.settle()
-    run.recorder.clear()
-    gc.collect()
-    assert watched() is None

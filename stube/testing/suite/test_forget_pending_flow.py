@@ -11,7 +11,7 @@ import pytest
 from stube import Stats
 from stube.testing._capabilities import requires
 from stube.testing._drive import Driver
-from stube.testing.suite._fixtures import HOUR, NOT_A_NAME, Payload, guarantee, unchanged
+from stube.testing.suite._fixtures import NOT_A_NAME, Payload, guarantee, unchanged
 
 
 @guarantee("G21")
@@ -48,29 +48,3 @@ def test_a_forgotten_baton_is_not_kept_alive(run: Driver) -> None:
     run.registry.forget_pending_flow("c1")
     gc.collect()
     assert watched() is None
-
-
-@guarantee("G13")
-@requires("sizes")
-def test_conversations_that_were_mounted_and_never_connected_leave_nothing(run: Driver) -> None:
-    """Case 1. Fault: ending a conversation leaves its baton, its cancelled timer or its emptied topic behind."""
-    count = 10_000
-    run.schedule(HOUR, cid="other")
-    run.subscribe("everybody", cid="other")
-    before = run.sizes()
-    for number in range(count):
-        cid = f"c{number}"
-        run.registry.put_pending_flow(cid, "checkout")
-        run.schedule(HOUR, ("timeout", number), cid=cid)
-        run.subscribe(f"topic {number}", cid=cid)
-        run.subscribe("everybody", cid=cid)
-    assert run.registry.stats() == Stats(
-        pending_flows=count, timers=count + 1, subscriptions=2 * count + 1, accepted=count + 1
-    )
-    for number in range(count):
-        cid = f"c{number}"
-        assert run.registry.cancel_timers(cid) == 1
-        assert run.registry.remove_subscriptions_for_cid(cid) == 2
-        assert run.registry.forget_pending_flow(cid)
-    assert run.sizes() == before
-    assert run.stats() == Stats(timers=1, subscriptions=1, accepted=count + 1, cancelled=count)

@@ -118,14 +118,3 @@ def test_a_taken_baton_is_the_takers_alone(run: Driver) -> None:
     del flow
     gc.collect()
     assert watched() is None
-
-
-@guarantee("G13")
-@requires("sizes")
-def test_conversations_that_took_their_batons_leave_nothing(run: Driver) -> None:
-    """Case 4. Fault: an empty container or a lock stays behind for every conversation that ever was."""
-    before = run.sizes()
-    for number in range(10_000):
-        run.registry.put_pending_flow(f"c{number}", number)
-        assert run.registry.pending_flow(f"c{number}") == number
-    assert run.sizes() == before

@@ -65,26 +65,6 @@ def test_batons_of_awkward_names_never_collide(run: Driver) -> None:
     assert [run.registry.pending_flow(cid) for cid in AWKWARD_NAMES] == list(range(len(AWKWARD_NAMES)))
 
 
-@guarantee("G17")
-@requires("by_reference")
-def test_a_baton_is_the_very_object_and_nothing_is_asked_of_it(run: Driver) -> None:
-    """Fault: the flow is copied, compared with None by `==`, or tested for truth."""
-
-    class Hostile:
-        def __eq__(self, other: object) -> bool:
-            raise AssertionError("compared")
-
-        def __bool__(self) -> bool:
-            raise AssertionError("tested")
-
-        __hash__ = None  # type: ignore[assignment]
-
-    first, second = Hostile(), Hostile()
-    run.registry.put_pending_flow("c1", first)
-    run.registry.put_pending_flow("c1", second)
-    assert run.registry.pending_flow("c1") is second
-
-
 @guarantee("G13")
 @requires("by_reference")
 def test_a_replaced_baton_is_not_kept_alive(run: Driver) -> None:

@@ -1,0 +1,465 @@
+"""What goes, goes at once: containers, payloads, contexts, threads (G13)."""
+
+from __future__ import annotations
+
+import contextvars
+import gc
+import logging
+import threading
+import tracemalloc
+import weakref
+
+import pytest
+
+from stube import Event, Stats, TimerHandle
+from stube.testing._capabilities import requires
+from stube.testing._drive import PATIENCE, Driver
+from stube.testing.suite._fixtures import (
+    AWKWARD_NAMES,
+    HOUR,
+    MakeRun,
+    Payload,
+    guarantee,
+)
+
+
+@guarantee("G13")
+@requires("by_reference")
+def test_a_handle_that_outlives_its_timer_keeps_no_payload_alive(run: Driver) -> None:
+    """Fault: the handle refers to the timer's whole entry."""
+
+    def schedule(delay: float) -> tuple[TimerHandle, weakref.ref[Payload]]:
+        payload = Payload()
+        return run.schedule(delay, ("tick", payload)), weakref.ref(payload)
+
+    fired, fired_payload = schedule(0)
+    run.settle()
+    cancelled, cancelled_payload = schedule(HOUR)
+    assert cancelled.cancel()
+    swept, swept_payload = schedule(HOUR)
+    assert run.registry.cancel_timers("c1") == 1
+    forgotten, forgotten_payload = schedule(HOUR)
+    run.registry.reset_state()
+    run.recorder.clear()
+    run.settle()
+    gc.collect()
+    assert [fired_payload(), cancelled_payload(), swept_payload(), forgotten_payload()] == [None] * 4
+    assert not any(handle.cancel() for handle in (fired, cancelled, swept, forgotten))
+
+
+@guarantee("G13")
+@requires("by_reference")
+def test_an_idle_registry_keeps_no_delivered_payload_alive(run: Driver, caplog: pytest.LogCaptureFixture) -> None:
+    """Fault: a local variable of the sleeping loop, a batch or an exception still refers to the last event."""
+
+    def fail(cid: str, event: Event) -> None:
+        raise LookupError(event.name)
+
+    # A log handler of the runner's would keep the exception.
+    caplog.set_level(logging.CRITICAL + 1, "stube")
+    run.recorder.on("fail", fail)
+    for name in ("tick", "fail"):
+        for delay in (0, 1):
+            payload = Payload()
+            watched = weakref.ref(payload)
+            run.schedule(delay, (name, payload))
+            del payload
+            if run.clock is not None:
+                run.clock.advance(1)
+            else:
+                assert run.registry.join(PATIENCE)
+            run.recorder.clear()
+            gc.collect()
+            assert watched() is None, f"the payload of the {name} timer of {delay} ms is alive"
+
+
+@guarantee("G13")
+@requires("by_reference")
+def test_an_idle_registry_keeps_no_last_message_alive(run: Driver) -> None:
+    """Fault: a local variable of the sleeping loop still refers to the last message, or a topic keeps it."""
+    for cid in ("c1", "c2"):
+        run.subscribe("t", cid=cid)
+    for topic in ("t", "nobody"):
+        message = Payload()
+        watched = weakref.ref(message)
+        run.registry.publish(topic, message)
+        del message
+        run.settle()
+        run.recorder.clear()
+        gc.collect()
+        assert watched() is None
+
+
+@guarantee("G13")
+@requires("by_reference")
+def test_no_context_of_a_caller_is_kept(run: Driver) -> None:
+    """Fault: the context of whoever scheduled, or made the scheduler start, is copied and lives on."""
+    variable: contextvars.ContextVar[Payload] = contextvars.ContextVar("variable")
+    watched: list[weakref.ref[Payload]] = []
+
+    def call() -> None:
+        payload = Payload()
+        watched.append(weakref.ref(payload))
+        variable.set(payload)
+        run.subscribe("t")
+        run.schedule(0)
+        run.schedule(HOUR)
+        run.registry.publish("t", 1)
+
+    contextvars.Context().run(call)
+    run.settle()
+    gc.collect()
+    assert watched[0]() is None
+    assert run.registry.cancel_timers("c1") == 1
+
+
+@guarantee("G13")
+@requires("sizes")
+def test_a_timer_that_re_arms_itself_is_one_timer_at_every_step(run: Driver) -> None:
+    """Case 3. Fault: each re-arming leaves a dead entry, so a clock that ticks for a day fills the memory."""
+    steps = 10_000
+    before = run.sizes()
+    left = steps
+    worst = 0
+    # A chain at one instant is forbidden on a virtual clock, so there each step is a millisecond.
+    delay = 0 if run.clock is None else 1
+
+    def again(cid: str, event: Event) -> None:
+        nonlocal left, worst
+        left -= 1
+        if left:
+            run.schedule(delay)
+        if left % 100 == 0:
+            worst = max(worst, len(run.registry.inspect()), len(run.registry.inspect("c1")["c1"].timers))
+            run.recorder.clear()
+
+    run.recorder.on("tick", again)
+    run.schedule(delay)
+    assert run.registry.join(2 * PATIENCE)
+    assert left == 0
+    assert worst == 1
+    assert run.stats() == Stats(accepted=steps, delivered=steps)
+    assert run.sizes() == before
+
+
+@guarantee("G13")
+@requires("sizes")
+def test_conversations_that_came_and_went_leave_nothing(run: Driver) -> None:
+    """Case 4. Fault: a key, an emptied container or a lock stays behind for every conversation that ever was."""
+    before = run.sizes()
+    count = 10_000
+    for number in range(count):
+        name = f"n{number}"
+        run.registry.put_pending_flow(name, number)
+        run.schedule(number % 3, ("tick", number), cid=name)
+        run.subscribe(name, cid=name)
+        assert run.registry.publish(name, number) == 1
+        if number % 1000 == 0:
+            run.pass_time(0)
+    run.pass_time(3)
+    for number in range(count):
+        name = f"n{number}"
+        assert run.registry.pending_flow(name) == number
+        assert run.registry.remove_subscriptions_for_cid(name) == 1
+        assert run.registry.cancel_timers(name) == 0
+    assert run.sizes() == before
+    assert run.stats() == Stats(accepted=2 * count, delivered=2 * count)
+
+
+@guarantee("G13")
+@requires("sizes")
+def test_conversations_that_were_mounted_and_never_connected_leave_nothing(run: Driver) -> None:
+    """Case 1. Fault: ending a conversation leaves its baton, its cancelled timer or its emptied topic behind."""
+    count = 10_000
+    run.schedule(HOUR, cid="other")
+    run.subscribe("everybody", cid="other")
+    before = run.sizes()
+    for number in range(count):
+        cid = f"c{number}"
+        run.registry.put_pending_flow(cid, "checkout")
+        run.schedule(HOUR, ("timeout", number), cid=cid)
+        run.subscribe(f"topic {number}", cid=cid)
+        run.subscribe("everybody", cid=cid)
+    assert run.registry.stats() == Stats(
+        pending_flows=count, timers=count + 1, subscriptions=2 * count + 1, accepted=count + 1
+    )
+    for number in range(count):
+        cid = f"c{number}"
+        assert run.registry.cancel_timers(cid) == 1
+        assert run.registry.remove_subscriptions_for_cid(cid) == 2
+        assert run.registry.forget_pending_flow(cid)
+    assert run.sizes() == before
+    assert run.stats() == Stats(timers=1, subscriptions=1, accepted=count + 1, cancelled=count)
+
+
+@guarantee("G13")
+@requires("sizes")
+def test_conversations_that_took_their_batons_leave_nothing(run: Driver) -> None:
+    """Case 4. Fault: an empty container or a lock stays behind for every conversation that ever was."""
+    before = run.sizes()
+    for number in range(10_000):
+        run.registry.put_pending_flow(f"c{number}", number)
+        assert run.registry.pending_flow(f"c{number}") == number
+    assert run.sizes() == before
+
+
+@guarantee("G13")
+@requires("sizes")
+def test_conversations_that_left_their_topics_leave_nothing(run: Driver) -> None:
+    """Case 4. Fault: an emptied topic, or the conversation's emptied index, stays as a key."""
+    run.subscribe("everybody", cid="other")
+    before = run.sizes()
+    for number in range(5000):
+        for topic in ("everybody", f"t{number}", f"u{number}"):
+            run.subscribe(topic, cid=f"c{number}")
+    for number in range(5000):
+        assert run.registry.remove_subscriptions_for_cid(f"c{number}") == 3
+    assert run.sizes() == before
+    assert list(run.registry.subscriptions()) == ["everybody"]
+
+
+@guarantee("G13")
+@requires("by_reference")
+def test_what_cancelled_timers_held_is_free_at_once(run: Driver) -> None:
+    """Case 2. Fault: cancelled timers are marked and stay in the heap until they would have been due."""
+    count = 100_000
+    watched = []
+    payload: Payload | None = None
+    for number in range(count):
+        payload = Payload()
+        watched.append(weakref.ref(payload))
+        run.schedule(HOUR + number % 977, ("timeout", payload), cid=f"c{number % 100}")
+    del payload
+    assert sum(run.registry.cancel_timers(f"c{number}") for number in range(100)) == count
+    gc.collect()
+    assert sum(reference() is not None for reference in watched) == 0
+    assert run.stats() == Stats(accepted=count, cancelled=count)
+
+
+@guarantee("G13")
+@requires("sizes")
+@pytest.mark.parametrize("how", ["cancel_timers", "instance", "handle"])
+def test_cancelled_timers_leave_nothing_in_any_container(run: Driver, how: str) -> None:
+    """Fault: an emptied slot, an index of instances or a tombstone for each cancelled timer stays.
+
+    A few timers of others stay in the same slots, so that no container may be thrown away as a whole.
+    """
+    delays = [0.5, 1, 7, 1000, 60_000, HOUR, 10**9, 10**15, 10**30]
+    for delay in delays[3:]:
+        run.schedule(delay, cid="other")
+    before = run.sizes()
+    for number in range(300):
+        handles = [run.schedule(delay, cid=f"c{number}", instance_id=f"i{delay}") for delay in delays[3:]]
+        if how == "handle":
+            assert all(handle.cancel() for handle in handles)
+        elif how == "instance":
+            for delay in delays[3:]:
+                assert run.registry.cancel_timers(f"c{number}", instance_id=f"i{delay}") == 1
+        else:
+            assert run.registry.cancel_timers(f"c{number}") == len(handles)
+    assert run.sizes() == before
+
+
+@guarantee("G13")
+def test_the_same_subscription_a_thousand_times_is_one(run: Driver) -> None:
+    """Case 5. Fault: the topic's index and the conversation's index differ in what they add up."""
+    before = run.sizes() if "sizes" in run.registry.capabilities else None
+    for number in range(1000):
+        run.subscribe("t", ("said", number))
+    assert run.registry.stats().subscriptions == 1
+    assert len(run.registry.inspect("c1")["c1"].subscriptions) == 1
+    assert run.registry.publish("t", 1) == 1
+    assert run.registry.unsubscribe(cid="c1", instance_id="main", topic="t") == 1
+    assert run.registry.unsubscribe(cid="c1", instance_id="main") == 0
+    assert run.registry.remove_subscriptions_for_cid("c1") == 0
+    assert run.registry.subscriptions() == {}
+    assert run.registry.publish("t", 2) == 0
+    run.settle()
+    assert run.registry.inspect() == {}
+    assert before is None or run.sizes() == before
+
+
+@guarantee("G13")
+@requires("by_reference")
+def test_a_replaced_spec_is_not_kept_alive(run: Driver) -> None:
+    """Fault: the earlier event stays in one of the indexes."""
+    payload = Payload()
+    watched = weakref.ref(payload)
+    run.subscribe("t", ("said", payload))
+    run.subscribe("t", "said")
+    del payload
+    gc.collect()
+    assert watched() is None
+
+
+@guarantee("G13")
+@requires("sizes", "by_reference")
+def test_a_removed_subscription_leaves_neither_container_nor_payload(run: Driver) -> None:
+    """Case 4. Fault: an emptied topic, conversation or instance stays as a key."""
+    run.subscribe("t", cid="other")
+    before = run.sizes()
+    watched = []
+    for index, name in enumerate(AWKWARD_NAMES * 20):
+        payload = Payload()
+        watched.append(weakref.ref(payload))
+        run.subscribe("t", ("said", payload), cid=f"c{index}", instance_id=name)
+        run.subscribe(name, ("said", payload), cid=f"c{index}", instance_id=name)
+        assert run.registry.unsubscribe(cid=f"c{index}", instance_id=name, topic=name) == 1
+        assert run.registry.unsubscribe(cid=f"c{index}", instance_id=name, topic="t") == 1
+        del payload
+    gc.collect()
+    assert run.sizes() == before
+    assert not any(reference() for reference in watched)
+
+
+@guarantee("G13")
+@requires("sizes")
+def test_one_who_subscribes_and_leaves_for_ever_leaves_no_trace_in_a_lasting_topic(run: Driver) -> None:
+    """Fault: tombstones in the order of a topic that are swept only when the topic empties."""
+    for cid in ("first", "second"):
+        run.subscribe("t", cid=cid)
+    grown, last = [], ""
+    for _ in range(4):
+        for number in range(5000):
+            # There is always a newer one behind the one that leaves.
+            run.subscribe("t", cid=f"c{number}")
+            if last:
+                assert run.registry.unsubscribe(cid=last, instance_id="main", topic="t") == 1
+            last = f"c{number}"
+        grown.append(sum(run.sizes().values()))
+    # What is swept lazily may stay in proportion to what is live, not to what ever was.
+    assert max(grown) <= grown[0] + 50
+    assert grown[0] < 500
+    assert list(run.registry.subscriptions()["t"]) == [("first", "main"), ("second", "main"), (last, "main")]
+
+
+@guarantee("G13", "G5")
+@requires("by_reference")
+def test_messages_for_conversations_that_ended_meanwhile_are_let_go(make_run: MakeRun) -> None:
+    """Case 6. Fault: the queue of a subscriber that has gone stays, with the messages in it."""
+    run = make_run(max_pending=None)
+    subscribers, messages = 1000, 100
+    run.subscribe("warm up", cid="holder")
+    run.registry.publish("warm up", 0)
+    before = run.sizes() if "sizes" in run.registry.capabilities else None
+    begun_late: list[str] = []
+    ended = threading.Event()
+    run.recorder.on("said", lambda cid, event: begun_late.append(cid) if ended.is_set() else None)
+    watched = []
+    with run.held("holder"):
+        for number in range(subscribers):
+            run.subscribe("t", cid=f"c{number}")
+        message: Payload | None = None
+        for _ in range(messages):
+            message = Payload()
+            watched.append(weakref.ref(message))
+            assert run.registry.publish("t", message) == subscribers
+        del message
+        for number in range(subscribers):
+            assert run.registry.remove_subscriptions_for_cid(f"c{number}") == 1
+        ended.set()
+    run.settle()
+    stats = run.stats()
+    assert stats.accepted == 1 + subscribers * messages
+    assert stats.delivered + stats.cancelled == stats.accepted
+    assert begun_late == []
+    run.recorder.clear()
+    gc.collect()
+    assert sum(reference() is not None for reference in watched) == 0
+    assert before is None or run.sizes() == before
+
+
+@guarantee("G13")
+@requires("by_reference")
+def test_what_was_forgotten_is_not_kept_alive(run: Driver) -> None:
+    """Fault: the old containers are swapped out and kept by the scheduler, or by a handle."""
+    watched = []
+
+    def payload() -> Payload:
+        made = Payload()
+        watched.append(weakref.ref(made))
+        return made
+
+    run.registry.put_pending_flow("c1", payload())
+    handle = run.schedule(HOUR, ("tick", payload()))
+    run.subscribe("t", ("said", payload()))
+    with run.held("c1"):
+        run.registry.publish("t", payload())
+        run.schedule(0, ("tick", payload()))
+        run.registry.reset_state()
+    run.settle()
+    gc.collect()
+    assert run.recorder.seen == []
+    assert [reference() for reference in watched] == [None] * 5
+    assert handle.cancel() is False
+
+
+@guarantee("G13")
+@requires("by_reference")
+def test_a_failure_keeps_nothing_alive(make_run: MakeRun, caplog: pytest.LogCaptureFixture) -> None:
+    """Fault: the exception, and by its traceback the event, stays in a local variable of the loop or in a list."""
+    run = make_run(on_error=lambda cid, event, exception: None)
+
+    def fail(cid: str, event: Event) -> None:
+        raise LookupError
+
+    run.recorder.on("fail", fail)
+    # A log handler of the runner's would keep the exception.
+    caplog.set_level(logging.CRITICAL + 1, "stube")
+    payload = Payload()
+    watched = weakref.ref(payload)
+    run.schedule(0, ("fail", payload))
+    del payload
+    run.settle()
+    run.recorder.clear()
+    gc.collect()
+    assert watched() is None
+
+
+@guarantee("G13")
+def test_an_index_that_empties_gives_its_memory_back(run: Driver) -> None:
+    """Fault: an emptied dict keeps the table of its fullest day, 42 MB after a million keys.
+
+    Seen with tracemalloc: 10,000 conversations take megabytes, and 64 KiB may be left of them.
+    """
+
+    def mount_and_end(count: int) -> int:
+        names = [f"n{number}" for number in range(count)]
+        for name in names:
+            run.registry.put_pending_flow(name, 1)
+            run.schedule(HOUR, cid=name)
+            run.subscribe(name, cid=name)
+        run.settle()
+        peak = tracemalloc.get_traced_memory()[0]
+        for name in names:
+            run.registry.forget_pending_flow(name)
+            run.registry.cancel_timers(name)
+            run.registry.remove_subscriptions_for_cid(name)
+        return peak
+
+    mount_and_end(10)
+    gc.collect()
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        peak = mount_and_end(10_000)
+        gc.collect()
+        after = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert peak - before > 2**20
+    assert after - before < 2**16
+
+
+@guarantee("G13")
+def test_fifty_thousand_timers_need_no_more_threads_than_one(run: Driver) -> None:
+    """Case 7. Fault: a thread for each timer, or for each conversation."""
+    run.schedule(HOUR, cid="first")
+    run.settle()
+    before = threading.active_count()
+    for number in range(50_000):
+        run.schedule(HOUR + number, cid=f"c{number % 100}")
+    run.schedule(0, "now", cid="last")
+    run.settle()
+    assert threading.active_count() == before
+    assert run.stats() == Stats(accepted=50_002, delivered=1, timers=50_001)

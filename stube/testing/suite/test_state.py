@@ -1,0 +1,373 @@
+"""State: each operation at its own cost, whole or not at all, of one instant, within its bound (G14 to G18, G22)."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+import pytest
+
+from stube import RegistryFull, Stats
+from stube.testing._capabilities import requires
+from stube.testing._drive import PATIENCE, Driver, run_threads
+from stube.testing.suite._fixtures import (
+    HOUR,
+    MakeRun,
+    guarantee,
+    unchanged,
+)
+
+# Taken at import, because tests replace attributes of the time module.
+_monotonic_ns = time.monotonic_ns
+
+
+@guarantee("G14")
+def test_scheduling_and_cancelling_cost_the_same_in_a_crowd(run: Driver) -> None:
+    """Fault: a sorted list with O(n) insertion, or a search through all timers at a cancel.
+
+    A typical one of many calls is compared, with 100,000 timers of others and without; it may be 25 times as much,
+    where something linear is thousands.
+    """
+
+    def typical() -> float:
+        figures = []
+        for number in range(200):
+            start = _monotonic_ns()
+            run.schedule(HOUR + number, cid="mine")
+            run.registry.cancel_timers("mine")
+            figures.append(_monotonic_ns() - start)
+        return sorted(figures)[len(figures) // 4]
+
+    alone = typical()
+    for number in range(100_000):
+        run.schedule(HOUR + number % 1000, cid=f"c{number % 1000}")
+    assert typical() < 25 * max(alone, 2_000)
+    assert [run.registry.cancel_timers(cid) for cid in ("c0", "c1")] == [100, 100]
+
+
+@guarantee("G14")
+def test_subscribing_and_leaving_cost_the_same_in_a_crowd(run: Driver) -> None:
+    """Fault: the subscribers of a topic are a tuple that is copied, or a list that is searched.
+
+    Compared with 100,000 other subscribers of the same topic and without; 25 times as much passes, linear does not.
+    """
+
+    def typical() -> float:
+        figures = []
+        for number in range(200):
+            start = _monotonic_ns()
+            run.subscribe("crowd", cid="mine", instance_id=f"i{number}")
+            run.subscribe("crowd", cid="mine", instance_id="other")
+            run.registry.unsubscribe(cid="mine", instance_id=f"i{number}", topic="crowd")
+            run.registry.remove_subscriptions_for_cid("mine")
+            figures.append(_monotonic_ns() - start)
+        return sorted(figures)[len(figures) // 4]
+
+    alone = typical()
+    for number in range(100_000):
+        run.subscribe("crowd", cid=f"c{number}")
+    assert typical() < 25 * max(alone, 4_000)
+
+
+@guarantee("G14")
+def test_leaving_costs_what_the_conversation_holds_and_not_what_its_topics_hold(run: Driver) -> None:
+    """Fault: every subscriber of the topic, or every topic of the registry, is looked at.
+
+    Compared with 100,000 other subscribers and 10,000 other topics and without; 25 times as much passes, linear fails.
+    """
+
+    def typical() -> float:
+        figures = []
+        for _ in range(200):
+            run.subscribe("crowd", cid="mine")
+            run.subscribe("mine", cid="mine")
+            start = _monotonic_ns()
+            assert run.registry.remove_subscriptions_for_cid("mine") == 2
+            figures.append(_monotonic_ns() - start)
+        return sorted(figures)[len(figures) // 4]
+
+    alone = typical()
+    for number in range(100_000):
+        run.subscribe("crowd", cid=f"c{number}")
+    for number in range(10_000):
+        run.subscribe(f"t{number}", cid=f"c{number}")
+    assert typical() < 25 * max(alone, 2_000)
+
+
+@guarantee("G14")
+def test_publishing_costs_its_caller_the_same_for_one_and_for_a_hundred_thousand(make_run: MakeRun) -> None:
+    """Fault: publish walks through the subscribers, or copies them.
+
+    With dispatch held up, so that only the caller's own cost shows; 25 times as much passes, a copy does not.
+    """
+    run = make_run(max_pending=None)
+
+    def typical(topic: str) -> float:
+        figures = []
+        for number in range(41):
+            start = _monotonic_ns()
+            run.registry.publish(topic, number)
+            figures.append(_monotonic_ns() - start)
+        return sorted(figures)[len(figures) // 4]
+
+    run.subscribe("one", cid="c0")
+    for number in range(100_000):
+        run.subscribe("crowd", cid=f"c{number}")
+    with run.held("c0"):
+        alone, crowd = typical("one"), typical("crowd")
+        run.registry.reset_state()
+    assert crowd < 25 * max(alone, 2_000)
+    assert run.registry.join(PATIENCE)
+    assert run.stats().timers == 0
+
+
+@guarantee("G16")
+def test_a_subscriber_that_stays_misses_nothing_while_others_come_and_go(run: Driver) -> None:
+    """Fault: the subscribers are iterated while they change: one is skipped, or a RuntimeError is raised."""
+    rounds = 600
+    run.subscribe("t", cid="stays")
+    done = threading.Event()
+    targeted: list[int] = []
+
+    def come_and_go(thread: int) -> None:
+        number = 0
+        while not done.is_set():
+            number += 1
+            run.subscribe("t", cid=f"g{thread}", instance_id=f"i{number % 7}")
+            run.registry.unsubscribe(cid=f"g{thread}", instance_id=f"i{(number + 3) % 7}", topic="t")
+
+    def publish() -> None:
+        try:
+            for number in range(rounds):
+                targeted.append(run.registry.publish("t", number))
+        finally:
+            done.set()
+
+    run_threads(publish, lambda: come_and_go(1), lambda: come_and_go(2))
+    stats = run.stats()
+    assert [seen.event.payload for seen in run.recorder.of("stays")] == list(range(rounds))
+    assert sum(targeted) == stats.accepted == stats.delivered + stats.cancelled
+    assert stats.delivered == len(run.recorder.seen)
+
+
+@guarantee("G16")
+def test_the_targets_are_the_subscribers_of_the_instant_of_the_call(run: Driver) -> None:
+    """Case 12. Fault: who leaves and comes between publish and delivery changes who gets it, or how many were told."""
+    for cid in ("a", "b", "c"):
+        run.subscribe("t", cid=cid)
+    with run.held("a", "b", "c", "d"):
+        assert run.registry.publish("t", 1) == 3
+        run.registry.unsubscribe(cid="b", instance_id="main", topic="t")
+        run.subscribe("t", cid="d")
+        assert run.registry.publish("t", 2) == 3
+        run.registry.unsubscribe(cid="a", instance_id="main", topic="t")
+        run.subscribe("t", cid="b")
+        assert run.registry.publish("t", 3) == 3
+    run.settle()
+    got = {cid: [seen.event.payload for seen in run.recorder.of(cid)] for cid in "abcd"}
+    assert got == {"a": [], "b": [3], "c": [1, 2, 3], "d": [2, 3]}
+    assert run.stats() == Stats(accepted=9, delivered=6, cancelled=3, subscriptions=3)
+
+
+@guarantee("G16", "G21")
+def test_the_snapshot_never_raises_while_others_change_it(run: Driver) -> None:
+    """Fault: "dictionary changed size during iteration"; or a topic shows up while it is empty."""
+    done = threading.Event()
+    run.subscribe("t", cid="stays")
+
+    def change(thread: int) -> None:
+        number = 0
+        while not done.is_set():
+            number += 1
+            for topic in ("t", f"t{number % 50}", f"own {thread}"):
+                run.subscribe(topic, cid=f"c{thread}-{number % 9}")
+            run.registry.remove_subscriptions_for_cid(f"c{thread}-{(number + 4) % 9}")
+
+    def look() -> None:
+        try:
+            for _ in range(500):
+                found = run.registry.subscriptions()
+                assert ("stays", "main") in found["t"]
+                assert all(found.values())
+                run.registry.inspect()
+                assert run.registry.stats().subscriptions >= 1
+        finally:
+            done.set()
+
+    run_threads(look, lambda: change(1), lambda: change(2))
+
+
+@guarantee("G17")
+@requires("by_reference")
+def test_a_message_is_the_very_object_and_nothing_is_asked_of_it(run: Driver) -> None:
+    """Fault: `if msg:`, a comparison, a hash, a copy for each subscriber, or a `repr` for a log."""
+
+    class Hostile:
+        def _refuse(self, *args: Any) -> Any:
+            raise AssertionError("the registry looked into a message")
+
+        __eq__ = __ne__ = __lt__ = __gt__ = __bool__ = __len__ = __iter__ = __getitem__ = _refuse
+        __copy__ = __deepcopy__ = __reduce__ = __reduce_ex__ = __repr__ = __str__ = __format__ = _refuse
+        __hash__ = _refuse
+
+    message = Hostile()
+    for cid in ("c1", "c2"):
+        run.subscribe("t", cid=cid)
+    assert run.registry.publish("t", message) == 2
+    run.registry.inspect()
+    run.settle()
+    assert [payload is message for payload in run.recorder.payloads] == [True, True]
+
+
+@guarantee("G17")
+@requires("by_reference")
+def test_a_timers_payload_is_the_very_object_and_nothing_is_asked_of_it(run: Driver) -> None:
+    """Fault: payloads take part in the order of the heap, are hashed into a set, copied or tested for truth."""
+
+    class Hostile:
+        def _refuse(self, *args: Any) -> Any:
+            raise AssertionError("the registry looked into a payload")
+
+        __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = __bool__ = __len__ = __iter__ = _refuse
+        __copy__ = __deepcopy__ = __reduce__ = __reduce_ex__ = __repr__ = __str__ = __format__ = _refuse
+        __hash__ = _refuse
+
+    payloads = [Hostile() for _ in range(5)]
+    for payload in payloads:
+        run.schedule(1, ("tick", payload))
+    run.registry.cancel_timers("c1")
+    for payload in payloads:
+        run.schedule(1, ("tick", payload))
+    run.registry.inspect()
+    run.pass_time(1)
+    assert [id(payload) for payload in run.recorder.payloads] == [id(payload) for payload in payloads]
+
+
+@guarantee("G17")
+@requires("by_reference")
+def test_a_baton_is_the_very_object_and_nothing_is_asked_of_it(run: Driver) -> None:
+    """Fault: the flow is copied, compared with None by `==`, or tested for truth."""
+
+    class Hostile:
+        def __eq__(self, other: object) -> bool:
+            raise AssertionError("compared")
+
+        def __bool__(self) -> bool:
+            raise AssertionError("tested")
+
+        __hash__ = None  # type: ignore[assignment]
+
+    first, second = Hostile(), Hostile()
+    run.registry.put_pending_flow("c1", first)
+    run.registry.put_pending_flow("c1", second)
+    assert run.registry.pending_flow("c1") is second
+
+
+@guarantee("G17", "G15")
+@requires("cross_process")
+def test_what_the_wire_cannot_carry_is_refused_where_it_is_handed_in(run: Driver) -> None:
+    """Case 38. Fault: it fails later, in a thread or at the subscriber, or the error does not say where it is."""
+    run.subscribe("t")
+    message = {"items": [1, {"culprit": threading.Lock()}]}
+    for call in (
+        lambda: run.registry.publish("t", message),
+        lambda: run.schedule(0, ("tick", message)),
+        lambda: run.registry.put_pending_flow("c1", message),
+    ):
+        with unchanged(run.registry), pytest.raises(TypeError, match="culprit"):
+            call()
+
+
+@guarantee("G18", "G7")
+def test_resets_that_race_with_everything_keep_the_ledger(run: Driver) -> None:
+    """Fault: a reset takes a snapshot to drop, and what comes before it is dropped is dropped uncounted."""
+    done = threading.Event()
+
+    def work(thread: int) -> None:
+        try:
+            for number in range(400):
+                run.subscribe("t", cid=f"c{thread}", instance_id=f"i{number % 3}")
+                run.schedule(number % 2, cid=f"c{thread}")
+                run.schedule(HOUR, cid=f"c{thread}")
+                run.registry.publish("t", number)
+        finally:
+            done.set()
+
+    def reset() -> None:
+        while not done.is_set():
+            run.registry.reset_state()
+
+    run_threads(lambda: work(1), lambda: work(2), reset)
+    run.registry.reset_state()
+    run.pass_time(1)
+    stats = run.stats()
+    assert (stats.timers, stats.queued, stats.subscriptions) == (0, 0, 0)
+    assert stats.accepted == stats.delivered + stats.dropped
+    assert stats.delivered == len(run.recorder.seen)
+    assert run.registry.inspect() == {}
+
+
+@guarantee("G22", "G15")
+def test_what_would_pass_max_pending_is_refused_whole(make_run: MakeRun) -> None:
+    """Fault: a part of the targets gets the message before the bound is met, or timers and messages count apart."""
+    run = make_run(max_pending=5)
+    for cid in ("c1", "c2"):
+        run.subscribe("t", cid=cid)
+    handles = [run.schedule(HOUR, cid="c3") for _ in range(4)]
+    for message in (1, None):
+        with unchanged(run.registry), pytest.raises(RegistryFull, match="max_pending"):
+            run.registry.publish("t", message)
+    assert run.registry.publish("nobody", 1) == 0
+    handles.append(run.schedule(HOUR, cid="c4"))
+    with unchanged(run.registry), pytest.raises(RegistryFull, match="5"):
+        run.schedule(HOUR, cid="c5")
+    assert handles[0].cancel()
+    handles.append(run.schedule(HOUR, cid="c5"))
+    assert run.registry.cancel_timers("c3") == 3
+    assert run.registry.publish("t", "room") == 2
+    run.settle()
+    assert run.recorder.payloads == ["room", "room"]
+    assert run.stats() == Stats(accepted=8, delivered=2, cancelled=4, timers=2, subscriptions=2)
+
+
+@guarantee("G22")
+def test_what_is_queued_counts_until_it_begins(make_run: MakeRun) -> None:
+    """Fault: only timers are counted, or what has begun still is."""
+    run = make_run(max_pending=4)
+    run.subscribe("t", cid="c1")
+    with run.held("c1"):
+        for number in range(4):
+            assert run.registry.publish("t", number) == 1
+        with pytest.raises(RegistryFull):
+            run.registry.publish("t", "too much")
+        with pytest.raises(RegistryFull):
+            run.schedule(HOUR)
+    run.settle()
+    assert run.recorder.payloads == [0, 1, 2, 3]
+    assert run.registry.publish("t", 4) == 1
+    assert run.stats() == Stats(accepted=5, delivered=5, subscriptions=1)
+
+
+@guarantee("G22")
+def test_a_removed_subscriptions_messages_free_their_room_when_they_are_reached(make_run: MakeRun) -> None:
+    """Fault: the room of cancelled messages is never given back."""
+    run = make_run(max_pending=4)
+    for _ in range(5):
+        run.subscribe("t", cid="c1")
+        with run.held("c1"):
+            for number in range(4):
+                assert run.registry.publish("t", number) == 1
+            assert run.registry.remove_subscriptions_for_cid("c1") == 1
+        run.settle()
+    assert run.recorder.seen == []
+    assert run.stats() == Stats(accepted=20, cancelled=20)
+
+
+@guarantee("G22")
+def test_there_may_be_no_bound(make_run: MakeRun) -> None:
+    """Fault: None is compared with a number."""
+    run = make_run(max_pending=None)
+    for number in range(1000):
+        run.schedule(HOUR, cid=f"c{number}")
+    assert run.registry.stats().timers == 1000

@@ -1,0 +1,204 @@
+"""Time on a registry's own clock: never early, prompt, any delay (G9 to G12)."""
+
+from __future__ import annotations
+
+import math
+import random
+import threading
+import time
+from fractions import Fraction
+from typing import Any
+
+import pytest
+
+from stube import Stats
+from stube.testing._capabilities import requires
+from stube.testing._drive import PATIENCE, Driver
+from stube.testing.suite._fixtures import (
+    HOUR,
+    MakeRun,
+    guarantee,
+    unchanged,
+)
+
+# Taken at import, because tests replace attributes of the time module.
+_monotonic_ns = time.monotonic_ns
+_process_time = time.process_time
+
+
+@guarantee("G9")
+def test_no_timer_begins_early_and_none_is_lost(run: Driver) -> None:
+    """Fault: a wait that returns early, a rounding down, or a slot that is delivered as a whole."""
+    chance = random.Random(9)
+    wanted: dict[int, float] = {}
+    for number in range(400):
+        delay = chance.choice([0, 1, chance.uniform(0, 40), chance.uniform(0, 1), chance.randrange(40)])
+        before_ns = 0 if run.clock is not None else _monotonic_ns()
+        wanted[number] = float(before_ns / Fraction(10**6) + Fraction(delay))
+        run.schedule(delay, ("tick", number), cid=f"c{number % 50}")
+    run.pass_time(40)
+    assert sorted(run.recorder.payloads) == list(range(400))
+    for seen in run.recorder.seen:
+        late = seen.at_ms - wanted[seen.event.payload]
+        assert late >= -1e-6  # a nanosecond: what a float leaves of an instant
+        if run.clock is not None:
+            assert late <= 1.001e-6  # due instants round up to whole nanoseconds
+
+
+@guarantee("G9")
+def test_fractions_of_a_millisecond_count(run: Driver) -> None:
+    """Fault: delays are cut to whole milliseconds, so 0.9 is 0; or 1.5 and 1.25 are due at once."""
+    with run.held("c1"):
+        for delay in (1.75, 1.5, 1.25, 0.9, 0.0):
+            run.schedule(delay, ("tick", delay))
+    run.pass_time(2)
+    assert run.recorder.payloads == [0.0, 0.9, 1.25, 1.5, 1.75]
+
+
+@guarantee("G10")
+def test_a_new_earliest_timer_is_not_kept_waiting_by_a_late_one(run: Driver) -> None:
+    """Case 9. Fault: the scheduler sleeps until the timer that was the earliest when it fell asleep.
+
+    A real clock: 20 ms are over within 100 ms in the best of ten rounds; a scheduler that is not woken takes 60 s.
+    """
+    run.schedule(60_000, "late", cid="c2")
+    run.settle()
+    best = math.inf
+    for number in range(10):
+        start = run.now_ms()
+        helper = threading.Thread(target=run.schedule, args=(20, "early"))
+        helper.start()
+        helper.join(PATIENCE)
+        run.pass_time(20)
+        assert len(run.recorder.seen) == number + 1
+        best = min(best, run.recorder.seen[-1].at_ms - start)
+        if best < 100:
+            break
+    assert best < 100
+    assert run.recorder.names[-1] == "early"
+    assert run.registry.inspect("c2")["c2"].timers[0].remaining_ms <= 60_000 - 20
+
+
+@guarantee("G10")
+def test_a_schedule_just_before_the_scheduler_sleeps_is_not_lost(run: Driver) -> None:
+    """Case 9. Fault: look for work, let go of the lock, then sleep: what came between is found at the next wake-up.
+
+    Each round begins in the instant in which the scheduler, having delivered, is about to sleep again.
+    """
+    for number in range(2000):
+        run.schedule(0, cid=f"c{number % 3}")
+        if run.clock is None:
+            assert run.recorder.wait_for(number + 1), f"lost in round {number}"
+        else:
+            run.settle()
+    assert len(run.recorder.seen) == 2000
+    assert run.stats() == Stats(accepted=2000, delivered=2000)
+
+
+@guarantee("G10", "G24")
+def test_cancelling_the_only_timer_leaves_nothing_to_wait_for(run: Driver) -> None:
+    """Case 9. Fault: `join` or `close` waits for the instant of a timer that has been cancelled.
+
+    Real time: both return at once; the bound of 5 s stands for "not an hour".
+    """
+    handle = run.schedule(HOUR)
+    assert handle.cancel()
+    assert run.registry.join(5.0)
+    assert run.registry.close(5.0)
+
+
+@guarantee("G10")
+def test_an_idle_registry_uses_no_cpu(run: Driver) -> None:
+    """Fault: the scheduler polls. Real time: in 0.4 s it may use less than 80 ms, in the best of five rounds."""
+    run.schedule(HOUR)
+    run.subscribe()
+    run.settle()
+    used = math.inf
+    for _ in range(5):
+        before = _process_time()
+        threading.Event().wait(0.4)
+        used = min(used, _process_time() - before)
+        if used < 0.08:
+            break
+    assert used < 0.08
+
+
+@guarantee("G11")
+@pytest.mark.parametrize("delay", [math.nan, math.inf, -math.inf], ids=repr)
+def test_a_delay_that_is_no_number_of_milliseconds_is_a_value_error(run: Driver, delay: float) -> None:
+    """Case 19. Fault: NaN or infinity reaches the order of the timers and breaks it for all."""
+    with unchanged(run.registry), pytest.raises(ValueError, match="delay_ms"):
+        run.schedule(delay)
+
+
+@guarantee("G11", "G15")
+@pytest.mark.parametrize("delay", [None, True, False, "10", "", b"1", [1], 1j, object()], ids=repr)
+def test_a_delay_of_another_type_is_a_type_error(run: Driver, delay: Any) -> None:
+    """Case 19. Fault: `True` counts as one millisecond, or a string is converted."""
+    with unchanged(run.registry), pytest.raises(TypeError, match="delay_ms"):
+        run.schedule(delay)
+
+
+@guarantee("G11")
+def test_enormous_delays_are_waited_for_and_disturb_nobody(run: Driver) -> None:
+    """Case 18. Fault: a delay past what a C long, a float or a wait() holds raises, fires now, or kills the loop."""
+    for delay in (2**31, 2**32, 2**53, 10**18, 10**30, 10**400, 1.7e308, 2**63 / 10**6, 2**64):
+        run.schedule(delay, "never")
+    run.schedule(10, "soon")
+    run.pass_time(10)
+    run.pass_time(1)
+    assert run.recorder.names == ["soon"]
+    remaining = [timer.remaining_ms for timer in run.registry.inspect("c1")["c1"].timers]
+    assert len(remaining) == 9
+    assert remaining == sorted(remaining)
+    assert remaining[0] > 2**31 - 10_000
+    assert run.registry.cancel_timers("c1") == 9
+    assert run.stats() == Stats(accepted=10, delivered=1, cancelled=9)
+
+
+@guarantee("G12")
+def test_replacing_the_functions_of_the_time_module_affects_no_registry(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Case 20. Fault: the wall clock is used (it jumps a day here), or `time.monotonic` is looked up at each call."""
+    early = make_run()
+    early.schedule(1)
+    early.pass_time(1)
+
+    def broken(*args: object) -> float:
+        raise AssertionError("a registry read a replaced clock")
+
+    for name in ("monotonic", "monotonic_ns", "perf_counter", "perf_counter_ns", "sleep"):
+        monkeypatch.setattr(time, name, broken)
+    for jump in (-86_400, 86_400):
+        monkeypatch.setattr(time, "time", lambda jump=jump: 1.7e9 + jump)
+        monkeypatch.setattr(time, "time_ns", lambda jump=jump: (1_700_000_000 + jump) * 10**9)
+        for run in (early, make_run()):
+            run.recorder.clear()
+            run.schedule(10, "soon")
+            run.schedule(HOUR, "late")
+            run.pass_time(10)
+            assert run.recorder.names == ["soon"]
+            assert run.registry.cancel_timers("c1") == 1
+
+
+@guarantee("G12", "G9")
+@requires("own_clock")
+def test_a_clock_of_ones_own_may_be_passed_in(make_run: MakeRun) -> None:
+    """Fault: the option is taken and not used, or instants are assumed to be near those of `time.monotonic_ns`."""
+    calls = 0
+
+    def clock() -> int:
+        nonlocal calls
+        calls += 1
+        return 5 * 10**18 + _monotonic_ns()
+
+    run = make_run(clock=clock)
+    before = run.now_ms()
+    run.schedule(10, "soon")
+    run.schedule(HOUR, "late")
+    run.pass_time(10)
+    assert run.recorder.names == ["soon"]
+    assert run.recorder.seen[0].at_ms >= before + 10 - 1e-6
+    assert 0 < run.registry.inspect("c1")["c1"].timers[0].remaining_ms <= HOUR
+    assert calls > 0
