@@ -19,8 +19,6 @@ from typing import Any, Final
 
 from stube import Delivery, Dispatch, Event, VirtualBackend, VirtualTimeError
 from stube_backends.engine import (
-    EARLIEST,
-    FOREVER,
     Core,
     Engine,
     LocalRegistry,
@@ -66,6 +64,19 @@ class _Mover:
     def acquire(self, patience: float | None) -> bool:
         """Take it, within `patience` seconds; None for as long as it takes."""
         return self._lock.acquire(timeout=-1 if patience is None else patience)
+
+
+class _Window:
+    """A stretch of time through which the clock is being moved."""
+
+    __slots__ = ("end", "more", "most", "passed", "to_its_end")
+
+    def __init__(self, end: int | None, most: int | None, *, to_its_end: bool) -> None:
+        self.end = end  # None for no end
+        self.most = most  # the ledger's count of deliveries that it may come to; None for no bound
+        self.to_its_end = to_its_end
+        self.more = False  # whether the clock has come to an instant of it that has not been looked at
+        self.passed = False  # whether `most` has been passed, or would be by what is next
 
 
 class _Tracer:
@@ -152,6 +163,7 @@ class VirtualRegistry(LocalRegistry):
         self._tracer = _Tracer(clock)
         super().__init__(clock=clock, new_lock=threading.RLock, on_error=on_error, max_pending=max_pending)
         self._mover = _Mover()
+        self._window: _Window | None = None  # set by whoever holds the mover's lock
 
     # -- the clock ---------------------------------------------------------------------------------------------
 
@@ -167,9 +179,7 @@ class VirtualRegistry(LocalRegistry):
     def advance(self, step: float | timedelta, /) -> None:
         nanoseconds = _step_in_nanoseconds(step)
         with self._moving("advance"):
-            target = self._time.now + nanoseconds
-            self._move(self._core, target)
-            self._time.now = max(target, self._time.now)
+            self._move(self._core, self._time.now + nanoseconds, to_its_end=True)
 
     def run_until_idle(self, limit: int = _MANY) -> int:
         if isinstance(limit, bool) or not isinstance(limit, int):
@@ -201,12 +211,8 @@ class VirtualRegistry(LocalRegistry):
                 pending = self._core.engine.ledger.timers + self._core.engine.ledger.queued
                 self._move(self._core, None, pending + _MANY)
                 return True
-            target = self._time.now + int(timeout * 1e9)
-            self._move(self._core, target)
-            idle = self.next_due_ms() is None
-            if not idle:
-                self._time.now = max(target, self._time.now)
-            return idle
+            self._move(self._core, self._time.now + int(timeout * 1e9))
+            return self.next_due_ms() is None
 
     # -- who delivers ------------------------------------------------------------------------------------------
 
@@ -233,7 +239,31 @@ class VirtualRegistry(LocalRegistry):
         return True
 
     def _wake(self, core: Core) -> None:
-        core.sleep_until = EARLIEST
+        """Nobody sleeps here: whoever moves the clock looks again before each step."""
+
+    def _nothing_ready_locked(self, core: Core, now: int, *, fresh: bool) -> None:
+        """Move the clock on, under the same lock as the look that found nothing.
+
+        What another thread adds comes before the look, which then finds it, or after the move, and then its instant
+        of acceptance is not before the one that the clock shows now, though the thread may have read it earlier.
+        """
+        engine = core.engine
+        instant = engine.order.next_instant()
+        if instant is None:
+            core.anchor.clear()
+        window = self._window
+        if window is None:
+            return
+        end = window.end
+        window.more = instant is not None and (end is None or instant <= end)
+        if window.most is not None:
+            window.passed = engine.ledger.delivered + engine.ledger.failed + window.more > window.most
+        if window.more and not window.passed:
+            end = instant
+        elif window.passed or (instant is None and not window.to_its_end):
+            return
+        if end is not None and end > now:
+            self._time.now = engine.latest = end
 
     def _wrapped(self, dispatch: Dispatch) -> Dispatch:
         note = self._tracer.note
@@ -248,6 +278,7 @@ class VirtualRegistry(LocalRegistry):
         super()._start_anew()
         self._tracer.entries.clear()
         self._mover = _Mover()
+        self._window = None
 
     @contextmanager
     def _moving(self, what: str, *, patience: float | None = None, waits: bool = False) -> Iterator[bool]:
@@ -277,26 +308,31 @@ class VirtualRegistry(LocalRegistry):
             if mover.owned():
                 mover.release()
 
-    def _move(self, core: Core, target: int | None, limit: int | None = None) -> int:
-        """Deliver at this instant and at each one after it, up to `target` or until nothing is pending; how many."""
+    def _move(self, core: Core, end: int | None, limit: int | None = None, *, to_its_end: bool = False) -> int:
+        """Deliver at this instant and at each one after it up to `end`, None for no end; how many.
+
+        `_nothing_ready_locked` moves the clock. It stays at the last delivery when nothing is pending any more, unless
+        the window is to be gone through `to_its_end`.
+        """
+        ledger = core.engine.ledger
+        most = None if limit is None else ledger.delivered + ledger.failed + limit
+        self._window = window = _Window(end, most, to_its_end=to_its_end)
         count = 0
-        while True:
-            count += self._deliver(core, self._time.now)
-            if self._core is not core:
-                return count  # a child that a handler forked: the window was the parent's
-            # What the last look found, or EARLIEST when something was added since; exact where it says never.
-            instant: int | None = core.sleep_until
-            if instant == FOREVER:
-                instant = core.exclusively(core.engine.order.next_instant)
-            if limit is not None and count + (instant is not None) > limit:
-                more = "" if instant is None else f", and next is {_describe_next(core.engine)}"
-                raise VirtualTimeError(
-                    f"More than {limit} deliveries: {count} so far{more}. End what re-arms itself, or raise the limit."
-                )
-            if instant is None or (target is not None and instant > target):
-                return count
-            if instant > self._time.now:
-                self._time.now = instant
+        try:
+            while True:
+                count += self._deliver(core, self._time.now)
+                if self._core is not core:
+                    return count  # a child that a handler forked: the window was the parent's
+                if window.passed:
+                    more = f", and next is {_describe_next(core.engine)}" if window.more else ""
+                    raise VirtualTimeError(
+                        f"More than {limit} deliveries: {count} so far{more}. "
+                        "End what re-arms itself, or raise the limit."
+                    )
+                if not window.more:
+                    return count
+        finally:
+            self._window = None
 
     def _next_due_locked(self, core: Core) -> int | None:
         engine = core.engine

@@ -9,7 +9,7 @@ from functools import partial
 
 import pytest
 
-from stube import Backend, Stats
+from stube import Backend, ConversationInfo, Stats
 from stube.testing._drive import PATIENCE, Driver, Injector, run_threads, tracing
 from stube.testing.suite._fixtures import HOUR, OPERATIONS, guarantee
 
@@ -20,40 +20,47 @@ _monotonic = time.monotonic
 @pytest.mark.parametrize("operation", list(OPERATIONS))
 def test_an_operation_of_another_thread_has_taken_effect_when_it_returns(run: Driver, operation: str) -> None:
     """Fault: the call is handed to the scheduler's thread and not awaited; it is called while that one is held up."""
+    registry = run.registry
     for cid in ("c1", "c2"):
-        run.registry.put_pending_flow(cid, "flow")
+        registry.put_pending_flow(cid, "flow")
         run.subscribe("t", cid=cid)
         run.schedule(HOUR, cid=cid)
+    before = registry.subscriptions()
+    # What adds, adds to a conversation that nobody knows yet.
+    cid = "c3" if operation in ("put_pending_flow", "schedule_event", "subscribe") else "c1"
     result: list[object] = []
     with run.held("holder"):
-        thread = threading.Thread(target=lambda: result.append(OPERATIONS[operation](run.registry, "c1")))
+        thread = threading.Thread(target=lambda: result.append(OPERATIONS[operation](registry, cid)))
         thread.start()
         thread.join(PATIENCE)
         assert not thread.is_alive()
-        info = run.registry.inspect("c1").get("c1")
-        stats = run.registry.stats()
-        if operation == "pending_flow":
-            assert result == ["flow"]
-        if operation in ("pending_flow", "forget_pending_flow"):
-            assert info is not None
-            assert not info.pending_flow
-            assert stats.pending_flows == 1
-        elif operation == "schedule_event":
-            assert info is not None
-            assert len(info.timers) == 2
-        elif operation == "cancel_timers":
-            assert result == [1]
-            assert info is not None
-            assert info.timers == ()
-        elif operation in ("unsubscribe", "remove_subscriptions_for_cid"):
-            assert result == [1]
-            assert list(run.registry.subscriptions()["t"]) == [("c2", "main")]
-        elif operation == "publish":
-            assert result == [2]
-        elif operation == "reset_state":
-            assert run.registry.inspect() == {} or set(run.registry.inspect()) == {"holder"}
+        info = registry.inspect(cid).get(cid, ConversationInfo())
+        subscribers = list(registry.subscriptions().get("t", {}))
+        stats = registry.stats()
+        match operation:
+            case "put_pending_flow":
+                assert (info.pending_flow, stats.pending_flows) == (True, 3)
+            case "pending_flow" | "forget_pending_flow":
+                assert result == ["flow" if operation == "pending_flow" else True]
+                assert (info.pending_flow, stats.pending_flows) == (False, 1)
+            case "schedule_event":
+                assert [timer.event for timer in info.timers] == ["later"]
+            case "cancel_timers":
+                assert (result, info.timers) == ([1], ())
+            case "subscribe":
+                assert subscribers == [("c1", "main"), ("c2", "main"), ("c3", "main")]
+            case "unsubscribe" | "remove_subscriptions_for_cid":
+                assert (result, subscribers) == ([1], [("c2", "main")])
+            case "publish":
+                assert (result, stats.queued) == ([2], 2)
+            case "subscriptions":
+                assert result == [before]
+            case "reset_state":
+                assert set(registry.inspect()) <= {"holder"}
+    run.schedule(0, "after")
     run.settle()
-    assert run.registry.stats().balanced
+    assert ("after" in run.recorder.names) == (operation != "install_dispatch")
+    assert registry.stats().balanced
 
 
 RACES = [

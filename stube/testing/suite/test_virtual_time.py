@@ -13,7 +13,7 @@ import pytest
 
 from stube import Backend, Event, Stats, VirtualBackend, VirtualTimeError
 from stube.testing._capabilities import requires
-from stube.testing._drive import PATIENCE, Driver, run_threads
+from stube.testing._drive import PATIENCE, Driver, Injector, run_threads, tracing
 from stube.testing.plugin import MakeRegistry
 from stube.testing.suite._fixtures import HOUR, MakeRun, Payload, guarantee
 
@@ -355,3 +355,31 @@ def test_another_thread_may_add_while_the_clock_moves(run: Driver) -> None:
     assert [(seen.event.name, seen.at_ms) for seen in run.recorder.seen] == [("inside", 10)]
     clock_of(run).advance(50)
     assert run.recorder.names == ["inside", "outside"]
+
+
+@guarantee("G9", "G10")
+@requires("virtual_time")
+def test_at_whatever_line_of_a_step_another_thread_adds_the_clock_does_not_pass_it_over(make_run: MakeRun) -> None:
+    """Fault: the clock goes by what its last look found, and passes over what has been added between look and move."""
+    for at in range(10_000):
+        run = make_run()
+        clock = clock_of(run)
+        run.schedule(50, "late")
+        adder = threading.Thread(target=run.schedule, args=(1, "added"), daemon=True)
+
+        def come_in(adder: threading.Thread = adder) -> None:
+            adder.start()
+            adder.join(0.005)  # or it waits for a lock that this thread holds, and then it comes a little later
+
+        injector = Injector(at, come_in)
+        with tracing(injector):
+            clock.advance(10)
+        if not injector.fired:
+            return
+        adder.join(PATIENCE)
+        due_ms = clock.next_due_ms()
+        assert due_ms is not None
+        assert due_ms >= clock.now_ms, f"{injector.fired}: passed over, due at {due_ms} ms"
+        clock.advance(1)  # it may have come after the last look
+        assert run.recorder.names == ["added"], injector.fired
+    pytest.fail("the step has no end")
