@@ -14,13 +14,7 @@ import pytest
 from stube import Event, Stats, TimerHandle
 from stube.testing._capabilities import requires
 from stube.testing._drive import PATIENCE, Driver
-from stube.testing.suite._fixtures import (
-    AWKWARD_NAMES,
-    HOUR,
-    MakeRun,
-    Payload,
-    guarantee,
-)
+from stube.testing.suite._fixtures import AWKWARD_NAMES, HOUR, MakeRun, Payload, guarantee
 
 
 @guarantee("G13")

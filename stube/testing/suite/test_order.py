@@ -11,9 +11,7 @@ import pytest
 from stube import Event, Stats
 from stube.testing._capabilities import requires
 from stube.testing._drive import Driver, run_threads
-from stube.testing.suite._fixtures import (
-    guarantee,
-)
+from stube.testing.suite._fixtures import MakeRun, guarantee
 
 # Taken at import, because tests replace attributes of the time module.
 _monotonic_ns = time.monotonic_ns
@@ -140,6 +138,22 @@ def test_timers_that_come_late_take_their_place_among_those_that_are_nearly_due(
     early = [seen.event.payload for seen in run.recorder.seen if seen.event.name == "early comer"]
     assert early == sorted(range(40), key=lambda number: number % 3)
     assert run.stats() == Stats(accepted=220, delivered=130, cancelled=90)
+
+
+@guarantee("G2")
+@requires("own_clock")
+def test_on_a_coarse_clock_timers_of_one_instant_keep_the_order_of_their_acceptance(make_run: MakeRun) -> None:
+    """Fault: ties are broken the wrong way round, which a fine clock never shows. This one ticks every 20 ms."""
+    tick_ns = 20_000_000
+    run = make_run(clock=lambda: _monotonic_ns() // tick_ns * tick_ns)
+    # Several times over, for how a backend cuts time into pieces must not decide what the test sees.
+    for attempt in range(5):
+        run.schedule(30, "near", cid="c2")
+        run.pass_time(1)
+        for number in range(100):
+            run.schedule(20, (f"tie {attempt}", number))
+        run.pass_time(60)
+    assert [seen.event.payload for seen in run.recorder.of("c1")] == [*range(100)] * 5
 
 
 @guarantee("G2", "G5")

@@ -9,13 +9,7 @@ import pytest
 
 from stube import NO_PAYLOAD, Event, EventSpec, Stats, TimerHandle
 from stube.testing._drive import Driver
-from stube.testing.suite._fixtures import (
-    AWKWARD_NAMES,
-    HOUR,
-    NOT_A_NAME,
-    guarantee,
-    unchanged,
-)
+from stube.testing.suite._fixtures import AWKWARD_NAMES, HOUR, NOT_A_NAME, guarantee, unchanged
 
 # What arrives.
 

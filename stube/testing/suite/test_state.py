@@ -11,12 +11,7 @@ import pytest
 from stube import RegistryFull, Stats
 from stube.testing._capabilities import requires
 from stube.testing._drive import PATIENCE, Driver, run_threads
-from stube.testing.suite._fixtures import (
-    HOUR,
-    MakeRun,
-    guarantee,
-    unchanged,
-)
+from stube.testing.suite._fixtures import HOUR, MakeRun, guarantee, unchanged
 
 # Taken at import, because tests replace attributes of the time module.
 _monotonic_ns = time.monotonic_ns

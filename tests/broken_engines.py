@@ -1,0 +1,493 @@
+"""Registries broken on purpose: for each guarantee a small fault of the real engine or of a backend, and who sees it.
+
+A fault is a change of at most five lines, made on a copy of the packages; `catch` runs on that copy the test of the
+suite that must fail, in a process of its own. `python tests/broken_engines.py` prints the table.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Final
+
+import stube
+import stube_backends
+
+ENGINE: Final = "stube_backends/engine/"
+BOTH: Final = ("memory", "virtual")
+MOST_LINES: Final = 5
+
+_LIMIT: Final = 120  # seconds; a test that hangs has not caught anything
+
+# Runs inside the copy: writes down how each test ended, and by which exception.
+_OUTCOMES: Final = """
+import json, os, pytest
+
+_found = []
+_caught = set()
+
+@pytest.fixture(autouse=True)
+def once_is_enough(request):
+    if (request.node.originalname, request.node.callspec.params["stube_backend"]) in _caught:
+        pytest.skip("it has been caught")
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    if report.when == "call" or report.failed:
+        error = call.excinfo
+        if report.failed and error.type.__name__ in ("AssertionError", "Failed"):
+            _caught.add((item.originalname, item.callspec.params["stube_backend"]))
+        _found.append({
+            "test": getattr(item, "originalname", item.name),
+            "backend": item.callspec.params.get("stube_backend", ""),
+            "guarantees": [number for mark in item.iter_markers("guarantee") for number in mark.args],
+            "failed": report.failed,
+            "error": error.type.__name__ if report.failed else "",
+            "message": str(error.value) if report.failed else "",
+        })
+    return report
+
+def pytest_sessionfinish(session):
+    with open(os.environ["OUTCOMES"], "w") as file:
+        json.dump(_found, file)
+"""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A change of the sources that breaks a guarantee."""
+
+    guarantee: str
+    summary: str
+    file: str
+    old: str
+    new: str
+    caught_by: tuple[str, ...]
+    """Tests of the suite, as `file::test`; each must fail, by an assertion, on each of the backends."""
+    backends: tuple[str, ...] = BOTH
+
+    @property
+    def changed_lines(self) -> int:
+        """How many lines differ, the larger of those that went and those that came."""
+        lines = list(difflib.ndiff(self.old.splitlines(), self.new.splitlines()))
+        return max(sum(line.startswith(sign) for line in lines) for sign in "-+")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one test ended on one backend."""
+
+    test: str
+    backend: str
+    guarantees: tuple[str, ...]
+    failed: bool
+    error: str
+    message: str
+
+    @property
+    def by_assertion(self) -> bool:
+        """Whether an assertion failed; `Failed` is what `pytest.raises` raises when nothing was raised."""
+        return self.failed and self.error in ("AssertionError", "Failed")
+
+
+FAULTS: Final[tuple[Fault, ...]] = (
+    Fault(
+        "G1",
+        "each timer is delivered by a thread of its own",
+        ENGINE + "_delivery.py",
+        "                result = core.dispatch(cid, event)\n",
+        "                result = threading.Thread(target=core.dispatch, args=(cid, event), daemon=True).start()\n",
+        ("test_order.py::test_at_most_one_delivery_of_a_conversation_runs_at_any_moment",),
+    ),
+    Fault(
+        "G2",
+        "the slot under the hand is sorted the wrong way round",
+        ENGINE + "_wheel.py",
+        "        order.reverse()\n",
+        "",
+        ("test_order.py::test_timers_begin_in_the_order_of_their_due_instants",),
+    ),
+    Fault(
+        "G2",
+        "what has arrived goes before the timers that were due earlier",
+        ENGINE + "_order.py",
+        "        timer = self.wheel.take_due(head.due)\n",
+        "        timer = self.wheel.take_due(EARLIEST)\n",
+        ("test_order.py::test_a_publication_begins_between_the_timers_due_before_it_and_after_it",),
+    ),
+    Fault(
+        "G2",
+        "a late comer goes before the timers of its instant",
+        ENGINE + "_wheel.py",
+        "from bisect import insort_left\n",
+        "from bisect import insort_right as insort_left\n",
+        ("test_order.py::test_on_a_coarse_clock_timers_of_one_instant_keep_the_order_of_their_acceptance",),
+        ("memory",),
+    ),
+    Fault(
+        "G2",
+        "a late comer goes before the timers of its instant",
+        ENGINE + "_wheel.py",
+        "from bisect import insort_left\n",
+        "from bisect import insort_right as insort_left\n",
+        ("test_order.py::test_timers_that_come_late_take_their_place_among_those_that_are_nearly_due",),
+        ("virtual",),
+    ),
+    Fault(
+        "G3",
+        "publish delivers on its caller's stack",
+        ENGINE + "_local.py",
+        "        if targeted and core.sleep_until > EARLIEST:\n",
+        "        self._deliver(core, now)\n        if targeted and core.sleep_until > EARLIEST:\n",
+        ("test_order.py::test_a_message_is_never_delivered_inside_publish",),
+    ),
+    Fault(
+        "G4",
+        "what arrives last is taken first",
+        ENGINE + "_order.py",
+        "        link(entry, self.arrivals)\n",
+        "        link(entry, self.arrivals.after)\n",
+        ("test_order.py::test_one_publishers_messages_reach_every_subscriber_in_order",),
+    ),
+    Fault(
+        "G5",
+        "who leaves a topic still gets what is queued",
+        ENGINE + "_topics.py",
+        "        event, entry.event, entry.name = entry.event, None, None\n",
+        "        event, entry.event = entry.event, None\n",
+        ("test_cancelling.py::test_no_message_that_was_queued_begins_after_unsubscribing",),
+    ),
+    Fault(
+        "G5",
+        "a handle cannot cancel a timer that is due already",
+        ENGINE + "_engine.py",
+        "        elif self.groups.holds(timer):\n",
+        "        elif self.groups.holds(timer) and timer.due > self.latest:\n",
+        ("test_cancelling.py::test_a_timer_that_is_due_already_is_cancelled_too",),
+    ),
+    Fault(
+        "G5",
+        "a handle says that it has cancelled, and has not",
+        ENGINE + "_timers.py",
+        "        return group is not None and group.owner.cancel_timer(self)\n",
+        "        return group is not None\n",
+        ("test_cancel_timers.py::test_a_handle_cancels_its_own_timer_once",),
+    ),
+    Fault(
+        "G6",
+        "a cancel counts the delivery that is running",
+        ENGINE + "_engine.py",
+        "        self.ledger.cancelled += len(timers)\n        return events\n",
+        "        self.ledger.cancelled += len(timers)\n        return events + [None] * (self.running_cid == cid)\n",
+        ("test_cancelling.py::test_a_delivery_that_has_begun_is_neither_counted_nor_awaited_nor_disturbed",),
+    ),
+    Fault(
+        "G7",
+        "what races with the end of a conversation is not undone",
+        "stube/_conversations.py",
+        "        if self._ended:\n            handle.cancel()\n            raise self._error()\n",
+        "",
+        ("test_handles.py::test_an_add_that_races_with_the_end_is_undone_before_it_raises",),
+    ),
+    Fault(
+        "G7",
+        "cancelling does not take the lock",
+        ENGINE + "_local.py",
+        "core.exclusively(self._cancel_locked, core, core.engine.cancel_timers, cid, instance_id)",
+        "self._cancel_locked(core, core.engine.cancel_timers, cid, instance_id)",
+        ("test_threads.py::test_whatever_line_another_thread_comes_in_at_both_operations_are_whole",),
+    ),
+    Fault(
+        "G8",
+        "a baton is read and then forgotten, in two steps",
+        ENGINE + "_local.py",
+        "        flow_id = engine.flows.pop(cid, None)  #",
+        "        flow_id = engine.flows.get(cid)\n        os.sched_yield()\n        engine.flows.pop(cid, None)  #",
+        ("test_threads.py::test_whatever_line_another_thread_comes_in_at_both_operations_are_whole",),
+    ),
+    Fault(
+        "G9",
+        "what is due within three milliseconds is taken for due",
+        ENGINE + "_delivery.py",
+        "                work = core.engine.begin(now, failed)\n",
+        "                work = core.engine.begin(now + 3_000_000, failed)\n",
+        ("test_time.py::test_no_timer_begins_early_and_none_is_lost",),
+    ),
+    Fault(
+        "G9",
+        "fractions of a millisecond are cut off",
+        ENGINE + "_arguments.py",
+        "        nanoseconds = ceil(delay_ms * 1e6)\n",
+        "        return int(delay_ms) * _NANOSECONDS\n        nanoseconds = ceil(delay_ms * 1e6)\n",
+        ("test_time.py::test_fractions_of_a_millisecond_count",),
+    ),
+    Fault(
+        "G10",
+        "a new earliest timer does not wake the scheduler",
+        "stube_backends/memory.py",
+        "            core.sleep_until = EARLIEST\n            core.wakeup.release()\n",
+        "            core.sleep_until = EARLIEST\n",
+        ("test_time.py::test_a_new_earliest_timer_is_not_kept_waiting_by_a_late_one",),
+        ("memory",),
+    ),
+    Fault(
+        "G10",
+        "the clock does not hear of what another thread adds while it moves",
+        "stube_backends/virtual.py",
+        "            self._time.now = engine.latest = end\n",
+        "            self._time.now = end\n",
+        ("test_virtual_time.py::test_at_whatever_line_of_a_step_another_thread_adds_the_clock_does_not_pass_it_over",),
+        ("virtual",),
+    ),
+    Fault(
+        "G11",
+        "infinity and what is no number are taken for no delay",
+        ENGINE + "_arguments.py",
+        "        if not isfinite(delay_ms):\n",
+        "        if not isfinite(delay_ms):\n            return 0\n        if False:\n",
+        ("test_time.py::test_a_delay_that_is_no_number_of_milliseconds_is_a_value_error",),
+    ),
+    Fault(
+        "G11",
+        "True is taken for a millisecond",
+        ENGINE + "_arguments.py",
+        "    if isinstance(delay_ms, int) and not isinstance(delay_ms, bool):\n",
+        "    if isinstance(delay_ms, int):\n",
+        ("test_time.py::test_a_delay_of_another_type_is_a_type_error",),
+    ),
+    Fault(
+        "G12",
+        "the clock is looked up in the time module at every reading",
+        "stube/_clock.py",
+        "from time import monotonic_ns\n",
+        "monotonic_ns = lambda: __import__('time').monotonic_ns()\n",
+        ("test_time.py::test_replacing_the_functions_of_the_time_module_affects_no_registry",),
+        ("memory",),
+    ),
+    Fault(
+        "G12",
+        "the virtual clock shows the wall clock",
+        "stube_backends/virtual.py",
+        "    def __call__(self) -> int:\n        return self.now\n",
+        "    def __call__(self) -> int:\n        return __import__('time').time_ns()\n",
+        ("test_time.py::test_replacing_the_functions_of_the_time_module_affects_no_registry",),
+        ("virtual",),
+    ),
+    Fault(
+        "G13",
+        "a handle keeps the payload of its timer",
+        ENGINE + "_delivery.py",
+        "    timer.event = timer.group = None\n",
+        "    timer.group = None\n",
+        ("test_leaks.py::test_a_handle_that_outlives_its_timer_keeps_no_payload_alive",),
+    ),
+    Fault(
+        "G13",
+        "a conversation without timers stays in the index",
+        ENGINE + "_timers.py",
+        "            del self.by_cid[group.cid]\n            self._shrink()\n",
+        "            self._shrink()\n",
+        ("test_leaks.py::test_cancelled_timers_leave_nothing_in_any_container",),
+    ),
+    Fault(
+        "G14",
+        "who leaves a topic looks at everybody who is there",
+        ENGINE + "_topics.py",
+        "        topic.live -= 1\n",
+        "        topic.live = sum(1 for entry in topic.entries if entry.name is not None)\n",
+        ("test_state.py::test_subscribing_and_leaving_cost_the_same_in_a_crowd",),
+    ),
+    Fault(
+        "G14",
+        "a publication copies the list of its targets",
+        ENGINE + "_engine.py",
+        "        publication.entries = topic.entries\n",
+        "        publication.entries = list(topic.entries)\n",
+        ("test_state.py::test_publishing_costs_its_caller_the_same_for_one_and_for_a_hundred_thousand",),
+    ),
+    Fault(
+        "G15",
+        "a publication that is refused is counted as dropped",
+        ENGINE + "_engine.py",
+        "            self._require_room(targeted)\n",
+        "            ledger.dropped += targeted\n            self._require_room(targeted)\n",
+        ("test_state.py::test_what_would_pass_max_pending_is_refused_whole",),
+    ),
+    Fault(
+        "G16",
+        "a publication targets whoever is there when it begins",
+        ENGINE + "_engine.py",
+        "        targets = publication.topic.targets(publication.entries, publication.length)\n",
+        "        targets = publication.topic.targets(publication.entries, len(publication.entries))\n",
+        ("test_state.py::test_the_targets_are_the_subscribers_of_the_instant_of_the_call",),
+    ),
+    Fault(
+        "G17",
+        "a message that is false is taken for none",
+        ENGINE + "_engine.py",
+        "        publication.message = message\n",
+        "        publication.message = message or None\n",
+        ("test_state.py::test_a_message_is_the_very_object_and_nothing_is_asked_of_it",),
+    ),
+    Fault(
+        "G18",
+        "a reset lets the publication that is being delivered go on",
+        ENGINE + "_engine.py",
+        "            rest = walk.stop()\n",
+        "            rest = walk.rest()\n",
+        ("test_reset_state.py::test_a_reset_in_the_middle_of_a_fan_out_lets_nobody_else_hear",),
+    ),
+    Fault(
+        "G19",
+        "a target that raises takes the rest of the publication along",
+        ENGINE + "_delivery.py",
+        "                    failed += 1  # should the next lines be broken off\n",
+        "                    failed += 1\n                    list(iterator)\n",
+        ("test_faults.py::test_a_delivery_that_raises_stops_no_other",),
+    ),
+    Fault(
+        "G20",
+        "what was noted within another operation is never made up for",
+        ENGINE + "_core.py",
+        "            raise\n        if self.deferred:\n            self.catch_up()\n        return result\n",
+        "            raise\n        return result\n",
+        ("test_reentrancy.py::test_any_operation_may_begin_at_any_line_of_any_other",),
+    ),
+    Fault(
+        "G20",
+        "what cancelled timers held is dropped under the lock",
+        ENGINE + "_engine.py",
+        "            events.append(timer.event)\n            timer.event = None\n",
+        "            events.append(None)\n            timer.event = None\n",
+        ("test_finalizers.py::test_no_destructor_runs_under_a_lock",),
+        ("virtual",),
+    ),
+    Fault(
+        "G21",
+        "a subscription takes effect a moment after the call",
+        ENGINE + "_local.py",
+        "        replaced = core.exclusively(core.engine.subscribe, cid, instance_id, topic, plain)\n",
+        "        import threading\n\n        subscribe = core.engine.subscribe\n"
+        "        threading.Timer(0.01, core.exclusively, (subscribe, cid, instance_id, topic, plain)).start()\n"
+        "        replaced = None\n",
+        ("test_subscribe.py::test_a_subscription_counts_from_the_moment_the_call_returns",),
+    ),
+    Fault(
+        "G21",
+        "what another thread than the main one subscribes is lost",
+        ENGINE + "_local.py",
+        "        replaced = core.exclusively(core.engine.subscribe, cid, instance_id, topic, plain)\n",
+        "        import threading\n\n        replaced = None\n"
+        "        if threading.current_thread() is threading.main_thread():\n"
+        "            replaced = core.exclusively(core.engine.subscribe, cid, instance_id, topic, plain)\n",
+        ("test_threads.py::test_an_operation_of_another_thread_has_taken_effect_when_it_returns",),
+    ),
+    Fault(
+        "G22",
+        "one timer more than max_pending is accepted",
+        ENGINE + "_engine.py",
+        "        if ledger.timers + ledger.queued >= self.max_pending:\n            self._require_room(1)\n",
+        "        if ledger.timers + ledger.queued > self.max_pending:\n            self._require_room(1)\n",
+        ("test_state.py::test_what_would_pass_max_pending_is_refused_whole",),
+    ),
+    Fault(
+        "G23",
+        "a thread is started when the registry is made",
+        ENGINE + "_local.py",
+        "        _registries.add(self)\n",
+        "        _registries.add(self)\n        import threading\n\n"
+        "        threading.Thread(target=threading.Event().wait, daemon=True).start()\n",
+        ("test_life.py::test_importing_and_creating_start_nothing",),
+    ),
+    Fault(
+        "G24",
+        "a closed registry goes on accepting",
+        ENGINE + "_engine.py",
+        "        if self.closed:\n            raise RegistryClosed",
+        "        if False:\n            raise RegistryClosed",
+        ("test_life.py::test_a_closed_registry_refuses_what_adds_and_is_silent_to_what_removes",),
+    ),
+    Fault(
+        "G25",
+        "nothing is done in a forked child",
+        ENGINE + "_local.py",
+        "    os.register_at_fork(after_in_child=_start_all_anew)\n",
+        "    pass\n",
+        ("test_fork.py::test_a_forked_child_has_an_empty_usable_registry_and_the_parent_is_undisturbed",),
+    ),
+    Fault(
+        "G26",
+        "all registries share one index of topics",
+        ENGINE + "_engine.py",
+        "        self.topics = TopicIndex()\n        self.ledger = Ledger()\n",
+        "        self.topics = TopicIndex.__init__.__annotations__.setdefault('shared', TopicIndex())\n"
+        "        self.ledger = Ledger()\n",
+        ("test_backend.py::test_two_registries_share_nothing",),
+    ),
+)
+
+
+def catch(fault: Fault | None, tests: Iterable[str], backends: Sequence[str], folder: Path) -> list[Outcome]:
+    """How `tests` end on a copy, made in `folder`, of the packages with that fault; None for a copy without any."""
+    for package in (stube, stube_backends):
+        assert package.__file__ is not None
+        source = Path(package.__file__).parent
+        shutil.copytree(source, folder / source.name, ignore=shutil.ignore_patterns("__pycache__"))
+    if fault is not None:
+        _change(folder / fault.file, fault.old, fault.new)
+        # What must happen at once and does not is waited for in vain; in this way an assertion says so sooner.
+        _change(folder / "stube/testing/_drive.py", "PATIENCE: Final = 30.0", "PATIENCE: Final = 3.0")
+    (folder / "outcomes.py").write_text(_OUTCOMES, encoding="utf-8")
+    (folder / "pytest.ini").write_text("[pytest]\n", encoding="utf-8")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "outcomes", "-p", "no:cacheprovider"]
+    command += [f"--stube-backend={name}" for name in backends]
+    command += [str(folder / "stube/testing/suite" / test) for test in tests]
+    environment = {**os.environ, "PYTHONPATH": str(folder), "OUTCOMES": str(folder / "outcomes.json")}
+    environment["PYTHONDONTWRITEBYTECODE"] = "1"
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=_LIMIT, check=False
+    )
+    try:
+        found = json.loads((folder / "outcomes.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise AssertionError(f"nothing ran:\n{done.stdout}\n{done.stderr}") from None
+    return [_outcome(record) for record in found]
+
+
+def _outcome(record: Mapping[str, Any]) -> Outcome:
+    return Outcome(**{**record, "guarantees": tuple(record["guarantees"])})
+
+
+def _change(path: Path, old: str, new: str) -> None:
+    text = path.read_text(encoding="utf-8")
+    count = text.count(old)
+    assert count == 1, f"{old!r} stands {count} times in {path.name}: the list of broken registries must follow it"
+    path.write_text(text.replace(old, new), encoding="utf-8")
+
+
+def main(numbers: Sequence[str]) -> int:
+    """Print the table: which fault, and on each backend the test and the assertion that caught it."""
+    for fault in FAULTS:
+        if numbers and fault.guarantee not in numbers:
+            continue
+        with TemporaryDirectory() as folder:
+            found = catch(fault, fault.caught_by, fault.backends, Path(folder))
+        print(f"{fault.guarantee} {fault.summary} ({Path(fault.file).name}, {fault.changed_lines} lines)")
+        for backend in fault.backends:
+            caught = [each for each in found if each.backend == backend and each.by_assertion]
+            line = f"{caught[0].test}: {caught[0].message.splitlines()[0][:140]}" if caught else "NOT CAUGHT"
+            print(f"    {backend}: {line}", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
