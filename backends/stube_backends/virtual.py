@@ -301,7 +301,7 @@ class VirtualRegistry(LocalRegistry):
             yield mine
         except BaseException:
             if self._core is core and mover.owned():
-                core.exclusively(core.engine.abandon)
+                core.exclusively(self._cancel_locked, core, core.engine.abandon)
             raise
         finally:
             # Asked of the lock and not of `mine`: a signal handler may have raised before that was set.

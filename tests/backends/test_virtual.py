@@ -16,7 +16,6 @@ import pytest
 
 from stube import Delivery, Event, RegistryClosed, Stats, VirtualTimeError
 from stube.testing._drive import PATIENCE, check_ledger, run_threads, watchdog
-from stube_backends.engine import Core
 from stube_backends.virtual import VirtualRegistry, create
 
 HOUR: Final = 3_600_000
@@ -909,3 +908,18 @@ def test_no_thread_and_no_waiting(registry: VirtualRegistry, log: Log) -> None:
     assert set(threading.enumerate()) == before
     assert len(log.seen) == 100
     assert registry.now_ms == 99 * HOUR
+
+
+def test_an_interrupt_that_leaves_the_last_delivery_leaves_nothing_that_holds_the_registry(
+    registry: VirtualRegistry,
+) -> None:
+    """Fault: the registry is held as if something were pending, for the look that finds nothing never came."""
+
+    def interrupt(cid: str, event: Event) -> None:
+        raise KeyboardInterrupt
+
+    registry.install_dispatch(interrupt)
+    tick(registry, 0, "last")
+    with pytest.raises(KeyboardInterrupt):
+        registry.settle()
+    assert not any(registry.sizes().values()), registry.sizes()

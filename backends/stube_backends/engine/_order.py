@@ -45,7 +45,7 @@ class Walk:
     it was cancelled before. How far the walk has come is read off the iterator, so that nobody has to count along.
     """
 
-    __slots__ = ("accounted", "decided", "iterator", "message", "targets", "topic_name", "total")
+    __slots__ = ("accounted", "decided", "iterator", "last", "message", "targets", "topic_name", "total")
 
     def __init__(self, publication: Publication, targets: list[Subscription]) -> None:
         self.topic_name = publication.topic_name
@@ -55,6 +55,7 @@ class Walk:
         self.iterator = iter(targets)
         self.accounted = 0  # how many of the begun ones have been taken out of the ledger's `queued`
         self.decided = 0  # how many of them have their fate in the ledger
+        self.last: Subscription | None = None  # once it was stopped: the target that began last, and may be running
 
     @property
     def begun(self) -> int:
@@ -64,8 +65,10 @@ class Walk:
     @property
     def current(self) -> Subscription | None:
         """The target that began last."""
+        if not self.targets:
+            return self.last
         begun = self.begun
-        return self.targets[begun - 1] if 0 < begun <= len(self.targets) else None
+        return self.targets[begun - 1] if begun else None
 
     def rest(self) -> list[Subscription]:
         """The targets that have not begun and are live."""
@@ -78,6 +81,8 @@ class Walk:
         is either the walk's or in this list, wherever the walk stands meanwhile.
         """
         rest = list(self.iterator)
+        if len(rest) < len(self.targets):
+            self.last = self.targets[-len(rest) - 1]
         self.targets.clear()
         return rest
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from stube import Event, Stats
+from stube import ConversationInfo, Event, Stats
 from stube.testing._drive import Driver
 from stube.testing.suite._fixtures import HOUR, guarantee
 
@@ -83,15 +83,18 @@ def test_a_handler_may_reset_and_runs_to_its_end(run: Driver) -> None:
 
 @guarantee("G18", "G20")
 def test_a_reset_in_the_middle_of_a_fan_out_lets_nobody_else_hear(run: Driver) -> None:
-    """Fault: the targets of a publication that has begun outlive the reset, or are counted twice."""
+    """Fault: the targets of a publication that has begun outlive the reset, or are counted twice; or the delivery that
+    runs on is not shown any more."""
     forgotten = threading.Event()
     late: list[str] = []
+    shown: list[tuple[str, ConversationInfo | None]] = []
 
     def said(cid: str, event: Event) -> None:
         if forgotten.is_set():
             late.append(cid)
         run.registry.reset_state()
         forgotten.set()
+        shown.append((cid, run.registry.inspect(cid).get(cid)))
 
     run.recorder.on("said", said)
     for number in range(20):
@@ -100,6 +103,7 @@ def test_a_reset_in_the_middle_of_a_fan_out_lets_nobody_else_hear(run: Driver) -
     run.settle()
     heard = len(run.recorder.cids)
     assert late == []
+    assert shown == [(cid, ConversationInfo(running=1)) for cid, _ in shown]
     assert run.stats() == Stats(accepted=20, delivered=heard, dropped=20 - heard)
 
 
