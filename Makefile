@@ -18,7 +18,7 @@ unexport PYTHONHOME
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .SUFFIXES:
-.PHONY: help demo test lint types wheel figures clean
+.PHONY: help demo test soak lint types wheel figures clean
 
 help: ## this list
 	@echo "stube: what make does here. Each target sets up what it needs in $(VENV)/, once."
@@ -33,6 +33,9 @@ demo: $(VENV)/has-demo ## serve the demo, a page with a clock and a chat (ARGS=-
 
 test: $(VENV)/has-testing ## run the tests, the conformance suite included
 	@$(PY) -m pytest $(ARGS)
+
+soak: $(VENV)/has-testing ## random programs and recorded histories for a long time (ARGS='--minutes 1 --steps 20000')
+	@$(PY) tools/soak.py $(ARGS)
 
 lint: $(VENV)/has-dev ## ruff: the rules and the layout of the code
 	@$(PY) -m ruff check --output-format concise .
@@ -54,7 +57,7 @@ figures: $(VENV)/has-bench ## measure what each operation costs
 
 clean: ## remove the virtual environment and everything that was built or cached
 	@rm -rf $(VENV) dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
-	@find stube backends tests bench tools -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+	@find stube backends tests bench tools examples -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 # A stamp is an empty file that says what is done. That the environment was made with another version of Python
 # shows as the missing stamp of this one.

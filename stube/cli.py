@@ -1,4 +1,4 @@
-"""The command `stube`: which backends are installed, and a demo that runs on any of them.
+"""The command `stube`: which backends are installed, what each of them holds, and a demo that runs on any.
 
 Exit codes: 0 all is well; 1 a check failed, or no backend is installed; 2 a wrong usage or configuration; 130
 interrupted; 141 nobody reads the output any more. A mistake of the user is told in a message on stderr, never
@@ -13,6 +13,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from stube import BackendInfo, StubeError, __version__, available_backends
@@ -25,11 +26,13 @@ WRONG: Final = 2
 INTERRUPTED: Final = 130  # as a shell reports SIGINT
 UNREAD: Final = 141  # as a shell reports SIGPIPE
 DEFAULT_CLIENTS: Final = 20
+LONGEST_LIMIT: Final = 86_400  # seconds
 MOST_CLIENTS: Final = 100  # what the self-check allows; known here so that the parser need not import it
 
 _EXAMPLES: Final = """\
 examples:
   stube backends                     what is installed, and why something does not load
+  stube conformance memory           test a backend, guarantee by guarantee
   stube demo                         a page with a clock and a chat on http://127.0.0.1:8000/
   stube demo --self-check            the demo tests itself with 20 clients and says what it saw
 
@@ -48,6 +51,23 @@ examples:
   stube backends --json              the same for programs, with the options of each backend
 
 exit codes: 0 found some, 1 found none
+"""
+
+_CONFORMANCE: Final = """\
+Runs the conformance suite on a backend and says of each guarantee whether it is held, not promised or broken, and
+how. The suite runs in a process of its own, so that a backend which deadlocks or crashes takes one test along and
+no more.
+"""
+
+_CONFORMANCE_EXAMPLES: Final = """\
+examples:
+  stube conformance memory
+  stube conformance mypackage.backend:create --html report.html
+  stube conformance 'memory://?max_pending=10000' --guarantee G5 --guarantee G7
+  stube conformance memory -q --json report.json
+
+exit codes: 0 everything promised is held, 1 something is broken or unproven, 2 a wrong usage or configuration,
+130 interrupted
 """
 
 _DEMO: Final = """\
@@ -140,6 +160,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"stube {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_backends(commands)
+    _add_conformance(commands)
     _add_demo(commands)
     return parser
 
@@ -163,6 +184,27 @@ def _add_backends(commands: Any) -> None:
         epilog=_BACKENDS_EXAMPLES,
     )
     command.add_argument("--json", action="store_true", help="print JSON instead of a table")
+
+
+def _add_conformance(commands: Any) -> None:
+    command = _add_command(
+        commands,
+        "conformance",
+        _conformance,
+        help="test a backend, guarantee by guarantee",
+        description=_CONFORMANCE,
+        epilog=_CONFORMANCE_EXAMPLES,
+    )
+    command.add_argument("spec", metavar="SPEC", help="the backend: a name, a URL or package.module:factory")
+    command.add_argument(
+        "--guarantee", action="append", default=[], metavar="NUMBER", help="test only this one, such as G5 (repeatable)"
+    )
+    command.add_argument("--json", type=Path, metavar="FILE", help="write a report for programs")
+    command.add_argument("--html", type=Path, metavar="FILE", help="write a report as a page")
+    command.add_argument(
+        "--limit", type=_limit, default=120.0, metavar="SECONDS", help="for one test (default: %(default)g)"
+    )
+    command.add_argument("-q", "--quiet", action="store_true", help="show no progress")
 
 
 def _add_demo(commands: Any) -> None:
@@ -197,6 +239,16 @@ def _clients(text: str) -> int:
     return int(text)
 
 
+def _limit(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0
+    if not 0 < seconds <= LONGEST_LIMIT:
+        raise argparse.ArgumentTypeError(f"{text!r} is no time limit; give seconds, at most {LONGEST_LIMIT}")
+    return seconds
+
+
 # The commands
 
 
@@ -219,6 +271,39 @@ def _table(found: Iterable[BackendInfo]) -> list[str]:
     return ["  ".join([*(row[i].ljust(widths[i]) for i in range(3)), row[3]]) for row in rows]
 
 
+def _conformance(arguments: argparse.Namespace) -> int:
+    try:
+        from stube.testing._conformance import conform
+        from stube.testing._guarantees import unknown_guarantee
+    except ImportError as exc:
+        _refuse_without(exc, "The conformance suite", "testing")
+    wrong = unknown_guarantee(arguments.guarantee)
+    if wrong is not None:
+        arguments.error(f"argument --guarantee: {wrong}")
+    try:
+        return conform(
+            arguments.spec,
+            guarantees=arguments.guarantee,
+            limit=arguments.limit,
+            json_file=arguments.json,
+            html_file=arguments.html,
+            quiet=arguments.quiet,
+        )
+    except ModuleNotFoundError as exc:
+        _refuse_without(exc, "The conformance suite", "testing")
+
+
+def _refuse_without(exc: ImportError, what: str, extra: str) -> NoReturn:
+    """Tell of the missing package that an extra would bring; raise the error itself when none would."""
+    missing = exc.name or ""
+    # A missing part of stube itself is a fault, and no extra would mend it.
+    if not missing or missing.partition(".")[0] == "stube":
+        raise exc
+    raise _Mistake(
+        f"{what} needs the package {missing!r}, which is not installed: pip install 'stube[{extra}]'"
+    ) from exc
+
+
 def _demo(arguments: argparse.Namespace) -> int:
     if not arguments.self_check and (arguments.json or arguments.clients is not None):
         arguments.error("--clients and --json belong to --self-check; add it, or leave them out")
@@ -226,13 +311,7 @@ def _demo(arguments: argparse.Namespace) -> int:
     try:
         from stube.demo import self_check, serve
     except ImportError as exc:
-        missing = exc.name or ""
-        # A missing part of stube itself is a fault, and no extra would mend it.
-        if not missing or missing.partition(".")[0] == "stube":
-            raise
-        raise _Mistake(
-            f"The demo needs the package {missing!r}, which is not installed: pip install 'stube[demo]'"
-        ) from exc
+        _refuse_without(exc, "The demo", "demo")
     if arguments.self_check:
         return self_check(spec, clients=arguments.clients or DEFAULT_CLIENTS, json=arguments.json)
     return serve(spec, host=arguments.host, port=arguments.port)

@@ -18,6 +18,7 @@ import pytest
 
 import stube
 from stube import BackendInfo, cli
+from stube.testing import GUARANTEES
 
 ROOT = Path(__file__).parents[1]
 
@@ -260,6 +261,73 @@ def test_a_config_file_without_the_table(
     assert demo.calls == []
 
 
+# conformance: the arguments; what it does stands in test_conformance_command.py
+
+
+@pytest.fixture
+def conform(monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, ...]]:
+    """What the command was called with; it answers 1."""
+    calls: list[tuple[object, ...]] = []
+
+    def stand_in(spec: str, **options: object) -> int:
+        calls.append((spec, options))
+        return 1
+
+    monkeypatch.setattr("stube.testing._conformance.conform", stand_in)
+    return calls
+
+
+def test_conformance_takes_its_arguments(conform: list[tuple[object, ...]]) -> None:
+    """Fault: an option that is parsed and not passed on, or a code that is lost."""
+    assert cli.main(["conformance", "memory"]) == 1
+    arguments = ["--guarantee", "G5", "--guarantee", "G7", "--json", "a", "--html", "b", "--limit", "2.5", "-q"]
+    assert cli.main(["conformance", "acme", *arguments]) == 1
+    nothing: dict[str, object] = {
+        "guarantees": [],
+        "json_file": None,
+        "html_file": None,
+        "limit": 120.0,
+        "quiet": False,
+    }
+    options = {"json_file": Path("a"), "html_file": Path("b"), "limit": 2.5, "quiet": True}
+    assert conform == [("memory", nothing), ("acme", {"guarantees": ["G5", "G7"], **options})]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "the following arguments are required: SPEC"),
+        (["memory", "--limit", "0"], "argument --limit: '0' is no time limit; give seconds, at most 86400"),
+        (["memory", "--limit", "nan"], "argument --limit: 'nan' is no time limit; give seconds, at most 86400"),
+        (["memory", "--limit", "soon"], "argument --limit: 'soon' is no time limit; give seconds, at most 86400"),
+        (
+            ["memory", "--guarantee", "g5"],
+            f"argument --guarantee: There is no guarantee 'g5'. Choose from {', '.join(GUARANTEES)}.",
+        ),
+    ],
+)
+def test_a_wrong_usage_of_conformance_ends_with_2(
+    conform: list[tuple[object, ...]], capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    """Fault: a mistake that shows only after the run, or as a traceback."""
+    assert cli.main(["conformance", *arguments]) == 2
+    lines = only_error(capsys).splitlines()
+    assert lines[0].startswith("usage: stube conformance")
+    assert lines[-1] == f"stube conformance: error: {message}"
+    assert conform == []
+
+
+def test_conformance_without_pytest_names_the_extra() -> None:
+    """Fault: a traceback for whoever has installed stube alone."""
+    without = "import sys; sys.modules['pytest'] = None; from stube.cli import main"
+    result = run("-c", f"{without}; sys.exit(main(['conformance', 'memory']))")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == (
+        "stube: The conformance suite needs the package 'pytest', which is not installed: "
+        "pip install 'stube[testing]'\n"
+    )
+
+
 # Errors on the way
 
 
@@ -336,6 +404,7 @@ def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
     ("arguments", "lessons"),
     [
         (["--help"], ["backends", "demo", "stube demo --self-check", "stube demo --help"]),
+        (["conformance", "--help"], ["--guarantee G5", "--html", "--limit", "exit codes:", "130"]),
         (["backends", "--help"], ["stube backends --json", "'stube.backends'", "exit codes:"]),
         (["demo", "--help"], ["[registry]", 'backend = "memory"', "STUBE_REGISTRY", "--clients", "exit codes:"]),
     ],
@@ -348,10 +417,13 @@ def test_the_help_teaches(capsys: pytest.CaptureFixture[str], arguments: list[st
     assert "examples:\n" in text
 
 
-def test_every_example_of_the_help_parses(capsys: pytest.CaptureFixture[str], demo: Demo) -> None:
+def test_every_example_of_the_help_parses(
+    capsys: pytest.CaptureFixture[str], demo: Demo, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import shlex
 
-    for command in ([], ["backends"], ["demo"]):
+    monkeypatch.setattr("stube.testing._conformance.conform", lambda spec, **options: 0)
+    for command in ([], ["backends"], ["conformance"], ["demo"]):
         cli.main([*command, "--help"])
         examples = re.findall(r"^  (?:STUBE_REGISTRY=\S+ )?stube (.+?)(?:   .*)?$", capsys.readouterr().out, re.M)
         assert examples
@@ -381,7 +453,7 @@ def test_listing_the_backends_loads_no_demo() -> None:
     assert result.stderr == ""
     loaded = set(result.stdout.splitlines()[-1].split())
     assert "stube.cli" in loaded
-    assert not {"stube.demo", "starlette", "uvicorn", "httpx", "tomllib"} & loaded
+    assert not {"stube.demo", "stube.testing", "pytest", "starlette", "uvicorn", "httpx", "tomllib"} & loaded
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a pipe breaks otherwise there")

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import re
 import subprocess
 import sys
 
 import pytest
+
+from stube.testing import GUARANTEES
 
 pytest_plugins = ["pytester"]
 
@@ -236,6 +240,165 @@ def test_an_outsiders_whole_file_is_one_line_and_a_fixture(pytester: pytest.Pyte
     )
     assert result.ret == pytest.ExitCode.OK
     assert result.parseoutcomes()["passed"] > 10
+
+
+def test_by_name_from_an_empty_folder(pytester: pytest.Pytester) -> None:
+    """Fault: the plugin is there twice, once by its entry point; or the suite's fixtures are not found by name."""
+    # In a process of its own: `-p` is taken before anything else, and this one has the plugin already.
+    result = pytester.runpytest_subprocess(
+        *("-p", "no:cacheprovider", "-p", "stube.testing.plugin", "--pyargs", "stube.testing.suite"),
+        *("--stube-backend=virtual", "--stube-guarantee=G26", "--stube-report=reports"),
+    )
+    assert result.ret == pytest.ExitCode.OK
+    assert result.parseoutcomes()["passed"] >= 1
+    assert result.parseoutcomes()["deselected"] > 100
+    report = json.loads((pytester.path / "reports" / "virtual.json").read_text())
+    assert {number: one["verdict"] for number, one in report["guarantees"].items()} == {"G26": "held"}
+    left = {path.name for path in pytester.path.iterdir() if not path.name.startswith("runpytest-")}  # pytester's own
+    assert left == {"reports", "stdout", "stderr"}
+
+
+def test_an_outsiders_whole_file_is_one_line_and_the_option(pytester: pytest.Pytester) -> None:
+    """Fault: the number of a guarantee chooses nothing, or tests beside the suite."""
+    pytester.makepyfile(test_beside="def test_beside(): raise AssertionError")
+    result = result_of(
+        pytester,
+        "from stube.testing.suite import *",
+        *(
+            "--stube-backend=virtual",
+            "--stube-guarantee=G26",
+            "--stube-guarantee=G12",
+            "--stube-report=new/report.json",
+        ),
+    )
+    assert result.ret == pytest.ExitCode.OK
+    report = json.loads((pytester.path / "new" / "report.json").read_text())
+    assert list(report["guarantees"]) == ["G12", "G26"]
+    assert report["ok"] is True
+
+
+SAMPLE = """
+    import pytest
+
+    @pytest.mark.guarantee("G8")
+    @pytest.mark.parametrize("number", [1, 2])
+    def test_one_baton(registry, number):
+        '''Case 1. Fault: it is taken
+        twice.
+
+        More about it.'''
+        registry.put_pending_flow("c1", number)
+        assert registry.pending_flow("c1") == 1
+
+    @pytest.mark.guarantee("G5")
+    def test_the_ledger(registry):
+        stats, registry.stats = registry.stats(), None
+        raise LookupError("no such thing")
+
+    @pytest.mark.guarantee("G25")
+    @pytest.mark.stube_requires("cross_process")
+    def test_elsewhere(registry): ...
+
+    def test_without_a_number(registry): ...
+    def test_without_a_backend(): ...
+"""
+
+
+def test_the_report_of_any_run(pytester: pytest.Pytester) -> None:
+    """Fault: two backends in one report, a failing teardown that is lost, or a story without its figures."""
+    result = result_of(
+        pytester, SAMPLE, "--stube-backend=virtual", "--stube-backend=memory://?max_pending=9", "--stube-report=out"
+    )
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    assert sorted(path.name for path in (pytester.path / "out").iterdir()) == ["memory.json", "virtual.json"]
+    report = json.loads((pytester.path / "out" / "memory.json").read_text())
+    assert report["backend"] == "memory"
+    assert "by_reference" in report["capabilities"]
+    assert list(report["guarantees"]) == list(GUARANTEES)
+    assert {test["name"]: test["outcome"] for test in report["tests"]} == {
+        "test_one_baton[1]": "passed",
+        "test_one_baton[2]": "failed",
+        "test_the_ledger": "failed",
+        "test_elsewhere": "skipped",
+    }
+    one = report["guarantees"]["G8"]
+    assert (one["verdict"], one["passed"], one["failed"], one["skipped"]) == ("broken", 1, 1, 0)
+    assert one["story"]["test"] == "test_one_baton[2]"
+    assert one["story"]["promise"] == "One baton"
+    assert one["story"]["fault"] == "it is taken twice."
+    assert "assert 2 == 1" in one["story"]["finding"]
+    assert re.fullmatch(r"test_the_report_of_any_run\.py:\d+", one["story"]["where"])
+    story = report["guarantees"]["G5"]["story"]
+    assert story["finding"] == 'raise LookupError("no such thing")\nLookupError: no such thing'
+    assert report["guarantees"]["G25"]["verdict"] == "unproven"
+    assert report["guarantees"]["G25"]["missing"] == ["cross_process"]
+    assert report["ok"] is False
+
+
+def test_one_file_holds_one_backend(pytester: pytest.Pytester) -> None:
+    """Fault: the second backend's report overwrites the first one's."""
+    options = ("--stube-backend=virtual", "--stube-backend=memory", "--stube-report=out.json", "-k", "baton and 1")
+    result = result_of(pytester, SAMPLE, *options)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stdout.fnmatch_lines(
+        ["stube: --stube-report out.json names one file, and the suite ran on virtual, memory. Name a folder."]
+    )
+    assert not (pytester.path / "out.json").exists()
+
+
+def test_a_report_that_cannot_be_written_is_an_error(pytester: pytest.Pytester) -> None:
+    """Fault: a traceback at the end of the run, or a green run without the report."""
+    (pytester.path / "taken").write_text("")
+    result = result_of(
+        pytester, SAMPLE, "--stube-backend=virtual", "--stube-report=taken/report.json", "-k", "baton and 1"
+    )
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stdout.fnmatch_lines(
+        ["stube: --stube-report taken/report.json cannot be written: *. Name another file or folder."]
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--stube-report=out"], "stube: the option --stube-report was given, but no test of the *suite ran. *"),
+        (
+            ["--stube-guarantee=G8", "--stube-guarantee=G9"],
+            "stube: no test of the conformance suite ran that proves G8 or G9. *",
+        ),
+    ],
+)
+def test_an_option_with_which_nothing_ran_is_an_error(
+    pytester: pytest.Pytester, arguments: list[str], complaint: str
+) -> None:
+    """Fault: green, though the suite that was asked for was not even there."""
+    result = result_of(pytester, "def test_something(): ...", *arguments)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stdout.fnmatch_lines([complaint])
+    assert not (pytester.path / "out").exists()
+
+
+def test_a_guarantee_that_does_not_exist_is_refused(pytester: pytest.Pytester) -> None:
+    """Fault: a slip of the pen in an option or a marker leaves tests out for ever."""
+    numbers = ", ".join(GUARANTEES)
+    result = result_of(pytester, SAMPLE, "--stube-guarantee=G27")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([f"ERROR: There is no guarantee 'G27'. Choose from {numbers}."])
+    source = 'import pytest\n@pytest.mark.guarantee("g8")\ndef test_x({}): ...'
+    result = result_of(pytester, source.format("registry"))
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(
+        [f"ERROR: The marker of *::test_x is wrong. There is no guarantee 'g8'. Choose from {numbers}."]
+    )
+    # In a project that has such a marker for something else it is none of ours.
+    assert result_of(pytester, source.format("")).ret == pytest.ExitCode.OK
+
+
+def test_the_name_of_a_test_shows_no_password(pytester: pytest.Pytester) -> None:
+    """Fault: the URL of the backend under test in every line of a log."""
+    result = result_of(pytester, SAMPLE, "--collect-only", "-q", "--stube-backend=redis://me:hunter2@host")
+    result.stdout.fnmatch_lines(["*::test_the_ledger?redis://?*??host?"])
+    result.stdout.no_fnmatch_line("*hunter2*")
 
 
 def test_an_assertion_of_the_suite_shows_its_figures(pytester: pytest.Pytester) -> None:

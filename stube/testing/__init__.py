@@ -10,5 +10,48 @@ A backend's whole test file is one import and one fixture (or the option `--stub
         return "package.module:factory"
 
 A host asks for the fixture `virtual_registry`: time stands still until the test moves it, and a handler that fails
-fails the test. The extra `testing` brings what this package needs.
+fails the test. `GUARANTEES` is what every backend promises, by number. `check_history` decides whether a recorded
+history of many clients keeps the guarantees, on several machines too; `RecordedRegistry` and `random_history` record
+one. The extra `testing` brings what this package needs.
 """
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from stube.testing._checker import Verdict, check_history
+    from stube.testing._guarantees import GUARANTEES, Guarantee
+    from stube.testing._history import Call, History, Remainder, Run, Violation
+    from stube.testing._recording import HistoryFailed, RecordedRegistry, clock_option, promised, random_history
+
+__all__ = [
+    "GUARANTEES",
+    "Call",
+    "Guarantee",
+    "History",
+    "HistoryFailed",
+    "RecordedRegistry",
+    "Remainder",
+    "Run",
+    "Verdict",
+    "Violation",
+    "check_history",
+    "clock_option",
+    "promised",
+    "random_history",
+]
+
+_HOMES = ("_guarantees", "_history", "_checker", "_recording")
+
+
+def __getattr__(name: str) -> object:
+    # pytest loads this package, by way of the plugin, in every project where stube is installed: 20 ms for all of it.
+    if name in __all__:
+        from importlib import import_module
+
+        for home in _HOMES:
+            module = import_module(f"{__name__}.{home}")
+            if name in module.__all__:
+                return getattr(module, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

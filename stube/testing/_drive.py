@@ -418,7 +418,8 @@ import stube
 from stube.testing._drive import PATIENCE, Driver, run_threads
 
 def make(**options):
-    return stube.create_registry(json.loads(sys.argv[1]), **{**json.loads(sys.argv[2]), **options})
+    spec, always = json.loads(os.environ["STUBE_UNDER_TEST"])
+    return stube.create_registry(spec, **{**always, **options})
 
 def read_all(fd, seconds):
     "Everything that comes through the pipe until its end, or until nothing came for so long."
@@ -446,7 +447,9 @@ def run_script(spec: object, options: Mapping[str, Any], body: str, *, timeout: 
     """
     environment = dict(os.environ, PYTHONPATH=os.pathsep.join(path for path in sys.path if path))
     environment.pop("PYTHONWARNINGS", None)
-    command = [sys.executable, "-X", "faulthandler", "-c", _PRELUDE + body, json.dumps(spec), json.dumps(dict(options))]
+    # Not in the arguments, which every user of the machine can read: a URL may hold a password.
+    environment["STUBE_UNDER_TEST"] = json.dumps([spec, dict(options)])
+    command = [sys.executable, "-X", "faulthandler", "-c", _PRELUDE + body]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout, check=False)
     assert done.stderr == "", f"the script wrote on stderr:\n{done.stderr}"
     assert done.returncode == 0, f"the script ended with code {done.returncode}; it printed:\n{done.stdout}"

@@ -2,9 +2,12 @@
 
 Loaded by pytest through the entry point `stube`; it does nothing in a project that asks for nothing of it.
 
-Option:
+Options:
     `--stube-backend SPEC` names the backend that the conformance suite runs against; repeatable. It goes before the
     fixture `stube_backend`.
+    `--stube-guarantee G5` runs the tests that prove this guarantee and no others; repeatable.
+    `--stube-report PATH` writes what the run says about each guarantee: to PATH when it ends in `.json`, else into the
+    folder PATH, one file for each backend. Specs that differ in their options only are one backend there.
 
 Fixtures:
     `stube_backend`: what `create_registry` takes as its spec. Override it to name your backend.
@@ -24,11 +27,15 @@ Markers:
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping
-from typing import Any, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
 
 from stube import Backend, Event, VirtualBackend, create_registry
+
+if TYPE_CHECKING:
+    from stube.testing._records import Record
 
 pytest.register_assert_rewrite("stube.testing.suite", "stube.testing._drive")
 
@@ -39,11 +46,16 @@ _NO_BACKEND = (
     "or define a fixture `stube_backend` that returns the spec next to the import of the suite."
 )
 _NOTHING_RAN = (
-    "stube: the option --stube-backend was given, but no test of the conformance suite ran. "
+    "stube: the option {option} was given, but no test of the conformance suite ran. "
     "Collect a file that says `from stube.testing.suite import *`."
+)
+_NOTHING_CHOSEN = (
+    "stube: no test of the conformance suite ran that proves {numbers}. "
+    "Collect a file that says `from stube.testing.suite import *`, and a backend that promises it."
 )
 _checks_key: pytest.StashKey[list[VirtualChecks]] = pytest.StashKey()
 _ran_key: pytest.StashKey[bool] = pytest.StashKey()
+_records_key: pytest.StashKey[list[Record]] = pytest.StashKey()
 
 
 class HandlerFailed(AssertionError):  # noqa: N818 - a state that is met, not a mistake
@@ -58,28 +70,54 @@ class MakeRegistry(Protocol):
         ...
 
 
-# The option, the markers, and the care that something ran.
+# The options, the markers, and the care that something ran.
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add `--stube-backend`."""
-    parser.getgroup("stube").addoption(
+    """Add `--stube-backend`, `--stube-guarantee` and `--stube-report`."""
+    group = parser.getgroup("stube")
+    group.addoption(
         "--stube-backend",
         action="append",
         default=[],
         metavar="SPEC",
         help="run stube's conformance suite against this backend: a name, a URL or package.module:factory (repeatable)",
     )
+    group.addoption(
+        "--stube-guarantee",
+        action="append",
+        default=[],
+        metavar="NUMBER",
+        help="run only the tests that prove this guarantee, such as G5 (repeatable)",
+    )
+    group.addoption(
+        "--stube-report",
+        metavar="PATH",
+        help="write what the run says about each guarantee: a .json file, or a folder for one of each backend",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Register the markers."""
+    """Register the markers, check the options, and watch the tests when a report is wanted."""
     for line in (
         "guarantee(*numbers): the guarantees of stube's contract that this test proves.",
         "stube_requires(*capabilities): skip on a backend that does not promise these capabilities.",
         "allow_failures: permit handlers to fail under the fixture virtual_registry.",
     ):
         config.addinivalue_line("markers", line)
+    numbers: list[str] = config.getoption("stube_guarantee") or []
+    if numbers:
+        from stube.testing._guarantees import unknown_guarantee
+
+        wrong = unknown_guarantee(numbers)
+        if wrong is not None:
+            raise pytest.UsageError(wrong)
+    # Under pytest-xdist the workers watch, and their controller is told and writes.
+    if config.getoption("stube_report"):
+        from stube.testing._records import Recording
+
+        records = config.stash.setdefault(_records_key, [])
+        config.pluginmanager.register(Recording(lambda _, record: records.append(record)), "stube.testing.recording")
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -87,8 +125,31 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run a test that uses the backend under test once for each `--stube-backend`."""
     specs: list[str] = metafunc.config.getoption("stube_backend") or []
     if specs and "stube_backend" in metafunc.fixturenames:
+        from stube.testing._redaction import shown
+
         # As a mark, for then pytest leaves the parameters of an overriding fixture aside.
-        metafunc.definition.add_marker(pytest.mark.parametrize("stube_backend", specs))
+        mark = pytest.mark.parametrize("stube_backend", specs, ids=map(shown, specs))
+        metafunc.definition.add_marker(mark)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Refuse a marker that names no guarantee; leave out what `--stube-guarantee` does not ask for."""
+    from stube.testing._guarantees import unknown_guarantee
+
+    wanted: set[str] = set(config.getoption("stube_guarantee") or ())
+    chosen: list[pytest.Item] = []
+    left_out: list[pytest.Item] = []
+    for item in items:
+        of_the_suite = "stube_backend" in getattr(item, "fixturenames", ())
+        # Other tests may have a marker of that name which is their own.
+        numbers = [one for mark in item.iter_markers("guarantee") for one in mark.args] if of_the_suite else []
+        wrong = unknown_guarantee(numbers)
+        if wrong is not None:
+            raise pytest.UsageError(f"The marker of {item.nodeid} is wrong. {wrong}")
+        (chosen if not wanted or wanted & set(numbers) else left_out).append(item)
+    if left_out:
+        items[:] = chosen
+        config.hook.pytest_deselected(items=left_out)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -103,16 +164,59 @@ def pytest_runtest_makereport(
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """Turn green into an error when a backend was named and nothing ran against it."""
+    """Write the reports; turn green into an error when the suite was asked for and nothing of it ran."""
     config = session.config
-    asked = config.getoption("stube_backend") and not config.getoption("collectonly")
+    if config.getoption("collectonly") or hasattr(config, "workerinput"):
+        return
+    path: str | None = config.getoption("stube_report")
+    complaints = [] if path is None else [_write_reports(config, Path(path))]
     # Under pytest-xdist the workers run the tests, so the controller cannot know; they have no option `dist`.
-    distributed = hasattr(config, "workerinput") or config.getoption("dist", "no") != "no"
-    if asked and not distributed and exitstatus == pytest.ExitCode.OK and not config.stash.get(_ran_key, False):
-        session.exitstatus = pytest.ExitCode.USAGE_ERROR
+    if config.getoption("dist", "no") == "no" and not config.stash.get(_ran_key, False):
+        complaints.append(_nothing_ran(config))
+    green = exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED)
+    for complaint in filter(None, complaints):
+        if green:
+            session.exitstatus = pytest.ExitCode.USAGE_ERROR
         reporter = config.pluginmanager.get_plugin("terminalreporter")
-        if reporter is not None:
-            reporter.write_line(_NOTHING_RAN, red=True)
+        if reporter is not None and (green or complaint is complaints[0]):
+            reporter.write_line(complaint, red=True)
+
+
+def _nothing_ran(config: pytest.Config) -> str | None:
+    """What to say when nothing of the suite ran; None when nobody asked for it."""
+    numbers: list[str] = config.getoption("stube_guarantee") or []
+    if numbers:
+        return _NOTHING_CHOSEN.format(numbers=" or ".join(numbers))
+    asked = [name for name in ("backend", "report") if config.getoption(f"stube_{name}")]
+    return _NOTHING_RAN.format(option=f"--stube-{asked[0]}") if asked else None
+
+
+def _write_reports(config: pytest.Config, path: Path) -> str | None:
+    """Write what `--stube-report` asks for, and return why that is not possible, if it is not."""
+    import re
+
+    from stube.testing._report import report_of, write_report
+
+    by_backend: dict[str, list[Record]] = {}
+    for record in config.stash.get(_records_key, []):
+        by_backend.setdefault(record["backend"], []).append(record)
+    if not by_backend:
+        return None  # which _nothing_ran tells
+    numbers: list[str] = config.getoption("stube_guarantee") or []
+    one_file = path.suffix == ".json"
+    if one_file and len(by_backend) > 1:
+        return (
+            f"stube: --stube-report {path} names one file, and the suite ran on {', '.join(by_backend)}. Name a folder."
+        )
+    try:
+        (path.parent if one_file else path).mkdir(parents=True, exist_ok=True)
+        for backend, records in by_backend.items():
+            seconds = sum(record["seconds"] for record in records)
+            report = report_of(backend, records, seconds=seconds, numbers=numbers)
+            write_report(path if one_file else path / f"{re.sub(r'[^-.+0-9A-Z_a-z]', '_', backend)}.json", report)
+    except OSError as exc:
+        return f"stube: --stube-report {path} cannot be written: {exc.strerror}. Name another file or folder."
+    return None
 
 
 # The backend under test.
@@ -141,17 +245,21 @@ def make_registry(
     """
     from stube.testing._capabilities import backend_name, missing_reason
     from stube.testing._drive import check_ledger, tripped
+    from stube.testing._records import UNDER_TEST
 
     made: list[Backend] = []
 
     def make(**options: Any) -> Backend:
         registry: Backend = create_registry(stube_backend, **{**stube_options, **options})
         made.append(registry)
+        request.node.stash[UNDER_TEST] = (stube_backend, sorted(registry.capabilities))
         return registry
 
+    request.node.stash[UNDER_TEST] = (stube_backend, None)
     wanted = [name for mark in request.node.iter_markers("stube_requires") for name in mark.args]
     if wanted:
         with create_registry(stube_backend, **stube_options) as probe:
+            request.node.stash[UNDER_TEST] = (stube_backend, sorted(probe.capabilities))
             reason = missing_reason(backend_name(stube_backend), probe.capabilities, wanted)
         if reason is not None:
             pytest.skip(reason)

@@ -1,0 +1,189 @@
+"""From the records of a run to a verdict for each guarantee: the report, and the file that holds it.
+
+A verdict is `held` when at least one test of the guarantee ran and every one that ran passed; `broken` when one did
+not; `not promised` when the whole guarantee depends on a capability that the backend does not name; and `unproven` when
+nothing of it ran although it is mandatory. A test that was skipped for a capability takes nothing from `held`, but is
+counted, and the capability named.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Collection, Iterable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final, TypedDict
+
+from stube import __version__
+from stube.testing._capabilities import CAPABILITIES
+from stube.testing._guarantees import GUARANTEES, Guarantee
+from stube.testing._records import Record, Story
+
+__all__ = [
+    "BROKEN",
+    "HELD",
+    "NOT_PROMISED",
+    "UNPROVEN",
+    "GuaranteeReport",
+    "Report",
+    "Tested",
+    "report_of",
+    "summary",
+    "write_report",
+]
+
+FORMAT: Final = 1
+HELD: Final = "held"
+NOT_PROMISED: Final = "not promised"
+BROKEN: Final = "broken"
+UNPROVEN: Final = "unproven"
+_RAN: Final = {"passed", "failed", "hung", "crashed"}
+
+
+class GuaranteeReport(TypedDict):
+    """What a run says about one guarantee."""
+
+    title: str
+    verdict: str
+    passed: int
+    failed: int
+    skipped: int
+    missing: list[str]
+    """The capabilities for which tests were skipped."""
+    story: Story | None
+    """The shortest of those that tell how it broke."""
+
+
+class Tested(TypedDict):
+    """One test of the run."""
+
+    name: str
+    outcome: str
+    seconds: float
+    guarantees: list[str]
+    capabilities: list[str]
+    story: Story | None
+
+
+class Report(TypedDict):
+    """What a run says about one backend; as it stands in the JSON file."""
+
+    format: int
+    stube: str
+    backend: str
+    python: str
+    platform: str
+    date: str
+    seconds: float
+    capabilities: list[str]
+    not_promised: list[str]
+    ok: bool
+    guarantees: dict[str, GuaranteeReport]
+    tests: list[Tested]
+
+
+def report_of(backend: str, records: Sequence[Record], *, seconds: float, numbers: Collection[str] = ()) -> Report:
+    """The report on one backend.
+
+    Args:
+        backend: its name, as it is shown; no password.
+        records: of the tests that ran on it or were skipped.
+        seconds: how long the run took.
+        numbers: the guarantees that were asked for; none for all.
+    """
+    promised = {one for record in records for one in record["promised"] or ()}
+    guarantees = {
+        number: _verdict(guarantee, [record for record in records if number in record["guarantees"]], promised)
+        for number, guarantee in GUARANTEES.items()
+        if not numbers or number in numbers
+    }
+    return {
+        "format": FORMAT,
+        "stube": __version__,
+        "backend": backend,
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": round(seconds, 2),
+        "capabilities": sorted(promised),
+        "not_promised": sorted(set(CAPABILITIES) - promised),
+        "ok": all(one["verdict"] in (HELD, NOT_PROMISED) for one in guarantees.values()),
+        "guarantees": guarantees,
+        "tests": [
+            {
+                "name": record["name"],
+                "outcome": record["outcome"],
+                "seconds": record["seconds"],
+                "guarantees": record["guarantees"],
+                "capabilities": record["capabilities"],
+                "story": record["story"],
+            }
+            for record in records
+        ],
+    }
+
+
+def _verdict(guarantee: Guarantee, records: Iterable[Record], promised: Collection[str]) -> GuaranteeReport:
+    passed = failed = skipped = 0
+    missing: set[str] = set()
+    stories: list[Story] = []
+    for record in records:
+        if record["outcome"] == "skipped":
+            skipped += 1
+            missing.update(set(record["capabilities"]) - set(promised))
+        elif record["outcome"] == "passed":
+            passed += 1
+        else:
+            failed += 1
+            if record["story"] is not None:
+                stories.append(record["story"])
+    if failed:
+        verdict = BROKEN
+    elif guarantee.capability is not None and guarantee.capability not in promised:
+        verdict = NOT_PROMISED
+    else:
+        verdict = HELD if passed else UNPROVEN
+    return {
+        "title": guarantee.title,
+        "verdict": verdict,
+        "passed": passed,
+        "failed": failed,
+        "skipped": skipped,
+        "missing": sorted(missing),
+        "story": min(stories, key=lambda story: (len(story["finding"]), story["test"]), default=None),
+    }
+
+
+def summary(report: Report) -> str:
+    """One sentence: how many guarantees are held, and which are not.
+
+    >>> from stube.testing._report import report_of, summary
+    >>> summary(report_of("acme", [], seconds=0, numbers=["G8"]))
+    'acme holds 0 of 1 guarantee and leaves 1 unproven (G8): 0 tests ran in 0 s.'
+    """
+    by_verdict: dict[str, list[str]] = {}
+    for number, one in report["guarantees"].items():
+        by_verdict.setdefault(one["verdict"], []).append(number)
+    total, held = len(report["guarantees"]), len(by_verdict.get(HELD, ()))
+    parts = [f"holds {'all' if held == total > 1 else f'{held} of'} {_count(total, 'guarantee')}"]
+    other = {NOT_PROMISED: "does not promise {}", BROKEN: "breaks {}", UNPROVEN: "leaves {} unproven"}
+    for verdict, said in other.items():
+        if numbers := by_verdict.get(verdict):
+            parts.append(f"{said.format(len(numbers))} ({', '.join(numbers)})")
+    sentence = parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+    ran = sum(test["outcome"] in _RAN for test in report["tests"])
+    return f"{report['backend']} {sentence}: {_count(ran, 'test')} ran in {report['seconds']:.0f} s."
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def write_report(path: Path, report: Report) -> None:
+    """Write the report as JSON, with an end of line at its end.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
