@@ -2,8 +2,8 @@
 
 It proves each guarantee of the contract on the backend that the fixture `stube_backend` or the option
 `--stube-backend` names, through the public interface alone: what one operation writes another observes. A test carries
-the guarantees it proves (`pytest -m` cannot select by number, but `--collect-only -q` and the docstrings name them),
-the number of the case that it reproduces, and the fault that it would catch.
+the guarantees it proves (`--stube-guarantee G5` selects by number), the number of the case that it reproduces, and the
+fault that it would catch.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from stube.testing.suite import (
     test_forget_pending_flow,
     test_fork,
     test_handles,
+    test_histories,
     test_install_dispatch,
     test_leaks,
     test_life,
@@ -32,6 +33,7 @@ from stube.testing.suite import (
     test_reset_state,
     test_schedule_event,
     test_state,
+    test_stateful,
     test_subscribe,
     test_subscriptions,
     test_threads,
@@ -70,6 +72,9 @@ _MODULES: tuple[ModuleType, ...] = (
     test_life,
     test_fork,
     test_virtual_time,
+    # At random.
+    test_stateful,
+    test_histories,
 )
 
 make_run = _fixtures.make_run

@@ -1,0 +1,291 @@
+"""Whether a recorded history satisfies the guarantees that concern threads: G1, G2, G4, G5, G7, G8, G16, G18.
+
+The checker is sound: it never accuses a history of a correct registry, whatever the threads were doing. Two calls are
+in order only where the first one returned before the second was made. A delivery is claimed before it enters dispatch,
+and only the entry is seen; a cancel that returns in between is rightly too late for it. How far the claim may lie
+before the entry is bounded, and that is what makes G5 and G18 worth checking:
+
+1. A claimed delivery runs, and of a conversation only one delivery runs at a time (G1). So it was claimed after the end
+   of the one before it, and whatever had been cancelled by then was not there to be claimed. It follows that at most
+   one covered delivery of a conversation enters dispatch after a cancel has returned, that it is the first one to
+   enter, and that there is none when one was in dispatch at the return.
+2. A timer is claimed when it is due, never before (G9). So it was claimed after every call at which the clock showed
+   less.
+
+First come rules for what a few records show (`_rules`). Then a search decides whether the calls and claims of each
+conversation can be put in order at all (`_objects`, `_linearize`); for that is what G7 and G8 promise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+from stube.testing._history import Call, History, Record, Run, Violation, in_time
+from stube.testing._linearize import Step, Stuck, Undecided, linearize
+from stube.testing._objects import Held, baton_steps, subscription_steps, timer_steps
+from stube.testing._rules import RULES, Finding, one_topic_order
+from stube.testing._view import View
+
+__all__ = ["Verdict", "check_history"]
+
+_MOST_SHOWN: Final = 12  # records of a story that the search tells: those nearest to the one that no order explains
+_MOST_STATES: Final = 3
+_MOST_ORIGINS: Final = 4
+_MOST_BEFORE: Final = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a check found. Its `str` tells every violation."""
+
+    violations: tuple[Violation, ...] = ()
+    """One of each kind, the one that the fewest records show; by the guarantee's number."""
+    undecided: tuple[str, ...] = ()
+    """What the search gave up: such as `the timers of conversation 'c1'`. Nothing is known to be wrong there."""
+
+    @property
+    def holds(self) -> bool:
+        """Whether nothing was found, and everything was decided."""
+        return not self.violations and not self.undecided
+
+    def assert_holds(self) -> None:
+        """Raise `AssertionError` with the stories of what was found. What is undecided raises nothing."""
+        if self.violations:
+            raise AssertionError(str(self))
+
+    def __str__(self) -> str:
+        undecided = [f"Undecided, for the search took too long: {what}." for what in self.undecided]
+        return "\n".join([*map(str, self.violations), *undecided]) or "Every guarantee holds."
+
+
+def check_history(
+    history: History,
+    *,
+    common_topic_order: bool = False,
+    one_instant_snapshot: bool = False,
+    skew_ns: int = 0,
+    clock_error_ns: int = 0,
+    limit: int = 1_000,
+) -> Verdict:
+    """Decide whether a history satisfies G1, G2, G4, G5, G7, G8, G16 and G18.
+
+    Args:
+        history: everything that happened to one registry since it was made.
+        common_topic_order: whether the backend promises this capability.
+        one_instant_snapshot: whether it promises this one; else each subscription in a snapshot may be of another
+            instant.
+        skew_ns: nanoseconds by which the clocks of two recorders may differ. Intervals are widened by it, so that a
+            larger one overlooks more but accuses nobody falsely.
+        clock_error_ns: nanoseconds by which what a recorder took for the registry's clock may differ from what that
+            showed, between any two readings. 0 where the registry reads that very clock.
+        limit: how many configurations the search looks at for each record, on the average, before it gives up.
+
+    Returns:
+        The verdict. A guarantee may be broken without a trace in a given history; nothing proves that it holds for
+        ever.
+
+    Raises:
+        ValueError: two timers or messages have one id.
+
+    Any thread. Time about proportional to the records, times 2 to the power of how many calls are under way at once at
+    worst.
+
+    Sources: Wing and Gong, Testing and verifying concurrent objects (1993); Lowe, Testing for linearizability (2017).
+    """
+    view = View(history, skew=skew_ns, clock_error=clock_error_ns)
+    rules = (*RULES, one_topic_order) if common_topic_order else RULES
+    shortest: dict[tuple[object, str], Finding] = {}
+    # Where two deliveries ran at once nothing is known of the claims.
+    accused = {(what, cid) for cid in view.overlapping for what in ("timers", "subscriptions")}
+    undecided: list[str] = []
+
+    def found(kind: object, finding: Finding) -> None:
+        if finding.cid is not None:
+            accused.add((finding.searched, finding.cid))
+        best = shortest.get((kind, finding.guarantee))
+        if best is None or len(finding.evidence) < len(best.evidence):
+            shortest[kind, finding.guarantee] = finding
+
+    for rule in rules:
+        for finding in rule(view):
+            found(rule, finding)
+    objects = _Objects(view, whole_snapshots=one_instant_snapshot)
+    for cid in objects.cids:
+        for what, steps, initial in objects.of(cid):
+            if (what, cid) in accused:
+                continue
+            try:
+                stuck = linearize(steps, initial, limit=limit * len(steps))
+            except Undecided:
+                undecided.append(f"the {what} of conversation {cid!r}")
+                continue
+            if stuck is not None:
+                found(what, _told(view, what, cid, steps, stuck))
+    violations = [
+        Violation(one.guarantee, one.summary, in_time(one.evidence), view.begins_at) for one in shortest.values()
+    ]
+    violations.sort(key=lambda one: (int(one.guarantee[1:]), len(one.evidence)))
+    return Verdict(tuple(violations), tuple(undecided))
+
+
+class _Objects:
+    """The baton, the timers and the subscriptions of each conversation, as steps for the search."""
+
+    def __init__(self, view: View, *, whole_snapshots: bool) -> None:
+        self._view = view
+        self._whole_snapshots = whole_snapshots
+        self._by_cid: dict[str, list[Call]] = {
+            call.arguments["cid"]: [] for call in view.calls if "cid" in call.arguments
+        }
+        everywhere: list[Call] = []
+        for call in view.calls:
+            cid = call.arguments.get("cid")
+            if call.operation == "cancel":
+                timer = view.timers.get(call.arguments["id"])
+                cid = timer and timer.call.arguments["cid"]
+            if cid is not None:
+                self._by_cid[cid].append(call)
+            elif call.operation in ("publish", "reset_state", "subscriptions"):
+                everywhere.append(call)
+        self._everywhere = everywhere
+        self.cids = list(self._by_cid)
+
+    def of(self, cid: str) -> Iterator[tuple[str, list[Step[Any]], Any]]:
+        """What the conversation has: the name of each object, the steps on it, and the state before them."""
+        calls = [*self._by_cid[cid], *self._everywhere]
+        baton = _those(calls, "put_pending_flow", "pending_flow", "forget_pending_flow", "reset_state")
+        yield "baton", baton_steps(baton, cid, self._view.history.remainder, self._view.skew), ()
+        yield "timers", self._timers(cid, calls), frozenset()
+        yield "subscriptions", self._subscriptions(cid, calls), frozenset()
+
+    def _timers(self, cid: str, calls: list[Call]) -> list[Step[Any]]:
+        view, remainder = self._view, self._view.history.remainder
+        mine = _those(calls, "schedule_event", "cancel", "cancel_timers", "reset_state")
+        instances = {
+            call.arguments["id"]: call.arguments["instance_id"] for call in mine if call.operation == "schedule_event"
+        }
+        claims = [one.claim for one in view.deliveries.get(cid, ()) if one.item.id in view.timers]
+        kept = {claim.run.id for claim in claims}.union(() if remainder is None else remainder.timers)
+        gone = {
+            timer: next((call for call in view.cancels.get(timer, ()) if call.result), None)
+            for timer in instances
+            if timer not in kept
+        }
+        return timer_steps(mine, claims, instances, gone, remainder, view.skew)
+
+    def _subscriptions(self, cid: str, calls: list[Call]) -> list[Step[Any]]:
+        view = self._view
+        topics = {call.arguments["topic"] for call in calls if call.operation == "subscribe"}
+        claims = [one.claim for one in view.deliveries.get(cid, ()) if one.item.id in view.messages]
+        delivered: dict[str, set[str]] = {}
+        for claim in claims:
+            delivered.setdefault(claim.run.id, set()).add(claim.run.instance_id)
+        names = ("subscribe", "unsubscribe", "remove_subscriptions_for_cid", "publish", "subscriptions", "reset_state")
+        return subscription_steps(
+            [
+                call
+                for call in _those(calls, *names)
+                if call.operation != "publish" or call.arguments["topic"] in topics
+            ],
+            claims,
+            cid,
+            {message: item.call.arguments["topic"] for message, item in view.messages.items()},
+            delivered,
+            view.history.remainder,
+            view.skew,
+            whole_snapshots=self._whole_snapshots,
+        )
+
+
+def _those(calls: list[Call], *operations: str) -> list[Call]:
+    return [call for call in calls if call.operation in operations]
+
+
+def _told(view: View, what: str, cid: str, steps: list[Step[Any]], stuck: Stuck[Any]) -> Finding:
+    """What the search found, with what was possible before, what led there, and what was under way meanwhile."""
+    record = stuck.step.record
+    shown, more = list(stuck.states)[:_MOST_STATES], max(0, len(stuck.states) - _MOST_STATES)
+    states = " or ".join(sorted(map(_DESCRIPTIONS[what], shown))) + (f" or {more} more" if more else "")
+    meanwhile = sorted(stuck.meanwhile, key=lambda step: abs(step.end - stuck.step.end))[: _MOST_SHOWN - 2]
+    raced = any(step.record is not record for step in meanwhile)
+    if what == "baton":
+        number = "G8"
+    elif what == "timers" and not raced:
+        number = "G5"
+    elif what == "subscriptions" and isinstance(record, Call) and record.operation == "publish" and not raced:
+        number = "G16"
+    else:
+        number = "G7"
+    summary = (
+        f"no order of the calls explains this record of the {what} of conversation {cid!r}: {record}. Before: {states}."
+    )
+    before = sorted(
+        (step for step in steps if step.end < stuck.step.start and _removes(step.record)), key=lambda one: one.end
+    )
+    steps_shown = [*before[-_MOST_BEFORE:], *meanwhile, stuck.step]
+    origins = _origins(view, what, cid, record, shown)
+    return Finding(number, summary, (*origins, *(step.record for step in steps_shown)), cid, what)
+
+
+def _removes(record: Record) -> bool:
+    """Whether it took something away."""
+    if not isinstance(record, Call):
+        return isinstance(record, Run)
+    adds = record.operation in ("schedule_event", "subscribe", "publish", "put_pending_flow", "subscriptions")
+    return not adds and (record.operation == "reset_state" or bool(record.result))
+
+
+def _origins(view: View, what: str, cid: str, record: Record, states: list[Any]) -> list[Record]:
+    """What made that which the record is about, and what the states hold; the latest few."""
+    wanted: set[object] = {one for state in states for one in state}
+    if isinstance(record, Run):
+        wanted.add(record.id)
+    elif isinstance(record, Call):
+        wanted.update((record.arguments.get("id"), record.result if what == "baton" else None))
+    made: list[Record] = []
+    for call in view.calls:
+        given = call.arguments
+        match call.operation:
+            case "put_pending_flow":
+                found = what == "baton" and given["cid"] == cid and given["flow_id"] in wanted
+            case "schedule_event":
+                found = what == "timers" and given["cid"] == cid and given["id"] in wanted
+            case "publish":
+                found = what == "subscriptions" and given["id"] in wanted
+            case "subscribe":
+                place = Held(given["instance_id"], given["topic"])
+                found = what == "subscriptions" and given["cid"] == cid and place in wanted
+            case _:
+                found = False
+        if found and call.called_at <= _began(record):
+            made.append(call)
+    return made[-_MOST_ORIGINS:]
+
+
+def _began(record: Record) -> int:
+    return record.called_at if isinstance(record, Call) else record.began_at if isinstance(record, Run) else record.at
+
+
+def _timers_told(state: frozenset[str]) -> str:
+    return f"pending {', '.join(sorted(state))}" if state else "no timer"
+
+
+def _subscriptions_told(state: frozenset[Held]) -> str:
+    places = sorted(f"{one.instance_id} to {one.topic}" for one in state if one.message is None)
+    queued = sorted(f"{one.message} for {one.instance_id}" for one in state if one.message)
+    lost = sorted(f"something for {one.instance_id} that it never gets" for one in state if one.message == "")
+    told = f"subscribed {', '.join(places)}" if places else "no subscription"
+    return told + "".join(f", queued {one}" for one in (*queued, *lost))
+
+
+def _baton_told(state: tuple[Any, ...]) -> str:
+    return f"baton {state[0]!r}" if state else "no baton"
+
+
+_DESCRIPTIONS: Final[dict[str, Callable[[Any], str]]] = {
+    "baton": _baton_told,
+    "timers": _timers_told,
+    "subscriptions": _subscriptions_told,
+}

@@ -1,0 +1,240 @@
+"""A long search for faults: random programs against the model, then recorded histories of many threads.
+
+    python tools/soak.py                                    memory and virtual, ten minutes of histories
+    python tools/soak.py --backend sharded://?shards=4      another backend; may be given several times
+    python tools/soak.py --minutes 1 --steps 20000          shorter
+    python tools/soak.py --check soak-memory-17.json        check a history once more that an earlier run saved
+
+Programs are performed step by step on a backend and on a model of plain dicts (`stube.testing`). Histories are what
+threads do at random, recorded, with a checker that decides whether they keep G1, G2, G4, G5, G7, G8, G16 and G18.
+
+The exit code is 1 upon the first finding. It is printed with its seed, and a history is saved: scheduling cannot be
+replayed, a record can be checked again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, TextIO
+
+from stube import create_registry
+from stube.testing._checker import Verdict, check_history
+from stube.testing._history import History
+from stube.testing._recording import HistoryFailed, clock_option, promised, random_history
+from stube.testing._redaction import shown
+
+_BACKENDS: Final = ("memory", "virtual")
+_SUBJECTS: Final = (None, "timers", "topics", "batons")
+_LIVE: Final = 0.2  # seconds between two states of a live line
+_PLAIN: Final = 10.0  # and between two lines where nobody watches
+_FAILED, _INTERRUPTED = 1, 130
+
+
+class Finding(Exception):  # noqa: N818 - a state that is met, not a mistake
+    """A backend does not keep its promises; the text says how."""
+
+
+@dataclass
+class Progress:
+    """The line that says how far it is: rewritten on a terminal, a new one every 10 seconds elsewhere."""
+
+    out: TextIO
+    label: str = ""
+    _next: float = 0.0
+    _wide: int = 0
+    _live: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._live = self.out.isatty()
+        self._next = time.monotonic() + (0 if self._live else _PLAIN)
+
+    def show(self, text: str) -> None:
+        """Show the state, if it is time to."""
+        now = time.monotonic()
+        if now < self._next:
+            return
+        self._next = now + (_LIVE if self._live else _PLAIN)
+        line = f"{self.label}: {text}"
+        if self._live:
+            self.out.write(f"\r{line:{self._wide}}")
+            self._wide = len(line)
+        else:
+            self.out.write(f"{line}\n")
+        self.out.flush()
+
+    def say(self, line: str) -> None:
+        """A line that stays."""
+        if self._live and self._wide:
+            self.out.write(f"\r{'':{self._wide}}\r")
+            self._wide = 0
+        self.out.write(f"{line}\n")
+        self.out.flush()
+
+
+@dataclass
+class Figures:
+    """What the histories of one backend came to."""
+
+    histories: int = 0
+    operations: int = 0
+    deliveries: int = 0
+    undecided: int = 0
+
+    def add(self, history: History, verdict: Verdict) -> None:
+        """Count one history."""
+        self.histories += 1
+        self.operations += len(history.calls)
+        self.deliveries += len(history.runs)
+        self.undecided += bool(verdict.undecided)
+
+    def __str__(self) -> str:
+        undecided = f", {self.undecided} undecided" if self.undecided else ""
+        return (
+            f"{self.histories:,} histories, {self.operations:,} operations, {self.deliveries:,} deliveries{undecided}"
+        )
+
+
+def soak_the_programs(spec: str, steps: int, seed: int, progress: Progress) -> None:
+    """Perform random programs of so many steps; raises `Finding`."""
+    # Hypothesis is needed for these alone.
+    from stube.testing._random_programs import soak_programs
+
+    started = time.monotonic()
+    progress.label = f"{shown(spec)}, programs"
+
+    def tell(done: int) -> None:
+        progress.show(f"{done:,} of {steps:,} operations, {_clock(time.monotonic() - started)} elapsed")
+
+    try:
+        done = soak_programs(spec, {}, steps=steps, seed=seed, progress=tell)
+    except AssertionError as exc:
+        raise Finding(f"{shown(spec)} differs from the model in programs of seed {seed}.\n{exc}") from None
+    progress.say(f"{progress.label}: {done:,} operations in {_clock(time.monotonic() - started)}, no difference.")
+
+
+def soak_histories(spec: str, minutes: float, seed: int, folder: Path, progress: Progress) -> Figures:
+    """Record and check histories for so long; raises `Finding`, behind which the history is saved."""
+    figures = Figures()
+    started = time.monotonic()
+    progress.label = f"{shown(spec)}, histories"
+    with create_registry(spec) as probe:
+        clock = clock_option(probe.capabilities)
+    for number in range(seed, sys.maxsize):
+        elapsed = time.monotonic() - started
+        if elapsed >= minutes * 60 and figures.histories:
+            break
+        left = max(0.0, minutes * 60 - elapsed)
+        progress.show(f"{figures}, no violation; {_clock(elapsed)} elapsed, {_clock(left)} left")
+        with create_registry(spec, **clock) as registry:
+            arguments = promised(registry.capabilities)
+            failed = ""
+            try:
+                history = random_history(
+                    registry,
+                    threads=2 + number % 7,
+                    operations=200 if number % 10 else 1_000,
+                    seed=number,
+                    mostly=_SUBJECTS[number % len(_SUBJECTS)],
+                )
+            except HistoryFailed as exc:
+                history, failed = exc.history, f"{exc}\n"
+        verdict = check_history(history, **arguments)
+        if failed or verdict.violations:
+            path = folder / f"soak-{''.join(one if one.isalnum() else '-' for one in shown(spec))}-{number}.json"
+            path.write_text(history.to_json(), encoding="utf-8")
+            raise Finding(
+                f"{shown(spec)} breaks a guarantee in the history of seed {number}, which is saved as {path}.\n"
+                f"{failed}{verdict}"
+            )
+        figures.add(history, verdict)
+    progress.say(f"{progress.label}: {figures} in {_clock(time.monotonic() - started)}, no violation.")
+    return figures
+
+
+def check_saved(path: Path, capabilities: Sequence[str], out: TextIO) -> int:
+    """Check a saved history and tell what is found; the exit code."""
+    verdict = check_history(History.from_json(path.read_text(encoding="utf-8")), **promised(capabilities))
+    out.write(f"{verdict}\n")
+    return 0 if not verdict.violations else _FAILED
+
+
+def main(argv: Sequence[str] | None = None, out: TextIO = sys.stdout) -> int:
+    """Soak; 0 when nothing was found, 1 upon a finding, 130 when interrupted."""
+    arguments = _parser().parse_args(argv)
+    if arguments.check:
+        with create_registry((arguments.backend or _BACKENDS)[0]) as registry:
+            return check_saved(arguments.check, sorted(registry.capabilities), out)
+    specs = arguments.backend or list(_BACKENDS)
+    progress = Progress(out)
+    try:
+        for spec in specs:
+            if arguments.steps:
+                soak_the_programs(spec, arguments.steps, arguments.seed, progress)
+        for spec in specs:
+            if arguments.minutes:
+                soak_histories(spec, arguments.minutes / len(specs), arguments.seed, arguments.folder, progress)
+    except Finding as exc:
+        progress.say(f"\nA finding. {exc}")
+        return _FAILED
+    except KeyboardInterrupt:
+        progress.say("Interrupted; no finding so far.")
+        return _INTERRUPTED
+    progress.say("No finding.")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    summary, _, rest = (__doc__ or "").partition("\n\n")
+    parser = argparse.ArgumentParser(
+        prog="soak.py", description=summary, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--backend",
+        action="append",
+        metavar="SPEC",
+        help="a name, a URL or package.module:factory (repeatable; by default memory and virtual)",
+    )
+    parser.add_argument(
+        "--minutes",
+        type=_positive(float),
+        default=10.0,
+        help="of recorded histories, shared among the backends (%(default)g; 0 for none)",
+    )
+    parser.add_argument(
+        "--steps",
+        type=_positive(int),
+        default=200_000,
+        help="operations of random programs, for each backend (%(default)d; 0 for none)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="where to begin (%(default)d)")
+    parser.add_argument(
+        "--folder", type=Path, default=Path(), help="where to save the history of a finding (the current one)"
+    )
+    parser.add_argument(
+        "--check", type=Path, metavar="FILE", help="check this saved history instead, as one of the (first) --backend"
+    )
+    return parser
+
+
+def _positive(kind: Callable[[str], Any]) -> Callable[[str], Any]:
+    def read(text: str) -> Any:
+        value = kind(text)
+        if not value >= 0:
+            raise argparse.ArgumentTypeError(f"{text} is less than 0. Give 0 or more.")
+        return value
+
+    read.__name__ = "number"  # as argparse calls it in its own messages
+    return read
+
+
+def _clock(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
