@@ -40,14 +40,14 @@ _WARN_EVERY: Final = 1_000_000_000  # nanoseconds between two warnings of a slow
 class _MemoryCore(Core):
     """A core with its scheduler thread."""
 
-    __slots__ = ("start_claim", "start_lock", "thread", "wakeup")
+    __slots__ = ("served_by", "start_lock", "thread", "turn", "wakeup")
 
     def __init__(self, engine: Engine, dispatch: Dispatch) -> None:
         super().__init__(threading.RLock(), engine, dispatch)
         self.thread: threading.Thread | None = None  # guarded by start_lock
         self.start_lock = threading.RLock()  # re-entrant, for a signal handler in the middle of a start
-        # Whoever takes the one element starts the thread: one atomic `pop`, for a nested call passes the lock.
-        self.start_claim = [None]
+        self.served_by: dict[str, object] = {}  # the token of the one thread that is wanted; changed by single steps
+        self.turn = threading.Lock()  # held by the one thread that delivers; nobody else takes it
         # The sleeping thread waits for this lock; releasing it is the wake-up call. A call that comes before the
         # thread sleeps is not lost, and two are one.
         self.wakeup = threading.Lock()
@@ -98,32 +98,43 @@ class MemoryRegistry(LocalRegistry):
         return _MemoryCore(Engine(self._max_pending), dispatch)
 
     def _start_serving(self, core: Core) -> None:
+        """Numbered races that the order of the lines avoids:
+
+        1. Two callers start: the second waits for the lock, and finds the thread, or tries itself where the first
+           failed.
+        2. A signal handler interrupts the start, passes the re-entrant lock and would start a second thread:
+           `setdefault` is one step, so one of the two finds the other's token.
+        3. A signal handler raises at any line, perhaps when the thread runs already: the token is withdrawn, so that
+           the next operation starts another thread, and this one ends when it looks. It might sleep, hence the call;
+           it might just be delivering, hence the turn (G1).
+        4. A close comes before the thread is there: the thread, when it looks, finds the registry closed.
+        """
         assert isinstance(core, _MemoryCore)
+        token = object()
         with core.start_lock:
             self._refuse_if_closed(core)
             try:
-                core.start_claim.pop()
-            except IndexError:
-                return  # it has been started; or this call interrupts the one that is starting it
-            try:
-                core.thread = self._new_thread(core)
-                core.thread.start()
+                if core.served_by.setdefault("token", token) is token:
+                    core.thread = self._new_thread(core, token)
+                    core.thread.start()
+                    core.serving = True
             except BaseException:
-                core.thread = None  # should it run all the same, it finds that it is not wanted
-                core.start_claim.append(None)
-                _call(core.wakeup)
+                if core.served_by.get("token") is token:
+                    core.serving = False
+                    core.thread = None
+                    del core.served_by["token"]
+                    _call(core.wakeup)
                 raise
-            core.serving = True
         if core.engine.closed:  # by a close that saw no thread yet
             core.serving = False
             _call(core.wakeup)
 
-    def _new_thread(self, core: _MemoryCore) -> threading.Thread:
+    def _new_thread(self, core: _MemoryCore, token: object) -> threading.Thread:
         wakeup = core.wakeup
         # The thread holds the registry weakly while it sleeps, so that one which was dropped is collected; the
         # callback then ends the thread.
         reference = weakref.ref(self, lambda _: _call(wakeup))
-        arguments = (reference, wakeup, core.anchor)
+        arguments = (reference, token, wakeup, core.anchor)
         return threading.Thread(target=_serve, args=arguments, name="stube-memory", daemon=True)
 
     def _stop_serving(self, core: Core, timeout: float | None) -> bool:
@@ -151,22 +162,23 @@ class MemoryRegistry(LocalRegistry):
             core.sleep_until = FOREVER  # a signal handler raised: let the next one call
             raise
 
-    def _round(self) -> float | None:
+    def _round(self, token: object) -> float | None:
         """One round of the scheduler thread: deliver what is ready; the seconds to sleep, or None to end."""
         core = self._core
-        if core.thread is not threading.current_thread():
-            return None  # a forked child, or a start that was broken off: another thread serves when one is needed
-        while True:
-            now = self._clock()
-            self._deliver(core, now)
-            if core.engine.closed or self._core is not core:
-                return None
-            until = core.sleep_until
-            if until == FOREVER:
-                return _LONGEST_SLEEP
-            remaining = until - self._clock()
-            if remaining > 0:
-                return min(remaining, _LONGEST_SLEEP * 10**9) / 1e9
+        with core.turn:
+            if core.served_by.get("token") is not token:
+                return None  # a forked child, or a start that was broken off: another serves when one is needed
+            while True:
+                now = self._clock()
+                self._deliver(core, now)
+                if core.engine.closed or self._core is not core:
+                    return None
+                until = core.sleep_until
+                if until == FOREVER:
+                    return _LONGEST_SLEEP
+                remaining = until - self._clock()
+                if remaining > 0:
+                    return min(remaining, _LONGEST_SLEEP * 10**9) / 1e9
 
     def _wait(self, timeout: float | None, *, timers_too: bool, what: str) -> bool:
         timeout = checked_timeout(timeout)
@@ -188,7 +200,7 @@ def _call(wakeup: threading.Lock) -> None:
         pass
 
 
-def _serve(reference: weakref.ref[MemoryRegistry], wakeup: threading.Lock, anchor: list[object]) -> None:
+def _serve(reference: weakref.ref[MemoryRegistry], token: object, wakeup: threading.Lock, anchor: list[object]) -> None:
     """The scheduler thread.
 
     Numbered races that the order of the lines avoids:
@@ -204,7 +216,7 @@ def _serve(reference: weakref.ref[MemoryRegistry], wakeup: threading.Lock, ancho
         registry = reference()
         if registry is None:
             return
-        seconds = registry._round()
+        seconds = registry._round(token)
         if seconds is None:
             _call(wakeup)  # if it was not for this thread, it was for its successor
             return

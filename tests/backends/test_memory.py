@@ -15,7 +15,7 @@ from typing import Any, Final
 import pytest
 
 from stube import Event, RegistryClosed, RegistryFull, Stats
-from stube.testing._drive import PATIENCE, check_ledger, run_script, run_threads, watchdog
+from stube.testing._drive import PATIENCE, Injector, check_ledger, run_script, run_threads, tracing, watchdog
 from stube_backends.engine import EARLIEST
 from stube_backends.memory import MemoryRegistry, create
 
@@ -1329,3 +1329,87 @@ def test_repeated_use_keeps_the_engine_empty(registry: MemoryRegistry) -> None:
     registry._check()
     check_ledger(registry)
     assert not any(registry.sizes().values()), registry.sizes()
+
+
+# -- a start that is broken off ------------------------------------------------------------------------------
+
+
+class _OutsideThreading(Injector):
+    """Leaves the lines of `Thread.start` itself alone, where a lock of Python's own may be held for ever."""
+
+    def __call__(self, frame: FrameType, event: str, argument: Any) -> Any:
+        return None if frame.f_code.co_filename == threading.__file__ else super().__call__(frame, event, argument)
+
+
+def test_a_start_that_a_signal_handler_breaks_off_at_any_line_leaves_the_next_one_to_serve() -> None:
+    """Fault: the first operation raised, so every later one believes that somebody serves."""
+    for at in range(10_000):
+        seen: list[str] = []
+
+        def dispatch(cid: str, event: Event, seen: list[str] = seen) -> None:
+            seen.append(event.name)
+
+        def interrupt() -> None:
+            raise KeyboardInterrupt
+
+        with create() as registry:
+            registry.install_dispatch(dispatch)
+            injector = _OutsideThreading(at, interrupt)
+            try:
+                with tracing(injector):
+                    registry.schedule_event(cid="c1", instance_id="main", delay_ms=HOUR, event="broken off")
+            except KeyboardInterrupt:
+                pass
+            registry.schedule_event(cid="c1", instance_id="main", delay_ms=0, event="next")
+            assert registry.settle(PATIENCE), injector.fired
+            assert seen == ["next"], injector.fired
+        if not injector.fired:
+            return
+    pytest.fail("the operation has no end")
+
+
+def test_the_thread_of_a_start_that_was_broken_off_never_delivers_beside_another() -> None:
+    """Fault: the first thread has just seen that it is wanted, so for one round there are two that deliver (G1).
+
+    Real time: were there two, the second delivery would begin in microseconds; it is given 0.2 s.
+    """
+    looking, go_on, second = (threading.Event() for _ in range(3))
+    broken: list[threading.Thread] = []
+    beside: list[bool] = []
+
+    def clock() -> int:
+        if broken and threading.current_thread() is broken[0]:
+            looking.set()
+            assert go_on.wait(PATIENCE)
+        return time.monotonic_ns()
+
+    class BreaksOff(MemoryRegistry):
+        def _new_thread(self, *arguments: Any) -> threading.Thread:
+            thread = super()._new_thread(*arguments)
+            if not broken:
+                broken.append(thread)
+                start = thread.start
+
+                def start_and_raise() -> None:
+                    start()
+                    assert looking.wait(PATIENCE)
+                    raise KeyboardInterrupt
+
+                thread.start = start_and_raise  # type: ignore[method-assign]
+            return thread
+
+    def dispatch(cid: str, event: Event) -> None:
+        if event.name == "first":
+            beside.append(second.wait(0.2))
+        else:
+            second.set()
+
+    with BreaksOff(clock=clock) as registry:
+        registry.install_dispatch(dispatch)
+        with pytest.raises(KeyboardInterrupt):
+            registry.schedule_event(cid="c1", instance_id="main", delay_ms=0, event="lost")
+        for name in ("first", "second"):
+            registry.schedule_event(cid="c1", instance_id="main", delay_ms=0, event=name)
+        go_on.set()
+        assert registry.settle(PATIENCE)
+    assert beside == [False]

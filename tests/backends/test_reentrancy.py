@@ -958,7 +958,7 @@ def test_the_clock_is_read_outside_the_lock(helper: Helper) -> None:
         registry.publish("t", 1)
         registry.inspect()
         assert not registry.settle(0)
-        registry._round()
+        registry._round(None)
     looking.clear()
     assert len(found) >= 4
     assert all(found), f"of {len(found)} readings {found.count(False)} were made under the lock"
