@@ -336,7 +336,7 @@ class VirtualRegistry(LocalRegistry):
 
     def _next_due_locked(self, core: Core) -> int | None:
         engine = core.engine
-        if engine.order.arrivals or engine.walk is not None:
+        if engine.order.arrivals or (engine.walk is not None and engine.walk.rest()):
             return self._time.now
         return engine.order.wheel.next_due()
 

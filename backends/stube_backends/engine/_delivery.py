@@ -70,7 +70,6 @@ class Deliverer:
                     refuse_result(result)
                 failed = False
             except BaseException as exc:  # noqa: BLE001 - whatever it raises, it stops no other (G19)
-                failed = True  # should the next line be broken off
                 failed, handed_on = self._judge(cid, event, exc)
                 if handed_on is not None:
                     try:

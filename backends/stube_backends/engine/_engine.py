@@ -315,8 +315,8 @@ class Engine:
             if type(entry) is Timer:
                 held.append(entry.event)
                 entry.event = entry.group = None
-            elif type(entry) is Publication:
-                self._drop_messages(entry.targeted, entry.entries[: entry.length])
+            else:
+                self._drop_messages(entry.targeted, entry.entries[: entry.length])  # type: ignore[union-attr]
         walk = self.walk
         if walk is not None:
             rest = walk.stop()

@@ -167,16 +167,16 @@ class LocalRegistry(Deliverer):
         if type(topic) is not str or not topic:
             topic = plain_name("topic", topic)
         core = self._core
+        if core.busy and core.owned():  # asked first: who subscribed within the same operation is only noted as well
+            self._refuse_if_closed(core)
+            core.later(self.publish, topic, msg)
+            return 0
         if not core.serving:
             if topic not in core.engine.topics.topics and not core.engine.closed:
                 return 0  # nobody to serve yet
             core.exclusively(core.engine.require_publishable, topic)  # what is refused starts nobody
             self._start_serving(core)
         now = self._clock()
-        if core.busy and core.owned():
-            self._refuse_if_closed(core)
-            core.later(self.publish, topic, msg)
-            return 0
         try:
             core.acquire()
             core.busy = True

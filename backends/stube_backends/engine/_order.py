@@ -134,7 +134,7 @@ class ReadyOrder:
         timer = self.wheel.take_due(head.due)
         if timer is not None:
             return timer
-        unlink(head, self.wheel)
+        unlink(head)
         return head  # type: ignore[no-any-return]
 
     def next_instant(self) -> int | None:

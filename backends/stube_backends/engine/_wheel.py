@@ -215,12 +215,10 @@ def link(timer: Any, ring: Any) -> None:
     ring.before = timer
 
 
-def unlink(timer: Any, wheel: TimerWheel) -> None:
-    """Take an entry out of its ring, and the slot out of the wheel when it was the last."""
-    before, after = timer.before, timer.after
+def unlink(entry: Any) -> None:
+    """Take an entry out of the ring of the arrivals."""
+    before, after = entry.before, entry.after
     before.after = after
     after.before = before
-    timer.after = None
-    del timer.before
-    if before is after and type(before) is Slot:
-        wheel.drop(before)
+    entry.after = None
+    del entry.before

@@ -290,6 +290,26 @@ def test_an_operation_may_begin_in_the_midst_of_another_on_the_same_names(run: D
                 at += 1
 
 
+@guarantee("G20")
+def test_operations_within_the_very_first_one_take_effect_in_their_order(make_run: MakeRun) -> None:
+    """Fault: a publication within an operation finds no subscriber, for the one before it is only noted as well."""
+    for at in range(10_000):
+        run = make_run()
+
+        def both(run: Driver = run) -> None:
+            run.subscribe("t", cid="c1")
+            run.registry.publish("t", "message")
+
+        injector = Injector(at, both)
+        with watchdog(), tracing(injector):
+            run.subscribe("other", cid="c2")
+        if not injector.fired:
+            return
+        run.settle()
+        assert run.recorder.payloads == ["message"], injector.fired
+    pytest.fail("the operation has no end")
+
+
 class _Twice:
     """Lets the two operations of one test share one handle: `pop` must find something both times."""
 
