@@ -8,6 +8,9 @@ What stands behind a fence's three backticks says what the block is:
 - `pycon`, or `python` with a `>>>` prompt: a doctest in the same namespace (`...` in the output stands for anything).
 - `console run`: each line `$ COMMAND` runs in the scratch folder and must succeed; what follows it, up to the next
   one, must be what it prints. `stube` and `python` are this environment's; `NAME=VALUE` may stand in front.
+- `console run code=N`: the same, and each command must end with that code.
+- `LANGUAGE part-of=examples/NAME/PATH`: is, line by line, a part of that file of ours, which is copied to PATH in the
+  scratch folder, for a later block to import or run.
 - anything else is text.
 
 A file or module without an example is no test.
@@ -36,6 +39,8 @@ PATIENCE = 60.0  # seconds for one command
 FLAGS = doctest.ELLIPSIS
 
 _FENCE = re.compile(r"^(?P<indent> *)(?P<ticks>`{3,})(?P<info>[^`]*)$")
+_PART = re.compile(r"part-of=(?P<file>examples/\w+/(?P<path>[\w./]+))")
+_CODE = re.compile(r"run(?: code=(?P<code>\d+))?")
 _ASSIGNMENT = re.compile(r"^([A-Za-z_][A-Za-z0-9_]*)=(.*)$", re.DOTALL)
 
 
@@ -85,6 +90,8 @@ def blocks_of(text: str) -> Iterator[Block]:
 
 def runs(block: Block) -> bool:
     """Whether a block is an example; one that says that it is not must say why."""
+    if block.option.startswith("part-of="):
+        return True
     if block.language in {"python", "pycon"}:
         if block.option.startswith("no-run"):
             if not block.option.partition(":")[2].strip():
@@ -93,7 +100,9 @@ def runs(block: Block) -> bool:
         if block.option and not re.fullmatch(r"file=[\w.]+", block.option):
             raise DocumentError(f"line {block.line}: {block.option!r} means nothing behind `{block.language}`")
         return True
-    return block.language == "console" and block.option == "run"
+    if block.language == "console" and block.option and not _CODE.fullmatch(block.option):
+        raise DocumentError(f"line {block.line}: {block.option!r} means nothing behind `console`")
+    return block.language == "console" and block.option != ""
 
 
 class Document:
@@ -110,9 +119,13 @@ class Document:
         self.module = ModuleType(re.sub(r"\W", "_", path.stem) + "_examples")
 
     def run(self, block: Block) -> None:
-        if block.language == "console":
+        if block.option.startswith("part-of="):
+            self._part(block)
+        elif block.language == "console":
+            marked = _CODE.fullmatch(block.option)
+            ending = int((marked and marked["code"]) or 0)
             for line, command, wanted in commands_of(block):
-                self._command(line, command, wanted)
+                self._command(line, command, wanted, ending)
         elif block.option.startswith("file="):
             (self._scratch / block.option.removeprefix("file=")).write_text(block.text, encoding="utf-8")
             importlib.invalidate_caches()
@@ -129,7 +142,19 @@ class Document:
         test.globs = vars(self.module)  # not the copy: the next block goes on with it
         _run_doctest(test, clear=False)
 
-    def _command(self, line: int, command: str, wanted: str) -> None:
+    def _part(self, block: Block) -> None:
+        marked = _PART.fullmatch(block.option)
+        if marked is None or not (ROOT / marked["file"]).is_file():
+            raise DocumentError(f"line {block.line}: {block.option!r} names no file under examples/NAME/")
+        whole = (ROOT / marked["file"]).read_text(encoding="utf-8")
+        if not block.text.strip() or f"\n{block.text}" not in f"\n{whole}":
+            raise DocumentError(f"line {block.line}: this is no part of {marked['file']}")
+        copy = self._scratch / marked["path"]
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_text(whole, encoding="utf-8")
+        importlib.invalidate_caches()
+
+    def _command(self, line: int, command: str, wanted: str, ending: int) -> None:
         words = shlex.split(command)
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("STUBE_", "PYTEST_"))}
         while words and (assignment := _ASSIGNMENT.match(words[0])):
@@ -150,7 +175,7 @@ class Document:
             timeout=PATIENCE,
             check=False,
         )
-        if done.returncode:
+        if done.returncode != ending:
             raise DocumentError(f"line {line}: `{command}` ended with code {done.returncode}:\n{done.stdout}")
         if wanted and not doctest.OutputChecker().check_output(_trimmed(wanted), _trimmed(done.stdout), FLAGS):
             raise DocumentError(f"line {line}: `{command}` should print\n{wanted}\nand prints\n{done.stdout}")
@@ -276,6 +301,19 @@ $ anything else is text
 ```console
 $ stube is-not-run-without-being-marked
 ```
+```toml part-of=examples/acme_stube/pyproject.toml
+[project.entry-points."stube.backends"]
+acme = "acme_stube:create"
+```
+```python
+import tomllib
+with open("pyproject.toml", "rb") as file:
+    assert tomllib.load(file)["project"]["name"] == "acme-stube"
+```
+```console run code=3
+$ python -c "print(4); exit(3)"
+4
+```
 ```console run
 $ python -c "import beside; print(beside.z)"
 5
@@ -293,6 +331,7 @@ WRONG = {
     "a doctest in python": ("```python\n>>> 1 + 1\n3\n```\n", DocumentError, "Expected:\n    3\nGot:\n    2"),
     "no reason": ("```python no-run:\nx\n```\n", DocumentError, "line 2: say why the block does not run"),
     "an unknown option": ("```python norun: x\nx\n```\n", DocumentError, "line 2: 'norun: x' means nothing"),
+    "an unknown way to run": ("```console rum\nx\n```\n", DocumentError, "line 2: 'rum' means nothing"),
     "an open fence": ("\n```python\nx = 1\n", DocumentError, "line 2: the fence is never closed"),
     "an exit code": ('```console run\n$ python -c "exit(3)"\n```\n', DocumentError, "ended with code 3"),
     "another output": (
@@ -300,6 +339,19 @@ WRONG = {
         DocumentError,
         "should print\n2\n\nand prints\n1",
     ),
+    "no exit code": ('```console run code=1\n$ python -c "1"\n```\n', DocumentError, "ended with code 0"),
+    "a part of nothing": (
+        "```toml part-of=examples/acme_stube/pyproject.toml\nacme = 'elsewhere:create'\n```\n",
+        DocumentError,
+        "line 2: this is no part of examples/acme_stube/pyproject.toml",
+    ),
+    "half a line": (
+        '```toml part-of=examples/acme_stube/pyproject.toml\n= "acme_stube:create"\n```\n',
+        DocumentError,
+        "this is no part of",
+    ),
+    "a part of no example": ("```toml part-of=pyproject.toml\n[project]\n```\n", DocumentError, "names no file under"),
+    "a part of no file": ("```toml part-of=examples/acme_stube/x\n```\n", DocumentError, "names no file under"),
     "another program": ("```console run\n$ rm -r .\n```\n", DocumentError, "not `rm -r .`"),
     "no prompt": ("```console run\nstube\n```\n", DocumentError, "begins with"),
 }

@@ -1384,8 +1384,8 @@ def test_the_thread_of_a_start_that_was_broken_off_never_delivers_beside_another
         return time.monotonic_ns()
 
     class BreaksOff(MemoryRegistry):
-        def _new_thread(self, *arguments: Any) -> threading.Thread:
-            thread = super()._new_thread(*arguments)
+        def _new_thread(self, core: Any, token: object) -> threading.Thread:
+            thread = super()._new_thread(core, token)
             if not broken:
                 broken.append(thread)
                 start = thread.start

@@ -1,0 +1,331 @@
+"""The example of a backend by an outsider: small, on public names alone, what its page says, and it keeps the promises.
+
+That it does so by name, installed next to stube's wheel, a step of CI shows.
+"""
+
+from __future__ import annotations
+
+import ast
+import doctest
+import importlib
+import os
+import subprocess
+import sys
+import threading
+import tomllib
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+import stube
+import stube_backends.engine
+from stube.testing import suite
+from stube.testing._drive import watchdog
+from tests.test_architecture import Module, _lines_of_code
+from tests.test_docs import blocks_of
+
+ROOT = Path(__file__).parents[1]
+EXAMPLE = ROOT / "examples" / "acme_stube"
+SOURCE = EXAMPLE / "acme_stube" / "__init__.py"
+PAGE = ROOT / "docs" / "write-a-backend.md"
+MOST_LINES = 130  # of code, which a reader takes for about a hundred
+PATIENCE = 120.0  # seconds for a command that takes ten
+PUBLIC = {"stube": stube.__all__, "stube_backends.engine": stube_backends.engine.__all__, "stube.testing.suite": ["*"]}
+
+
+def _parts(path: str) -> list[str]:
+    """What the page shows of a file of the example, in the page's order."""
+    wanted = f"part-of=examples/acme_stube/{path}"
+    return [block.text for block in blocks_of(PAGE.read_text(encoding="utf-8")) if block.option == wanted]
+
+
+def _solid(text: str) -> list[str]:
+    return [line for line in text.splitlines() if line.strip()]
+
+
+def _private(source: str) -> Iterator[str]:
+    """What a module takes from stube that is not public: from where, or which name."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+            yield from (name for name in names if name.startswith("stube") and name != "stube")
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("stube"):
+            allowed = PUBLIC.get(node.module or "", ())
+            yield from (f"{node.module}.{alias.name}" for alias in node.names if alias.name not in allowed)
+        elif isinstance(node, ast.Attribute) and ast.unparse(node.value) == "stube" and node.attr not in stube.__all__:
+            yield f"stube.{node.attr}"
+
+
+@pytest.fixture
+def acme(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """The example's module, imported out of its sources."""
+    monkeypatch.syspath_prepend(str(EXAMPLE))
+    yield importlib.import_module("acme_stube")
+    del sys.modules["acme_stube"]
+
+
+def test_the_example_is_about_a_hundred_lines() -> None:
+    """Fault: what every backend needs is missing in the engine, and each outsider writes it anew."""
+    source = SOURCE.read_text(encoding="utf-8")
+    assert _lines_of_code(Module("acme_stube", ast.parse(source), source)) <= MOST_LINES
+
+
+@pytest.mark.parametrize("path", sorted(path.relative_to(EXAMPLE) for path in EXAMPLE.rglob("*.py")), ids=str)
+def test_the_example_stands_on_public_names(path: Path) -> None:
+    """Fault: the model for outsiders uses what may change at any time, for there is no public way."""
+    assert list(_private((EXAMPLE / path).read_text(encoding="utf-8"))) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import stube_backends.memory",
+        "from stube._factory import GROUP",
+        "from stube_backends.engine._core import Core",
+        "from stube_backends.engine import _core",
+        "from stube_backends.memory import MemoryRegistry",
+        "import stube\nstube._errors",
+    ],
+)
+def test_a_private_name_is_found(source: str) -> None:
+    """Fault: the test above looks nowhere."""
+    assert list(_private(source))
+
+
+def test_the_entry_point_is_the_factory(acme: ModuleType) -> None:
+    """Fault: the name that is installed leads to no function, or to one whose options cannot be read."""
+    project = tomllib.loads((EXAMPLE / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["entry-points"] == {"stube.backends": {"acme": "acme_stube:create"}}
+    assert acme.create.__module__ == "acme_stube"
+    with stube.create_registry("acme_stube:create", max_pending=1) as one:
+        assert isinstance(one, acme.AcmeRegistry)
+
+
+def test_the_examples_in_its_docstrings_run(acme: ModuleType) -> None:
+    """Fault: the first thing that a reader tries does not work."""
+    results = doctest.testmod(acme)
+    assert results.attempted > 0
+    assert results.failed == 0
+
+
+def test_who_follows_the_page_has_the_example() -> None:
+    """Fault: the page leaves a piece of the module out, shows one twice or in an order in which it is not written."""
+    for path in ("pyproject.toml", "acme_stube/__init__.py", "tests/test_acme.py"):
+        whole = (EXAMPLE / path).read_text(encoding="utf-8")
+        assert _solid("".join(_parts(path))) == _solid(whole), path
+    assert "py.typed" in PAGE.read_text(encoding="utf-8")
+    assert (EXAMPLE / "acme_stube" / "py.typed").read_text(encoding="utf-8") == ""
+
+
+def test_the_whole_test_file_of_an_outsider_is_an_import_and_a_fixture() -> None:
+    """Fault: the suite needs more of an author than a name, so that everybody writes other tests."""
+    statements = ast.parse((EXAMPLE / "tests" / "test_acme.py").read_text(encoding="utf-8")).body
+    kinds = [type(statement) for statement in statements]
+    assert kinds == [ast.Expr, ast.Import, ast.ImportFrom, ast.FunctionDef]
+
+
+def _run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("STUBE_", "PYTEST_"))}
+    environment["PYTHONPATH"] = str(EXAMPLE)
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=folder, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False,
+    )  # fmt: skip
+
+
+def test_the_example_passes_a_selection_of_the_suite(tmp_path: Path) -> None:
+    """Fault: a change of the engine keeps the backends that ship and breaks those of others.
+
+    In an empty folder, with the example's own test file: the tests of what the example adds to the engine, which is its
+    start, its wake-up call, its end, and who delivers.
+    """
+    (tmp_path / "test_acme.py").write_bytes((EXAMPLE / "tests" / "test_acme.py").read_bytes())
+    names = {
+        "test_no_timer_begins_early_and_none_is_lost",
+        "test_a_new_earliest_timer_is_not_kept_waiting_by_a_late_one",
+        "test_a_schedule_just_before_the_scheduler_sleeps_is_not_lost",
+        "test_an_idle_registry_uses_no_cpu",
+        "test_when_no_thread_can_be_started_the_operation_raises_and_nothing_has_changed",
+        "test_closing_discards_what_has_not_begun_and_is_idempotent",
+        "test_closing_waits_for_a_running_delivery_no_longer_than_it_may",
+        "test_closing_from_inside_a_delivery_does_not_wait_for_itself",
+        "test_closing_ends_the_threads",
+        "test_a_registry_that_is_dropped_with_nothing_pending_is_collected",
+        "test_a_registry_that_is_dropped_with_timers_pending_still_delivers_them",
+        "test_a_program_that_does_not_close_exits_promptly_and_silently",
+        "test_a_forked_child_has_an_empty_usable_registry_and_the_parent_is_undisturbed",
+        "test_a_child_forked_from_inside_a_delivery_delivers_nothing_of_the_parents_batch",
+        "test_the_first_operation_may_be_interrupted_too",
+        "test_a_handler_may_call_every_operation",
+    }
+    assert names <= set(suite.__all__)
+    done = _run(
+        tmp_path, "-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider",
+        "--stube-backend=acme_stube:create", *(f"test_acme.py::{name}" for name in sorted(names)),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "skipped" not in done.stdout
+
+
+# What the suite cannot know: the option `executor`, and a start that is broken off.
+
+
+def test_the_executor_is_the_hosts_and_the_close_shuts_it_down(acme: ModuleType) -> None:
+    """Fault: the option is taken and not used, two deliveries run at once in a pool of many, or its threads stay."""
+    threads = threading.active_count()
+    running, most, seen = 0, 0, set()
+
+    def dispatch(cid: str, event: stube.Event) -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        seen.add(threading.current_thread().name)
+        running -= 1
+
+    with acme.create(executor=lambda: ThreadPoolExecutor(4, thread_name_prefix="host")) as registry:
+        assert threading.active_count() == threads
+        registry.install_dispatch(dispatch)
+        for number in range(200):
+            registry.schedule_event(cid=f"c{number}", instance_id="main", delay_ms=number % 3, event="tick")
+        assert registry.join(30)
+    assert seen == {"host_0"}
+    assert most == 1
+    assert threading.active_count() == threads
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_forked_child_makes_an_executor_of_its_own(tmp_path: Path) -> None:
+    """Fault: the child submits to the parent's pool, whose threads do not exist there, and waits for ever.
+
+    Run by a process of its own, for this one may have threads.
+    """
+    program = """
+import os
+from concurrent.futures import ThreadPoolExecutor
+from warnings import filterwarnings
+import acme_stube
+filterwarnings("ignore", category=DeprecationWarning)  # a fork with threads about is what this is for
+made = []
+registry = acme_stube.create(executor=lambda: made.append(os.getpid()) or ThreadPoolExecutor(1))
+registry.install_dispatch(lambda cid, event: made.append(event.name))
+registry.schedule_event(cid="c1", instance_id="main", delay_ms=0, event="of the parent")
+assert registry.settle(30)
+child = os.fork()
+if child == 0:
+    registry.schedule_event(cid="c1", instance_id="main", delay_ms=0, event="of the child")
+    whole = registry.settle(30) and made[2:] == [os.getpid(), "of the child"] and registry.close(30)
+    os._exit(0 if whole else 1)
+assert os.waitpid(child, 0)[1] == 0, made
+assert made == [os.getpid(), "of the parent"], made
+assert registry.close(30)
+"""
+    done = _run(tmp_path, "-c", program)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+class BrokenOff(Exception):  # noqa: N818 - what a signal handler raises
+    """Raised in the middle of a start."""
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_start_that_is_broken_off_has_changed_nothing_and_the_next_one_serves(acme: ModuleType, when: str) -> None:
+    """Fault: the first operation raised, so every later one believes that somebody serves; or two tasks deliver.
+
+    Before the task is handed in, and after, when it runs already.
+    """
+    tasks: list[Future[object]] = []
+
+    class Flaky(acme.DaemonExecutor):  # type: ignore[misc, name-defined]
+        def submit(self, *arguments: Any) -> Future[Any]:
+            if when == "before" and not tasks:
+                tasks.append(Future())
+                raise BrokenOff
+            task: Future[Any] = super().submit(*arguments)
+            tasks.append(task)
+            if len(tasks) == 1:
+                raise BrokenOff
+            return task
+
+    seen: list[str] = []
+    with acme.create(executor=Flaky) as registry:
+        registry.install_dispatch(lambda cid, event: seen.append(event.name))
+        with pytest.raises(BrokenOff):
+            registry.schedule_event(cid="c1", instance_id="main", delay_ms=0, event="lost")
+        assert registry.stats() == stube.Stats()
+        assert when == "before" or tasks[0].result(30) is None
+        for number in range(20):
+            registry.schedule_event(cid="c1", instance_id="main", delay_ms=0, event=str(number))
+        assert registry.settle(30)
+        assert seen == [str(number) for number in range(20)]
+        assert len(tasks) == 2
+        assert not tasks[1].done()
+    assert tasks[1].result(0) is None
+
+
+def test_a_task_of_a_start_that_was_broken_off_never_delivers_beside_another(acme: ModuleType) -> None:
+    """Fault: the first task has just seen that it is wanted, so for one round there are two that deliver (G1).
+
+    Real time: were there two, the second delivery would begin in microseconds; it is given 0.2 s.
+    """
+    looking, go_on, second = (threading.Event() for _ in range(3))
+    tasks: list[Future[object]] = []
+    beside: list[bool] = []
+
+    def clock() -> int:
+        if len(tasks) == 0 and threading.current_thread().name == "acme":
+            looking.set()
+            assert go_on.wait(30)
+        return stube.monotonic_ns()
+
+    class Flaky(acme.DaemonExecutor):  # type: ignore[misc, name-defined]
+        def submit(self, *arguments: Any) -> Future[Any]:
+            task: Future[Any] = super().submit(*arguments)
+            if not tasks:
+                assert looking.wait(30)
+                tasks.append(task)
+                raise BrokenOff
+            return task
+
+    def dispatch(cid: str, event: stube.Event) -> None:
+        if event.name == "first":
+            beside.append(second.wait(0.2))
+        else:
+            second.set()
+
+    with acme.create(executor=Flaky, clock=clock) as registry:
+        registry.install_dispatch(dispatch)
+        with pytest.raises(BrokenOff):
+            registry.schedule_event(cid="c1", instance_id="main", delay_ms=0, event="lost")
+        for name in ("first", "second"):
+            registry.schedule_event(cid="c1", instance_id="main", delay_ms=0, event=name)
+        go_on.set()
+        assert registry.settle(30)
+    assert beside == [False]
+    assert second.is_set()
+
+
+def test_a_close_in_the_middle_of_a_start_waits_for_nobody(acme: ModuleType) -> None:
+    """Fault: a signal handler closes within a submit, and the executor's own lock is taken a second time for ever."""
+
+    lock = threading.Lock()  # as a ThreadPoolExecutor has one
+
+    class Locking(acme.DaemonExecutor):  # type: ignore[misc, name-defined]
+        def submit(self, *arguments: Any) -> Future[Any]:
+            with lock:
+                assert registry.close(30)
+                task: Future[Any] = super().submit(*arguments)
+                return task
+
+        def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+            with lock:
+                super().shutdown(wait)
+
+    registry = acme.create(executor=Locking)
+    with watchdog(30), pytest.raises(stube.RegistryClosed):
+        registry.schedule_event(cid="c1", instance_id="main", delay_ms=0, event="tick")
+    assert registry.close(30)
+    assert registry.stats() == stube.Stats()
