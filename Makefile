@@ -18,7 +18,7 @@ unexport PYTHONHOME
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .SUFFIXES:
-.PHONY: help demo test soak lint types wheel figures clean
+.PHONY: help demo test soak mutants lint types wheel figures clean
 
 help: ## this list
 	@echo "stube: what make does here. Each target sets up what it needs in $(VENV)/, once."
@@ -36,6 +36,9 @@ test: $(VENV)/has-testing ## run the tests, the conformance suite included
 
 soak: $(VENV)/has-testing ## random programs and recorded histories for a long time (ARGS='--minutes 1 --steps 20000')
 	@$(PY) tools/soak.py $(ARGS)
+
+mutants: $(VENV)/has-mutants ## change the engine in many small ways; does a test notice? (ARGS=_wheel: one module)
+	@$(PY) tools/mutants.py $(ARGS)
 
 lint: $(VENV)/has-dev ## ruff: the rules and the layout of the code
 	@$(PY) -m ruff check --output-format concise .
@@ -64,10 +67,11 @@ clean: ## remove the virtual environment and everything that was built or cached
 
 $(VENV)/has-demo: EXTRAS := demo
 $(VENV)/has-testing: EXTRAS := demo,testing
+$(VENV)/has-mutants: EXTRAS := mutants
 $(VENV)/has-dev: EXTRAS := dev
 $(VENV)/has-bench: EXTRAS := bench
 
-$(VENV)/has-demo $(VENV)/has-testing $(VENV)/has-dev $(VENV)/has-bench: pyproject.toml $(VENV)/made-with-$(VERSION)
+$(VENV)/has-demo $(VENV)/has-testing $(VENV)/has-mutants $(VENV)/has-dev $(VENV)/has-bench: pyproject.toml $(VENV)/made-with-$(VERSION)
 	@echo "Installing stube[$(EXTRAS)] into $(VENV)/ ..."
 	@$(PY) -m pip install -qq --editable ".[$(EXTRAS)]"
 	@touch $@

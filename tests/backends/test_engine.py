@@ -126,6 +126,7 @@ STEPS = ("schedule", "schedule", "cancel", "cancel_many", "subscribe", "subscrib
 
 @pytest.mark.parametrize("seed", range(60))
 def test_random_programs_keep_every_invariant_and_the_order(seed: int) -> None:
+    """Fault: whatever the other cases leave out: an order, a count or a container that is not the model's."""
     program = Program(seed)
     for _ in range(250):
         getattr(program, program.random.choice((*STEPS, "deliver_one", "deliver_one")))()
@@ -142,6 +143,7 @@ def test_random_programs_keep_every_invariant_and_the_order(seed: int) -> None:
 
 
 def test_cancelled_timers_of_the_open_slot_leave_at_most_as_many_shells_as_live_ones() -> None:
+    """Fault: the shells of cancelled timers pile up in the open slot (G13)."""
     engine = Engine(None)
     timers = [engine.schedule(NOBODY, "c", "i", 1000 + n, "e", 0) for n in range(1000)]
     assert engine.begin(10) is None  # opens the slot
@@ -154,6 +156,7 @@ def test_cancelled_timers_of_the_open_slot_leave_at_most_as_many_shells_as_live_
 
 
 def test_a_reset_in_the_middle_of_a_walk_drops_the_rest() -> None:
+    """Fault: the walk goes on after the reset, or what it had begun is dropped as well (G18)."""
     engine = Engine(None)
     for n in range(5):
         engine.subscribe(f"c{n}", "i", "t", "said")
@@ -206,6 +209,7 @@ def test_a_walk_that_goes_on_at_any_line_of_a_reset_leaves_one_fate_to_each_targ
 
 
 def test_a_reset_counts_as_cancelled_what_was_queued_for_those_who_had_left() -> None:
+    """Fault: a message to a subscription that is gone is counted as dropped."""
     engine = Engine(None)
     for n in range(3):
         engine.subscribe(f"c{n}", "i", "t", "said")
@@ -217,6 +221,7 @@ def test_a_reset_counts_as_cancelled_what_was_queued_for_those_who_had_left() ->
 
 
 def test_what_has_begun_frees_its_room_at_once() -> None:
+    """Fault: targets of a walk hold their room until the walk has ended (G22)."""
     engine = Engine(3)
     for n in range(3):
         engine.subscribe(f"c{n}", "i", "t", "said")

@@ -1,0 +1,302 @@
+"""The engine's reading of arguments: what is taken, as which plain value, and what is refused with which words."""
+
+from __future__ import annotations
+
+import enum
+import inspect
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from functools import partial
+from math import inf, nan
+from typing import Any
+
+import pytest
+
+import stube
+from stube import VirtualBackend
+from stube_backends.engine import (
+    checked_timeout,
+    delay_in_nanoseconds,
+    milliseconds,
+    name_of,
+    plain_event,
+    plain_name,
+)
+
+
+class Name(str):
+    """A string of a user's class, which the engine must neither keep nor hash."""
+
+    __slots__ = ()
+
+    def __hash__(self) -> int:
+        raise AssertionError("hashed")
+
+    def __str__(self) -> str:
+        return "not this"
+
+
+class Delay(float):
+    """A float of a user's class, such as numpy's."""
+
+    def as_integer_ratio(self) -> tuple[int, int]:
+        raise AssertionError("asked")
+
+
+class Whole(enum.IntEnum):
+    """An int of a user's class."""
+
+    TWO = 2
+
+
+@pytest.fixture
+def registry() -> Iterator[VirtualBackend]:
+    with stube.create_registry("virtual") as made:
+        yield made
+
+
+# Names and events
+
+
+def test_a_name_is_taken_as_its_exact_plain_string() -> None:
+    """Fault: a subclass is kept, or asked for its `__str__`, so that a user's code runs inside the engine."""
+    taken = plain_name("cid", Name("c"))
+    assert (type(taken), taken) == (str, "c")
+    assert plain_name("cid", "c") == "c"
+
+
+@pytest.mark.parametrize(
+    ("error", "value", "message"),
+    [
+        (TypeError, 7, "topic must be a str, not 7. Pass the name as a string."),
+        (TypeError, None, "topic must be a str, not None. Pass the name as a string."),
+        (TypeError, b"t", "topic must be a str, not b't'. Pass the name as a string."),
+        (ValueError, "", "topic must not be empty. Pass a name of at least one character."),
+        (ValueError, Name(""), "topic must not be empty. Pass a name of at least one character."),
+    ],
+)
+def test_a_name_that_is_none_is_refused(error: type[Exception], value: object, message: str) -> None:
+    """Fault: another error, or a message that does not say which argument, which value and what to do."""
+    with pytest.raises(error) as caught:
+        plain_name("topic", value)
+    assert str(caught.value) == message
+
+
+def test_an_event_is_taken_as_a_plain_string_or_tuple() -> None:
+    """Fault: a list is kept and may change later, a name of a user's class is kept, or a payload is touched."""
+    payload = Name("payload")
+    for given in (("e", payload, 2), ["e", payload, 2], (Name("e"), payload, 2)):
+        taken = plain_event(given)
+        assert type(taken) is tuple
+        assert (type(taken[0]), taken[0], taken[2]) == (str, "e", 2)
+        assert taken[1] is payload
+    assert plain_event("e") == "e"
+    assert type(plain_event(Name("e"))) is str
+    assert plain_event(("e",)) == ("e",)
+
+
+@pytest.mark.parametrize(
+    ("error", "value", "message"),
+    [
+        (TypeError, 7, "event must be a name or (name, *payload), not 7. Pass a str, a tuple or a list."),
+        (TypeError, None, "event must be a name or (name, *payload), not None. Pass a str, a tuple or a list."),
+        (ValueError, (), "event must not be empty. Pass a name, or a tuple that begins with one."),
+        (ValueError, [], "event must not be empty. Pass a name, or a tuple that begins with one."),
+        (ValueError, "", "event must not be empty. Pass a name of at least one character."),
+        (TypeError, (7, "e"), "event[0] must be a str, not 7. Pass the name as a string."),
+        (ValueError, ("", 1), "event[0] must not be empty. Pass a name of at least one character."),
+    ],
+)
+def test_an_event_that_is_none_is_refused(error: type[Exception], value: object, message: str) -> None:
+    """Fault: another error, or a message that does not say which value and what to do."""
+    with pytest.raises(error) as caught:
+        plain_event(value)
+    assert str(caught.value) == message
+
+
+def test_the_name_of_an_event_is_its_first_part() -> None:
+    """Fault: the first letter of a name, or a whole tuple."""
+    assert name_of("tick") == "tick"
+    assert name_of(("tick", 1)) == "tick"
+
+
+# Delays and instants
+
+
+@pytest.mark.parametrize(
+    ("delay_ms", "nanoseconds"),
+    [
+        (0, 0),
+        (1, 1_000_000),
+        (Whole.TWO, 2_000_000),
+        (10**400, 10**406),
+        (-1, 0),
+        (-(10**400), 0),
+        (0.0, 0),
+        (-0.5, 0),
+        (-1e300, 0),
+        (0.1, 100_000),
+        (1.5, 1_500_000),
+        (1e-7, 1),
+        (0.5e-6, 1),
+        (5e-324, 1),
+        (1.0000001, 1_000_001),
+        (2.0**42, 2**42 * 1_000_000),
+        (2.0**42 + 2.0**-10, 2**42 * 1_000_000 + 977),
+        (2.0**42 - 2.0**-10, int((2.0**42 - 2.0**-10) * 1e6)),
+        (2.0**41 + 2.0**-11, int((2.0**41 + 2.0**-11) * 1e6)),
+        (1.7e308, int(1.7e308) * 1_000_000),
+        (Delay(1.5), 1_500_000),
+        (Delay(-1.5), 0),
+        (Delay(1e300), int(1e300) * 1_000_000),
+    ],
+)
+def test_a_delay_is_read_to_the_nanosecond(delay_ms: float, nanoseconds: int) -> None:
+    """Fault: a fraction is cut off, a great delay loses its last digits, a negative one is no 0 (G11)."""
+    taken = delay_in_nanoseconds(delay_ms)
+    assert (type(taken), taken) == (int, nanoseconds)
+
+
+@pytest.mark.parametrize("delay_ms", [81.74760500000001, 102.00439300000001, 372.70108700000003])
+def test_no_delay_is_read_as_less_than_it_is(delay_ms: float) -> None:
+    """Fault: the product with 10**6 is rounded to a whole number below the delay, and the timer is early (G9)."""
+    assert int(delay_ms * 1e6) == delay_ms * 1e6 < Fraction(delay_ms) * 1_000_000
+    assert delay_in_nanoseconds(delay_ms) == int(delay_ms * 1e6) + 1
+
+
+@pytest.mark.parametrize(
+    ("error", "delay_ms", "message"),
+    [
+        (ValueError, nan, "delay_ms must be finite, not nan. Pass milliseconds as a finite number."),
+        (ValueError, inf, "delay_ms must be finite, not inf. Pass milliseconds as a finite number."),
+        (ValueError, -inf, "delay_ms must be finite, not -inf. Pass milliseconds as a finite number."),
+        (ValueError, Delay("inf"), "delay_ms must be finite, not inf. Pass milliseconds as a finite number."),
+        (TypeError, True, "delay_ms must be an int or a float, not True. Pass milliseconds as a number."),
+        (TypeError, "5", "delay_ms must be an int or a float, not '5'. Pass milliseconds as a number."),
+        (TypeError, None, "delay_ms must be an int or a float, not None. Pass milliseconds as a number."),
+    ],
+)
+def test_a_delay_that_is_none_is_refused(error: type[Exception], delay_ms: Any, message: str) -> None:
+    """Fault: a NaN is waited for, `True` is a millisecond, or the message does not say what to pass."""
+    with pytest.raises(error) as caught:
+        delay_in_nanoseconds(delay_ms)
+    assert str(caught.value) == message
+
+
+def test_nanoseconds_in_milliseconds() -> None:
+    """Fault: another unit, or an instant past what a float holds is an OverflowError in `inspect`."""
+    assert milliseconds(1_500_000) == 1.5
+    assert milliseconds(-1_500_000) == -1.5
+    assert milliseconds(0) == 0.0
+    assert milliseconds(10**400) == inf
+    assert milliseconds(-(10**400)) == -inf
+
+
+# Timeouts
+
+
+def test_a_timeout_is_a_number_of_seconds_or_none() -> None:
+    """Fault: 0 is refused, an int stays one, or more than a lock can wait for is passed on to it."""
+    assert checked_timeout(None) is None
+    for given, expected in ((0, 0.0), (0.25, 0.25), (3, 3.0), (inf, 1e9), (10**400, 1e9), (1e9, 1e9), (2e9, 1e9)):
+        taken = checked_timeout(given)
+        assert (type(taken), taken) == (float, expected)
+
+
+@pytest.mark.parametrize(
+    ("error", "timeout", "message"),
+    [
+        (ValueError, -1, "timeout must not be negative, not -1. Pass 0 to look without waiting."),
+        (ValueError, -0.5, "timeout must not be negative, not -0.5. Pass 0 to look without waiting."),
+        (ValueError, nan, "timeout must not be negative, not nan. Pass 0 to look without waiting."),
+        (TypeError, False, "timeout must be a number of seconds or None, not False. Pass seconds as a number."),
+        (TypeError, "5", "timeout must be a number of seconds or None, not '5'. Pass seconds as a number."),
+    ],
+)
+def test_a_timeout_that_is_none_is_refused(error: type[Exception], timeout: Any, message: str) -> None:
+    """Fault: a NaN is waited for, for ever, or the message does not say what to pass."""
+    with pytest.raises(error) as caught:
+        checked_timeout(timeout)
+    assert str(caught.value) == message
+
+
+# Dispatch
+
+
+async def _coroutine(*_: object) -> None:
+    """What nobody here can await."""
+
+
+class Handler:
+    """A host's object that is its own dispatch."""
+
+    async def __call__(self, *_: object) -> None:
+        pass
+
+    async def method(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    "dispatch",
+    [
+        _coroutine,
+        partial(_coroutine, 1),
+        partial(partial(_coroutine, 1), 2),
+        Handler(),
+        partial(Handler(), 1),
+        Handler().method,
+    ],
+    ids=["function", "partial", "partial-partial", "object", "partial-object", "method"],
+)
+def test_a_coroutine_function_is_refused(registry: VirtualBackend, dispatch: Callable[..., Any]) -> None:
+    """Fault: it is taken in some disguise, and every delivery fails later (G19)."""
+    with pytest.raises(TypeError) as caught:
+        registry.install_dispatch(dispatch)
+    assert str(caught.value) == (
+        f"dispatch must be a plain function, not the coroutine function {dispatch!r}. "
+        'Use the backend "asyncio", which awaits it, or pass a function that hands the event to your loop.'
+    )
+
+
+def test_what_is_not_callable_is_refused(registry: VirtualBackend) -> None:
+    """Fault: it is taken, and every delivery fails later."""
+    with pytest.raises(TypeError) as caught:
+        registry.install_dispatch(7)  # type: ignore[arg-type]
+    assert str(caught.value) == "dispatch must be callable, not 7. Pass a function (cid, event) -> None."
+
+
+@pytest.mark.parametrize("dispatch", [partial(print, sep=""), len, Name], ids=["partial", "builtin", "class"])
+def test_any_other_callable_is_taken(registry: VirtualBackend, dispatch: Any) -> None:
+    """Fault: a callable that is no function, a partial or a class, is refused."""
+    registry.install_dispatch(dispatch)
+
+
+@pytest.mark.parametrize("kind", ["timer", "publication"])
+def test_a_coroutine_that_dispatch_returns_is_closed_and_the_delivery_has_failed(kind: str) -> None:
+    """Fault: the coroutine is forgotten unawaited, counted delivered, or the error does not name the way out."""
+    errors: list[BaseException] = []
+    with stube.create_registry("virtual", on_error=lambda _cid, _event, exc: errors.append(exc)) as registry:
+        made = _coroutine()
+        registry.install_dispatch(lambda _cid, _event: made)  # type: ignore[arg-type]
+        if kind == "timer":
+            registry.schedule_event(cid="c", instance_id="i", delay_ms=0, event="e")
+        else:
+            registry.subscribe(cid="c", instance_id="i", topic="t", event="e")
+            registry.publish("t", "m")
+        registry.settle()
+        assert inspect.getcoroutinestate(made) == inspect.CORO_CLOSED
+        assert registry.stats().failed == 1
+    assert [str(error) for error in errors] == [
+        "dispatch returned 'coroutine', which this backend cannot await. Use the backend \"asyncio\", or return None."
+    ]
+
+
+def test_whatever_else_dispatch_returns_is_ignored(registry: VirtualBackend) -> None:
+    """Fault: a handler that happens to return something has failed."""
+    registry.install_dispatch(lambda _cid, _event: 7)  # type: ignore[arg-type]
+    registry.subscribe(cid="c", instance_id="i", topic="t", event="e")
+    registry.schedule_event(cid="c", instance_id="i", delay_ms=0, event="e")
+    registry.publish("t", "m")
+    registry.settle()
+    assert (registry.stats().delivered, registry.stats().failed) == (2, 0)

@@ -1,0 +1,1512 @@
+"""A registry on the engine that is moved by hand: whom an operation wakes, and what one within another becomes."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+import pytest
+
+import stube
+from stube import ConversationEnded, Event, RegistryClosed, RegistryFull
+from stube_backends.engine import (
+    EARLIEST,
+    FOREVER,
+    NESTED,
+    SLOT_BITS,
+    Core,
+    Engine,
+    LocalRegistry,
+    Timer,
+    Waiter,
+    live_registries,
+)
+
+SLOT = 1 << SLOT_BITS
+MS = 1_000_000
+PATIENCE = 10.0  # seconds, reached only when something is wrong
+CLOSED = "The registry is closed, so nothing can be added to it. Create a new one."
+LINK = {"cid": "c", "instance_id": "i"}
+
+
+class ByHand(LocalRegistry):
+    """Nobody delivers but `deliver`, and time stands where it is put."""
+
+    _handed_on = (KeyboardInterrupt,)
+
+    def __init__(self, *, on_error: Any = None, max_pending: int | None = None) -> None:
+        self.now = 0
+        self.started = 0
+        self.wakes = 0
+        self.stopped: list[float | None] = []
+        self.seen: list[tuple[str, str, str, object]] = []
+        super().__init__(clock=self.read, new_lock=threading.RLock, on_error=on_error, max_pending=max_pending)
+        self.install_dispatch(self.see)
+
+    def read(self) -> int:
+        return self.now
+
+    @property
+    def core(self) -> Core:
+        return self._core
+
+    @property
+    def engine(self) -> Engine:
+        return self._core.engine
+
+    def see(self, cid: str, event: Event) -> None:
+        self.seen.append((cid, event.instance_id, event.name, event.payload))
+
+    def deliver(self) -> int:
+        count = self._deliver(self._core, self.now)
+        assert not self._core.busy
+        self._check()
+        return count
+
+    def within(self, operation: Callable[[], Any]) -> Any:
+        """Call it from within another operation, as a finalizer does."""
+        result = self._core.exclusively(operation)
+        self._check()
+        assert not self._core.deferred
+        assert not self._core.busy
+        assert not self._core.nested()
+        return result
+
+    def _start_serving(self, core: Core) -> None:
+        self._refuse_if_closed(core)
+        self.started += 1
+        core.serving = True
+
+    def _stop_serving(self, core: Core, timeout: float | None) -> bool:
+        self.stopped.append(timeout)
+        return not core.nested()
+
+    def _wake(self, core: Core) -> None:
+        assert core is self._core
+        self.wakes += 1
+        core.sleep_until = EARLIEST
+
+
+class Hooked(Engine):
+    """Lets something happen in the middle of a claim, a schedule or a publication."""
+
+    hook: Callable[[], None] | None = None
+
+    def _call_hook(self) -> None:
+        hook, self.hook = self.hook, None
+        if hook is not None:
+            hook()
+
+    def begin(self, now: int, failed: bool | None = None) -> Any:
+        self._call_hook()
+        return super().begin(now, failed)
+
+    def schedule(self, owner: Any, cid: str, instance_id: str, delay: int, event: Any, now: int) -> Timer:
+        self._call_hook()
+        return super().schedule(owner, cid, instance_id, delay, event, now)
+
+    def publish(self, topic_name: str, message: Any, now: int) -> int:
+        self._call_hook()
+        return super().publish(topic_name, message, now)
+
+
+class HookedByHand(ByHand):
+    """Moved by hand, on an engine with a hook."""
+
+    def _new_core(self, dispatch: Any) -> Core:
+        return Core(threading.RLock(), Hooked(None), dispatch)
+
+    def hook(self, hook: Callable[[], None]) -> None:
+        assert isinstance(self.engine, Hooked)
+        self.engine.hook = hook
+
+
+def until(condition: Callable[[], object]) -> None:
+    """Wait for what another thread does inside the engine, where it can set no event."""
+    limit = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < limit
+        threading.Event().wait(0.001)
+
+
+def wait_in_thread(registry: ByHand, *, timers_too: bool) -> tuple[threading.Thread, list[bool]]:
+    """Wait for a registry in a thread of its own; what came of it goes into the list."""
+    before, results = len(registry.core.waiters), list[bool]()
+    thread = threading.Thread(
+        target=lambda: results.append(registry._wait_until_idle(registry.core, PATIENCE, timers_too=timers_too)),
+        daemon=True,
+    )
+    thread.start()
+    until(lambda: len(registry.core.waiters) > before)
+    return thread, results
+
+
+@pytest.fixture
+def registry() -> ByHand:
+    return ByHand()
+
+
+def schedule(registry: ByHand, delay_ms: float = 0, event: Any = "e", cid: str = "c", instance_id: str = "i") -> Timer:
+    timer = registry.schedule_event(cid=cid, instance_id=instance_id, delay_ms=delay_ms, event=event)
+    assert isinstance(timer, Timer)
+    return timer
+
+
+def subscribe(registry: ByHand, *cids: str, topic: str = "t", event: Any = "said") -> None:
+    for cid in cids or ("c",):
+        registry.subscribe(cid=cid, instance_id="i", topic=topic, event=event)
+
+
+# Arguments
+
+
+class Name(str):
+    """A name of a user's class."""
+
+    __slots__ = ()
+    __hash__ = None  # type: ignore[assignment]
+
+
+ADDING: dict[str, Callable[[ByHand, dict[str, Any]], Any]] = {
+    "schedule_event": lambda r, a: r.schedule_event(**{**LINK, "delay_ms": 5, "event": "e", **a}),
+    "subscribe": lambda r, a: r.subscribe(**{**LINK, "topic": "t", "event": "e", **a}),
+    "unsubscribe": lambda r, a: r.unsubscribe(**{**LINK, "topic": "t", **a}),
+    "publish": lambda r, a: r.publish({"topic": "t", **a}["topic"], "m"),
+    "put_pending_flow": lambda r, a: r.put_pending_flow({"cid": "c", **a}["cid"], 1),
+    "pending_flow": lambda r, a: r.pending_flow({"cid": "c", **a}["cid"]),
+    "forget_pending_flow": lambda r, a: r.forget_pending_flow({"cid": "c", **a}["cid"]),
+    "cancel_timers": lambda r, a: r.cancel_timers(
+        {"cid": "c", **a}["cid"], instance_id={"instance_id": "i", **a}["instance_id"]
+    ),
+    "remove_subscriptions_for_cid": lambda r, a: r.remove_subscriptions_for_cid({"cid": "c", **a}["cid"]),
+    "inspect": lambda r, a: r.inspect({"cid": "c", **a}["cid"]),
+}
+NAMED = [
+    ("schedule_event", ("cid", "instance_id", "event")),
+    ("subscribe", ("cid", "instance_id", "topic", "event")),
+    ("unsubscribe", ("cid", "instance_id", "topic")),
+    ("publish", ("topic",)),
+    ("put_pending_flow", ("cid",)),
+    ("pending_flow", ("cid",)),
+    ("forget_pending_flow", ("cid",)),
+    ("cancel_timers", ("cid", "instance_id")),
+    ("remove_subscriptions_for_cid", ("cid",)),
+    ("inspect", ("cid",)),
+]
+ROLES = [(operation, role) for operation, roles in NAMED for role in roles]
+
+
+@pytest.mark.parametrize(("operation", "role"), ROLES)
+def test_an_argument_that_is_no_name_is_refused_by_its_role(registry: ByHand, operation: str, role: str) -> None:
+    """Fault: an argument is not checked, or the error names another (G15)."""
+    call = ADDING[operation]
+    before = registry.sizes()
+    with pytest.raises(ValueError, match="must not be empty") as empty:
+        call(registry, {role: ""})
+    assert str(empty.value) == f"{role} must not be empty. Pass a name of at least one character."
+    with pytest.raises(TypeError) as wrong:
+        call(registry, {role: 7})
+    if role == "event":
+        expected = "event must be a name or (name, *payload), not 7. Pass a str, a tuple or a list."
+    else:
+        expected = f"{role} must be a str, not 7. Pass the name as a string."
+    assert str(wrong.value) == expected
+    assert registry.sizes() == before
+
+
+@pytest.mark.parametrize(("operation", "role"), ROLES)
+def test_a_name_of_a_users_class_is_taken_as_its_plain_string(registry: ByHand, operation: str, role: str) -> None:
+    """Fault: it is kept or hashed as it is, and a user's code runs inside the engine (G20)."""
+    subscribe(registry)
+    ADDING[operation](registry, {role: Name("x")})
+    registry._check()
+    if operation == "schedule_event":
+        registry.now = 5 * MS
+        registry.deliver()
+        assert [type(part) for part in registry.seen[0][:3]] == [str] * 3
+    for topic, found in registry.subscriptions().items():
+        assert type(topic) is str
+        assert {type(part) for key, event in found.items() for part in (*key, event)} == {str}
+
+
+def test_a_bound_below_one_is_refused() -> None:
+    """Fault: a registry that can hold nothing is made, or the message does not say what to do."""
+    for bound in (0, -1):
+        with pytest.raises(ValueError, match="max_pending") as caught:
+            ByHand(max_pending=bound)
+        assert str(caught.value) == f"max_pending must be at least 1, not {bound}. Leave it out, or give None."
+    registry = ByHand(max_pending=1)
+    schedule(registry)
+    with pytest.raises(RegistryFull):
+        schedule(registry)
+
+
+def test_a_baton_is_not_none(registry: ByHand) -> None:
+    """Fault: None is recorded, and the page waits for a baton that looks like none."""
+    with pytest.raises(TypeError) as caught:
+        registry.put_pending_flow("c", None)
+    assert str(caught.value) == ("flow_id must not be None, for None means that there is no baton. Pass anything else.")
+
+
+def test_a_table_of_batons_is_given_back_by_who_takes_the_last(registry: ByHand) -> None:
+    """Fault: nobody gives it back, or everybody tries (G13)."""
+    for number in range(1025):
+        registry.put_pending_flow(f"c{number}", number)
+    assert registry.engine.flows_peak == 1025
+    for number in range(1024):
+        assert registry.pending_flow(f"c{number}") == number
+    assert registry.engine.flows_peak == 1025
+    assert registry.forget_pending_flow("nobody") is False
+    assert registry.forget_pending_flow("c1024") is True
+    assert registry.engine.flows_peak == 0
+
+
+def test_what_is_removed_is_what_was_named_and_is_counted(registry: ByHand) -> None:
+    """Fault: another topic's subscription goes too, or a count is missing."""
+    for topic in ("t", "u", "v"):
+        subscribe(registry, "a", "b", topic=topic)
+    assert registry.unsubscribe(cid="a", instance_id="i", topic="u") == 1
+    assert sorted(registry.subscriptions()["u"]) == [("b", "i")]
+    assert registry.unsubscribe(cid="a", instance_id="i") == 2
+    assert registry.remove_subscriptions_for_cid("b") == 3
+    for instance_id in ("i", "i", "j"):
+        schedule(registry, 10, instance_id=instance_id)
+    assert registry.cancel_timers("c", instance_id="i") == 2
+    assert registry.cancel_timers("c") == 1
+    timer = schedule(registry, 10)
+    assert [timer.cancel(), timer.cancel()] == [True, False]
+
+
+def test_what_is_looked_at_is_what_was_asked_for(registry: ByHand) -> None:
+    """Fault: every conversation is shown for one, or the figures lag behind the walk that is going on."""
+    queued: list[int] = []
+    registry.install_dispatch(lambda _cid, _event: queued.append(registry.stats().queued))
+    subscribe(registry, "a", "b", "c")
+    registry.publish("t", "m")
+    assert set(registry.inspect()) == {"a", "b", "c"}
+    assert set(registry.inspect("b")) == {"b"}
+    registry.deliver()
+    assert queued == [2, 1, 0]
+
+
+# Whom an operation wakes
+
+
+def test_a_timer_wakes_who_would_sleep_past_it(registry: ByHand) -> None:
+    """Fault: a new earliest timer is slept past, or every timer wakes the scheduler (G10)."""
+    schedule(registry, 10)
+    assert (registry.started, registry.wakes) == (1, 1)
+    registry.deliver()
+    assert registry.core.sleep_until == 10 * MS
+    schedule(registry, 10)
+    schedule(registry, 11)
+    assert registry.wakes == 1
+    schedule(registry, 9)
+    assert (registry.started, registry.wakes) == (1, 2)
+
+
+def test_a_publication_wakes_who_sleeps_and_nobody_twice(registry: ByHand) -> None:
+    """Fault: who sleeps is not woken, or is woken for nobody, or once for each message (G10)."""
+    assert registry.publish("t", "m") == 0
+    assert (registry.started, registry.wakes) == (0, 0)
+    subscribe(registry)
+    assert registry.publish("t", "m") == 1
+    assert (registry.started, registry.wakes) == (1, 1)
+    assert registry.publish("t", "m") == 1
+    assert registry.wakes == 1
+    registry.deliver()
+    assert registry.core.sleep_until == FOREVER
+    assert registry.publish("nobody", "m") == 0
+    assert registry.wakes == 1
+    assert registry.publish("t", "m") == 1
+    assert registry.wakes == 2
+
+
+def test_what_is_refused_starts_nobody() -> None:
+    """Fault: a thread is started for an operation that raises (G23)."""
+    registry = ByHand(max_pending=1)
+    subscribe(registry, "a", "b")
+    with pytest.raises(RegistryFull):
+        registry.publish("t", "m")
+    assert (registry.started, registry.wakes) == (0, 0)
+    subscribe(registry, "c", topic="u")
+    assert registry.publish("u", "m") == 1
+    registry.close()
+    for topic in ("t", "u"):
+        with pytest.raises(RegistryClosed) as caught:
+            registry.publish(topic, "m")
+        assert str(caught.value) == CLOSED
+    assert registry.started == 1
+
+
+@pytest.mark.parametrize("operation", ["cancel", "cancel_timers", "reset_state"])
+def test_who_waits_is_told_of_what_ends_the_waiting(registry: ByHand, operation: str) -> None:
+    """Fault: a `join` waits on after the last timer was cancelled, or every cancel wakes the scheduler."""
+    timer = schedule(registry, 10)
+
+    def act() -> None:
+        if operation == "cancel":
+            timer.cancel()
+        elif operation == "cancel_timers":
+            registry.cancel_timers("c")
+        else:
+            registry.reset_state()
+
+    waiting, _ = wait_in_thread(registry, timers_too=True)
+    registry.deliver()
+    assert registry.core.sleep_until == EARLIEST or registry.core.waiters
+    wakes = registry.wakes
+    act()
+    assert registry.wakes == wakes + 1
+    registry.deliver()
+    waiting.join(PATIENCE)
+    assert not waiting.is_alive()
+    assert registry.core.waiters == []
+    timer = schedule(registry, 10)
+    wakes = registry.wakes
+    act()
+    assert registry.wakes == wakes
+
+
+# Waiting
+
+
+def test_waiting_for_nothing_does_not_wait(registry: ByHand) -> None:
+    """Fault: an idle registry is waited for, or wakes its scheduler."""
+    assert registry._wait_until_idle(registry.core, 0.0, timers_too=True) is True
+    schedule(registry, 10)
+    wakes = registry.wakes
+    assert registry._wait_until_idle(registry.core, 0.0, timers_too=False) is True
+    assert (registry.wakes, registry.core.waiters) == (wakes, [])
+
+
+def test_waiting_ends_with_its_timeout_and_leaves_nobody_waiting(registry: ByHand) -> None:
+    """Fault: a waiter that gave up stays in the list (G13), or nobody is woken to look."""
+    schedule(registry, 10)
+    wakes = registry.wakes
+    assert registry._wait_until_idle(registry.core, 0.001, timers_too=True) is False
+    assert (registry.wakes, registry.core.waiters) == (wakes + 1, [])
+
+
+def test_each_waiter_is_released_when_what_it_waits_for_is_over(registry: ByHand) -> None:
+    """Fault: `settle` waits for timers that are not due, `join` does not wait for them, or only one is released."""
+    schedule(registry, 0)
+    schedule(registry, 10)
+    joins = [wait_in_thread(registry, timers_too=True) for _ in range(2)]
+    settles = [wait_in_thread(registry, timers_too=False) for _ in range(2)]
+    assert registry.deliver() == 1  # not fresh: something may have become due meanwhile
+    assert len(registry.core.waiters) == 4
+    assert registry.core.sleep_until == EARLIEST
+    assert registry.deliver() == 0
+    for thread, results in settles:
+        thread.join(PATIENCE)
+        assert results == [True]
+    assert len(registry.core.waiters) == 2
+    registry.now = 10 * MS
+    assert registry.deliver() == 1
+    assert registry.deliver() == 0
+    for thread, results in joins:
+        thread.join(PATIENCE)
+        assert results == [True]
+
+
+def test_without_a_timeout_the_waiting_has_no_end(registry: ByHand) -> None:
+    """Fault: `join()` gives up at once."""
+    schedule(registry)
+    ended = threading.Event()
+
+    def wait() -> None:
+        if registry._wait_until_idle(registry.core, None, timers_too=True):
+            ended.set()
+
+    threading.Thread(target=wait, daemon=True).start()
+    until(lambda: registry.core.waiters)
+    registry.deliver()
+    registry.deliver()
+    assert ended.wait(PATIENCE)
+
+
+def test_a_waiter_waits_for_what_was_ready_when_it_came(registry: ByHand) -> None:
+    """Fault: a round that began before the waiter did releases it by an instant of before."""
+    schedule(registry, 10)
+    registry.now = 20 * MS
+    waiting, _ = wait_in_thread(registry, timers_too=False)
+    assert registry._deliver(registry.core, 5 * MS) == 0
+    assert len(registry.core.waiters) == 1
+    assert registry.deliver() == 1
+    assert registry.deliver() == 0
+    waiting.join(PATIENCE)
+    assert not waiting.is_alive()
+
+
+@pytest.mark.parametrize(("timeout", "passed_on"), [(None, -1), (0.25, 0.25)])
+def test_the_timeout_is_passed_on_to_the_lock(
+    registry: ByHand, monkeypatch: pytest.MonkeyPatch, timeout: float | None, passed_on: float
+) -> None:
+    """Fault: without a timeout the waiting ends after a while."""
+    asked: list[float | None] = []
+
+    class Lock:
+        def acquire(self, *, timeout: float | None = None) -> bool:
+            asked.append(timeout)
+            return True
+
+    monkeypatch.setattr(threading, "Lock", Lock)
+    schedule(registry, 10)
+    assert registry._wait_until_idle(registry.core, timeout, timers_too=True) is True
+    assert asked == [None, passed_on]
+
+
+def test_a_close_releases_who_waits_even_behind_a_delivery(registry: ByHand) -> None:
+    """Fault: a closed registry is waited for until the timeout."""
+    schedule(registry)
+    schedule(registry, 10)
+    waiting, ended = wait_in_thread(registry, timers_too=True)
+
+    def dispatch(_cid: str, _event: Event) -> None:
+        registry.close()
+
+    registry.install_dispatch(dispatch)
+    assert registry.deliver() == 1
+    waiting.join(PATIENCE)
+    assert ended == [True]
+
+
+def test_a_registry_is_not_waited_for_from_within_its_own_operation(registry: ByHand) -> None:
+    """Fault: a signal handler waits for ever for the operation that it interrupts, or the message is another."""
+
+    def wait() -> str:
+        with pytest.raises(RuntimeError) as caught:
+            registry._wait_until_idle(registry.core, 0.0, timers_too=True)
+        return str(caught.value)
+
+    assert registry.within(wait) == (
+        "A registry cannot be waited for from within one of its own operations, which stands still meanwhile. "
+        "Let the signal handler or the finalizer return first."
+    )
+
+
+def test_a_waiter_is_released_once(registry: ByHand) -> None:
+    """Fault: it stays in the list until it has woken up, and is released a second time, which raises."""
+    lock = threading.Lock()
+    lock.acquire()
+    registry.core.waiters.append(Waiter(True, 0, lock))
+    assert registry.deliver() == registry.deliver() == 0
+    assert not lock.locked()
+    assert registry.core.waiters == []
+
+
+def test_a_snapshot_is_taken_once_and_under_the_lock(registry: ByHand) -> None:
+    """Fault: it is taken while another thread changes what it reads (G16)."""
+    held: list[bool] = []
+    registry._look(registry.core, lambda: held.append(registry.core.nested()))
+    assert held == [True]
+
+
+def test_the_figures_are_read_under_the_lock(registry: ByHand, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fault: they are read as they stand while another thread changes them, and do not add up."""
+    monkeypatch.setattr(Engine, "stats_as_they_stand", lambda _engine: pytest.fail("read without the lock"))
+    schedule(registry, 10)
+    assert registry.stats().timers == 1
+
+
+def test_no_operation_leaves_the_engine_busy(registry: ByHand) -> None:
+    """Fault: the mark of a change in progress stays, and the next Ctrl-C mends what is whole (G20)."""
+    schedule(registry, 10)
+    assert not registry.core.busy
+    subscribe(registry)
+    assert not registry.core.busy
+    registry.publish("t", "m")
+    assert not registry.core.busy
+
+
+# How long to sleep, and what keeps a registry alive
+
+
+def test_who_delivers_sleeps_until_something_can_be_ready(registry: ByHand) -> None:
+    """Fault: a sleep past a timer, or none at all with nothing pending (G10)."""
+    assert registry.deliver() == 0
+    assert registry.core.sleep_until == FOREVER
+    schedule(registry, 1e300)
+    registry.deliver()
+    assert registry.core.sleep_until == FOREVER
+    schedule(registry, 1000)
+    registry.deliver()
+    assert registry.core.sleep_until == 1000 * MS >> SLOT_BITS << SLOT_BITS
+    registry.now = 999 * MS
+    registry.deliver()
+    assert registry.core.sleep_until == 1000 * MS
+
+
+@pytest.mark.parametrize("how", ["delivered", "cancelled", "cancelled all", "reset", "closed"])
+def test_a_registry_is_held_while_anything_is_pending_and_no_longer(registry: ByHand, how: str) -> None:
+    """Fault: a registry dropped with a timer pending is collected, or one with nothing pending is not (G13)."""
+    subscribe(registry)
+    assert registry.sizes()["anchor"] == 0
+    first, _ = schedule(registry, 10), schedule(registry, 10)
+    assert registry.core.anchor == [registry]
+    registry.deliver()
+    assert registry.core.anchor == [registry]
+    first.cancel()
+    assert registry.publish("t", "m") == 1
+    assert registry.sizes()["anchor"] == 1
+    registry.cancel_timers("c")
+    assert registry.sizes()["anchor"] == 1  # the message
+    if how == "delivered":
+        registry.deliver()
+    elif how.startswith("cancelled"):
+        registry.deliver()
+        timer = schedule(registry, 10)
+        assert registry.sizes()["anchor"] == 1
+        timer.cancel() if how == "cancelled" else registry.cancel_timers("c")
+    elif how == "reset":
+        registry.reset_state()
+    else:
+        registry.close()
+    assert registry.core.anchor == []
+
+
+def test_a_message_alone_holds_the_registry(registry: ByHand) -> None:
+    """Fault: only timers keep a registry alive, and a message is lost with it (G13)."""
+    subscribe(registry)
+    assert registry.publish("t", "m") == 1
+    assert registry.core.anchor == [registry]
+    registry.publish("t", "m")
+    assert registry.core.anchor == [registry]
+
+
+def test_a_publication_to_nobody_holds_nothing(registry: ByHand) -> None:
+    """Fault: a registry with nothing pending is never collected (G13)."""
+    schedule(registry)
+    registry.deliver()
+    assert registry.publish("nobody", "m") == 0
+    assert registry.core.anchor == []
+
+
+# One operation within another
+
+
+def test_a_baton_put_within_another_operation_is_there_at_once(registry: ByHand) -> None:
+    """Fault: it is put after a take that followed it; or what it replaces is dropped inside the engine (G20)."""
+    registry.put_pending_flow("c", "old")
+
+    def act() -> object:
+        registry.put_pending_flow("c", "new")
+        assert sum(map(len, registry.core.deferred.values())) == 1  # the old one, to be dropped outside
+        return registry.pending_flow("c")
+
+    assert registry.within(act) == "new"
+    assert registry.pending_flow("c") is None
+
+
+def test_a_timer_scheduled_within_another_operation_is_adopted_when_that_returns(registry: ByHand) -> None:
+    """Fault: it is lost, due at another instant, counted twice, or nobody is woken for it (G20)."""
+    made: list[Timer] = []
+
+    def act() -> None:
+        made.append(schedule(registry, 10, ("e", 1)))
+        assert registry.engine.ledger.accepted == 0
+
+    registry.within(act)
+    assert (registry.started, registry.wakes) == (1, 1)
+    assert registry.core.anchor == [registry]
+    assert registry.stats().timers == 1
+    assert repr(made[0]) == "<Timer 'e' of 'c', 'i'>"
+    assert made[0].due == 10 * MS
+    registry.now = 10 * MS
+    registry.deliver()
+    assert registry.seen == [("c", "i", "e", 1)]
+    assert made[0].cancel() is False
+
+
+def test_a_timer_scheduled_within_another_operation_can_be_cancelled_there(registry: ByHand) -> None:
+    """Fault: the cancel comes to nothing, or the registry is held for a timer that is none (G5)."""
+
+    def act() -> bool:
+        timer = schedule(registry, 10)
+        assert timer.cancel() is False  # noted, as the adoption is
+        return timer.cancel()
+
+    registry.within(act)
+    assert registry.stats().timers == 0
+    assert registry.stats().cancelled == 1
+    assert registry.core.anchor == []
+
+
+def test_a_timer_that_comes_too_late_to_be_adopted_holds_nothing(registry: ByHand) -> None:
+    """Fault: a closed registry is held for a timer that was dropped (G13)."""
+
+    def act() -> None:
+        schedule(registry, 10)
+        registry.engine.close()
+
+    registry.within(act)
+    assert registry.stats().dropped == 1
+    assert registry.core.anchor == []
+
+
+def test_a_timer_beyond_the_bound_is_refused_within_another_operation_too() -> None:
+    """Fault: those that wait to be adopted are not counted (G22)."""
+    registry = ByHand(max_pending=3)
+    schedule(registry, 10)
+
+    def act() -> None:
+        schedule(registry, 10)
+        registry.cancel_timers("nobody")  # something else that waits
+        schedule(registry, 10)
+        with pytest.raises(RegistryFull) as caught:
+            schedule(registry, 10)
+        assert str(caught.value) == (
+            "The registry holds 1 timers and messages, and 1 more would pass max_pending=3. "
+            "Raise max_pending, or schedule and publish less."
+        )
+
+    registry.within(act)
+    assert registry.stats().timers == 3
+
+
+@pytest.mark.parametrize("instance_id", [None, "i"])
+def test_a_cancel_within_another_operation_covers_what_it_names(registry: ByHand, instance_id: str | None) -> None:
+    """Fault: it is forgotten, or covers another instance (G20)."""
+    subscribe(registry)
+    registry.subscribe(cid="c", instance_id="j", topic="t", event="said")
+    schedule(registry, 10)
+    schedule(registry, 10, instance_id="j")
+    schedule(registry, 10, cid="other")
+    assert registry.within(lambda: registry.cancel_timers("c", instance_id=instance_id)) == 0
+    assert registry.stats().timers == (1 if instance_id is None else 2)
+    assert registry.inspect()["c"].timers == (() if instance_id is None else registry.inspect("c")["c"].timers)
+
+
+def test_subscriptions_change_within_another_operation(registry: ByHand) -> None:
+    """Fault: the change is forgotten, or another subscription's (G20)."""
+    subscribe(registry, "a", "b", "c")
+    registry.subscribe(cid="c", instance_id="j", topic="t", event="said")
+    registry.publish("t", "before")
+    registry.reset_state()
+    subscribe(registry, "a", "b", "c")
+    registry.subscribe(cid="c", instance_id="j", topic="t", event="said")
+
+    def act() -> None:
+        registry.subscribe(cid="d", instance_id="k", topic="u", event=("heard", 1))
+        assert registry.unsubscribe(cid="c", instance_id="i", topic="t") == 0
+        assert registry.unsubscribe(cid="a", instance_id="i") == 0
+        assert registry.remove_subscriptions_for_cid("b") == 0
+        assert set(registry.subscriptions()) == {"t"}  # as things stand
+        assert registry.publish("u", "m") == 0
+        assert set(registry.inspect()) == {"a", "b", "c"}
+        assert registry.stats().subscriptions == 4
+        assert registry.sizes()["deferred"] == 5
+
+    registry.within(act)
+    assert registry.subscriptions() == {"t": {("c", "j"): "said"}, "u": {("d", "k"): ("heard", 1)}}
+    registry.deliver()
+    assert registry.seen == [("d", "k", "heard", "m")]
+
+
+def test_within_an_unfinished_close_nothing_can_be_added(registry: ByHand) -> None:
+    """Fault: what is added between the closing of the engine and the end of `close` is noted, and lost (G24)."""
+    subscribe(registry)
+    schedule(registry, 10)
+    refusals: list[str] = []
+
+    def act() -> None:
+        registry.engine.close()
+        for operation in (schedule, subscribe, lambda registry: registry.publish("t", "m")):
+            with pytest.raises(RegistryClosed) as caught:
+                operation(registry)
+            refusals.append(str(caught.value))
+
+    registry.within(act)
+    assert refusals == [CLOSED] * 3
+
+
+def test_a_subscription_is_removed_within_another_operation_by_its_topic(registry: ByHand) -> None:
+    """Fault: all topics of the instance go (G20)."""
+    for topic in ("t", "u"):
+        subscribe(registry, topic=topic)
+    registry.within(lambda: registry.unsubscribe(cid="c", instance_id="i", topic="t"))
+    assert list(registry.subscriptions()) == ["u"]
+
+
+def test_a_reset_within_another_operation_forgets_everything(registry: ByHand) -> None:
+    """Fault: it is forgotten, or undone by what was added after it (G18)."""
+    subscribe(registry)
+    schedule(registry, 10)
+
+    def act() -> None:
+        registry.reset_state()
+        subscribe(registry, "d")
+
+    registry.within(act)
+    assert registry.subscriptions() == {"t": {("d", "i"): "said"}}
+    assert registry.stats().dropped == 1
+    assert registry.core.anchor == []
+
+
+def test_a_close_within_another_operation_refuses_at_once_and_waits_for_nobody(registry: ByHand) -> None:
+    """Fault: something can still be added, it waits for whoever needs the lock, or pending things stay (G24)."""
+    schedule(registry, 10)
+    subscribe(registry)
+
+    def act() -> bool:
+        stopped = registry.close(5)
+        refused: list[Callable[[], object]] = [
+            lambda: schedule(registry),
+            lambda: subscribe(registry),
+            lambda: registry.publish("t", "m"),
+            lambda: registry.install_dispatch(print),
+        ]
+        for operation in refused[1:3]:
+            with pytest.raises(RegistryClosed) as caught:
+                operation()
+            assert str(caught.value) == CLOSED
+        with pytest.raises(RegistryClosed) as caught:
+            refused[3]()
+        assert str(caught.value) == "The registry is closed, so it delivers nothing any more. Create a new one."
+        return stopped
+
+    assert registry.within(act) is False
+    assert registry.stopped == [0.0, 0.0]
+    assert registry.core.serving is False
+    assert registry.stats().dropped == 1
+    assert set(registry.sizes().values()) == {0}
+
+
+def test_what_comes_to_nothing_later_is_logged(registry: ByHand, caplog: pytest.LogCaptureFixture) -> None:
+    """Fault: the error is lost, or stops what was noted after it (G19)."""
+    registry = ByHand(max_pending=1)
+    subscribe(registry, "a", "b")
+
+    def act() -> None:
+        registry.publish("t", "m")
+        subscribe(registry, "d")
+
+    with caplog.at_level(logging.DEBUG, "stube"):
+        registry.within(act)
+    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
+        (
+            "WARNING",
+            "an operation made within another one came to nothing: The registry holds 0 timers and messages, and 2 "
+            "more would pass max_pending=1. Raise max_pending, or schedule and publish less.",
+        )
+    ]
+    assert registry.stats().subscriptions == 3
+
+
+def test_many_operations_within_one_are_a_loop_and_no_recursion(registry: ByHand) -> None:
+    """Fault: each that is made up for makes up for the rest inside itself, and ten thousand overflow the stack."""
+
+    def act() -> None:
+        for number in range(10_000):
+            registry.subscribe(cid="c", instance_id="i", topic=f"t{number}", event="e")
+
+    registry.within(act)
+    assert registry.stats().subscriptions == 10_000
+    assert registry.core.catching_up == set()
+
+
+# The core
+
+
+def test_what_an_operation_raises_passes_through_and_leaves_the_lock(registry: ByHand) -> None:
+    """Fault: the lock stays taken, or `busy` stays set, and everything later waits or comes to nothing (G15)."""
+    core = registry.core
+
+    def fail() -> None:
+        raise RegistryClosed("by the test")
+
+    with pytest.raises(RegistryClosed, match="by the test"):
+        core.exclusively(fail)
+    assert (core.busy, core.nested()) == (False, False)
+    assert core.exclusively(lambda: (core.busy, core.nested())) == (True, True)
+    assert core.exclusively(lambda *parts: parts, 1, 2) == (1, 2)
+    assert core.exclusively(lambda: core.exclusively(lambda: 1)) is NESTED
+
+
+def test_an_exception_out_of_nowhere_is_mended_and_a_refusal_is_not(
+    registry: ByHand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fault: a broken engine is left as it is, or every refusal costs as much as everything pending (G20)."""
+    schedule(registry, 10)
+    engine = registry.engine
+
+    def break_off(error: BaseException) -> None:
+        registry.core.later(subscribe, registry)
+        engine.ledger.timers = 7
+        raise error
+
+    with pytest.raises(RegistryFull):
+        registry.core.exclusively(break_off, RegistryFull("refused"))
+    assert engine.ledger.timers == 7
+    assert engine.topics.count == 1  # what was noted is made up for all the same
+    with pytest.raises(KeyboardInterrupt):
+        registry.core.exclusively(break_off, KeyboardInterrupt())
+    assert engine.ledger.timers == 1
+    registry._check()
+    assert not registry.core.deferred
+    assert (registry.core.busy, registry.core.nested()) == (False, False)
+
+
+def test_an_exception_outside_of_the_lock_mends_nothing(registry: ByHand) -> None:
+    """Fault: whoever raises without the lock mends, or releases, what another thread is changing (G20)."""
+    registry.engine.ledger.timers = 7
+    registry.core.recover(KeyboardInterrupt())
+    assert registry.engine.ledger.timers == 7
+    registry.core.acquire()
+    registry.core.recover(KeyboardInterrupt())  # the lock, but no change yet
+    assert registry.engine.ledger.timers == 7
+    assert not registry.core.nested()
+
+
+def test_only_the_thread_that_noted_an_operation_makes_up_for_it(registry: ByHand) -> None:
+    """Fault: another thread takes it over, while the one that noted it returns before it has happened (G21)."""
+    noted, go = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        registry.core.later(subscribe, registry, "held")
+        noted.set()
+        assert go.wait(PATIENCE)
+        registry.core.catch_up()
+
+    thread = threading.Thread(target=hold, daemon=True)
+    thread.start()
+    assert noted.wait(PATIENCE)
+    registry.core.catch_up()
+    assert registry.subscriptions() == {}
+    assert registry.sizes()["deferred"] == 1
+    go.set()
+    thread.join(PATIENCE)
+    assert registry.subscriptions() == {"t": {("held", "i"): "said"}}
+    assert registry.core.deferred == {}
+
+
+def test_a_core_retired_by_a_fork_waits_for_nobody_and_its_walk_is_over(registry: ByHand) -> None:
+    """Fault: the child delivers the parent's batch, or waits for a thread that does not exist there (G25)."""
+    subscribe(registry, "a", "b")
+    registry.publish("t", "m")
+    old = registry.core
+    held, go = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with old.lock:  # type: ignore[attr-defined]
+            held.set()
+            assert go.wait(PATIENCE)
+
+    walked: list[str] = []
+
+    def dispatch(cid: str, _event: Event) -> None:
+        walked.append(cid)
+        thread.start()
+        assert held.wait(PATIENCE)
+        registry._start_anew()
+        walked.append("and the child goes on")
+
+    registry.install_dispatch(dispatch)
+    thread = threading.Thread(target=hold, daemon=True)
+    lock = old.lock
+    assert registry._deliver(old, 0) == 1
+    go.set()
+    thread.join(PATIENCE)
+    assert walked == ["a", "and the child goes on"]
+    assert old.lock is not lock
+    assert registry.core is not old
+    assert registry.core.dispatch is old.dispatch
+    assert old.exclusively(lambda: 1) == 1
+    assert (registry.core.serving, registry.engine.closed) == (False, False)
+    assert set(registry.sizes().values()) == {0}
+
+
+def test_a_child_of_a_closed_registry_is_closed(registry: ByHand) -> None:
+    """Fault: a closed registry comes back to life in a forked child (G25)."""
+    registry.close()
+    registry.core.acquire()
+    old = registry.core
+    lock = old.lock
+    registry._start_anew()
+    assert registry.engine.closed is True
+    assert old.lock is lock  # this thread has it, and will release it
+    old.release()
+
+
+# Delivering
+
+
+def test_an_event_arrives_as_it_was_asked_for(registry: ByHand) -> None:
+    """Fault: a payload of one is a tuple, one of none is something, or a list is passed on as one."""
+    none = stube.NO_PAYLOAD
+    for event in ("e", ("e",), ("e", 1), ("e", 1, 2), ["e", [3]], ("e", None)):
+        schedule(registry, event=event)
+    assert registry.deliver() == 6
+    assert [payload for *_, payload in registry.seen] == [none, none, 1, (1, 2), [3], None]
+    assert {each[:3] for each in registry.seen} == {("c", "i", "e")}
+
+
+def test_a_publication_arrives_at_each_under_its_own_name(registry: ByHand) -> None:
+    """Fault: one target gets the event of its neighbour."""
+    for cid, instance_id, event in (
+        ("a", "i", "x"),
+        ("a", "j", "x"),
+        ("b", "j", "x"),
+        ("b", "k", "y"),
+        ("c", "k", ("y", 1)),
+    ):
+        registry.subscribe(cid=cid, instance_id=instance_id, topic="t", event=event)
+    registry.publish("t", None)
+    assert registry.deliver() == 5
+    assert registry.seen == [
+        ("a", "i", "x", None),
+        ("a", "j", "x", None),
+        ("b", "j", "x", None),
+        ("b", "k", "y", None),
+        ("c", "k", "y", None),
+    ]
+
+
+def test_neighbours_of_one_name_share_one_event() -> None:
+    """Fault: an event is made for every target, a fifth of what a publication costs (or shared by unlike targets)."""
+    events: list[Event] = []
+    registry = ByHand()
+    registry.install_dispatch(lambda _cid, event: events.append(event))
+    instance, name = "".join(("i", "nstance")), "".join(("sa", "id"))
+    for cid in ("a", "b", "c"):
+        registry.subscribe(cid=cid, instance_id=instance, topic="t", event=name)
+    registry.publish("t", 1)
+    registry.publish("t", 2)
+    registry.deliver()
+    assert [event.payload for event in events] == [1, 1, 1, 2, 2, 2]
+    assert events[0] is events[1] is events[2]
+    assert events[3] is not events[2]
+
+
+def test_how_many_were_delivered_is_told(registry: ByHand) -> None:
+    """Fault: a walk counts as one, or what was cancelled counts as delivered."""
+    subscribe(registry, "a", "b", "c", "d")
+    schedule(registry)
+    registry.publish("t", "m")
+    schedule(registry)
+
+    def dispatch(cid: str, _event: Event) -> None:
+        if cid == "a":
+            registry.remove_subscriptions_for_cid("b")
+        if cid == "c":
+            raise ValueError(cid)
+
+    registry.install_dispatch(dispatch)
+    logging.getLogger("stube").disabled = True
+    try:
+        assert registry.deliver() == 5
+    finally:
+        logging.getLogger("stube").disabled = False
+    stats = registry.stats()
+    assert (stats.delivered, stats.failed, stats.cancelled) == (2, 3, 1)  # the timers are of "c" as well
+
+
+@pytest.mark.parametrize("kind", ["timer", "walk"])
+def test_a_failure_is_logged_once_and_handed_to_on_error(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Fault: the log or `on_error` names another delivery or exception, or the traceback is missing (G19)."""
+    told: list[tuple[str, Event, BaseException]] = []
+    registry = ByHand(on_error=lambda *parts: told.append(parts))
+    error = ValueError("by the test")
+
+    def dispatch(_cid: str, _event: Event) -> None:
+        raise error
+
+    registry.install_dispatch(dispatch)
+    if kind == "timer":
+        schedule(registry, event=("said", "m"))
+    else:
+        subscribe(registry)
+        registry.publish("t", "m")
+    with caplog.at_level(logging.DEBUG, "stube"):
+        assert registry.deliver() == 1
+    (record,) = caplog.records
+    assert (record.name, record.levelname) == ("stube", "ERROR")
+    assert record.getMessage() == "the delivery of 'said' to instance 'i' of conversation 'c' failed"
+    assert record.exc_info is not None
+    assert record.exc_info[1] is error
+    assert told == [("c", Event("i", "said", "m"), error)]
+    assert registry.stats().failed == 1
+
+
+@pytest.mark.parametrize("kind", ["timer", "walk"])
+def test_an_ended_conversation_is_no_failure(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Fault: it is logged as an error, counted failed, or handed to `on_error`."""
+    registry = ByHand(on_error=lambda *_: pytest.fail("told"))
+
+    def dispatch(_cid: str, _event: Event) -> None:
+        raise ConversationEnded("over")
+
+    registry.install_dispatch(dispatch)
+    if kind == "timer":
+        schedule(registry, event="said")
+    else:
+        subscribe(registry)
+        registry.publish("t", "m")
+    with caplog.at_level(logging.DEBUG, "stube"):
+        assert registry.deliver() == 1
+    (record,) = caplog.records
+    assert (record.levelname, record.exc_info) == ("DEBUG", None)
+    assert record.getMessage() == "conversation 'c' ended during the delivery of 'said'"
+    assert (registry.stats().delivered, registry.stats().failed) == (1, 0)
+
+
+class Stop(KeyboardInterrupt):
+    """What a registry of this file hands on."""
+
+
+@pytest.mark.parametrize("kind", ["timer", "walk"])
+@pytest.mark.parametrize("where", ["dispatch", "on_error", "log"])
+def test_what_is_handed_on_is_counted_first_and_raised_without_a_context(
+    kind: str, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fault: Ctrl-C is swallowed, raised before it is counted, or drags the error that it came after along (G19)."""
+    stop = Stop()
+
+    def on_error(_cid: str, _event: Event, exc: BaseException) -> None:
+        if where == "on_error":
+            raise stop
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if where == "log":
+                raise stop
+
+    def dispatch(cid: str, _event: Event) -> None:
+        if cid == "a":
+            raise stop if where == "dispatch" else ValueError("first")
+
+    registry = ByHand(on_error=on_error)
+    registry.install_dispatch(dispatch)
+    if kind == "timer":
+        for cid in ("a", "b"):
+            schedule(registry, cid=cid)
+    else:
+        subscribe(registry, "a", "b")
+        registry.publish("t", "m")
+    logger, handler = logging.getLogger("stube"), Handler()
+    monkeypatch.setattr(logger, "propagate", False)
+    logger.addHandler(handler)
+    try:
+        with pytest.raises(Stop) as caught:
+            registry.deliver()
+        assert caught.value is stop
+        assert stop.__cause__ is None
+        if kind == "timer":
+            registry.core.exclusively(registry.engine.abandon)
+        registry._check()
+        assert (registry.stats().failed, registry.stats().delivered) == (1, 0)
+        assert registry.deliver() == 1
+    finally:
+        logger.removeHandler(handler)
+    assert (registry.stats().failed, registry.stats().delivered) == (1, 1)
+
+
+def test_an_error_that_is_not_handed_on_stops_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fault: a SystemExit out of a handler, or an error of `on_error`, ends the delivering (G19)."""
+
+    def on_error(_cid: str, _event: Event, exc: BaseException) -> None:
+        raise GeneratorExit from exc
+
+    def dispatch(_cid: str, _event: Event) -> None:
+        raise SystemExit
+
+    monkeypatch.setattr(logging.getLogger("stube"), "disabled", True)
+    registry = ByHand(on_error=on_error)
+    registry.install_dispatch(dispatch)
+    subscribe(registry, "a", "b")
+    registry.publish("t", "m")
+    schedule(registry)
+    assert registry.deliver() == 3
+    assert registry.stats().failed == 3
+
+
+def test_nothing_that_was_delivered_stays_alive_until_the_next_delivery(registry: ByHand) -> None:
+    """Fault: the last event, message or timer is kept in a variable of the loop (G13)."""
+
+    class Payload:
+        pass
+
+    alive: list[int] = []
+    references: list[weakref.ref[Payload]] = []
+
+    def dispatch(_cid: str, event: Event) -> None:
+        alive.append(sum(each() is not None for each in references))
+        references.append(weakref.ref(event.payload))
+
+    registry.install_dispatch(dispatch)
+    subscribe(registry, "a")
+    gc.disable()
+    try:
+        for _ in range(2):
+            schedule(registry, event=("e", Payload()))
+            registry.publish("t", Payload())
+        schedule(registry, event=("e", Payload()))
+        registry.deliver()
+        assert sum(each() is not None for each in references) == 0
+    finally:
+        gc.enable()
+    assert alive == [0] * 5
+
+
+def test_what_was_delivered_is_dropped_outside_of_the_lock(registry: ByHand) -> None:
+    """Fault: the last reference goes with the next claim, and a destructor runs under the lock (G20)."""
+    nested: list[bool] = []
+
+    class Payload:
+        def __del__(self) -> None:
+            nested.append(registry.core.nested())
+
+    registry.install_dispatch(lambda _cid, _event: None)
+    subscribe(registry)
+    for _ in range(3):
+        registry.publish("t", Payload())
+        registry.publish("t", Payload())
+        schedule(registry, event=("e", Payload()))
+        schedule(registry, event=("e", Payload()))
+    registry.deliver()
+    assert nested == [False] * 12
+
+
+@pytest.mark.parametrize("how", ["reset_state", "close", "cancel_timers", "cancel", "unsubscribe", "subscribe"])
+def test_what_is_discarded_is_dropped_outside_of_the_lock(registry: ByHand, how: str) -> None:
+    """Fault: a destructor runs under the lock (G20)."""
+    nested: list[bool] = []
+
+    class Payload:
+        def __del__(self) -> None:
+            nested.append(registry.core.nested())
+
+    timer = schedule(registry, 10)
+    if "subscribe" in how:
+        subscribe(registry, event=("e", Payload()))
+    else:
+        timer = schedule(registry, 10, ("e", Payload()))
+    if how == "reset_state":
+        registry.reset_state()
+    elif how == "close":
+        registry.close()
+    elif how == "cancel_timers":
+        registry.cancel_timers("c")
+    elif how == "cancel":
+        timer.cancel()
+    elif how == "unsubscribe":
+        registry.unsubscribe(cid="c", instance_id="i")
+    else:
+        subscribe(registry)
+    assert nested == [False]
+
+
+def test_until_a_dispatch_is_installed_deliveries_go_nowhere() -> None:
+    """Fault: they fail, or are counted as failed."""
+
+    class Silent(ByHand):
+        def install_dispatch(self, dispatch: Any, /) -> None:
+            pass
+
+    registry = Silent()
+    schedule(registry)
+    assert registry.deliver() == 1
+    assert (registry.stats().delivered, registry.stats().failed, registry.seen) == (1, 0, [])
+
+
+def test_a_registry_is_held_while_its_last_delivery_runs(registry: ByHand) -> None:
+    """Fault: it is let go before, with the look that finds nothing more (G13)."""
+    held: list[int] = []
+    registry.install_dispatch(lambda _cid, _event: held.append(len(registry.core.anchor)))
+    schedule(registry)
+    registry.deliver()
+    assert (held, registry.core.anchor) == ([1], [])
+
+
+def test_several_targets_that_have_left_are_counted_each(registry: ByHand) -> None:
+    """Fault: all that were cancelled in one walk count as one."""
+
+    def dispatch(cid: str, _event: Event) -> None:
+        for other in ("b", "c"):
+            registry.remove_subscriptions_for_cid(other)
+
+    registry.install_dispatch(dispatch)
+    subscribe(registry, "a", "b", "c", "d")
+    registry.publish("t", "m")
+    assert registry.deliver() == 2
+    assert (registry.stats().delivered, registry.stats().cancelled) == (2, 2)
+
+
+def test_by_default_nothing_is_handed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fault: a KeyboardInterrupt of a handler ends the scheduler thread of a backend that has one (G19)."""
+    monkeypatch.setattr(logging.getLogger("stube"), "disabled", True)
+    monkeypatch.setattr(ByHand, "_handed_on", LocalRegistry._handed_on)
+
+    def dispatch(_cid: str, _event: Event) -> None:
+        raise KeyboardInterrupt
+
+    registry = ByHand()
+    registry.install_dispatch(dispatch)
+    schedule(registry)
+    subscribe(registry)
+    registry.publish("t", "m")
+    assert registry.deliver() == 2
+    assert registry.stats().failed == 2
+
+
+HOOKED: dict[str, Callable[[HookedByHand], object]] = {
+    "deliver": lambda registry: registry._deliver(registry.core, 0),
+    "schedule_event": lambda registry: schedule(registry),
+    "publish": lambda registry: registry.publish("t", "m"),
+}
+
+
+@pytest.mark.parametrize("operation", HOOKED)
+def test_an_operation_within_another_happens_before_that_returns(operation: str) -> None:
+    """Fault: it changes the engine in the middle of the other, or is made up for when that has returned (G20)."""
+    registry = HookedByHand()
+    inside: list[int] = []
+
+    def hook() -> None:
+        registry.unsubscribe(cid="b", instance_id="i")
+        inside.append(registry.engine.topics.count)
+        assert registry.core.busy
+
+    subscribe(registry, "a", "b")
+    registry.publish("t", "m")
+    if operation == "deliver":
+        registry.install_dispatch(lambda cid, _event: inside.append(registry.engine.topics.count))
+    registry.hook(hook)
+    HOOKED[operation](registry)
+    assert (registry.core.busy, registry.core.nested(), registry.core.deferred) == (False, False, {})
+    assert inside == ([2, 1] if operation == "deliver" else [2])
+    assert registry.engine.topics.count == 1
+
+
+@pytest.mark.parametrize("operation", HOOKED)
+@pytest.mark.parametrize(("error", "mended"), [(RegistryFull, False), (KeyboardInterrupt, True)])
+def test_what_raises_leaves_the_lock_and_is_mended_if_it_was_broken_off(
+    operation: str, error: type[BaseException], mended: bool
+) -> None:
+    """Fault: the lock stays taken, what was noted is lost, or an engine that was broken off stays broken (G20)."""
+    registry = HookedByHand()
+    subscribe(registry, "a")
+    registry.publish("t", "m")
+    schedule(registry, 10)
+
+    def hook() -> None:
+        registry.put_pending_flow("c", "first")
+        registry.put_pending_flow("c", "second")
+        registry.engine.ledger.timers = 7
+        raise error
+
+    registry.hook(hook)
+    with pytest.raises(error):
+        HOOKED[operation](registry)
+    assert (registry.core.busy, registry.core.nested(), registry.core.deferred) == (False, False, {})
+    assert registry.engine.ledger.timers == (1 if mended else 7)
+
+
+@pytest.mark.parametrize("operation", ["schedule_event", "publish", "subscribe"])
+def test_an_operation_of_another_thread_waits_and_is_not_put_off(operation: str) -> None:
+    """Fault: a call that finds the engine busy takes itself for a nested one, and is never made up for (G21)."""
+    registry = ByHand()
+    subscribe(registry, "a")
+    schedule(registry, 10)
+    other = threading.Thread(
+        target={
+            "schedule_event": lambda: schedule(registry, 10),
+            "publish": lambda: registry.publish("t", "m"),
+            "subscribe": lambda: subscribe(registry, "b"),
+        }[operation],
+        daemon=True,
+    )
+
+    def hold() -> None:
+        other.start()
+        threading.Event().wait(0.05)  # no event says that the other one waits; too short, and the fault goes unseen
+
+    registry.core.exclusively(hold)
+    other.join(PATIENCE)
+    assert not other.is_alive()
+    assert registry.core.deferred == {}
+    stats = registry.stats()
+    assert stats.timers + stats.queued + stats.subscriptions == 3
+
+
+@pytest.mark.parametrize("kind", ["timer", "walk"])
+def test_what_was_handed_on_is_free_without_the_collector(kind: str) -> None:
+    """Fault: the delivering keeps the exception in a variable, a cycle by way of its traceback (G13)."""
+    references: list[weakref.ref[Stop]] = []
+
+    def dispatch(_cid: str, _event: Event) -> None:
+        stop = Stop()
+        references.append(weakref.ref(stop))
+        try:
+            raise stop
+        finally:
+            del stop
+
+    registry = ByHand()
+    registry.install_dispatch(dispatch)
+    if kind == "timer":
+        schedule(registry)
+    else:
+        subscribe(registry)
+        registry.publish("t", "m")
+    logging.getLogger("stube").disabled = True
+    gc.disable()
+    try:
+        try:
+            registry._deliver(registry.core, 0)
+        except Stop:
+            pass
+        assert references[0]() is None
+    finally:
+        gc.enable()
+        logging.getLogger("stube").disabled = False
+
+
+def test_a_walk_that_is_broken_off_at_any_line_goes_on_and_delivers_each_target_once() -> None:
+    """Fault: after Ctrl-C between two lines of the delivering a target is passed over, comes or is counted twice (G19).
+
+    One that comes while another exception is being judged may leave a target without a fate.
+    """
+    code = LocalRegistry._deliver_walk.__code__
+    broken_off = 0
+    for at in range(1, 100):
+        registry = ByHand()
+        calls: list[str] = []
+
+        def dispatch(cid: str, _event: Event, registry: ByHand = registry, calls: list[str] = calls) -> None:
+            calls.append(cid)
+            if cid == "a":
+                registry.remove_subscriptions_for_cid("b")
+            if cid == "c":
+                raise ConversationEnded("over")
+            if cid == "d":
+                raise ValueError(cid)
+
+        registry.install_dispatch(dispatch)
+        subscribe(registry, "a", "b", "c", "d", "e")
+        registry.publish("t", "m")
+        lines = 0
+
+        def trace(frame: FrameType, kind: str, _: object, at: int = at) -> Any:
+            nonlocal lines
+            if frame.f_code is not code:
+                return None
+            if kind == "line":
+                lines += 1
+                if lines == at:
+                    raise Stop
+            return trace
+
+        logging.getLogger("stube").disabled = True
+        before = sys.gettrace()
+        for _ in range(2):  # and once more when it has been taken up again
+            lines = 0
+            sys.settrace(trace)
+            try:
+                registry._deliver(registry.core, 0)
+            except Stop:
+                broken_off += 1
+            finally:
+                sys.settrace(before)
+            registry.core.exclusively(registry.engine.abandon)
+        registry._deliver(registry.core, 0)
+        logging.getLogger("stube").disabled = False
+        assert calls == sorted(set(calls))
+        stats = registry.stats()
+        assert stats.delivered + stats.failed + stats.cancelled <= stats.accepted == 5
+        assert (stats.queued, stats.running) == (0, 0)
+        assert registry.engine.walk is None
+    assert broken_off > 20
+
+
+# The rest
+
+
+def test_a_registry_says_what_it_holds(registry: ByHand) -> None:
+    """Fault: another figure, or it does not say that it is closed."""
+    subscribe(registry, "a", "b")
+    schedule(registry, 10)
+    registry.publish("t", "m")
+    assert repr(registry) == "<ByHand: 1 timers, 2 queued>"
+    registry.close()
+    assert repr(registry) == "<ByHand closed: 0 timers, 0 queued>"
+
+
+def test_leaving_a_with_block_closes(registry: ByHand) -> None:
+    """Fault: it does not, or it does not wait for what runs."""
+    with registry as entered:
+        assert entered is registry
+    assert registry.stopped == [5.0]
+    assert registry.close(None) is True
+    assert registry.close(0.5) is True
+    assert registry.stopped == [5.0, None, 0.5]
+
+
+def test_what_a_close_discards_is_free_before_it_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fault: payloads stay alive for as long as a close waits for the last delivery (G13)."""
+
+    class Payload:
+        pass
+
+    payload = Payload()
+    reference = weakref.ref(payload)
+    alive: list[bool] = []
+
+    def stop_serving(_registry: ByHand, _core: Core, _timeout: float | None) -> bool:
+        alive.append(reference() is not None)
+        return True
+
+    monkeypatch.setattr(ByHand, "_stop_serving", stop_serving)
+    registry = ByHand()
+    schedule(registry, 10, ("e", payload))
+    del payload
+    registry.close()
+    assert alive == [False]
+
+
+def test_sizes_count_what_stands_around_the_engine(registry: ByHand) -> None:
+    """Fault: a container is not counted, so that a leak in it goes unseen (G13)."""
+    sizes = registry.sizes()
+    assert {name: sizes[name] for name in ("deferred", "waiters", "anchor")} == {
+        "deferred": 0,
+        "waiters": 0,
+        "anchor": 0,
+    }
+    registry.core.waiters.append(None)  # type: ignore[arg-type]
+    assert registry.sizes()["waiters"] == 1
+    assert set(registry.sizes()) == {*registry.engine.sizes(), "deferred", "waiters", "anchor"}
+
+
+def test_a_local_registry_promises_what_it_can() -> None:
+    """Fault: a capability is promised under another name, and the tests of it are skipped."""
+    assert LocalRegistry.capabilities == {"common_topic_order", "one_instant_snapshot", "by_reference", "fork", "sizes"}
+
+
+def test_a_live_registry_is_known_until_it_is_collected() -> None:
+    """Fault: a registry is not started anew in a forked child, or is kept alive by the list (G13, G25)."""
+    registry = ByHand()
+    assert registry in live_registries()
+    reference = weakref.ref(registry)
+    registry.core.dispatch = print
+    del registry
+    gc.collect()
+    assert reference() is None
+
+
+def test_without_a_subclass_nobody_serves() -> None:
+    """Fault: a backend that forgets who delivers is silent."""
+    registry = LocalRegistry(clock=lambda: 0, new_lock=threading.RLock, on_error=None, max_pending=None)
+    with pytest.raises(NotImplementedError):
+        registry.schedule_event(cid="c", instance_id="i", delay_ms=0, event="e")
+    with pytest.raises(NotImplementedError):
+        registry._wake(registry._core)
+    with pytest.raises(NotImplementedError):
+        registry.close()

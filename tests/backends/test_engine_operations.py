@@ -1,0 +1,730 @@
+"""The engine's operations, one at a time: what each returns, counts, holds and refuses.
+
+The conformance suite shows the same through the public interface; here are the figures and the edges that it cannot
+reach, such as a bound that is met exactly, or a timer that is adopted after its cancel.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import pytest
+
+from stube import ConversationInfo, RegistryClosed, RegistryFull, Stats, SubscriptionInfo, TimerInfo
+from stube_backends.engine import SLOT_BITS, Engine, Group, Publication, Timer, Walk
+
+CLOSED = "The registry is closed, so nothing can be added to it. Create a new one."
+MS = 1_000_000
+SLOT = 1 << SLOT_BITS
+
+
+class Owner:
+    """Cancels on behalf of handles, as a registry does."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+
+    def cancel_timer(self, timer: Timer) -> bool:
+        return self.engine.cancel(timer) is not None
+
+
+class Plain:
+    """A payload that nobody may look into."""
+
+    def __bool__(self) -> bool:
+        raise AssertionError("tested")
+
+    def __eq__(self, other: object) -> bool:
+        raise AssertionError("compared")
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def full(held: int, wanted: int, bound: int) -> str:
+    return (
+        f"The registry holds {held} timers and messages, and {wanted} more "
+        f"would pass max_pending={bound}. Raise max_pending, or schedule and publish less."
+    )
+
+
+def schedule(
+    engine: Engine, cid: str = "c", delay: int = 0, now: int = 0, event: Any = "e", instance: str = "i"
+) -> Timer:
+    return engine.schedule(Owner(engine), cid, instance, delay, event, now)
+
+
+def detached(engine: Engine, cid: str = "c", event: Any = "e") -> Timer:
+    return Timer.detached(event, Group(cid, "i", Owner(engine)))
+
+
+def figures(engine: Engine) -> dict[str, int]:
+    """The ledger's figures that are not 0."""
+    engine._check()
+    ledger = engine.ledger
+    return {name: getattr(ledger, name) for name in ledger.__slots__ if getattr(ledger, name)}
+
+
+def begin(engine: Engine, now: int = 0) -> Timer:
+    timer = engine.begin(now)
+    assert isinstance(timer, Timer)
+    return timer
+
+
+def begin_walk(engine: Engine, now: int = 0) -> Walk:
+    walk = engine.begin(now)
+    assert isinstance(walk, Walk)
+    return walk
+
+
+def crowd(engine: Engine, size: int, topic: str = "t") -> None:
+    for number in range(size):
+        engine.subscribe(f"c{number}", "i", topic, "said")
+
+
+# Batons
+
+
+def test_a_baton_replaces_the_one_before_and_hands_it_back() -> None:
+    """Fault: the replaced baton is dropped inside the engine, where its destructor must not run."""
+    engine = Engine(None)
+    first, second = Plain(), Plain()
+    assert engine.put_flow("c", first) is None
+    assert engine.put_flow("c", second) is first
+    assert engine.flows["c"] is second
+    assert engine.stats().pending_flows == 1
+
+
+@pytest.mark.parametrize(("most", "large"), [(1024, False), (1025, True)])
+def test_a_table_of_batons_is_given_back_when_it_was_large_and_is_empty(most: int, large: bool) -> None:
+    """Fault: it is shrunk at every turn, while something is in it, or never (G13)."""
+    engine = Engine(None)
+    for number in range(most):
+        engine.put_flow(f"c{number}", number)
+    engine.put_flow("c0", "again")
+    assert not engine.flows_to_shrink
+    engine.shrink_flows()
+    assert len(engine.flows) == most
+    table = sys.getsizeof(engine.flows)
+    for number in range(most - 1):
+        del engine.flows[f"c{number}"]
+    assert engine.flows_to_shrink is False
+    engine.flows.clear()
+    engine.put_flow("c", 1)
+    del engine.flows["c"]
+    assert engine.flows_to_shrink is large
+    engine.shrink_flows()
+    assert engine.flows_to_shrink is False
+    assert sys.getsizeof(engine.flows) < table
+    engine.put_flow("c", 1)
+    del engine.flows["c"]
+    assert engine.flows_to_shrink is False
+
+
+def test_an_emptied_table_of_batons_gives_its_memory_back() -> None:
+    """Fault: `shrink_flows` does nothing, and the table of the fullest day stays (G13)."""
+    engine = Engine(None)
+    for number in range(2000):
+        engine.put_flow(f"c{number}", number)
+    assert engine.flows_peak == 2000
+    for number in range(2000):
+        engine.flows.pop(f"c{number}")
+    assert engine.flows_to_shrink
+    before = sys.getsizeof(engine.flows)
+    engine.shrink_flows()
+    assert sys.getsizeof(engine.flows) < before / 10
+
+
+def test_a_reset_forgets_that_there_were_many_batons() -> None:
+    """Fault: after a reset the first baton taken is followed by a needless clearing."""
+    engine = Engine(None)
+    for number in range(2000):
+        engine.put_flow(f"c{number}", number)
+    engine.reset()
+    assert engine.flows == {}
+    assert not engine.flows_to_shrink
+
+
+# Bounds
+
+
+def test_timers_up_to_the_bound_are_accepted_and_one_more_is_refused() -> None:
+    """Fault: one too few or too many, a refusal that changes something, or a message that names other figures (G22)."""
+    engine = Engine(2)
+    schedule(engine)
+    schedule(engine, delay=5)
+    before = engine.sizes()
+    with pytest.raises(RegistryFull) as caught:
+        schedule(engine)
+    assert str(caught.value) == full(2, 1, 2)
+    assert figures(engine) == {"accepted": 2, "timers": 2}
+    assert engine.sizes() == before
+
+
+def test_timers_and_messages_share_the_bound() -> None:
+    """Fault: one of the two is not counted, or is subtracted (G22)."""
+    engine = Engine(5)
+    crowd(engine, 2)
+    schedule(engine)
+    assert engine.publish("t", "m", 0) == 2
+    assert engine.publish("t", "m", 0) == 2
+    with pytest.raises(RegistryFull) as caught:
+        schedule(engine)
+    assert str(caught.value) == full(5, 1, 5)
+    engine.cancel_timers("c", None)
+    with pytest.raises(RegistryFull) as caught:
+        engine.publish("t", "m", 0)
+    assert str(caught.value) == full(4, 2, 5)
+    assert engine.publish("nobody", "m", 0) == 0
+    schedule(engine)
+    assert figures(engine) == {"accepted": 6, "timers": 1, "queued": 4, "cancelled": 1}
+
+
+def test_what_a_walk_has_begun_frees_its_room_for_a_publication() -> None:
+    """Fault: `queued` is only brought up to date for timers (G22)."""
+    engine = Engine(3)
+    crowd(engine, 3)
+    engine.publish("t", "m", 0)
+    walk = begin_walk(engine)
+    engine.subscribe("late", "i", "u", "said")
+    with pytest.raises(RegistryFull) as caught:
+        engine.publish("u", "m", 0)
+    assert str(caught.value) == full(3, 1, 3)
+    next(walk.iterator)
+    engine.require_publishable("u")
+    assert engine.publish("u", "m", 0) == 1
+
+
+def test_without_a_bound_there_is_none() -> None:
+    """Fault: a registry without `max_pending` refuses at some figure."""
+    engine = Engine(None)
+    engine.ledger.timers = 1 << 60
+    schedule(engine)
+
+
+# What is asked before an operation that can only come later
+
+
+def test_an_adoption_is_refused_as_its_schedule_would_be() -> None:
+    """Fault: those that wait to be adopted are not counted, the bound is off by one, or a closed engine says yes."""
+    engine = Engine(4)
+    crowd(engine, 1)
+    schedule(engine)
+    engine.publish("t", "m", 0)
+    engine.require_adoption(0)
+    engine.require_adoption(1)
+    with pytest.raises(RegistryFull) as caught:
+        engine.require_adoption(2)
+    assert str(caught.value) == full(2, 1, 4)
+    engine.close()
+    with pytest.raises(RegistryClosed) as closed:
+        engine.require_adoption(0)
+    assert str(closed.value) == CLOSED
+
+
+def test_a_publication_is_asked_about_by_its_own_topic() -> None:
+    """Fault: a topic without a subscriber is refused, or one with too many is not."""
+    engine = Engine(2)
+    crowd(engine, 2)
+    crowd(engine, 1, "small")
+    schedule(engine)
+    engine.require_publishable("nobody")
+    engine.require_publishable("small")
+    with pytest.raises(RegistryFull) as caught:
+        engine.require_publishable("t")
+    assert str(caught.value) == full(1, 2, 2)
+    engine.close()
+    with pytest.raises(RegistryClosed) as closed:
+        engine.require_publishable("nobody")
+    assert str(closed.value) == CLOSED
+
+
+# Adopting
+
+
+@pytest.mark.parametrize("delay", [0, 7])
+def test_an_adopted_timer_is_one_like_any_other(delay: int) -> None:
+    """Fault: it stands in no ring or no group, is due at another instant, or is not counted."""
+    engine = Engine(None)
+    schedule(engine, "first", delay=delay)
+    event = ("e", Plain())
+    timer = detached(engine, event=event)
+    assert timer.group is not None
+    owner = timer.group.owner
+    assert engine.adopt(timer, delay, 0) is None
+    assert figures(engine) == {"accepted": 2, "timers": 2}
+    assert engine.groups.holds(timer)
+    assert (timer.group.cid, timer.group.instance_id, timer.group.owner) == ("c", "i", owner)
+    assert timer.due == delay
+    assert engine.begin(delay) is not timer
+    assert engine.begin(delay, False) is timer
+    assert timer.event is event
+
+
+def test_an_adoption_is_no_earlier_than_the_latest_acceptance() -> None:
+    """Fault: an instant of acceptance runs backwards, and the order of arrivals with it (G2)."""
+    engine = Engine(None)
+    schedule(engine, now=50)
+    timer, other = detached(engine, "d"), detached(engine, "d")
+    engine.adopt(timer, 0, 40)
+    engine.adopt(other, 3, 60)
+    schedule(engine, now=55)
+    engine._check()
+    assert (timer.due, other.due, engine.latest) == (50, 63, 60)
+    assert engine.inspect("d", 50)["d"].timers[1].remaining_ms == 13 / MS
+
+
+def test_a_timer_cancelled_before_its_adoption_has_that_fate() -> None:
+    """Fault: it is adopted dead, counted dropped, or not counted at all."""
+    engine = Engine(None)
+    for _ in range(2):
+        timer = detached(engine, event=("e", 1))
+        assert timer.cancel()
+        assert not timer.cancel()
+        assert (timer.event, timer.group, timer.after) == (None, None, None)
+        assert engine.adopt(timer, 5, 0) is None
+    assert figures(engine) == {"accepted": 2, "cancelled": 2}
+    assert set(engine.sizes().values()) == {0}
+
+
+@pytest.mark.parametrize("why", ["closed", "full of timers", "full of both"])
+def test_an_adoption_without_room_is_dropped_and_its_event_handed_out(why: str) -> None:
+    """Fault: the bound is passed, a closed registry holds a timer, or the event is dropped inside the engine."""
+    engine = Engine(2)
+    crowd(engine, 1)
+    schedule(engine)
+    if why == "full of timers":
+        schedule(engine)
+    else:
+        engine.publish("t", "m", 0)
+    if why == "closed":
+        engine.close()
+    before = dict(figures(engine))
+    for number in (1, 2):
+        event = ("e", Plain())
+        timer = detached(engine, event=event)
+        assert engine.adopt(timer, 5, 0) is event
+        assert (timer.event, timer.group, timer.after) == (None, None, None)
+        assert not timer.cancel()
+        assert engine.ledger.dropped == before.get("dropped", 0) + number
+        assert engine.ledger.accepted == before["accepted"] + number
+    engine._check()
+
+
+def test_an_adoption_up_to_the_bound_is_accepted() -> None:
+    """Fault: the bound is off by one, or messages are subtracted."""
+    engine = Engine(3)
+    crowd(engine, 1)
+    schedule(engine)
+    engine.publish("t", "m", 0)
+    assert engine.adopt(detached(engine), 5, 0) is None
+    assert figures(engine) == {"accepted": 3, "timers": 2, "queued": 1}
+    assert engine.adopt(detached(engine), 5, 0) == "e"
+
+
+# Cancelling
+
+
+@pytest.mark.parametrize("delay", [0, 7, 3 * SLOT])
+def test_a_cancel_hands_the_event_out_and_leaves_the_handle_empty(delay: int) -> None:
+    """Fault: the handle keeps the payload alive, or the event is dropped inside the engine (G13, G20)."""
+    engine = Engine(None)
+    event = ("e", Plain())
+    timer = schedule(engine, delay=delay, event=event)
+    assert engine.cancel(timer) is event
+    assert (timer.event, timer.group, timer.after) == (None, None, None)
+    assert engine.cancel(timer) is None
+    assert figures(engine) == {"accepted": 1, "cancelled": 1}
+    assert set(engine.sizes().values()) == {0}
+
+
+def test_a_timer_of_another_life_is_not_cancelled_in_this_one() -> None:
+    """Fault: a handle from before a fork cancels in the child, and unlinks it from rings of the parent (G25)."""
+    engine, other = Engine(None), Engine(None)
+    timer = schedule(engine)
+    schedule(other)
+    assert other.cancel(timer) is None
+    assert timer.event == "e"
+    assert engine.cancel(timer) == "e"
+    assert figures(engine) == {"accepted": 1, "cancelled": 1}
+    assert figures(other) == {"accepted": 1, "timers": 1}
+
+
+def test_a_timer_that_has_begun_is_not_cancelled_any_more() -> None:
+    """Fault: a cancel between the claim and the delivery counts the timer a second time, or breaks a ring (G5)."""
+    engine = Engine(None)
+    first, second = schedule(engine), schedule(engine)
+    assert begin(engine) is first
+    assert first.group is second.group
+    assert engine.cancel(first) is None
+    assert first.event == "e"
+    assert figures(engine) == {"accepted": 2, "timers": 1, "running": 1}
+    assert engine.cancel_timers("c", None) == ["e"]
+
+
+def test_cancelling_all_hands_every_event_out_and_leaves_the_handles_empty() -> None:
+    """Fault: an event is dropped inside the engine, or a handle keeps one alive (G13, G20)."""
+    engine = Engine(None)
+    events = [(f"e{number}", Plain()) for number in range(4)]
+    timers = [schedule(engine, delay=number * SLOT, event=event) for number, event in enumerate(events)]
+    other = schedule(engine, instance="other")
+    handed_out = engine.cancel_timers("c", "i")
+    assert [id(event) for event in handed_out] == [id(event) for event in events]
+    assert [(timer.event, timer.group, timer.after) for timer in timers] == [(None, None, None)] * 4
+    assert figures(engine) == {"accepted": 5, "timers": 1, "cancelled": 4}
+    assert engine.cancel_timers("c", "i") == []
+    assert engine.cancel_timers("nobody", None) == []
+    assert other.cancel()
+
+
+# A closed engine
+
+
+def test_a_closed_engine_refuses_what_adds_and_lets_the_rest_pass() -> None:
+    """Fault: something can be added after a close, or another error is raised, or in other words (G24)."""
+    engine = Engine(None)
+    crowd(engine, 1)
+    assert engine.closed == False  # noqa: E712 - `is` would tell the type checker that it stays so
+    engine.close()
+    assert engine.closed == True  # noqa: E712
+    for refused in (
+        lambda: engine.put_flow("c", 1),
+        lambda: schedule(engine),
+        lambda: engine.subscribe("c", "i", "t", "e"),
+        lambda: engine.publish("t", "m", 0),
+        lambda: engine.publish("nobody", "m", 0),
+    ):
+        with pytest.raises(RegistryClosed) as caught:
+            refused()
+        assert str(caught.value) == CLOSED
+    assert engine.unsubscribe("c", None, None) == []
+    assert engine.cancel_timers("c", None) == []
+    assert set(engine.sizes().values()) == {0}
+
+
+# Publishing and the order of instants
+
+
+def test_a_publication_remembers_what_it_was_about() -> None:
+    """Fault: the name of the topic, the instant, the message or the targets of a publication are others."""
+    engine = Engine(None)
+    crowd(engine, 3)
+    message = Plain()
+    assert engine.publish("t", message, 5) == 3
+    (publication,) = engine.order.arrivals
+    assert isinstance(publication, Publication)
+    assert (publication.topic_name, publication.due, publication.targeted, publication.length) == ("t", 5, 3, 3)
+    assert publication.message is message
+    topic = engine.topics.topics["t"]
+    assert (topic.waiting, topic.pinned) == (1, 3)
+    engine.publish("t", message, 5)
+    assert (topic.waiting, topic.pinned) == (2, 3)
+    assert figures(engine) == {"accepted": 6, "queued": 6}
+    walk = begin_walk(engine, 5)
+    assert (walk.topic_name, walk.total) == ("t", 3)
+    assert walk.message is message
+
+
+def test_instants_of_acceptance_never_run_backwards() -> None:
+    """Fault: a clock read before another operation took the lock puts a later acceptance first (G2)."""
+    engine = Engine(None)
+    crowd(engine, 1)
+    late = schedule(engine, now=100)
+    early = schedule(engine, now=90)
+    engine.publish("t", "m", 80)
+    engine.publish("t", "m", 120)
+    waiting = schedule(engine, now=110, delay=7)
+    assert (late.due, early.due, waiting.due) == (100, 100, 127)
+    assert [entry.due for entry in engine.order.arrivals] == [100, 100, 100, 120]
+    assert engine.latest == 120
+    engine.begin(200)
+    assert engine.latest == 200
+    engine.finish_timer(failed=False)
+    engine.begin(150)
+    assert engine.latest == 200
+
+
+# Delivering
+
+
+def test_each_fate_of_a_timer_is_counted_as_itself() -> None:
+    """Fault: a failure is counted as delivered, or a timer stays running."""
+    engine = Engine(None)
+    for _ in range(6):
+        schedule(engine)
+    for failed in (None, False, True, True):
+        assert isinstance(engine.begin(0, failed), Timer)
+        assert engine.ledger.running == 1
+    assert figures(engine) == {"accepted": 6, "timers": 2, "running": 1, "delivered": 1, "failed": 2}
+    engine.finish_timer(failed=True)
+    engine.begin(0)
+    engine.finish_timer(failed=False)
+    assert figures(engine) == {"accepted": 6, "timers": 1, "delivered": 2, "failed": 3}
+    assert engine.begin(-1) is not None
+    assert engine.begin(0, False) is None
+    assert figures(engine) == {"accepted": 6, "delivered": 3, "failed": 3}
+
+
+def test_each_fate_of_a_walks_targets_is_counted_as_itself() -> None:
+    """Fault: one fate is counted as another, or the walk is forgotten before its end, or never."""
+    engine = Engine(None)
+    crowd(engine, 8)
+    engine.publish("t", "m", 0)
+    engine.unsubscribe("c0", None, None)
+    walk = begin_walk(engine)
+    assert engine.begin(0) is walk  # begun again while it goes on: broken off and resumed
+    engine.ledger.running -= 1
+    for _ in range(4):
+        next(walk.iterator)
+    engine.finish_walk(walk, 1, 1, 2)
+    assert (engine.walk, walk.decided, walk.accounted) == (walk, 4, 4)
+    assert figures(engine) == {"accepted": 8, "queued": 3, "delivered": 1, "cancelled": 2, "failed": 2}
+    assert begin_walk(engine) is walk
+    assert [target.cid for target in walk.iterator] == ["c5", "c6", "c7"]
+    engine.finish_walk(walk, 3, 0)
+    assert (walk.decided, engine.walk) == (7, None)
+    assert figures(engine) == {"accepted": 8, "delivered": 4, "cancelled": 2, "failed": 2}
+
+
+def test_a_delivering_that_is_broken_off_leaves_no_one_running() -> None:
+    """Fault: a timer stays running for ever, has no fate, or a walk loses what it has not begun."""
+    engine = Engine(None)
+    engine.abandon()
+    assert figures(engine) == {}
+    schedule(engine)
+    engine.begin(0)
+    engine.abandon()
+    assert figures(engine) == {"accepted": 1, "failed": 1}
+    crowd(engine, 2)
+    engine.publish("t", "m", 0)
+    walk = begin_walk(engine)
+    engine.abandon()
+    assert engine.walk is walk
+    assert figures(engine) == {"accepted": 3, "failed": 1, "queued": 2}
+    assert begin_walk(engine) is walk
+
+
+def test_idle_means_that_nothing_runs_and_nothing_is_ready() -> None:
+    """Fault: `settle` returns while a delivery runs or waits, or waits for a timer that is not due; `join` does not."""
+    engine = Engine(None)
+    assert engine.is_idle(0, timers_too=False) is True
+    assert engine.is_idle(0, timers_too=True) is True
+    schedule(engine, delay=10)
+    assert engine.is_idle(9, timers_too=False) is True
+    assert engine.is_idle(10, timers_too=False) is False
+    assert engine.is_idle(11, timers_too=False) is False
+    assert engine.is_idle(9, timers_too=True) is False
+    begin(engine, 10)
+    assert engine.is_idle(10, timers_too=False) is False
+    assert engine.is_idle(10, timers_too=True) is False
+    engine.finish_timer(failed=False)
+    assert engine.is_idle(10, timers_too=True) is True
+    schedule(engine, now=10)
+    assert engine.is_idle(0, timers_too=False) is False
+    begin(engine, 10)
+    engine.finish_timer(failed=False)
+    crowd(engine, 1)
+    engine.publish("t", "m", 10)
+    assert engine.is_idle(0, timers_too=False) is False
+    walk = begin_walk(engine, 10)
+    engine.ledger.running = 0
+    assert engine.is_idle(10, timers_too=True) is False  # a walk that was broken off
+    engine.ledger.running = 1
+    list(walk.iterator)
+    engine.finish_walk(walk, 1, 0)
+    assert engine.is_idle(10, timers_too=True) is True
+
+
+def test_a_publication_that_nobody_is_left_for_is_something_ready() -> None:
+    """Fault: the registry says that it is idle while it still holds the message."""
+    engine = Engine(None)
+    crowd(engine, 1)
+    engine.publish("t", "m", 0)
+    engine.unsubscribe("c0", None, None)
+    engine.ledger.queued -= 1
+    engine.ledger.cancelled += 1
+    assert engine.is_idle(0, timers_too=False) is False
+    assert engine.is_idle(0, timers_too=True) is False
+
+
+# Reset
+
+
+def test_a_reset_hands_out_all_that_was_held_and_counts_it_dropped() -> None:
+    """Fault: an event or a message is dropped inside the engine, or a fate is counted twice (G18, G20)."""
+    engine = Engine(None)
+    event, message, flow = ("e", Plain()), Plain(), Plain()
+    engine.put_flow("c", flow)
+    timers = [schedule(engine, event=event), schedule(engine, delay=SLOT, event=event)]
+    crowd(engine, 3)
+    engine.publish("t", message, 0)
+    engine.unsubscribe("c1", None, None)
+    engine.publish("t", message, 0)
+    held = engine.reset()
+    assert figures(engine) == {"accepted": 7, "dropped": 6, "cancelled": 1}
+    assert sum(each is event for each in held) == 2
+    assert held[0]["c"] is flow
+    assert [(timer.event, timer.group, timer.after) for timer in timers] == [(None, None, None)] * 2
+    assert set(engine.sizes().values()) == {0}
+    assert engine.subscriptions() == {}
+    assert engine.stats() == Stats(0, 0, 0, 0, 0, 7, 0, 0, 1, 6)
+
+
+def test_a_reset_in_a_broken_off_walk_forgets_the_walk() -> None:
+    """Fault: the walk of before goes on after the reset (G18)."""
+    engine = Engine(None)
+    crowd(engine, 3)
+    engine.publish("t", "m", 0)
+    walk = begin_walk(engine)
+    next(walk.iterator)
+    engine.finish_walk(walk, 1, 0)
+    engine.unsubscribe("c2", None, None)
+    held = engine.reset()
+    assert any(each is walk for each in held)
+    assert (engine.walk, walk.decided, walk.accounted) == (None, 3, 3)
+    assert figures(engine) == {"accepted": 3, "delivered": 1, "dropped": 1, "cancelled": 1}
+    assert engine.begin(0) is None
+
+
+def test_a_reset_before_a_claimed_walk_is_broken_off_leaves_it_without_a_failure() -> None:
+    """Fault: the walk is forgotten while it runs, and breaking it off counts a failed timer that nobody accepted."""
+    engine = Engine(None)
+    crowd(engine, 2)
+    engine.publish("t", "m", 0)
+    walk = begin_walk(engine)
+    engine.reset()
+    assert engine.walk is walk
+    engine.abandon()
+    assert figures(engine) == {"accepted": 2, "dropped": 2}
+
+
+def test_what_is_dropped_adds_up() -> None:
+    """Fault: a second reset forgets what the first one dropped."""
+    engine = Engine(None)
+    for _ in range(3):
+        crowd(engine, 2)
+        schedule(engine)
+        engine.publish("t", "m", 0)
+        engine.publish("t", "m", 0)
+        engine.unsubscribe("c0", None, None)
+        engine.reset()
+    assert figures(engine) == {"accepted": 15, "dropped": 9, "cancelled": 6}
+
+
+# Looking
+
+
+def test_what_is_held_is_shown_conversation_by_conversation() -> None:
+    """Fault: a conversation is missing, another's are shown, or a figure is one too high or too low."""
+    engine = Engine(None)
+    engine.put_flow("baton", 1)
+    schedule(engine, "timers", delay=3 * SLOT, event=("later", 1))
+    schedule(engine, "timers", delay=2 * MS, instance="j")
+    engine.subscribe("subscriber", "i", "t", ("said", 2))
+    engine.subscribe("subscriber", "j", "u", "heard")
+    engine.subscribe("queued", "i", "t", "said")
+    engine.publish("t", "m", 0)
+    engine.publish("t", "m", 0)
+    engine.publish("u", "m", 0)
+    engine.unsubscribe("queued", None, None)
+    found = engine.inspect(None, MS)
+    assert list(found) == ["baton", "subscriber", "timers"]
+    empty: dict[str, Any] = {"timers": (), "subscriptions": (), "queued": 0, "running": 0, "pending_flow": False}
+    assert found["baton"] == ConversationInfo(**{**empty, "pending_flow": True})
+    assert found["timers"] == ConversationInfo(
+        **{**empty, "timers": (TimerInfo("j", "e", 1.0), TimerInfo("i", ("later", 1), 3 * SLOT / MS - 1))}
+    )
+    subscriptions = (SubscriptionInfo("i", "t", ("said", 2)), SubscriptionInfo("j", "u", "heard"))
+    assert found["subscriber"] == ConversationInfo(**{**empty, "subscriptions": subscriptions, "queued": 3})
+    assert engine.inspect("timers", 10 * SLOT)["timers"].timers[0].remaining_ms == 0.0
+    assert engine.inspect("baton", 0).keys() == {"baton"}
+    assert engine.inspect("nobody", 0) == {}
+
+
+def test_who_runs_is_shown_and_nobody_else() -> None:
+    """Fault: the running conversation is that of the walk's last target after its end, or of a timer long over."""
+    engine = Engine(None)
+    schedule(engine, "timer")
+    begin(engine)
+    assert {cid: info.running for cid, info in engine.inspect(None, 0).items()} == {"timer": 1}
+    crowd(engine, 2)
+    engine.finish_timer(failed=False)
+    engine.publish("t", "m", 0)
+    assert {cid: info.running for cid, info in engine.inspect(None, 0).items()} == {"c0": 0, "c1": 0}
+    walk = begin_walk(engine)
+    assert {info.running for info in engine.inspect(None, 0).values()} == {0}
+    next(walk.iterator)
+    shown = {cid: (info.running, info.queued) for cid, info in engine.inspect(None, 0).items()}
+    assert shown == {"c0": (1, 0), "c1": (0, 1)}
+    engine.unsubscribe("c0", None, None)
+    assert engine.inspect("c0", 0)["c0"].running == 1
+    engine.finish_walk(walk, 1, 0)
+    assert engine.inspect("c0", 0) == {}
+    next(walk.iterator)
+
+
+def test_every_container_has_its_own_size() -> None:
+    """Fault: a container is not counted, so that a leak in it goes unseen (G13)."""
+    engine = Engine(None)
+    engine.put_flow("c", 1)
+    for number in range(3):
+        schedule(engine, "c", delay=SLOT * (1 + number), instance=f"i{number % 2}")
+    schedule(engine, "d", delay=SLOT)
+    schedule(engine, "d")
+    crowd(engine, 3)
+    engine.subscribe("c0", "j", "t", "said")
+    engine.subscribe("c0", "j", "u", "said")
+    engine.publish("t", "m", 0)
+    engine.publish("u", "m", 0)
+    assert engine.sizes() == {
+        "pending flows": 1,
+        "conversations with timers": 2,
+        "instances with timers": 3,
+        "timers in groups": 5,
+        "slots": 3,
+        "timers in slots": 4,
+        "open slot": 0,
+        "arrivals": 3,
+        "topics": 2,
+        "topic entries": 5,
+        "conversations with subscriptions": 3,
+        "instances with subscriptions": 4,
+        "subscriptions in instances": 5,
+        "targets of the walk": 0,
+    }
+    begin(engine)
+    engine.finish_timer(failed=False)
+    walk = begin_walk(engine)
+    begun = engine.sizes()
+    assert (begun["targets of the walk"], begun["arrivals"]) == (4, 1)
+    list(walk.iterator)
+    engine.finish_walk(walk, 4, 0)
+    assert engine.sizes()["targets of the walk"] == 0
+    engine.unsubscribe("c0", "j", "u")  # the publication alone still holds the list
+    assert engine.sizes()["topic entries"] == 5
+
+
+def test_lists_that_only_publications_hold_are_counted_each() -> None:
+    """Fault: of several such lists one is counted (G13)."""
+    engine = Engine(None)
+    for size in (1, 2, 4):
+        crowd(engine, size)
+        engine.publish("t", "m", 0)
+        for number in range(size):
+            engine.unsubscribe(f"c{number}", None, None)
+    crowd(engine, 8)
+    assert engine.sizes()["topic entries"] == 15
+
+
+def test_a_look_into_a_half_changed_engine_changes_nothing() -> None:
+    """Fault: a nested reader brings the ledger up to date under the hands of the one it interrupts (G20)."""
+    engine = Engine(None)
+    crowd(engine, 2)
+    engine.put_flow("c", 1)
+    engine.publish("t", "m", 0)
+    walk = begin_walk(engine)
+    next(walk.iterator)
+    assert engine.stats_as_they_stand() == Stats(1, 2, 0, 2, 1, 2, 0, 0, 0, 0)
+    assert walk.accounted == 0
+    assert engine.stats() == Stats(1, 2, 0, 1, 1, 2, 0, 0, 0, 0)
+    assert walk.accounted == 1

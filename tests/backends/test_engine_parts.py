@@ -1,0 +1,770 @@
+"""What the engine is made of, part by part: the wheel, the groups, the topics, the ready order."""
+
+from __future__ import annotations
+
+import gc
+import random
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from stube_backends.engine import (
+    EARLIEST,
+    FOREVER,
+    SLOT_BITS,
+    Group,
+    Publication,
+    ReadyOrder,
+    Slot,
+    Subscription,
+    Timer,
+    TimerGroups,
+    TimerWheel,
+    TopicIndex,
+    Walk,
+)
+
+SLOT = 1 << SLOT_BITS
+
+
+class Owner:
+    """Counts what handles ask of it."""
+
+    def __init__(self) -> None:
+        self.asked: list[Timer] = []
+
+    def cancel_timer(self, timer: Timer) -> bool:
+        self.asked.append(timer)
+        return True
+
+
+@pytest.fixture
+def uncollected() -> Iterator[None]:
+    """The collector finds nothing to do: what went was freed at once, without a cycle."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+        assert gc.collect() == 0
+    finally:
+        gc.enable()
+
+
+def timer_due(due: int) -> Timer:
+    timer = Timer()
+    timer.due = due
+    timer.event = "e"
+    timer.group = None
+    return timer
+
+
+def wheel_of(*dues: int) -> tuple[TimerWheel, list[Timer]]:
+    wheel, timers = TimerWheel(), [timer_due(due) for due in dues]
+    for timer in timers:
+        wheel.add(timer)
+    wheel._check()
+    return wheel, timers
+
+
+def drained(wheel: TimerWheel, limit: int) -> list[Timer]:
+    found = []
+    while (timer := wheel.take_due(limit)) is not None:
+        wheel._check()
+        found.append(timer)
+    return found
+
+
+# Constants
+
+
+def test_instants_before_and_after_all_others() -> None:
+    """Fault: a clock may read something earlier than the earliest instant, or later than the latest."""
+    assert EARLIEST < -(2**64)
+    assert FOREVER > 2**64
+    assert SLOT == 134_217_728
+
+
+# The wheel
+
+
+def test_timers_leave_the_wheel_when_they_are_due_and_no_earlier() -> None:
+    """Fault: a limit is exclusive, or a slot is taken for due because it begins (G9)."""
+    wheel, (early, late) = wheel_of(SLOT + 5, 2 * SLOT)
+    assert wheel.take_due(SLOT - 1) is None
+    assert len(wheel.slots) == 2
+    assert wheel.take_due(SLOT) is None
+    assert (len(wheel.slots), wheel.number) == (1, 1)
+    assert wheel.take_due(SLOT + 4) is None
+    assert wheel.take_due(SLOT + 5) is early
+    assert (early.after, wheel.number, wheel.order) == (None, None, [])
+    assert wheel.take_due(2 * SLOT - 1) is None
+    assert len(wheel.slots) == 1
+    assert wheel.take_due(2 * SLOT) is late
+    assert wheel.take_due(FOREVER) is None
+    wheel._check()
+
+
+def test_rings_without_entries_can_be_walked() -> None:
+    """Fault: a snapshot that comes between the making of a ring and its first entry trips over it (G20)."""
+    assert list(Slot(3)) == []
+    assert list(Group("c", "i", Owner())) == []
+    assert list(ReadyOrder().arrivals) == []
+
+
+def test_an_empty_wheel_has_nothing_to_offer() -> None:
+    """Fault: an empty wheel raises, or names an instant."""
+    wheel = TimerWheel()
+    assert wheel.take_due(FOREVER) is None
+    assert wheel.next_instant() is None
+    assert wheel.next_due() is None
+    assert list(wheel) == []
+
+
+def test_the_wheel_says_when_to_look_again() -> None:
+    """Fault: a sleep lasts past a due instant, or ends again and again before it (G10)."""
+    wheel, timers = wheel_of(5 * SLOT + 9, 3 * SLOT + 7, 3 * SLOT + 5)
+    assert (wheel.next_instant(), wheel.next_due()) == (3 * SLOT, 3 * SLOT + 5)
+    assert wheel.take_due(3 * SLOT) is None  # opens the slot
+    assert (wheel.next_instant(), wheel.next_due()) == (3 * SLOT + 5, 3 * SLOT + 5)
+    wheel.remove(timers[2])
+    assert (wheel.next_instant(), wheel.next_due()) == (3 * SLOT + 7, 3 * SLOT + 7)
+    assert wheel.order == [timers[1]]
+    wheel.remove(timers[1])
+    assert (wheel.next_instant(), wheel.next_due()) == (5 * SLOT, 5 * SLOT + 9)
+    wheel.add(timer_due(4 * SLOT + 1))
+    assert (wheel.next_instant(), wheel.next_due()) == (4 * SLOT, 4 * SLOT + 1)
+    wheel.add(timer_due(4 * SLOT))
+    wheel.add(timer_due(6 * SLOT))
+    assert wheel.next_instant() == 4 * SLOT
+    for timer in list(wheel):
+        wheel.remove(timer)
+        wheel._check()
+    assert (wheel.next_instant(), wheel.next_due(), wheel.begins) == (None, None, None)
+
+
+def test_ties_leave_in_the_order_in_which_they_came_in_whatever_slot() -> None:
+    """Fault: sorting or inserting turns equals round (G2)."""
+    wheel, early = wheel_of(*[SLOT + 5] * 3)
+    assert wheel.take_due(SLOT) is None
+    late = [timer_due(SLOT + 5) for _ in range(3)]
+    before, behind = timer_due(SLOT + 4), timer_due(SLOT + 6)
+    for timer in (*late, behind, before):
+        wheel.add(timer)
+        wheel._check()
+    assert drained(wheel, SLOT + 6) == [before, *early, *late, behind]
+
+
+def test_a_shell_at_the_end_is_passed_over_and_the_next_one_comes() -> None:
+    """Fault: a cancelled timer of the open slot is handed out, or hides the one behind it."""
+    wheel, timers = wheel_of(*(SLOT + number for number in range(9)))
+    assert wheel.take_due(SLOT - 1) is None
+    assert wheel.take_due(SLOT) is timers[0]
+    for number in (1, 2, 3):
+        wheel.remove(timers[number])
+        wheel._check()
+    assert len(wheel.order) == 8  # the shells are still there
+    assert list(wheel) == timers[:3:-1]
+    assert wheel.next_instant() == SLOT + 4
+    assert len(wheel.order) == 5  # and not any more
+    wheel.remove(timers[4])
+    assert wheel.take_due(SLOT + 4) is None
+    assert drained(wheel, SLOT + 8) == timers[5:]
+    assert (wheel.number, wheel.live, wheel.order) == (None, 0, [])
+
+
+def test_shells_go_when_they_outnumber_the_living() -> None:
+    """Fault: shells stay beyond that, or are tidied away at each cancel, which then costs what the slot holds."""
+    wheel, timers = wheel_of(*(SLOT + number for number in range(10)))
+    assert wheel.take_due(SLOT - 1) is wheel.take_due(SLOT - 1) is None
+    wheel.take_due(SLOT)
+    lengths = []
+    for timer in timers[:0:-1]:  # from the far end, where no look passes over them
+        wheel.remove(timer)
+        wheel._check()
+        lengths.append(len(wheel.order))
+    assert lengths == [9, 9, 9, 9, 4, 4, 4, 1, 0]
+    assert wheel.number is None
+
+
+def test_taking_from_a_slot_of_many_shells_tidies_it() -> None:
+    """Fault: what remains of a slot holds more shells than living timers after one was taken (G13)."""
+    wheel, timers = wheel_of(*(SLOT + number for number in range(6)))
+    wheel.take_due(SLOT - 1)
+    assert wheel.take_due(SLOT) is timers[0]
+    for number in (5, 4):
+        wheel.remove(timers[number])
+    assert len(wheel.order) == 5
+    assert wheel.take_due(SLOT + 1) is timers[1]
+    assert len(wheel.order) == 4
+    assert wheel.take_due(SLOT + 2) is timers[2]
+    assert wheel.order == [timers[3]]
+    assert wheel.take_due(SLOT + 3) is timers[3]
+    assert (wheel.order, wheel.number) == ([], None)
+
+
+def test_a_timer_for_a_slot_that_was_open_and_is_over_opens_it_anew() -> None:
+    """Fault: a slot that has been emptied still takes timers in, as if it were open."""
+    wheel, _ = wheel_of(SLOT + 1)
+    assert len(drained(wheel, SLOT + 1)) == 1
+    again = timer_due(SLOT + 2)
+    wheel.add(again)
+    assert (wheel.number, len(wheel.slots), wheel.live) == (None, 1, 0)
+    assert drained(wheel, SLOT + 2) == [again]
+    wheel, (timer,) = wheel_of(SLOT + 1)
+    wheel.take_due(SLOT)
+    wheel.remove(timer)
+    assert (wheel.number, wheel.order) == (None, [])
+    wheel.add(again)
+    wheel._check()
+    assert drained(wheel, SLOT + 2) == [again]
+
+
+@pytest.mark.usefixtures("uncollected")
+@pytest.mark.parametrize("how", ["cancelled", "delivered", "cancelled open"])
+def test_what_leaves_the_wheel_is_free_without_the_collector(how: str) -> None:
+    """Fault: a ring is left uncut, so that its timers and their neighbours wait for the collector (G13)."""
+    wheel, timers = wheel_of(*(SLOT + number // 2 for number in range(6)), 5 * SLOT)
+    if how == "delivered":
+        drained(wheel, 9 * SLOT)
+    else:
+        if how == "cancelled open":
+            wheel.take_due(SLOT - 1)
+            wheel._open_earliest()
+        for timer in timers:
+            wheel.remove(timer)
+            assert timer.after is None
+            assert not hasattr(timer, "before")
+    assert (len(wheel.slots), wheel.order, wheel.live) == (0, [], 0)
+
+
+def test_an_index_of_slots_that_empties_gives_its_memory_back() -> None:
+    """Fault: the table of the fullest day stays (G13)."""
+    wheel, timers = wheel_of(*(SLOT * number for number in range(1, 2000)))
+    table = sys.getsizeof(wheel.slots)
+    for timer in timers:
+        wheel.remove(timer)
+    assert sys.getsizeof(wheel.slots) < table / 10
+    wheel.add(timers[0])
+    assert drained(wheel, SLOT) == [timers[0]]
+
+
+def test_random_timers_leave_in_the_order_of_their_instants() -> None:
+    """Fault: whatever the cases above leave out."""
+    chance = random.Random(7)
+    wheel, model, now = TimerWheel(), [], 0
+    for number in range(4000):
+        if chance.random() < 0.6:
+            timer = timer_due(now + chance.choice((1, 3, SLOT // 3, SLOT, 5 * SLOT, 5 * SLOT + 1)))
+            wheel.add(timer)
+            model.append((timer.due, number, timer))
+        elif model and chance.random() < 0.5:
+            _, _, timer = model.pop(chance.randrange(len(model)))
+            wheel.remove(timer)
+        else:
+            now += chance.choice((0, 1, SLOT // 4, 2 * SLOT))
+            expected = sorted(entry for entry in model if entry[0] <= now)
+            model = [entry for entry in model if entry[0] > now]
+            assert drained(wheel, now) == [timer for _, _, timer in expected]
+        assert wheel.next_due() == min((due for due, _, _ in model), default=None)
+        assert sorted(map(id, wheel)) == sorted(id(timer) for _, _, timer in model)
+        wheel._check()
+
+
+# Timers and their groups
+
+
+def test_a_handle_says_whose_it_is_and_what_for() -> None:
+    """Fault: a repr that shows a payload, or one that fails when the timer is over."""
+    timer = Timer.detached(("tick", object()), Group("c", "i", Owner()))
+    assert repr(timer) == "<Timer 'tick' of 'c', 'i'>"
+    timer.group = None
+    assert repr(timer) == "<Timer: over>"
+    timer.group, timer.event = Group("c", "i", Owner()), None
+    assert repr(timer) == "<Timer: over>"
+
+
+def test_a_handle_asks_its_owner_and_after_its_end_nobody() -> None:
+    """Fault: the owner is not asked, its answer is not passed on, or a dead handle raises."""
+    owner = Owner()
+    timer = Timer.detached("e", Group("c", "i", owner))
+    assert timer.cancel() is True
+    assert owner.asked == [timer]
+    timer.group = None
+    assert timer.cancel() is False
+
+
+@pytest.mark.usefixtures("uncollected")
+def test_the_group_of_a_detached_timer_is_no_cycle() -> None:
+    """Fault: the group that only names whose timer it is waits for the collector (G13)."""
+    Timer.detached("e", Group("c", "i", Owner()))
+
+
+def grouped(groups: TimerGroups, cid: str, instance_id: str, owner: Any = None) -> Timer:
+    timer = timer_due(0)
+    groups.add(timer, cid, instance_id, owner or Owner())
+    groups._check()
+    return timer
+
+
+def test_a_group_keeps_its_timers_from_the_oldest_on() -> None:
+    """Fault: another order, or a walk that breaks off where the timer that it handed out is removed."""
+    groups, owner = TimerGroups(), Owner()
+    timers = [grouped(groups, "c", "i", owner) for _ in range(4)]
+    group = groups.by_cid["c"]["i"]
+    assert (group.cid, group.instance_id, group.owner) == ("c", "i", owner)
+    assert list(group) == timers
+    found = []
+    for timer in group:
+        found.append(timer)
+        groups.remove(timer)
+        groups._check()
+    assert found == timers
+    assert groups.by_cid == {}
+
+
+@pytest.mark.usefixtures("uncollected")
+def test_what_a_group_leaves_behind_is_nothing() -> None:
+    """Fault: an empty group, an empty conversation or a ring stays (G13)."""
+    groups = TimerGroups()
+    first, second, other = grouped(groups, "c", "i"), grouped(groups, "c", "i"), grouped(groups, "c", "j")
+    groups.remove(first)
+    assert (list(groups.by_cid["c"]), hasattr(first, "older"), hasattr(first, "newer")) == (["i", "j"], False, False)
+    groups.remove(second)
+    assert list(groups.by_cid["c"]) == ["j"]
+    groups.remove(other)
+    assert groups.by_cid == {}
+    del first, second, other
+
+
+@pytest.mark.usefixtures("uncollected")
+@pytest.mark.parametrize("whole", [True, False])
+def test_what_is_taken_is_taken_out_whole(whole: bool) -> None:
+    """Fault: another instance's timers are taken too, or a ring is left uncut (G13)."""
+    groups = TimerGroups()
+    mine = [grouped(groups, "c", "i") for _ in range(3)]
+    others, foreign = [grouped(groups, "c", "j") for _ in range(2)], grouped(groups, "d", "i")
+    if whole:
+        assert groups.take("c", None) == mine + others
+    else:
+        assert groups.take("c", "i") == mine
+        assert list(groups.by_cid["c"]) == ["j"]
+        assert groups.take("c", "i") == []
+        assert groups.take("c", "j") == others
+    assert list(groups.by_cid) == ["d"]
+    assert groups.take("c", None) == groups.take("c", "i") == []
+    for timer in mine + others:
+        assert not hasattr(timer, "older")
+        assert not hasattr(timer, "newer")
+    groups._check()
+    assert groups.take("d", None) == [foreign]
+    assert groups.by_cid == {}
+    del mine, others, foreign
+
+
+@pytest.mark.parametrize("how", ["one by one", "by instance", "by conversation"])
+def test_an_index_of_conversations_that_empties_gives_its_memory_back(how: str) -> None:
+    """Fault: the table of the fullest day stays (G13)."""
+    groups = TimerGroups()
+    timers = [grouped_quickly(groups, f"c{number}") for number in range(2000)]
+    table = sys.getsizeof(groups.by_cid)
+    for number, timer in enumerate(timers):
+        if how == "one by one":
+            groups.remove(timer)
+        else:
+            groups.take(f"c{number}", "i" if how == "by instance" else None)
+    assert sys.getsizeof(groups.by_cid) < table / 10
+
+
+def grouped_quickly(groups: TimerGroups, cid: str) -> Timer:
+    timer = timer_due(0)
+    groups.add(timer, cid, "i", Owner())
+    return timer
+
+
+def test_a_timer_is_held_by_the_index_that_its_group_stands_in() -> None:
+    """Fault: a timer of another index, or of none, is taken for one of this."""
+    groups, others = TimerGroups(), TimerGroups()
+    timer = grouped(groups, "c", "i")
+    grouped(others, "c", "i")
+    assert groups.holds(timer) is True
+    assert others.holds(timer) is False
+    assert TimerGroups().holds(timer) is False
+    assert groups.holds(timer_due(0)) is False
+
+
+@pytest.mark.usefixtures("uncollected")
+def test_a_cleared_index_is_empty_and_its_rings_are_cut() -> None:
+    """Fault: timers of before stay in the index, or wait for the collector (G13, G18)."""
+    groups = TimerGroups()
+    for cid in ("c", "d"):
+        for instance_id in ("i", "j", "i"):
+            grouped(groups, cid, instance_id)
+    groups.clear()
+    assert groups.by_cid == {}
+    groups._check()
+
+
+# Topics
+
+
+def index_of(*cids: str, topic: str = "t") -> TopicIndex:
+    index = TopicIndex()
+    for cid in cids:
+        assert index.add(cid, "i", topic, ("said", cid)) is None
+    index._check()
+    return index
+
+
+def names(targets: list[Subscription]) -> list[str]:
+    return [target.cid for target in targets]
+
+
+def test_a_subscription_is_found_under_both_of_its_names() -> None:
+    """Fault: one of the two indexes is wrong, or a field of the subscription."""
+    index = index_of("c")
+    index.add("c", "j", "t", "heard")
+    index.add("c", "j", "u", "heard")
+    entry = index.by_cid["c"]["j"]["t"]
+    assert (entry.cid, entry.instance_id, entry.topic, entry.event, entry.name) == ("c", "j", "t", "heard", "heard")
+    assert index.by_cid["c"]["i"]["t"].name == "said"
+    assert index.snapshot() == {
+        "t": {("c", "i"): ("said", "c"), ("c", "j"): "heard"},
+        "u": {("c", "j"): "heard"},
+    }
+    assert (index.count, index.topics["t"].live, index.topics["u"].live) == (3, 2, 1)
+
+
+def test_subscribing_again_replaces_the_event_and_keeps_the_place() -> None:
+    """Fault: a second entry, the last place, the old name, or the old event is not handed out."""
+    index = index_of("a", "b")
+    assert index.add("a", "i", "t", ("again", 1)) == ("said", "a")
+    assert index.add("a", "i", "t", "once more") == ("again", 1)
+    assert list(index.snapshot()["t"]) == [("a", "i"), ("b", "i")]
+    assert (index.count, index.by_cid["a"]["i"]["t"].name) == (2, "once more")
+    index._check()
+
+
+@pytest.mark.parametrize(
+    ("instance_id", "topic", "events"),
+    [
+        ("i", "t", ["it"]),
+        ("i", None, ["it", "iu"]),
+        ("j", None, ["jt"]),
+        (None, None, ["it", "iu", "jt"]),
+        ("i", "nothing", []),
+        ("nobody", None, []),
+        ("nobody", "t", []),
+    ],
+)
+def test_what_fits_is_removed_and_its_events_handed_out(
+    instance_id: str | None, topic: str | None, events: list[str]
+) -> None:
+    """Fault: too much or too little is removed, an empty container stays, or an event is dropped inside (G13, G20)."""
+    index = index_of("other")
+    for instance, name in (("i", "t"), ("i", "u"), ("j", "t")):
+        index.add("c", instance, name, instance + name)
+    entries = [entry for instance in index.by_cid["c"].values() for entry in instance.values()]
+    assert index.remove("c", instance_id, topic) == events
+    index._check()
+    assert index.count == 4 - len(events)
+    assert [entry.event for entry in entries if entry.name is None] == [None] * len(events)
+    assert index.remove("c", instance_id, topic) == []
+    assert index.remove("nobody", instance_id, topic) == []
+    index._check()
+    index.remove("c", None, None)
+    index.remove("other", None, None)
+    assert (index.by_cid, index.topics, index.count) == ({}, {}, 0)
+
+
+def test_indexes_of_topics_that_empty_give_their_memory_back() -> None:
+    """Fault: the tables of the fullest day stay (G13)."""
+    index = TopicIndex()
+    for number in range(2000):
+        index.add(f"c{number}", "i", f"t{number}", "e")
+    tables = sys.getsizeof(index.by_cid), sys.getsizeof(index.topics)
+    for number in range(2000):
+        index.remove(f"c{number}", None, None)
+    assert sys.getsizeof(index.by_cid) < tables[0] / 10
+    assert sys.getsizeof(index.topics) < tables[1] / 10
+
+
+def waiting_publication(index: TopicIndex, topic: str = "t") -> tuple[list[Subscription], int]:
+    """What a publication holds on to, as `Engine.publish` does."""
+    found = index.topics[topic]
+    found.waiting += 1
+    found.pinned = len(found.entries)
+    return found.entries, found.pinned
+
+
+def test_a_publication_targets_those_who_were_there_and_are_still() -> None:
+    """Fault: a late-comer is targeted, one who left, or one who came back (G5, G16)."""
+    index = index_of("a", "b", "c", "d")
+    topic = index.topics["t"]
+    entries, length = waiting_publication(index)
+    index.add("late", "i", "t", "said")
+    index.remove("b", None, None)
+    index.add("b", "i", "t", "said")
+    index._check()
+    assert topic.entries is entries
+    assert names(topic.targets(entries, length)) == ["a", "c", "d"]
+    assert (topic.waiting, topic.pinned) == (0, 0)
+    assert names(topic.entries) == ["a", "c", "d", "late", "b"]
+    index._check()
+
+
+def test_a_whole_topic_is_targeted_up_to_the_instant_of_the_publication() -> None:
+    """Fault: with no tombstone in the list those who came later are targeted too (G16)."""
+    index = index_of("a", "b")
+    topic = index.topics["t"]
+    first, second = waiting_publication(index), waiting_publication(index)
+    index.add("late", "i", "t", "said")
+    third = waiting_publication(index)
+    assert (topic.waiting, topic.pinned) == (3, 3)
+    assert names(topic.targets(*first)) == ["a", "b"]
+    assert (topic.waiting, topic.pinned) == (2, 3)
+    targets = topic.targets(*second)
+    assert names(targets) == ["a", "b"]
+    assert targets is not topic.entries
+    assert names(topic.targets(*third)) == ["a", "b", "late"]
+    assert (topic.waiting, topic.pinned) == (0, 0)
+
+
+def test_a_publication_that_was_left_with_the_old_list_disturbs_no_one() -> None:
+    """Fault: when the list was made anew its publication still counts as waiting for the new one."""
+    index = index_of("a", "b", "c", "d", "e")
+    topic = index.topics["t"]
+    old, length = waiting_publication(index)
+    for cid in ("a", "b", "c"):
+        index.remove(cid, None, None)
+        index._check()
+    assert topic.entries is not old
+    assert names(topic.entries) == ["d", "e"]
+    assert len(old) == 5
+    new, new_length = waiting_publication(index)
+    assert names(topic.targets(old, length)) == ["d", "e"]
+    assert (topic.waiting, topic.pinned) == (1, 2)
+    assert names(topic.targets(new, new_length)) == ["d", "e"]
+
+
+def test_what_came_behind_a_waiting_publication_and_left_is_gone_at_once() -> None:
+    """Fault: tombstones at the end stay while a publication waits, or its own entries are cut off (G13)."""
+    index = index_of("a", "b", "c")
+    topic = index.topics["t"]
+    entries, length = waiting_publication(index)
+    for cid in ("late", "later"):
+        index.add(cid, "i", "t", "said")
+    index.remove("later", None, None)
+    assert len(entries) == 4
+    index.remove("c", None, None)  # pinned, so it stays as a tombstone
+    index.remove("late", None, None)
+    assert (len(entries), topic.entries is entries) == (3, True)
+    assert names(topic.targets(entries, length)) == ["a", "b"]
+    assert names(topic.entries) == ["a", "b"]
+
+
+def test_a_list_that_is_made_anew_leaves_the_old_one_to_its_publications_alone() -> None:
+    """Fault: the old list keeps entries that no publication refers to (G13)."""
+    index = index_of("a", "b")
+    topic = index.topics["t"]
+    old, length = waiting_publication(index)
+    for number in range(4):
+        index.add(f"l{number}", "i", "t", "said")
+    for cid in ("a", "b", "l0", "l1"):
+        index.remove(cid, None, None)
+        index._check()
+    assert topic.entries is not old
+    assert (len(old), topic.waiting, topic.pinned) == (length, 0, 0)
+    assert names(topic.entries) == ["l2", "l3"]
+    assert topic.targets(old, length) == []
+
+
+def test_a_topic_that_ends_leaves_its_list_to_its_publications_alone() -> None:
+    """Fault: entries behind the last publication stay alive with it (G13)."""
+    index = index_of("a")
+    topic = index.topics["t"]
+    entries, length = waiting_publication(index)
+    index.add("late", "i", "t", "said")
+    index.remove("a", None, None)
+    index.remove("late", None, None)
+    assert "t" not in index.topics
+    assert len(entries) == length == 1
+    assert topic.targets(entries, length) == []
+    assert (topic.live, topic.waiting, topic.pinned) == (0, 0, 0)
+    assert len(entries) == 1
+
+
+@pytest.mark.parametrize(("size", "kept"), [(32, False), (33, False), (34, True), (35, True)])
+def test_a_snapshot_leaves_out_who_has_left(size: int, kept: bool) -> None:
+    """Fault: a tombstone is shown, with None for an event; or a topic of which nothing is left (G16)."""
+    index = index_of(*(f"c{number}" for number in range(size)))
+    index.remove("c3", None, None)
+    assert (len(index.topics["t"].entries) == size) is kept
+    assert ("c3", "i") not in index.snapshot()["t"]
+    assert len(index.snapshot()["t"]) == size - 1
+    for entry in index.topics["t"].entries:
+        entry.event = None  # as a reader may find them that interrupts a removal
+    assert index.snapshot() == {}
+
+
+@pytest.mark.parametrize(("size", "kept"), [(32, False), (33, False), (34, True), (35, True)])
+def test_a_small_topic_keeps_no_tombstone_and_a_large_one_few(size: int, kept: bool) -> None:
+    """Fault: a tombstone stays in a small topic, or each departure copies a large one (G13, G14)."""
+    index = index_of(*(f"c{number}" for number in range(size)))
+    topic = index.topics["t"]
+    entries = topic.entries
+    index.remove("c0", None, None)
+    index._check()
+    assert (topic.entries is entries) is kept
+    assert len(topic.entries) == size - (not kept)
+    index.remove(f"c{size - 1}", None, None)  # the last one goes without a copy
+    assert topic.entries[-1].cid == f"c{size - 2}"
+    lengths = []
+    for number in range(1, size - 2):
+        index.remove(f"c{number}", None, None)
+        index._check()
+        lengths.append(len(topic.entries))
+    assert lengths[-1] == topic.live == 1
+
+
+def test_tombstones_of_a_large_topic_never_outnumber_the_living() -> None:
+    """Fault: the list is made anew one departure too early or too late (G14)."""
+    index = index_of(*(f"c{number}" for number in range(100)))
+    topic = index.topics["t"]
+    entries = topic.entries
+    for number in range(50):
+        index.remove(f"c{number}", None, None)
+    assert topic.entries is entries
+    index.remove("c50", None, None)
+    assert topic.entries is not entries
+    assert len(topic.entries) == topic.live == 49
+
+
+def test_a_delivery_to_a_large_topic_tidies_it_only_where_it_must() -> None:
+    """Fault: every publication copies a large topic with one tombstone (G14)."""
+    index = index_of(*(f"c{number}" for number in range(100)))
+    topic = index.topics["t"]
+    index.remove("c0", None, None)
+    entries, length = waiting_publication(index)
+    assert len(topic.targets(entries, length)) == 99
+    assert topic.entries is entries
+    assert len(entries) == 100
+
+
+# The ready order
+
+
+def arrival(due: int) -> Publication:
+    publication = Publication()
+    publication.due = due
+    return publication
+
+
+def test_arrivals_and_timers_are_merged_by_their_instants() -> None:
+    """Fault: an arrival goes before a timer that was due earlier or at the same instant, or behind a later one (G2)."""
+    order = ReadyOrder()
+    timers = [timer_due(due) for due in (SLOT + 1, SLOT + 3, SLOT + 5)]
+    for timer in timers:
+        order.wheel.add(timer)
+    arrivals: list[Any] = [arrival(SLOT + 2), timer_due(SLOT + 3), arrival(SLOT + 3)]
+    for entry in arrivals:
+        order.add_arrival(entry)
+    order._check()
+    assert bool(order.arrivals) is True
+    assert order.next_instant() == EARLIEST
+    expected = [timers[0], arrivals[0], timers[1], arrivals[1], arrivals[2]]
+    taken = []
+    for _ in expected:
+        taken.append(order.take(SLOT + 4))
+        order._check()
+        assert taken[-1] is not None
+        assert taken[-1].after is None
+        assert not hasattr(taken[-1], "before")
+    assert taken == expected
+    assert order.take(SLOT + 4) is None
+    assert bool(order.arrivals) is False
+    assert order.next_instant() == SLOT + 5
+    assert order.take(SLOT + 5) is timers[2]
+    assert order.next_instant() is None
+
+
+@pytest.mark.usefixtures("uncollected")
+def test_a_cleared_order_is_empty_and_what_it_held_is_dead() -> None:
+    """Fault: an entry stays linked to another, and begins or waits for the collector (G13, G18)."""
+    order = ReadyOrder()
+    timers = [timer_due(due) for due in (SLOT, SLOT + 1, SLOT + 2, 5 * SLOT, 5 * SLOT)]
+    for timer in timers:
+        order.wheel.add(timer)
+    assert order.take(SLOT) is timers.pop(0)  # the rest of the slot stands open
+    arrivals: list[Any] = [arrival(SLOT), timer_due(SLOT), arrival(SLOT)]
+    for entry in arrivals:
+        order.add_arrival(entry)
+    gone = order.clear()
+    assert gone[:3] == arrivals
+    assert sorted(map(id, gone[3:])) == sorted(map(id, timers))
+    for entry in gone:
+        assert entry.after is None
+        assert not hasattr(entry, "before") or entry in timers[:2]
+    order._check()
+    assert (list(order.arrivals), list(order.wheel), order.next_instant()) == ([], [], None)
+    del order.arrivals.before, order.arrivals.after  # an empty ring is its own neighbour, as long as the order lives
+
+
+@pytest.mark.usefixtures("uncollected")
+def test_an_empty_order_that_is_cleared_leaves_nothing_behind() -> None:
+    """Fault: the empty ring, its own neighbour, waits for the collector at every reset (G13)."""
+    order = ReadyOrder()
+    assert order.clear() == []
+    del order.arrivals.before, order.arrivals.after
+
+
+def subscriptions(*cids: str) -> list[Subscription]:
+    return [Subscription(cid, "i", "t", "said") for cid in cids]
+
+
+def walk_over(targets: list[Subscription]) -> Walk:
+    publication = arrival(0)
+    publication.topic_name = "t"
+    publication.message = "m"
+    return Walk(publication, targets)
+
+
+def test_a_walk_knows_how_far_it_has_come() -> None:
+    """Fault: the current target or the rest are off by one."""
+    targets = subscriptions("a", "b", "c")
+    walk = walk_over(targets)
+    assert (walk.begun, walk.current, walk.total, walk.accounted, walk.decided) == (0, None, 3, 0, 0)
+    assert names(walk.rest()) == ["a", "b", "c"]
+    next(walk.iterator)
+    assert (walk.begun, walk.current) == (1, targets[0])
+    targets[1].name = None
+    assert names(walk.rest()) == ["c"]
+    next(walk.iterator)
+    next(walk.iterator)
+    assert (walk.begun, walk.current, walk.rest()) == (3, targets[2], [])
+    assert next(walk.iterator, None) is None
+    assert (walk.begun, walk.current) == (3, targets[2])
+
+
+def test_a_stopped_walk_hands_out_the_rest_and_begins_nothing_more() -> None:
+    """Fault: a target begins after the reset, is in both lists or in none (G18)."""
+    targets = subscriptions("a", "b", "c")
+    walk = walk_over(targets.copy())
+    next(walk.iterator)
+    assert names(walk.stop()) == ["b", "c"]
+    assert next(walk.iterator, None) is None
+    assert (walk.begun, walk.current, walk.rest(), walk.targets) == (3, targets[0], [], [])
+    assert walk.stop() == []
+    assert walk.current is targets[0]
+
+
+@pytest.mark.parametrize("begun", range(4))
+def test_a_stopped_walk_still_knows_who_began_last(begun: int) -> None:
+    """Fault: after a reset the delivery that runs is shown as another's, or as nobody's."""
+    targets = subscriptions("a", "b", "c")
+    walk = walk_over(targets.copy())
+    for _ in range(begun):
+        next(walk.iterator)
+    assert walk.stop() == targets[begun:]
+    assert walk.current is (targets[begun - 1] if begun else None)

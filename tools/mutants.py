@@ -1,0 +1,563 @@
+"""Mutation testing of the engine: is there a test for each thing that it does?
+
+    python tools/mutants.py                          all of it; goes on where the last run stopped
+    python tools/mutants.py _wheel _topics           these modules only
+    python tools/mutants.py --table docs/mutants.md  and write what the documentation shows of it
+
+A mutant is the engine with one small change. A test that fails on it kills it. One that survives stands either for a
+missing test or for a change that changes nothing; the second kind is listed in `tools/mutants.toml`, each with its
+reason. The exit code is 1 when a mutant survives that is not listed, or when one is listed that does not survive.
+
+mutmut knows how to mutate; removed statements and decided branches are added here. Its runner is not used: it puts a
+trampoline in front of every function, and the suite, which comes in at every line of an operation and counts bytes,
+would test the trampolines. Here a mutant is a whole module in a copy of the tree, the working tree is left alone, and
+the tests run in a fork of this process, which has pytest loaded already.
+
+The tests run in stages, and only who survives one meets the next: the engine's own tests, the quick tests of the suite
+on the virtual backend, the slow ones (these without the mutants that are listed). A test of the suite that kills must
+do so twice, for some of them measure time. POSIX only, for it forks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import difflib
+import hashlib
+import json
+import os
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+import tomllib
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from types import CodeType, FrameType
+from typing import Any, Final, NamedTuple
+
+ROOT: Final = Path(__file__).resolve().parents[1]
+ENGINE: Final = Path("backends", "stube_backends", "engine")
+ACCEPTED: Final = ROOT / "tools" / "mutants.toml"
+MODULES: Final = (
+    "_engine",
+    "_topics",
+    "_wheel",
+    "_timers",
+    "_order",
+    "_ledger",
+    "_delivery",
+    "_local",
+    "_core",
+    "_arguments",
+    "_mending",
+)
+OWN: Final = "tests/backends/test_engine*.py"
+OTHERS: Final = ("tests/test_conformance.py", "tests/backends/test_virtual.py", "tests/backends/test_reentrancy.py")
+ON_VIRTUAL: Final = ("--stube-backend=virtual", "-k", "not [memory")
+
+SLOW: Final = 0.1  # seconds; a test of the suite that takes longer belongs to the last stage
+PATIENCE: Final = 5  # times as long as the tests take without a mutant, and so many seconds: then they hang
+MEMORY: Final = 4 << 30  # bytes of address space; a mutant that collects things for ever ends here
+OVER: Final = ("killed", "timed out")
+
+
+# What is mutated
+
+
+class Change(NamedTuple):
+    """What makes a mutant: which lines of which function became which. No line numbers, for those move."""
+
+    function: str  # with its module: `_wheel.TimerWheel.add`
+    before: str
+    after: str
+
+
+@dataclass
+class Mutant:
+    """One change of one module, and what became of it."""
+
+    change: Change
+    source: str = field(repr=False)
+    origin: str  # the digest of the module that was changed
+    survived: dict[str, str] = field(default_factory=dict)  # stage: the digest of what ran in it
+    status: str = "untried"
+    by: str = ""  # the test that killed it
+
+    @property
+    def module(self) -> str:
+        return self.change.function.partition(".")[0]
+
+
+def mutants_of(module: str) -> list[Mutant]:
+    """Every mutant of a module, in the order of its lines; two that read the same are one."""
+    cst: Any = import_module("libcst")
+    source = (ROOT / ENGINE / f"{module}.py").read_text(encoding="utf-8")
+    tree = cst.parse_module(source)
+    origin = _digest([source])
+    lines = source.splitlines()
+    found: dict[Change, Mutant] = {}
+    for function, old, new in _mutations(cst, tree):
+        mutated = tree.deep_replace(old, new).code
+        change = Change(f"{module}.{function}", *_difference(lines, mutated.splitlines()))
+        found.setdefault(change, Mutant(change, mutated, origin))
+    return list(found.values())
+
+
+def _mutations(cst: Any, tree: Any) -> Iterator[tuple[str, Any, Any]]:
+    """Where, which node, and what it becomes."""
+    operators: list[tuple[Any, Callable[[Any], Iterable[Any]]]] = [
+        *import_module("mutmut.mutation.mutators").mutation_operators,
+        (cst.SimpleStatementLine, lambda node: _removed(cst, node)),
+        (cst.If | cst.While | cst.CompIf, lambda node: _decided(cst, node)),
+        (cst.Return, lambda node: _without_result(cst, node)),
+    ]
+
+    def visit(node: Any, inside: tuple[str, ...]) -> Iterator[tuple[str, Any, Any]]:
+        if _is_left_alone(cst, node):
+            return
+        for kind, operator in operators:
+            if isinstance(node, kind):
+                for number, new in enumerate(operator(node)):
+                    # Of a string that is changed in three ways one will do: tests compare messages whole.
+                    if not (number and isinstance(node, cst.SimpleString)):
+                        yield ".".join(inside) or "<module>", node, new
+        if isinstance(node, cst.ClassDef | cst.FunctionDef):
+            inside = (*inside, node.name.value)
+        for child in node.children:
+            yield from visit(child, inside)
+
+    return visit(tree, ())
+
+
+def _is_left_alone(cst: Any, node: Any) -> bool:
+    """What no test can or should tell apart: types, the layout of objects, the checks that only tests call."""
+    if isinstance(node, cst.FunctionDef):
+        return bool(node.name.value == "_check")
+    if isinstance(node, cst.Assign):
+        return any(getattr(target.target, "value", None) == "__slots__" for target in node.targets)
+    if isinstance(node, cst.AnnAssign):
+        return "TypeAlias" in str(getattr(node.annotation.annotation, "value", ""))
+    return isinstance(node, cst.Annotation | cst.Decorator | cst.Import | cst.ImportFrom)
+
+
+def _removed(cst: Any, line: Any) -> Iterator[Any]:
+    """A call for its effect, or a `del`, left out."""
+    for statement in line.body:
+        called = isinstance(statement, cst.Expr) and isinstance(statement.value, cst.Call)
+        if called or isinstance(statement, cst.Del):
+            yield line.with_changes(body=[cst.Pass()])
+
+
+def _decided(cst: Any, node: Any) -> Iterator[Any]:
+    """A branch that is never or always taken, a loop that is never entered, a filter that lets everything pass."""
+    if not isinstance(node, cst.CompIf):
+        yield node.with_changes(test=cst.Name("False"))
+    if not isinstance(node, cst.While):
+        yield node.with_changes(test=cst.Name("True"))
+
+
+def _without_result(cst: Any, node: Any) -> Iterator[Any]:
+    """A function that returns nothing."""
+    if node.value is not None and getattr(node.value, "value", "") != "None":
+        yield node.with_changes(value=None)
+
+
+def _difference(old: list[str], new: list[str]) -> tuple[str, str]:
+    """The lines that differ, without their indentation."""
+    before, after = [], []
+    for kind, i1, i2, j1, j2 in difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
+        if kind != "equal":
+            before += old[i1:i2]
+            after += new[j1:j2]
+    return "\n".join(line.strip() for line in before), "\n".join(line.strip() for line in after)
+
+
+def _digest(texts: Iterable[str]) -> str:
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16]
+
+
+# Running tests on a mutant
+
+
+class Stage(NamedTuple):
+    """Tests that run together."""
+
+    name: str
+    arguments: list[str]
+    seconds: float  # without a mutant
+    digest: str  # of what a survival depends on
+    reached: frozenset[str] | None  # the functions that these tests call; None for all of them
+
+
+class Recorder:
+    """A pytest plugin: which test failed first, how long each took, and which functions of the engine were called."""
+
+    def __init__(self) -> None:
+        self.failed = ""
+        self.seconds: dict[str, float] = {}
+        self._codes: set[CodeType] = set()
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        self.seconds[report.nodeid] = self.seconds.get(report.nodeid, 0.0) + report.duration
+        if report.failed and not self.failed:
+            self.failed = report.nodeid
+
+    def profile(self, frame: FrameType, _kind: str, _: object) -> None:
+        self._codes.add(frame.f_code)
+
+    def called(self) -> list[str]:
+        inside = [code for code in self._codes if str(ENGINE) in code.co_filename]
+        return sorted(f"{Path(code.co_filename).stem}.{code.co_qualname.replace('.<locals>', '')}" for code in inside)
+
+
+class Tree:
+    """A copy of what the tests need, in which one module at a time is a mutant."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._written = 0
+        shutil.rmtree(folder, ignore_errors=True)
+        for part in ("stube", "backends", "tests"):
+            shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy2(ROOT / "pyproject.toml", folder)
+
+    def mutate(self, mutant: Mutant) -> None:
+        """Put a mutant in the place of its module."""
+        target = self.folder / ENGINE / f"{mutant.module}.py"
+        target.write_text(mutant.source, encoding="utf-8")
+        # Python takes a compiled file for fresh by size and second, so each mutant gets a second of its own.
+        self._written += 1
+        os.utime(target, (self._written, self._written))
+
+    def restore(self, mutant: Mutant) -> None:
+        """Put the module back in its place."""
+        shutil.copy2(ROOT / ENGINE / f"{mutant.module}.py", self.folder / ENGINE)
+
+    def start(self, arguments: Sequence[str], *, own: bool, profiled: bool = False) -> Running:
+        """Run tests in a fork of this process."""
+        report = self.folder / "report.json"
+        report.unlink(missing_ok=True)
+        sys.stdout.flush()
+        pid = os.fork()
+        if pid == 0:
+            try:
+                self._enter()
+                if own:
+                    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # half of what a short run costs
+                report.write_text(json.dumps(_run(arguments, own, profiled)))
+            except BaseException:  # noqa: BLE001 - this process is a copy, which must end here whatever happens
+                traceback.print_exc()
+            finally:
+                os._exit(0)
+        return Running(pid, report, time.monotonic())
+
+    def _enter(self) -> None:
+        os.setsid()
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+        output = os.open(self.folder / "output.txt", os.O_CREAT | os.O_TRUNC | os.O_WRONLY)
+        for stream in (1, 2):
+            os.dup2(output, stream)
+        os.chdir(self.folder)
+        places = [str(self.folder), str(self.folder / "backends")]
+        sys.path[:0] = places
+        os.environ["PYTHONPATH"] = os.pathsep.join(places)
+
+
+class Running(NamedTuple):
+    """Tests under way in a fork."""
+
+    pid: int
+    report: Path
+    since: float
+
+    def result(self, limit: float) -> dict[str, Any] | None:
+        """What came of them; None while they run. They are stopped after `limit` seconds."""
+        hangs = time.monotonic() - self.since > limit
+        if not hangs and os.waitpid(self.pid, os.WNOHANG)[0] == 0:
+            return None
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)  # them, or what they have left behind
+        if hangs:
+            os.waitpid(self.pid, 0)
+            return {"code": None, "failed": ""}
+        if not self.report.exists():
+            return {"code": 1, "failed": ""}
+        result: dict[str, Any] = json.loads(self.report.read_text())
+        return result
+
+
+def _run(arguments: Sequence[str], own: bool, profiled: bool) -> dict[str, Any]:
+    recorder = Recorder()
+    if profiled:
+        threading.setprofile(recorder.profile)
+        sys.setprofile(recorder.profile)
+    code = _pytest(arguments[:1], recorder) if own else 0  # alone, for collecting the others takes longer
+    if code == 0:
+        code = _pytest(arguments[1:] if own else arguments, recorder)
+    if code == 1 and not own and recorder.failed and _pytest([*ON_VIRTUAL, recorder.failed], Recorder()) == 0:
+        unsteady, recorder = recorder.failed, Recorder()
+        code = _pytest([*arguments, f"--deselect={unsteady}"], recorder)
+    sys.setprofile(None)
+    return {
+        "code": code,
+        "failed": recorder.failed,
+        "seconds": recorder.seconds,
+        "called": recorder.called(),
+    }
+
+
+def _pytest(arguments: Sequence[str], recorder: Recorder) -> int:
+    pytest: Any = import_module("pytest")
+    # What is loaded before the fork cannot have its assertions rewritten, and does not need it.
+    options = ["-x", "-q", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
+    return int(pytest.main([*options, *arguments], plugins=[recorder]))
+
+
+def stages(tree: Tree) -> list[Stage]:
+    """The stages, measured without a mutant."""
+    own = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob(OWN))
+    own_digest = _digest(_texts(OWN, f"{ENGINE}/*.py"))
+    suite_digest = _digest(_texts("stube/**/*.py", *OTHERS, "backends/stube_backends/virtual.py"))
+    own_seconds = _remembered(tree, f"own-{own_digest}", lambda: _measured(tree, own, own=True)["seconds"])
+    called = _remembered(tree, f"called-{own_digest}", lambda: _measured(tree, own, own=True, profiled=True)["called"])
+    seconds = _remembered(tree, f"seconds-{suite_digest}", lambda: _measured(tree, [*ON_VIRTUAL, *OTHERS])["seconds"])
+    slow = [test for test, spent in seconds.items() if spent > SLOW]
+    slow_seconds = sum(seconds[test] for test in slow)
+    quick = [*ON_VIRTUAL, *OTHERS, *(f"--deselect={test}" for test in slow)]
+    return [
+        Stage("own", own, sum(own_seconds.values()), _digest(_texts(OWN)), frozenset(called)),
+        Stage("quick", quick, sum(seconds.values()) - slow_seconds, suite_digest, None),
+        Stage("slow", [*ON_VIRTUAL, *slow], slow_seconds, suite_digest, None),
+    ]
+
+
+def _remembered(tree: Tree, name: str, measure: Callable[[], Any]) -> Any:
+    """Measured once for these sources: or else a test might change its stage between two runs, and be left out."""
+    path = tree.folder.parent / f"{name}.json"
+    if not path.exists():
+        path.write_text(json.dumps(measure()))
+    return json.loads(path.read_text())
+
+
+def _texts(*patterns: str) -> list[str]:
+    return [path.read_text(encoding="utf-8") for pattern in patterns for path in sorted(ROOT.glob(pattern))]
+
+
+def _measured(tree: Tree, arguments: Sequence[str], *, own: bool = False, profiled: bool = False) -> dict[str, Any]:
+    running = tree.start(arguments, own=own, profiled=profiled)
+    while (result := running.result(limit=900)) is None:
+        time.sleep(0.05)
+    if result["code"] != 0:
+        failed = result["failed"] or "pytest"
+        raise SystemExit(f"{failed} failed without a mutant. Its output is in {tree.folder / 'output.txt'}.")
+    return result
+
+
+def run_stage(stage: Stage, mutants: Sequence[Mutant], trees: Sequence[Tree], record: Callable[[Mutant], None]) -> None:
+    """Put the mutants that have survived so far through a stage, as many at once as there are trees."""
+    waiting = [mutant for mutant in mutants if _is_due(mutant, stage)]
+    total, limit = len(waiting), PATIENCE * (stage.seconds + 1)
+    done = 0
+    busy: dict[Tree, tuple[Running, Mutant]] = {}
+    deadly: dict[str, str] = {}  # by module, the file of tests that killed last
+    while waiting or busy:
+        for tree in trees:
+            if tree in busy:
+                running, mutant = busy[tree]
+                result = running.result(limit)
+                if result is None:
+                    continue
+                _judge(mutant, stage, result)
+                if (file := mutant.by.partition("::")[0]) in stage.arguments:
+                    deadly[mutant.module] = file
+                record(mutant)
+                tree.restore(mutant)
+                del busy[tree]
+                done += 1
+                if done % 50 == 0 or done == total:
+                    _say(f"{stage.name}: {done} of {total}; {_figures(mutants)}")
+            if waiting:
+                mutant = waiting.pop(0)
+                tree.mutate(mutant)
+                arguments = stage.arguments.copy()
+                if mutant.module in deadly:  # what killed its neighbour will most likely kill it, too
+                    arguments.insert(0, arguments.pop(arguments.index(deadly[mutant.module])))
+                busy[tree] = tree.start(arguments, own=stage.name == "own"), mutant
+        time.sleep(0.01)
+
+
+def _is_due(mutant: Mutant, stage: Stage) -> bool:
+    if mutant.status in OVER or mutant.survived.get(stage.name) == stage.digest:
+        return False
+    return stage.reached is None or mutant.change.function in stage.reached
+
+
+def _judge(mutant: Mutant, stage: Stage, result: Mapping[str, Any]) -> None:
+    if result["code"] == 0:
+        mutant.status = "survived"
+        mutant.survived[stage.name] = stage.digest
+    elif result["code"] is None:
+        mutant.status, mutant.by = "timed out", stage.name
+    else:
+        mutant.status, mutant.by = "killed", result["failed"] or f"{stage.name}, at its start"
+
+
+# What is known
+
+
+class Results:
+    """The results of earlier runs, a line of JSON each, of which the last one counts.
+
+    A kill holds as long as its module is the same; a survival as long as the tests are the same, too.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._known: dict[Change, dict[str, Any]] = {}
+        if path.exists():
+            for line in path.read_text(encoding="utf-8").splitlines():
+                entry = json.loads(line)
+                self._known[Change(*entry["change"])] = entry
+
+    def recall(self, mutant: Mutant) -> None:
+        known = self._known.get(mutant.change)
+        if known is not None and known["origin"] == mutant.origin:
+            mutant.status, mutant.by, mutant.survived = known["status"], known["by"], known["survived"]
+
+    def record(self, mutant: Mutant) -> None:
+        entry = {name: value for name, value in vars(mutant).items() if name != "source"}
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+
+
+def accepted() -> dict[Change, str]:
+    """The survivors that are known, and why each is none to worry about."""
+    with ACCEPTED.open("rb") as file:
+        groups = tomllib.load(file)["survivors"]
+    return {
+        Change(group["function"], before, after): group["why"] for group in groups for before, after in group["changes"]
+    }
+
+
+# What is said
+
+
+def report(mutants: Sequence[Mutant], known: Mapping[Change, str]) -> int:
+    """Say what is not as it should be, and how many are what; the exit code."""
+    wrong = 0
+    for mutant in mutants:
+        listed = mutant.change in known
+        if listed == (mutant.status in OVER):
+            wrong += 1
+            what = f"is listed, and {mutant.status} by {mutant.by}" if listed else mutant.status
+            _say(f"\n{mutant.change.function}: {what}")
+            _say("\n".join(f"  - {line}" for line in mutant.change.before.splitlines()))
+            _say("\n".join(f"  + {line}" for line in mutant.change.after.splitlines()))
+    gone = known.keys() - {mutant.change for mutant in mutants}
+    tried = {mutant.module for mutant in mutants}
+    for change in sorted(gone):
+        if change.function.partition(".")[0] in tried:
+            wrong += 1
+            _say(f"\n{change.function}: is listed, and there is no such mutant: {change.before!r} -> {change.after!r}")
+    _say(f"\n{len(mutants)} mutants: {_figures(mutants)}; {len(known.keys() - gone)} of the survivors are accepted")
+    return 1 if wrong else 0
+
+
+def _figures(mutants: Iterable[Mutant]) -> str:
+    counted = Counter(mutant.status for mutant in mutants)
+    return ", ".join(f"{counted[status]} {status}" for status in (*OVER, "survived", "untried") if counted[status])
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+_PAGE: Final = """\
+# Mutation testing of the engine
+
+`make mutants` changes the engine in one small way after the other and runs the tests on each of these mutants, in a
+copy of the tree and on the virtual backend. A mutant that no test notices stands for a test that is missing, or for a
+change that changes nothing; then it is listed in `tools/mutants.toml`, with the reason. This page is made of both by
+`python tools/mutants.py --table docs/mutants.md`.
+
+mutmut's operators make the mutants; removed statements and decided branches are added. Left out are types, `__slots__`
+and the `_check` methods, which only tests call. A mutant that does not come to an end has timed out, which is as good
+as killed.
+
+{figures}
+
+## Who may survive
+
+{survivors}
+"""
+
+
+def page(mutants: Sequence[Mutant], known: Mapping[Change, str]) -> str:
+    """`docs/mutants.md`."""
+    rows = ["| module | mutants | killed | timed out | survived, accepted |", "|---|---:|---:|---:|---:|"]
+    for name in (*MODULES, ""):
+        of_it = [mutant for mutant in mutants if not name or mutant.module == name]
+        counted = Counter(mutant.status for mutant in of_it)
+        figures = (len(of_it), counted["killed"], counted["timed out"], counted["survived"])
+        rows.append(f"| {f'`{name}`' if name else 'all'} | " + " | ".join(map(str, figures)) + " |")
+    groups: dict[tuple[str, str], list[Change]] = {}
+    for change, why in known.items():
+        groups.setdefault((change.function, why), []).append(change)
+    survivors = ["| where | what becomes what | why nobody notices |", "|---|---|---|"]
+    for (function, why), changes in groups.items():
+        shown = "<br>".join(f"{_code(change.before)} → {_code(change.after)}" for change in changes)
+        survivors.append(f"| `{function}` | {shown} | {why} |")
+    return _PAGE.format(figures="\n".join(rows), survivors="\n".join(survivors))
+
+
+def _code(text: str) -> str:
+    line = " ".join(text.split()).replace("|", "\\|")
+    return f"`{line}`" if line else "nothing"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("modules", nargs="*", metavar="MODULE", help=f"of {', '.join(MODULES)}; by default all")
+    parser.add_argument("--jobs", type=int, default=2, help="how many mutants at once (%(default)s)")
+    parser.add_argument("--stages", type=int, default=3, help="how many of the three stages (%(default)s)")
+    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir(), "stube-mutants"), help="to work in")
+    parser.add_argument("--unlisted", action="store_true", help="try no mutant that is listed as a survivor")
+    parser.add_argument("--fresh", action="store_true", help="forget the results of earlier runs")
+    parser.add_argument("--table", type=Path, metavar="FILE", help="write the documentation's page")
+    options = parser.parse_args(arguments)
+    for name in options.modules:
+        if name not in MODULES:
+            parser.error(f"{name!r} is no module of the engine. Choose from {', '.join(MODULES)}.")
+    options.folder.mkdir(parents=True, exist_ok=True)
+    path = options.folder / "results.jsonl"
+    if options.fresh:
+        path.unlink(missing_ok=True)
+    results = Results(path)
+    for module in ("pytest", "hypothesis", "asyncio", "concurrent.futures"):
+        import_module(module)  # once, before the forks
+    os.nice(10)
+    mutants = [mutant for module in options.modules or MODULES for mutant in mutants_of(module)]
+    for mutant in mutants:
+        results.recall(mutant)
+    _say(f"{len(mutants)} mutants; {_figures(mutants)}")
+    trees = [Tree(options.folder / f"tree-{number}") for number in range(options.jobs)]
+    known = accepted()
+    for stage in stages(trees[0])[: options.stages]:
+        without_listed = stage.name == "slow" or options.unlisted
+        chosen = [mutant for mutant in mutants if not (without_listed and mutant.change in known)]
+        run_stage(stage, chosen, trees, results.record)
+    if options.table is not None:
+        options.table.write_text(page(mutants, known), encoding="utf-8")
+    return report(mutants, known)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
