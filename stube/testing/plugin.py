@@ -55,6 +55,7 @@ _NOTHING_CHOSEN = (
 )
 _checks_key: pytest.StashKey[list[VirtualChecks]] = pytest.StashKey()
 _ran_key: pytest.StashKey[bool] = pytest.StashKey()
+_failed_key: pytest.StashKey[bool] = pytest.StashKey()
 _records_key: pytest.StashKey[list[Record]] = pytest.StashKey()
 
 
@@ -160,6 +161,7 @@ def pytest_runtest_makereport(
     report = yield
     if report.when == "call" and not report.skipped and "stube_backend" in getattr(item, "fixturenames", ()):
         item.config.stash[_ran_key] = True
+        item.stash[_failed_key] = report.failed
     return report
 
 
@@ -265,6 +267,10 @@ def make_registry(
             pytest.skip(reason)
     tripped.clear()
     yield make
+    if request.node.stash.get(_failed_key, False):  # one finding is enough; what it left behind is none
+        for registry in [] if tripped else made:
+            registry.close(1.0)
+        return
     for registry in [] if tripped else made:
         check_ledger(registry)
         assert registry.close(30.0), f"close() did not stop everything: {registry.stats()}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -171,6 +172,15 @@ def test_settle_and_join_say_when_the_time_was_too_short(run: Driver) -> None:
     run.settle()
     assert run.registry.settle(0) is True
     assert run.registry.join(0.01) is False
+
+
+@guarantee("G21", "G24")
+def test_a_timeout_may_be_as_long_as_it_likes(run: Driver) -> None:
+    """Fault: a timeout that no lock can wait for raises out of the wait."""
+    run.schedule(1)
+    assert run.registry.join(1e12) is True
+    assert run.registry.settle(math.inf) is True
+    assert run.registry.close(math.inf) is True
 
 
 @guarantee("G21")

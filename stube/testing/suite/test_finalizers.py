@@ -182,16 +182,18 @@ class _Carrier:
 def test_no_destructor_runs_under_a_lock(run: Driver, release: Callable[[Driver, MakePayload], None]) -> None:
     """Fault: a payload is dropped inside the lock: a destructor that waits for another thread waits for ever."""
     results: list[bool] = []
+    let_go = threading.Event()
 
     def action() -> None:
         results.append(passes_through(lambda: (run.registry.stats(), run.registry.publish("t", 1))))
+        let_go.set()
 
     with watchdog(60):
         release(run, lambda: Finalized(action))
         run.settle()
         gc.collect()
-    assert results
-    assert all(results)
+        assert let_go.wait(PATIENCE), "the payload was never let go"
+    assert all(results), "another thread did not get through while the destructor ran"
 
 
 @guarantee("G20", "G19")

@@ -124,17 +124,18 @@ def test_timers_that_come_late_take_their_place_among_those_that_are_nearly_due(
 
     With more timers pending close by, before and after them, and with what has been cancelled between them.
     """
+    # Between due instants that are compared lie 10 ms at least: what it may take to schedule the lot.
     for number in range(40):
-        run.schedule(30 + number % 3, ("early comer", number))
+        run.schedule(70 + 20 * (number % 3), ("early comer", number))
     run.pass_time(1)
     with run.held("c1"):
-        late = [(delay, number) for number in range(30) for delay in (20, 10, 15)]
+        late = [(delay, number) for number in range(30) for delay in (50, 10, 30)]
         for delay, number in late:
             run.schedule(delay, ("late comer", (delay, number)))
             run.schedule(delay, "victim", cid="c2").cancel()
-    run.pass_time(40)
+    run.pass_time(120)
     payloads = [seen.event.payload for seen in run.recorder.seen if seen.event.name == "late comer"]
-    assert payloads == [(delay, number) for delay in (10, 15, 20) for number in range(30)]
+    assert payloads == [(delay, number) for delay in (10, 30, 50) for number in range(30)]
     early = [seen.event.payload for seen in run.recorder.seen if seen.event.name == "early comer"]
     assert early == sorted(range(40), key=lambda number: number % 3)
     assert run.stats() == Stats(accepted=220, delivered=130, cancelled=90)

@@ -10,7 +10,8 @@ import gc
 import random
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from types import FrameType
 from typing import Any, NamedTuple
@@ -203,11 +204,21 @@ STEPS: dict[str, Step] = {
 _handles: dict[str, Any] = {}
 
 
+@contextmanager
+def telling(what: str, injector: Injector) -> Iterator[None]:
+    """Say of an exception that leaves the block what was going on, and at which line."""
+    try:
+        yield
+    except Exception as exc:
+        exc.add_note(f"{what} at {injector.fired}")
+        raise
+
+
 def _interrupted(run: Driver, outer: str, inner: str, at: int, outer_key: str, inner_key: str) -> tuple[Any, Any, str]:
     """Call `outer` and, at its line number `at`, `inner`; what the two returned, and the place (empty: none such)."""
     results: list[Any] = []
     injector = Injector(at, lambda: results.append(STEPS[inner].call(run, inner_key)))
-    with tracing(injector):
+    with telling(f"{inner} inside {outer}", injector), tracing(injector):
         result = STEPS[outer].call(run, outer_key)
     return result, results[0] if results else None, injector.fired
 
@@ -268,12 +279,13 @@ def test_an_operation_may_begin_in_the_midst_of_another_on_the_same_names(run: D
                     STEPS[step].prepare(run, "c")
                 injector = Injector(at, partial(STEPS[inner].call, run, "c"))
                 _handles["c"] = _Twice(_handles["c"]) if "c" in _handles else None
-                with tracing(injector):
-                    STEPS[outer].call(run, "c")
-                _handles.clear()
-                told = f"{inner} inside {outer} at {injector.fired}"
-                run.settle()
-                stats = check_ledger(run.registry)
+                with telling(f"{inner} inside {outer}", injector):
+                    with tracing(injector):
+                        STEPS[outer].call(run, "c")
+                    _handles.clear()
+                    told = f"{inner} inside {outer} at {injector.fired}"
+                    assert run.registry.settle(5), told
+                    stats = check_ledger(run.registry)
                 info = run.registry.inspect("c").get("c")
                 subscribed = sum(("c", "main") in run.registry.subscriptions().get(topic, {}) for topic in topics)
                 assert stats.timers == (0 if info is None else len(info.timers)), told

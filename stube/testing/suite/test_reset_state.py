@@ -18,20 +18,19 @@ def test_everything_is_forgotten_and_the_dispatch_stays(run: Driver) -> None:
     for cid in ("c1", "c2"):
         run.registry.put_pending_flow(cid, "flow")
         run.subscribe("t", cid=cid)
-        for delay in (5, HOUR, 10**30):
+        for delay in (HOUR, HOUR + 5, 10**30):
             run.schedule(delay, "victim", cid=cid)
     cancelled = run.registry.cancel_timers("c2")
     run.registry.reset_state()
-    begun = run.recorder.names.count("victim")
+    assert cancelled == 3
     assert run.registry.inspect() == {}
     assert run.registry.subscriptions() == {}
     assert run.registry.pending_flow("c1") is None
     assert run.registry.publish("t", 1) == 0
     assert run.registry.cancel_timers("c1") == 0
     run.pass_time(5)
-    assert run.recorder.names == ["early"] + ["victim"] * begun
-    stats = run.stats()
-    assert stats == Stats(accepted=7, delivered=1 + begun, cancelled=cancelled, dropped=6 - begun - cancelled)
+    assert run.recorder.names == ["early"]
+    assert run.stats() == Stats(accepted=7, delivered=1, cancelled=3, dropped=3)
     run.schedule(0, "new")
     run.subscribe("t", "said", cid="c1")
     assert run.registry.publish("t", 2) == 1
