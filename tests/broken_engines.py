@@ -233,7 +233,7 @@ FAULTS: Final[tuple[Fault, ...]] = (
     Fault(
         "G10",
         "a new earliest timer does not wake the scheduler",
-        "stube_backends/memory.py",
+        ENGINE + "_serving.py",
         "            core.sleep_until = EARLIEST\n            core.wakeup.release()\n",
         "            core.sleep_until = EARLIEST\n",
         ("test_time.py::test_a_new_earliest_timer_is_not_kept_waiting_by_a_late_one",),

@@ -51,7 +51,7 @@ THIRD_PARTIES: dict[str, set[str]] = {
 }
 # The engine has no clock, thread or log, but for what puts it behind a lock and delivers.
 ENGINE = "stube_backends.engine"
-LOCKED = {f"{ENGINE}._core", f"{ENGINE}._delivery", f"{ENGINE}._local"}
+LOCKED = {f"{ENGINE}._core", f"{ENGINE}._delivery", f"{ENGINE}._local", f"{ENGINE}._serving"}
 IMPURE = {"_thread", "asyncio", "concurrent", "logging", "multiprocessing", "os", "selectors", "signal", "threading"}
 IMPURE |= {"datetime", "queue", "sched", "socket", "subprocess", "time", "weakref"}
 LOCKED_MAY_USE = {"get_ident", "Lock"}  # who am I, and a lock to wait on; the lock itself is handed in

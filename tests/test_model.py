@@ -18,7 +18,8 @@ from hypothesis import HealthCheck, Phase, given, settings
 
 import stube
 from stube.testing import _random_programs
-from stube.testing._comparing import Comparer, Difference, quiet
+from stube.testing._comparing import Comparer, Difference
+from stube.testing._drive import failures_unlogged
 from stube.testing._model import ANY_FIGURE, Latitude, Model
 from stube.testing._programs import FIRST, Program, Raised
 from stube.testing._random_programs import compare_programs, exact_programs, settled_programs, soak_programs
@@ -345,7 +346,7 @@ def test_what_is_compared_and_what_is_printed_say_the_same(spec: str, exactly: b
             line = traceback.extract_tb(exc.__traceback__)[-1].lineno or 0
             pytest.fail(f"{transcript.splitlines()[line - 1]}\n\n{transcript}")
 
-    with quiet():
+    with failures_unlogged():
         show()
 
 

@@ -16,7 +16,6 @@ that both say the same.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
@@ -40,7 +39,7 @@ from stube.testing._programs import (
 )
 from stube.testing._smallest import smaller_programs
 
-__all__ = ["Comparer", "Difference", "quiet"]
+__all__ = ["Comparer", "Difference"]
 
 _ON_THE_CLOCK: Final = frozenset({"advance", "join", "run_until_idle", "settle"})
 _ENDING: Final = (  # of every program, and compared like it
@@ -79,17 +78,6 @@ class _Check(NamedTuple):
     expression: str
     wanted: Any
     got: Any
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep the failures of handlers, which are part of the programs, out of the log."""
-    logger = logging.getLogger("stube")
-    before, logger.disabled = logger.disabled, True
-    try:
-        yield
-    finally:
-        logger.disabled = before
 
 
 class Comparer:

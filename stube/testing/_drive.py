@@ -6,6 +6,7 @@ Needs no pytest, so that a scenario may also run in a process of its own (`run_s
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -30,9 +31,11 @@ __all__ = [
     "Recorder",
     "Seen",
     "check_ledger",
+    "failures_unlogged",
     "passes_through",
     "run_script",
     "run_threads",
+    "switching_often",
     "tracing",
     "tripped",
     "watchdog",
@@ -327,11 +330,31 @@ def passes_through(call: Callable[[], object], timeout: float = 5.0) -> bool:
     return not thread.is_alive()
 
 
-def run_threads(*functions: Callable[[], object], timeout: float = PATIENCE) -> None:
-    """Run the functions at once, each in a thread of its own, from one common start; re-raise the first error.
+@contextmanager
+def switching_often() -> Iterator[None]:
+    """Let the interpreter switch between threads as often as it can, so that narrow races come about."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(interval)
 
-    The interpreter switches between them as often as it can, so that narrow races come about.
-    """
+
+@contextmanager
+def failures_unlogged() -> Iterator[None]:
+    """Keep the failures of handlers, where they are part of a random program, out of the log."""
+    logger = logging.getLogger("stube")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
+
+
+def run_threads(*functions: Callable[[], object], timeout: float = PATIENCE) -> None:
+    """Run the functions at once, each in a thread of its own, from one common start, with the interpreter switching
+    often; re-raise the first error."""
     barrier = threading.Barrier(len(functions))
     errors: list[BaseException] = []
 
@@ -343,15 +366,11 @@ def run_threads(*functions: Callable[[], object], timeout: float = PATIENCE) -> 
             errors.append(exc)
 
     threads = [threading.Thread(target=body, args=(function,), daemon=True) for function in functions]
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-5)
-    try:
+    with switching_often():
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join(timeout)
-    finally:
-        sys.setswitchinterval(interval)
     if errors:
         raise errors[0]
     assert not any(thread.is_alive() for thread in threads), "a thread hangs"

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from hypothesis.errors import Flaky
 
 from stube import ConversationEnded, create_registry
-from stube.testing._comparing import Comparer, Difference, quiet
+from stube.testing._comparing import Comparer, Difference
+from stube.testing._drive import failures_unlogged
 from stube.testing._programs import (
     FIRST,
     OWN,
@@ -156,7 +157,7 @@ def compare_programs(
             raise
 
     found: list[tuple[Program, Difference]] = []
-    with quiet():
+    with failures_unlogged():
         try:
             (compare if chance is None else seed(chance)(compare))()
         except (Difference, Flaky):  # who finds something and does not find it again has found something

@@ -7,18 +7,15 @@ threads run random operations on it, all over a few names so that they collide, 
 from __future__ import annotations
 
 import itertools
-import logging
 import random
-import sys
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import Any, Final, cast
 
 from stube import Backend, ConversationEnded, Event, VirtualBackend
-from stube.testing._drive import PATIENCE
+from stube.testing._drive import PATIENCE, failures_unlogged, switching_often
 from stube.testing._history import Call, History, Remainder, Run
 
 __all__ = ["HistoryFailed", "RecordedHandle", "RecordedRegistry", "clock_option", "promised", "random_history"]
@@ -275,7 +272,7 @@ def random_history(
         threading.Thread(target=workload.run, args=(number, operations), name=f"thread {number}", daemon=True)
         for number in range(threads)
     ]
-    with _switching_often(), _no_failures_logged():
+    with switching_often(), failures_unlogged():
         for worker in workers:
             worker.start()
         try:
@@ -436,23 +433,3 @@ _REACTIONS, _REACTION_WEIGHTS = zip(
     ("take", 2), ("wait", 10), ("raise", 3),
     strict=True,
 )  # fmt: skip
-
-
-@contextmanager
-def _switching_often() -> Iterator[None]:
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-5)
-    try:
-        yield
-    finally:
-        sys.setswitchinterval(interval)
-
-
-@contextmanager
-def _no_failures_logged() -> Iterator[None]:
-    logger = logging.getLogger("stube")
-    before, logger.disabled = logger.disabled, True
-    try:
-        yield
-    finally:
-        logger.disabled = before

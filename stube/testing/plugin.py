@@ -1,6 +1,6 @@
 """The pytest plugin: the backend under test, a virtual registry for hosts, and the markers of the suite.
 
-Loaded by pytest through the entry point `stube`; it does nothing in a project that asks for nothing of it.
+Loaded by pytest through the entry point `stube.testing.plugin`; it does nothing in a project that asks nothing of it.
 
 Options:
     `--stube-backend SPEC` names the backend that the conformance suite runs against; repeatable. It goes before the

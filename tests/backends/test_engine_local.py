@@ -896,7 +896,7 @@ def test_a_core_retired_by_a_fork_waits_for_nobody_and_its_walk_is_over(registry
     held, go = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with old.lock:  # type: ignore[attr-defined]
+        with old.lock:
             held.set()
             assert go.wait(PATIENCE)
 

@@ -1384,19 +1384,13 @@ def test_the_thread_of_a_start_that_was_broken_off_never_delivers_beside_another
         return time.monotonic_ns()
 
     class BreaksOff(MemoryRegistry):
-        def _new_thread(self, core: Any, token: object) -> threading.Thread:
-            thread = super()._new_thread(core, token)
-            if not broken:
-                broken.append(thread)
-                start = thread.start
-
-                def start_and_raise() -> None:
-                    start()
-                    assert looking.wait(PATIENCE)
-                    raise KeyboardInterrupt
-
-                thread.start = start_and_raise  # type: ignore[method-assign]
-            return thread
+        def _spawn(self, serve: Callable[[], None]) -> Callable[[float | None], bool]:
+            if broken:
+                return super()._spawn(serve)
+            broken.append(threading.Thread(target=serve, daemon=True))
+            broken[0].start()
+            assert looking.wait(PATIENCE)
+            raise KeyboardInterrupt
 
     def dispatch(cid: str, event: Event) -> None:
         if event.name == "first":

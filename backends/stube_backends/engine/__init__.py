@@ -3,7 +3,8 @@
 From the inside out: `TimerWheel`, `TimerGroups` and `TopicIndex` hold what is pending; `ReadyOrder` merges timers and
 publications; `Ledger` counts; `Engine` is all of that together, one call at a time, without lock, thread or clock.
 `Core` puts one engine behind a lock that is handed in; `Deliverer` delivers from a core; `LocalRegistry` is the twelve
-operations on it, to which a backend adds the lock, a clock and whoever delivers.
+operations on it, to which a backend adds the lock, a clock and whoever delivers; `ServedRegistry` is that with a loop
+which sleeps and delivers, to which a backend adds the thread.
 """
 
 from stube_backends.engine._arguments import (
@@ -20,6 +21,7 @@ from stube_backends.engine._engine import Engine
 from stube_backends.engine._ledger import Ledger
 from stube_backends.engine._local import LocalRegistry, live_registries
 from stube_backends.engine._order import EARLIEST, Publication, ReadyOrder, Walk
+from stube_backends.engine._serving import ServedCore, ServedRegistry
 from stube_backends.engine._timers import Group, Timer, TimerGroups, TimerOwner
 from stube_backends.engine._topics import Subscription, Topic, TopicIndex
 from stube_backends.engine._wheel import SLOT_BITS, Slot, TimerWheel
@@ -39,6 +41,8 @@ __all__ = [
     "Publication",
     "ReadyOrder",
     "ReentrantLock",
+    "ServedCore",
+    "ServedRegistry",
     "Slot",
     "Subscription",
     "Timer",

@@ -18,6 +18,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable
+from types import TracebackType
 from typing import Any, Final, NamedTuple, Protocol
 
 from stube import Dispatch, Event, StubeError
@@ -31,6 +32,12 @@ class ReentrantLock(Protocol):
     def acquire(self, blocking: bool = True, timeout: float = -1) -> bool: ...
 
     def release(self) -> None: ...
+
+    def __enter__(self) -> bool: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None, /
+    ) -> None: ...
 
 
 class _Nested:
