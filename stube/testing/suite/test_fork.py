@@ -18,13 +18,15 @@ run = Driver(make(max_pending=4))
 registry = run.registry
 registry.put_pending_flow("c1", "flow")
 registry.subscribe(cid="c1", instance_id="main", topic="t", event="said")
-registry.schedule_event(cid="c1", instance_id="main", delay_ms=150, event="of the parent")
+of_the_parent = registry.schedule_event(cid="c1", instance_id="main", delay_ms=150, event="of the parent")
 run.settle()
 reading, writing = os.pipe()
 child = os.fork()
 if child == 0:
     try:
         assert registry.stats() == stube.Stats(), registry.stats()
+        own = run.schedule(3_600_000)
+        assert of_the_parent.cancel() is False and own.cancel() is True, "a handle reaches beyond the fork"
         assert registry.subscriptions() == {} and registry.inspect() == {}
         assert registry.pending_flow("c1") is None and registry.cancel_timers("c1") == 0
         run.schedule(0, "of the child")

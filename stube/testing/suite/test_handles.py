@@ -162,6 +162,33 @@ def test_conversation_ended_that_leaves_a_delivery_is_no_failure(
     assert run.stats() == Stats(accepted=1, delivered=1)
 
 
+@guarantee("G19")
+def test_conversation_ended_is_no_failure_where_the_log_fails(run: Driver) -> None:
+    """Fault: what a log handler raises when it is told of the end makes a failure of it."""
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            raise LookupError("logging fails")
+
+    def leave(cid: str, event: Event) -> None:
+        raise ConversationEnded(cid)
+
+    run.recorder.on("leave", leave)
+    logger, handler = logging.getLogger("stube"), Handler()
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG)
+    try:
+        run.subscribe("t", "leave")
+        run.schedule(0, "leave")
+        run.registry.publish("t", "message")
+        run.settle()
+    finally:
+        logger.setLevel(level)
+        logger.removeHandler(handler)
+    assert run.stats() == Stats(subscriptions=1, accepted=2, delivered=2)
+
+
 class _Meddling:
     """A registry that ends a conversation in the middle of its adding operations, before or after the add itself."""
 

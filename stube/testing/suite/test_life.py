@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+import stube
 from stube import Backend, Event, RegistryClosed, Stats
 from stube.testing._capabilities import requires
 from stube.testing._drive import PATIENCE, Driver, Injector, run_script, run_threads, tracing
@@ -319,10 +320,8 @@ def test_a_registry_that_is_dropped_with_nothing_pending_is_collected(
     stube_backend: Any, stube_options: Mapping[str, Any]
 ) -> None:
     """Fault: the scheduler's thread, an `atexit` hook or a fork hook holds the registry for ever."""
-    import stube
-
     before = threading.active_count()
-    watched = []
+    watched: list[weakref.ref[Backend]] = []
     for _ in range(3):
         registry = stube.create_registry(stube_backend, **stube_options)
         registry.schedule_event(cid="c1", instance_id="main", delay_ms=0, event="tick")
@@ -333,11 +332,35 @@ def test_a_registry_that_is_dropped_with_nothing_pending_is_collected(
         registry.cancel_timers("c1")
         watched.append(weakref.ref(registry))
         del registry
+    _wait_until_gone(watched, before)
+
+
+@guarantee("G13")
+@requires("by_reference")
+@pytest.mark.parametrize("how", ["cancelled", "reset"])
+def test_a_registry_whose_last_timer_goes_while_it_sleeps_is_collected(
+    stube_backend: Any, stube_options: Mapping[str, Any], how: str
+) -> None:
+    """Fault: the thread sleeps until the timer's hour and holds the registry for as long."""
+    before = threading.active_count()
+    driver = Driver(stube.create_registry(stube_backend, **stube_options))
+    driver.schedule(HOUR)
+    driver.pass_time(50)  # real time, for there is no event for a thread that has gone to sleep
+    if how == "cancelled":
+        driver.registry.cancel_timers("c1")
+    else:
+        driver.registry.reset_state()
+    watched = [weakref.ref(driver.registry)]
+    del driver
+    _wait_until_gone(watched, before)
+
+
+def _wait_until_gone(watched: list[weakref.ref[Backend]], threads: int) -> None:
     deadline = _monotonic() + PATIENCE
     pause = threading.Event()
     while True:
         gc.collect()
-        if not any(reference() for reference in watched) and threading.active_count() == before:
+        if not any(reference() for reference in watched) and threading.active_count() == threads:
             break
         assert _monotonic() < deadline, f"alive: {watched}, threads: {threading.enumerate()}"
         pause.wait(0.005)  # a thread's end has no event that a stranger could wait for
@@ -349,8 +372,6 @@ def test_a_registry_that_is_dropped_with_timers_pending_still_delivers_them(
     stube_backend: Any, stube_options: Mapping[str, Any], make_registry: MakeRegistry
 ) -> None:
     """Fault: a registry that somebody forgot to keep is collected with what it had accepted."""
-    import stube
-
     del make_registry  # it looks at the capabilities, and would keep what it makes
     arrived = threading.Event()
     registry = stube.create_registry(stube_backend, **stube_options)
@@ -382,6 +403,16 @@ registry.schedule_event(cid='c', instance_id='i', delay_ms=0, event='e')
 if 'virtual_time' in registry.capabilities:
     threading.Thread(target=registry.settle, daemon=True).start()
 assert entered.wait(PATIENCE)
+""",
+    "twelve registries with a running delivery": """
+entered = [threading.Event() for _ in range(12)]
+registries = [make() for _ in entered]
+for registry, event in zip(registries, entered):
+    registry.install_dispatch(lambda cid, _, event=event: (event.set(), threading.Event().wait()))
+    registry.schedule_event(cid='c', instance_id='i', delay_ms=0, event='e')
+    if 'virtual_time' in registry.capabilities:
+        threading.Thread(target=registry.settle, daemon=True).start()
+assert all(event.wait(PATIENCE) for event in entered)
 """,
     "a handler that keeps scheduling": """
 def dispatch(cid, event):

@@ -11,14 +11,14 @@ import random
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from types import FrameType
 from typing import Any, NamedTuple
 
 import pytest
 
-from stube import Event
+from stube import Event, RegistryClosed, RegistryFull, TimerHandle
 from stube.testing._drive import PATIENCE, Driver, Injector, check_ledger, tracing, watchdog
 from stube.testing.suite._fixtures import HOUR, OPERATIONS, MakeRun, guarantee
 
@@ -300,6 +300,67 @@ def test_an_operation_may_begin_in_the_midst_of_another_on_the_same_names(run: D
                 if not injector.fired:
                     break
                 at += 1
+
+
+class _OfTheBackend(Injector):
+    """Leaves the lines of `threading` alone: within `Thread.start` a lock of Python's own may be held for ever."""
+
+    def __call__(self, frame: FrameType, event: str, argument: Any) -> Any:
+        return None if frame.f_code.co_filename == threading.__file__ else super().__call__(frame, event, argument)
+
+
+@guarantee("G20", "G10")
+def test_an_operation_at_any_line_of_whoever_delivers_takes_effect(make_run: MakeRun) -> None:
+    """Fault: a finalizer that runs on the delivering thread, between two lines of its loop, adds something, and the
+    thread goes to sleep all the same."""
+    for at in range(10_000):
+        run = make_run()
+        run.subscribe("t", cid="c1")
+
+        def publish(run: Driver = run) -> None:
+            with suppress(RegistryClosed):  # the last lines are those of the end
+                run.registry.publish("t", "message")
+
+        injector = _OfTheBackend(at, publish)
+        threading.settrace(injector)  # for a thread that the backend starts; this one delivers where none is
+        try:
+            run.schedule(0)
+            with tracing(injector):
+                run.settle()
+        finally:
+            threading.settrace(None)
+        if not injector.fired:
+            return
+        run.settle()
+        assert run.recorder.payloads.count("message") == 1, injector.fired
+        assert run.registry.close(PATIENCE), injector.fired
+    pytest.fail("whoever delivers has no end")
+
+
+@guarantee("G20", "G22")
+@pytest.mark.parametrize("outer", ["put_pending_flow", "subscribe", "publish", "cancel_timers"])
+def test_a_timer_that_is_accepted_within_an_operation_is_in_the_ledger_though_there_is_no_room(
+    make_run: MakeRun, outer: str
+) -> None:
+    """Fault: a nested schedule hands out a handle, finds no room when it is made up for, and the timer is lost."""
+    for at in range(10_000):
+        run = make_run(max_pending=1)
+        run.schedule(HOUR, cid="full")
+        handed_out: list[TimerHandle] = []
+
+        def schedule(run: Driver = run, handed_out: list[TimerHandle] = handed_out) -> None:
+            with suppress(RegistryFull):
+                handed_out.append(run.schedule(HOUR, cid="c2"))
+
+        injector = Injector(at, schedule)
+        with watchdog(), tracing(injector):
+            OPERATIONS[outer](run.registry, "c1")
+        if not injector.fired:
+            return
+        stats = check_ledger(run.registry)
+        assert stats.accepted == 1 + len(handed_out), injector.fired
+        assert stats.timers == 1, injector.fired
+    pytest.fail("the operation has no end")
 
 
 @guarantee("G20")

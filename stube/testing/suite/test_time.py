@@ -6,6 +6,7 @@ import math
 import random
 import threading
 import time
+from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 
 from stube import Stats
 from stube.testing._capabilities import requires
-from stube.testing._drive import PATIENCE, Driver
+from stube.testing._drive import PATIENCE, Driver, run_script
 from stube.testing.suite._fixtures import HOUR, MakeRun, guarantee, unchanged
 
 # Taken at import, because tests replace attributes of the time module.
@@ -175,6 +176,28 @@ def test_replacing_the_functions_of_the_time_module_affects_no_registry(
             run.pass_time(10)
             assert run.recorder.names == ["soon"]
             assert run.registry.cancel_timers("c1") == 1
+
+
+@guarantee("G12")
+def test_the_functions_of_the_time_module_may_be_replaced_before_the_backend_is_imported(
+    stube_backend: Any, stube_options: Mapping[str, Any]
+) -> None:
+    """Fault: the backend takes its clock out of the time module at its own import, after `import stube`."""
+    printed = run_script(
+        stube_backend,
+        stube_options,
+        """
+for name in ("time", "monotonic", "perf_counter"):
+    setattr(time, name, lambda: 0.0)
+    setattr(time, name + "_ns", lambda: 0)
+run = Driver(make())
+run.schedule(20, "tick")
+run.pass_time(20)
+print(run.recorder.names)
+run.registry.close()
+""",
+    )
+    assert printed == "['tick']\n"
 
 
 @guarantee("G12", "G9")
