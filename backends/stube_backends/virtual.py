@@ -19,6 +19,7 @@ from typing import Any, Final
 
 from stube import Delivery, Dispatch, Event, VirtualBackend, VirtualTimeError
 from stube_backends.engine import (
+    EARLIEST,
     Core,
     Engine,
     LocalRegistry,
@@ -229,6 +230,7 @@ class VirtualRegistry(LocalRegistry):
 
     def _start_serving(self, core: Core) -> None:
         self._refuse_if_closed(core)
+        core.sleep_until = EARLIEST  # nobody sleeps, so nobody is woken when something is added
         core.serving = True
 
     def _stop_serving(self, core: Core, timeout: float | None) -> bool:
