@@ -286,7 +286,8 @@ class Registry(Protocol):
         ...
 
     def subscriptions(self) -> dict[str, dict[tuple[str, str], EventSpec]]:
-        """A snapshot `{topic: {(cid, instance_id): event}}` of plain dicts, the subscribers in their order.
+        """A snapshot `{topic: {(cid, instance_id): event}}` of plain dicts, the subscribers in their order: of one
+        conversation always, of all where the backend promises `common_topic_order`.
 
         Never raises while others change it (G16); the caller may do with it what they like. No topic in it is
         empty. Empty on a closed registry. O(number of subscriptions).

@@ -412,8 +412,8 @@ FAULTS: Final[tuple[Fault, ...]] = (
         "G24",
         "a closed registry goes on accepting",
         ENGINE + "_engine.py",
-        "        if self.closed:\n            raise RegistryClosed",
-        "        if False:\n            raise RegistryClosed",
+        "        if self.closed:\n            raise_closed()",
+        "        if False:\n            raise_closed()",
         ("test_life.py::test_a_closed_registry_refuses_what_adds_and_is_silent_to_what_removes",),
     ),
     Fault(

@@ -54,6 +54,7 @@ ENGINE = "stube_backends.engine"
 LOCKED = {f"{ENGINE}._core", f"{ENGINE}._delivery", f"{ENGINE}._local", f"{ENGINE}._serving"}
 IMPURE = {"_thread", "asyncio", "concurrent", "logging", "multiprocessing", "os", "selectors", "signal", "threading"}
 IMPURE |= {"datetime", "queue", "sched", "socket", "subprocess", "time", "weakref"}
+THREADED = {f"{ENGINE}._threaded"}  # one thread, for the backends that have their own
 LOCKED_MAY_USE = {"get_ident", "Lock"}  # who am I, and a lock to wait on; the lock itself is handed in
 HEAVY = ("asyncio", "email", "http", "importlib.metadata", "logging", "multiprocessing", "socket", "subprocess")
 
@@ -191,7 +192,7 @@ def backends_stand_on_the_engine(module: Module) -> Iterator[str]:
 
 def a_pure_engine(module: Module) -> Iterator[str]:
     """No lock, thread, clock or log in what the engine is made of."""
-    if not module.within(ENGINE) or module.name in LOCKED:
+    if not module.within(ENGINE) or module.name in LOCKED | THREADED:
         return
     for one in _imports(module):
         if one.module.partition(".")[0] in IMPURE:

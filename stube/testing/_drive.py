@@ -295,6 +295,11 @@ class Driver:
         self.settle()
         return dict(cast(Any, self.registry).sizes())
 
+    def subscribers(self, topic: str) -> list[tuple[str, str]]:
+        """Who subscribes, in the order of joining; sorted where the backend has no order across conversations."""
+        found = list(self.registry.subscriptions().get(topic, {}))
+        return found if "common_topic_order" in self.registry.capabilities else sorted(found)
+
     def counts(self) -> Counter[str]:
         """How many deliveries each conversation had."""
         return Counter(self.recorder.cids)

@@ -102,23 +102,17 @@ def test_a_table_of_batons_is_given_back_when_it_was_large_and_is_empty(most: in
     for number in range(most):
         engine.put_flow(f"c{number}", number)
     engine.put_flow("c0", "again")
-    assert not engine.flows_to_shrink
+    assert engine.flows_large is large
+    table = engine.flows
+    size = sys.getsizeof(table)
     engine.shrink_flows()
-    assert len(engine.flows) == most
-    table = sys.getsizeof(engine.flows)
-    for number in range(most - 1):
+    assert (len(engine.flows), sys.getsizeof(engine.flows), engine.flows_large) == (most, size, True)
+    for number in range(most):
         del engine.flows[f"c{number}"]
-    assert engine.flows_to_shrink is False
-    engine.flows.clear()
-    engine.put_flow("c", 1)
-    del engine.flows["c"]
-    assert engine.flows_to_shrink is large
     engine.shrink_flows()
-    assert engine.flows_to_shrink is False
-    assert sys.getsizeof(engine.flows) < table
-    engine.put_flow("c", 1)
-    del engine.flows["c"]
-    assert engine.flows_to_shrink is False
+    assert engine.flows is table, "a baton that is put without the lock at this moment would be lost"
+    assert (table, engine.flows_large) == ({}, False)
+    assert sys.getsizeof(table) < size / 10
 
 
 def test_an_emptied_table_of_batons_gives_its_memory_back() -> None:
@@ -126,10 +120,8 @@ def test_an_emptied_table_of_batons_gives_its_memory_back() -> None:
     engine = Engine(None)
     for number in range(2000):
         engine.put_flow(f"c{number}", number)
-    assert engine.flows_peak == 2000
     for number in range(2000):
         engine.flows.pop(f"c{number}")
-    assert engine.flows_to_shrink
     before = sys.getsizeof(engine.flows)
     engine.shrink_flows()
     assert sys.getsizeof(engine.flows) < before / 10
@@ -142,7 +134,7 @@ def test_a_reset_forgets_that_there_were_many_batons() -> None:
         engine.put_flow(f"c{number}", number)
     engine.reset()
     assert engine.flows == {}
-    assert not engine.flows_to_shrink
+    assert not engine.flows_large
 
 
 # Bounds

@@ -4,10 +4,12 @@ From the inside out: `TimerWheel`, `TimerGroups` and `TopicIndex` hold what is p
 publications; `Ledger` counts; `Engine` is all of that together, one call at a time, without lock, thread or clock.
 `Core` puts one engine behind a lock that is handed in; `Deliverer` delivers from a core; `LocalRegistry` is the twelve
 operations on it, to which a backend adds the lock, a clock and whoever delivers; `ServedRegistry` is that with a loop
-which sleeps and delivers, to which a backend adds the thread.
+which sleeps and delivers, to which a backend adds the thread; `ThreadedRegistry` has one. `Siblings` and `together` are
+for a registry on several cores.
 """
 
 from stube_backends.engine._arguments import (
+    checked_dispatch,
     checked_timeout,
     delay_in_nanoseconds,
     milliseconds,
@@ -15,13 +17,14 @@ from stube_backends.engine._arguments import (
     plain_event,
     plain_name,
 )
-from stube_backends.engine._core import FOREVER, NESTED, Core, ReentrantLock, Waiter, log
+from stube_backends.engine._core import FOREVER, NESTED, Core, ReentrantLock, Siblings, Waiter, log, together
 from stube_backends.engine._delivery import Deliverer, OnError
-from stube_backends.engine._engine import Engine
+from stube_backends.engine._engine import Engine, registry_full
 from stube_backends.engine._ledger import Ledger
 from stube_backends.engine._local import LocalRegistry, live_registries
 from stube_backends.engine._order import EARLIEST, Publication, ReadyOrder, Walk
 from stube_backends.engine._serving import ServedCore, ServedRegistry
+from stube_backends.engine._threaded import ThreadedRegistry
 from stube_backends.engine._timers import Group, Timer, TimerGroups, TimerOwner
 from stube_backends.engine._topics import Subscription, Topic, TopicIndex
 from stube_backends.engine._wheel import SLOT_BITS, Slot, TimerWheel
@@ -43,8 +46,10 @@ __all__ = [
     "ReentrantLock",
     "ServedCore",
     "ServedRegistry",
+    "Siblings",
     "Slot",
     "Subscription",
+    "ThreadedRegistry",
     "Timer",
     "TimerGroups",
     "TimerOwner",
@@ -53,6 +58,7 @@ __all__ = [
     "TopicIndex",
     "Waiter",
     "Walk",
+    "checked_dispatch",
     "checked_timeout",
     "delay_in_nanoseconds",
     "live_registries",
@@ -61,4 +67,6 @@ __all__ = [
     "name_of",
     "plain_event",
     "plain_name",
+    "registry_full",
+    "together",
 ]

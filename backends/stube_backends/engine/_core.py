@@ -8,6 +8,12 @@ was noted, before the interrupted operation returns. So every change of the engi
 thought of interruption. Look-ups that cannot wait (a snapshot) read the engine as it stands, which is legal at
 every line: rings are linked and cut so that walking them forward always works.
 
+**How cores that belong together keep from waiting for each other.** A registry on several cores is interrupted in the
+same way, and the nested call may be for another core than the interrupted one. If it waited there while a thread that
+is inside that core waited here, neither would ever go on. So a thread that is inside one of several cores never waits
+for another (`Siblings`): what cannot be had at once is noted, and what follows a noted operation is noted behind it.
+Only `together` holds several, taken in the order of their indices by a thread that was inside none.
+
 **How a fork makes old work dead (G25).** All that belongs to one life of a registry hangs on its core. A forked
 child gets a new one. Code that was under way in the parent goes on with the old core, whose engine nobody delivers.
 """
@@ -15,9 +21,10 @@ child gets a new one. Code that was under way in the parent goes on with the old
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -78,8 +85,52 @@ class Waiter(NamedTuple):
     """Taken until the wait is over."""
 
 
+class Siblings:
+    """What the cores of one registry share: which of them a thread is inside, and what it has noted meanwhile."""
+
+    __slots__ = ("catching_up", "deferred", "owned", "process", "successor")
+
+    def __init__(self) -> None:
+        self.process = os.getpid()
+        self.successor: Siblings | None = None  # in a forked child
+        # Operations to make up for, by the thread that noted them and will run them; nobody else touches its entry.
+        self.deferred: dict[int, deque[tuple[Callable[..., object], tuple[Any, ...]]]] = {}
+        self.catching_up: set[int] = set()  # the threads that are at it; each adds and discards itself
+        self.owned: list[Callable[[], bool]] = []  # of each lock: whether this thread holds it
+
+    def nested(self) -> bool:
+        """Whether this thread is half-way through an operation of one of the cores, which the caller interrupts."""
+        return any(owned() for owned in self.owned)
+
+    def of_this_process(self) -> Siblings:
+        """Itself; or, in a forked child, one that is new and the same for all that ask."""
+        if self.process == os.getpid():
+            return self
+        if self.successor is None or self.successor.process != os.getpid():
+            self.successor = Siblings()
+        return self.successor
+
+    def patient(self, lock: ReentrantLock) -> Callable[[], bool]:
+        """How a core with siblings acquires its lock: it waits unless it must not, and says whether it has the lock."""
+        acquire, deferred, get_ident, nested = lock.acquire, self.deferred, threading.get_ident, self.nested
+
+        def acquire_or_note() -> bool:
+            if deferred and get_ident() in deferred and nested():
+                return False
+            return acquire(False) or (not nested() and acquire())
+
+        return acquire_or_note
+
+
 class Core:
-    """One engine, one lock, and the fields that the lock guards."""
+    """One engine, one lock, and the fields that the lock guards.
+
+    Args:
+        lock: knows its owner; handed in.
+        engine: of which nobody else knows.
+        dispatch: where deliveries go.
+        siblings: what this core shares with others of the same registry; None for a core without siblings.
+    """
 
     __slots__ = (
         "acquire",
@@ -93,17 +144,20 @@ class Core:
         "owned",
         "release",
         "serving",
+        "siblings",
         "sleep_until",
         "waiters",
     )
 
-    def __init__(self, lock: ReentrantLock, engine: Engine, dispatch: Dispatch) -> None:
-        self._take_lock(lock)
+    def __init__(
+        self, lock: ReentrantLock, engine: Engine, dispatch: Dispatch, siblings: Siblings | None = None
+    ) -> None:
+        self.siblings = siblings or Siblings()
+        self._take_lock(lock, alone=siblings is None)
         self.engine = engine  # guarded by the lock, but for its batons' `pop` and a walk's targets
         self.busy = False  # whether the lock's holder is inside an operation; written by the holder only
-        # Operations to make up for, by the thread that noted them and will run them; nobody else touches its entry.
-        self.deferred: dict[int, deque[tuple[Callable[..., object], tuple[Any, ...]]]] = {}
-        self.catching_up: set[int] = set()  # the threads that are at it; each adds and discards itself
+        self.deferred = self.siblings.deferred
+        self.catching_up = self.siblings.catching_up
         self.dispatch: Callable[[str, Event], Any] = dispatch  # no lock: one reference, read once for every delivery
         self.serving = False  # whether somebody will deliver; True for good once it is True, until close
         # Until when whoever delivers does not look by itself; written under the lock by the deliverer, and
@@ -113,11 +167,12 @@ class Core:
         self.waiters: list[Waiter] = []  # guarded by the lock
 
     def nested(self) -> bool:
-        """Whether this thread is half-way through an operation of this core, which the caller interrupts."""
-        return self.owned()
+        """Whether this thread is half-way through an operation of this core or a sibling, which the call interrupts."""
+        return self.siblings.nested()
 
     def exclusively(self, operation: Callable[..., Any], *arguments: Any) -> Any:
-        """Run `operation(*arguments)` while nobody else does; NESTED when this thread is half-way through another.
+        """Run `operation(*arguments)` while nobody else does; NESTED when this thread is half-way through another,
+        of this core, or of a sibling and another thread is in this one.
 
         What it raises passes through. Numbered races that the order of the lines avoids:
         1. Another thread sets `busy` after the first line: `acquire` waits for it. A nested call cannot come out of
@@ -129,7 +184,8 @@ class Core:
         if self.busy and self.owned():
             return NESTED
         try:
-            self.acquire()
+            if not self.acquire():
+                return NESTED
             self.busy = True
             result = operation(*arguments)
             self.busy = False
@@ -166,7 +222,7 @@ class Core:
         that ten thousand finalizers in one collection are a loop and no recursion.
         """
         thread = threading.get_ident()
-        if thread in self.catching_up:
+        if thread in self.catching_up or self.nested():  # nested in a sibling, which will be left as well
             return
         self.catching_up.add(thread)
         try:
@@ -187,10 +243,38 @@ class Core:
             self.engine.walk.stop()
         if not self.owned():
             # Another thread of the parent may hold the lock, for ever: that thread does not exist here.
-            self._take_lock(lock)
+            self.siblings.owned.remove(self.owned)
+            self._take_lock(lock, alone=True)
 
-    def _take_lock(self, lock: ReentrantLock) -> None:
+    def _take_lock(self, lock: ReentrantLock, *, alone: bool) -> None:
         self.lock = lock
-        self.acquire = lock.acquire  # bound once: `with lock` costs twice as much
+        # Bound once: `with lock` costs twice as much. It waits, and is True, unless there are siblings.
+        self.acquire: Callable[[], bool] = lock.acquire if alone else self.siblings.patient(lock)
         self.release = lock.release
         self.owned: Callable[[], bool] = lock._is_owned  # type: ignore[attr-defined]  # as threading.Condition asks
+        self.siblings.owned.append(self.owned)
+
+
+def together(cores: Sequence[Core], operation: Callable[..., Any], *arguments: Any) -> Any:
+    """Run `operation(*arguments)` while nobody else runs one on any of these siblings; NESTED when this thread is
+    half-way through an operation of a sibling.
+
+    Waits for one lock while it holds others: always in the order of `cores`, which must be that of their indices.
+    """
+    if cores[0].nested():
+        return NESTED
+    try:
+        for core in cores:
+            core.lock.acquire()
+            core.busy = True
+        result = operation(*arguments)
+        for core in cores:
+            core.busy = False
+            core.release()
+    except BaseException as exc:
+        for core in cores:
+            core.recover(exc)
+        raise
+    if cores[0].deferred:
+        cores[0].catch_up()
+    return result

@@ -27,6 +27,26 @@ from stube_backends.engine._topics import Subscription, TopicIndex
 
 _NO_BOUND: Final = 1 << 62
 _MANY_FLOWS: Final = 1024  # a table of batons that was larger than this is given back when it empties
+_SMALL_TABLE: Final[dict[str, Any]] = {"": None}  # no conversation has this name
+
+
+class _Refusing(dict[str, Any]):
+    """The batons of a closed registry: whoever puts one comes too late, however early it looked."""
+
+    def __setitem__(self, cid: str, flow_id: Any) -> None:
+        raise_closed()
+
+
+def registry_full(pending: int, wanted: int, max_pending: int) -> RegistryFull:
+    """What is raised when `wanted` more timers and messages would pass the bound."""
+    return RegistryFull(
+        f"The registry holds {pending} timers and messages, and {wanted} more "
+        f"would pass max_pending={max_pending}. Raise max_pending, or schedule and publish less."
+    )
+
+
+def raise_closed() -> NoReturn:
+    raise RegistryClosed("The registry is closed, so nothing can be added to it. Create a new one.")
 
 
 class Engine:
@@ -39,7 +59,7 @@ class Engine:
     __slots__ = (
         "closed",
         "flows",
-        "flows_peak",
+        "flows_large",
         "groups",
         "latest",
         "ledger",
@@ -54,8 +74,10 @@ class Engine:
         self.max_pending = _NO_BOUND if max_pending is None else max_pending
         self.latest = EARLIEST  # the latest instant accepted or collected
         self.closed = False
-        self.flows: dict[str, Any] = {}  # the batons
-        self.flows_peak = 0
+        # The batons. Not guarded: each comes and goes in one step. Only a reset replaces the table, and nobody clears
+        # it, so that none is lost.
+        self.flows: dict[str, Any] = {}
+        self.flows_large = False  # whether its table is worth giving back
         self.groups = TimerGroups()
         self.order = ReadyOrder()
         self.topics = TopicIndex()
@@ -66,24 +88,23 @@ class Engine:
     # -- batons ------------------------------------------------------------------------------------------------
 
     def put_flow(self, cid: str, flow_id: Any) -> Any:
-        """Record a baton; the one that it replaces."""
-        self._require_open()
+        """Record a baton; the one that it replaces. Needs no lock."""
         flows = self.flows
         replaced = flows.get(cid)
         flows[cid] = flow_id
-        if len(flows) > self.flows_peak:
-            self.flows_peak = len(flows)
+        if len(flows) > _MANY_FLOWS:
+            self.flows_large = True
         return replaced
 
-    @property
-    def flows_to_shrink(self) -> bool:
-        """Whether the table of batons is empty and was large, so that `shrink_flows` is worth a call."""
-        return self.flows_peak > _MANY_FLOWS and not self.flows
-
     def shrink_flows(self) -> None:
-        """Give the table of batons back if it is empty."""
-        self.flows_peak = len(self.flows)
-        self.flows or self.flows.clear()  # type: ignore[func-returns-value]
+        """Give the table of batons back if it is empty.
+
+        In one step, for batons are put without the lock: an empty dict that is updated from a small one takes over its
+        small table (CPython 3.11 to 3.14), and one that is not empty keeps what it has.
+        """
+        self.flows.update(_SMALL_TABLE)
+        self.flows.pop("", None)
+        self.flows_large = bool(self.flows)
 
     # -- timers ------------------------------------------------------------------------------------------------
 
@@ -291,6 +312,11 @@ class Engine:
             self.ledger.queued -= begun - walk.accounted
             walk.accounted = begun
 
+    def pending(self) -> int:
+        """What `max_pending` bounds."""
+        self.account()
+        return self.ledger.timers + self.ledger.queued
+
     def is_idle(self, now: int, *, timers_too: bool) -> bool:
         """Whether nothing runs and nothing is ready at `now`; with `timers_too`, whether nothing is pending."""
         ledger = self.ledger
@@ -325,8 +351,8 @@ class Engine:
             self._drop_messages(len(rest), rest)
             if not ledger.running:
                 self.walk = None
-        self.flows = {}
-        self.flows_peak = 0
+        self.flows = _Refusing() if self.closed else {}
+        self.flows_large = False
         self.topics = TopicIndex()
         return held
 
@@ -338,8 +364,13 @@ class Engine:
 
     def close(self) -> list[Any]:
         """Refuse from now on what adds, and forget everything."""
+        return [self.refuse(), *self.reset()]
+
+    def refuse(self) -> dict[str, Any]:
+        """Refuse from now on what adds; the batons, for the caller to drop."""
         self.closed = True
-        return self.reset()
+        flows, self.flows = self.flows, _Refusing()
+        return flows
 
     # -- looking -----------------------------------------------------------------------------------------------
 
@@ -363,6 +394,7 @@ class Engine:
         found = {*self.flows, *self.groups.by_cid, *self.topics.by_cid, *queued}
         if running is not None:
             found.add(running)
+        found.discard("")  # see `shrink_flows`
         if cid is not None:
             found &= {cid}
         return {
@@ -406,7 +438,7 @@ class Engine:
 
     def _require_open(self) -> None:
         if self.closed:
-            raise RegistryClosed("The registry is closed, so nothing can be added to it. Create a new one.")
+            raise_closed()
 
     def _require_room(self, wanted: int) -> None:
         self.account()  # what has begun since frees its room
@@ -414,10 +446,7 @@ class Engine:
             self._raise_full(wanted)
 
     def _raise_full(self, wanted: int) -> NoReturn:
-        raise RegistryFull(
-            f"The registry holds {self.ledger.timers + self.ledger.queued} timers and messages, and {wanted} more "
-            f"would pass max_pending={self.max_pending}. Raise max_pending, or schedule and publish less."
-        )
+        raise registry_full(self.ledger.timers + self.ledger.queued, wanted, self.max_pending)
 
     def _begin_walk(self, publication: Publication) -> Walk:
         targets = publication.topic.targets(publication.entries, publication.length)

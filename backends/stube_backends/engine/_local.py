@@ -75,19 +75,17 @@ class LocalRegistry(Deliverer):
         if flow_id is None:
             raise TypeError("flow_id must not be None, for None means that there is no baton. Pass anything else.")
         core = self._core
-        replaced = core.exclusively(core.engine.put_flow, cid, flow_id)
-        if replaced is NESTED:
-            # Taking a baton is atomic and never waits, so neither may putting one: it would come after a take that
-            # followed it. Only what it replaces must be dropped later, where user code may run.
-            core.later(_drop, core.engine.put_flow(cid, flow_id))
+        replaced = core.engine.put_flow(cid, flow_id)  # one step, and so without the lock
+        if replaced is not None and core.nested():
+            core.later(_drop, replaced)  # where user code may run
 
     def pending_flow(self, cid: str, /) -> Any | None:
         if type(cid) is not str or not cid:
             cid = plain_name("cid", cid)
         core = self._core
         engine = core.engine
-        flow_id = engine.flows.pop(cid, None)  # atomic, and so without the lock; exactly one taker (G8)
-        if flow_id is not None and engine.flows_to_shrink:
+        flow_id = engine.flows.pop(cid, None)  # one step, and so without the lock; exactly one taker (G8)
+        if engine.flows_large and not engine.flows:
             core.exclusively(engine.shrink_flows)  # NESTED is fine: the next one to empty it will do it
         return flow_id
 
@@ -109,7 +107,8 @@ class LocalRegistry(Deliverer):
         if core.busy and core.owned():
             return self._schedule_later(core, cid, instance_id, delay, plain)
         try:
-            core.acquire()
+            if not core.acquire():
+                return self._schedule_later(core, cid, instance_id, delay, plain)
             core.busy = True
             timer = core.engine.schedule(self, cid, instance_id, delay, plain, now)
             if not core.anchor:
@@ -178,7 +177,9 @@ class LocalRegistry(Deliverer):
             self._start_serving(core)
         now = self._clock()
         try:
-            core.acquire()
+            if not core.acquire():
+                core.later(self.publish, topic, msg)
+                return 0
             core.busy = True
             targeted = core.engine.publish(topic, msg, now)
             if targeted and not core.anchor:
@@ -215,7 +216,7 @@ class LocalRegistry(Deliverer):
         held = core.exclusively(self._reset_locked, core, core.engine.close)
         core.serving = False
         if held is NESTED:
-            core.engine.closed = True
+            core.later(_drop, core.engine.refuse())
             core.later(self.close, 0)
         if core.nested():
             timeout = 0.0  # what this call interrupts may hold the lock that the deliverer needs to end
@@ -324,6 +325,9 @@ class LocalRegistry(Deliverer):
     def _schedule_later(self, core: Core, cid: str, instance_id: str, delay: int, event: PlainEvent) -> Timer:
         noted = sum(operation == self._adopt for noted in core.deferred.values() for operation, _ in noted)
         core.engine.require_adoption(noted)
+        return self._note_timer(core, cid, instance_id, delay, event)
+
+    def _note_timer(self, core: Core, cid: str, instance_id: str, delay: int, event: PlainEvent) -> Timer:
         timer = Timer.detached(event, Group(cid, instance_id, self))
         core.later(self._adopt, core, timer, delay)
         return timer
@@ -338,15 +342,24 @@ class LocalRegistry(Deliverer):
             core.anchor.append(self)
 
     def _look(self, core: Core, read: Callable[..., Any], *arguments: Any) -> Any:
-        """Read under the lock; or, when this thread is half-way through an operation, as things stand."""
-        result = core.exclusively(read, *arguments)
-        return read(*arguments) if result is NESTED else result
+        """Read under the lock; or, when this thread is half-way through an operation, as things stand.
+
+        Nested in an operation of a sibling, another thread may be changing what is read: then once more.
+        """
+        while (result := core.exclusively(read, *arguments)) is NESTED:
+            try:
+                return read(*arguments)
+            except (AttributeError, KeyError, RuntimeError):
+                if core.owned():
+                    raise
+        return result
 
     def _start_anew(self) -> None:
         """In a forked child: an empty registry with the same options and the same dispatch."""
         old = self._core
         self._core = self._new_core(old.dispatch)
-        self._core.engine.closed = old.engine.closed
+        if old.engine.closed:
+            self._core.engine.refuse()
         old.retire(self._new_lock())
 
     def _check(self) -> None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 def mend(engine: Engine) -> None:
     """Make everything anew that can be derived. The caller holds the lock; nothing that was broken off goes on."""
+    engine.flows.pop("", None)  # of a `shrink_flows` that was broken off
     arrivals = list(engine.order.arrivals)
     publications = [entry for entry in arrivals if type(entry) is Publication]
     engine.topics = _mended_topics(engine.topics, publications)

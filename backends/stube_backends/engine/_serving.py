@@ -35,7 +35,7 @@ from typing import Final
 
 from stube import Dispatch, monotonic_ns
 from stube_backends.engine._arguments import checked_timeout
-from stube_backends.engine._core import FOREVER, Core, ReentrantLock
+from stube_backends.engine._core import FOREVER, Core, ReentrantLock, Siblings
 from stube_backends.engine._delivery import OnError
 from stube_backends.engine._engine import Engine
 from stube_backends.engine._local import LocalRegistry, live_registries
@@ -50,8 +50,14 @@ class ServedCore(Core):
 
     __slots__ = ("end", "served_by", "server", "start_lock", "turn", "wakeup")
 
-    def __init__(self, new_lock: Callable[[], ReentrantLock], engine: Engine, dispatch: Dispatch) -> None:
-        super().__init__(new_lock(), engine, dispatch)
+    def __init__(
+        self,
+        new_lock: Callable[[], ReentrantLock],
+        engine: Engine,
+        dispatch: Dispatch,
+        siblings: Siblings | None = None,
+    ) -> None:
+        super().__init__(new_lock(), engine, dispatch, siblings)
         self.start_lock = new_lock()  # re-entrant, for a signal handler in the middle of a start
         self.served_by: dict[str, object] = {}  # the token of the one loop that is wanted; changed by single steps
         self.end: Callable[[float | None], bool] | None = None  # waits for the loop's end; guarded by start_lock
@@ -113,9 +119,13 @@ class ServedRegistry(LocalRegistry):
     def join(self, timeout: float | None = None) -> bool:
         return self._wait(timeout, timers_too=True, what="join")
 
+    def delivers_here(self) -> bool:
+        """Whether this thread is the one that delivers, and the caller so inside a delivery."""
+        return self._core.server == threading.get_ident()
+
     def _wait(self, timeout: float | None, *, timers_too: bool, what: str) -> bool:
         timeout = checked_timeout(timeout)
-        if self._core.server == threading.get_ident():
+        if self.delivers_here():
             raise RuntimeError(f"{what}() was called from inside a delivery and would wait for itself. Return first.")
         return self._wait_until_idle(self._core, timeout, timers_too=timers_too)
 

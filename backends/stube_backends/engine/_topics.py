@@ -125,6 +125,11 @@ class TopicIndex:
             self.topics.clear()
         return events
 
+    def live(self, topic_name: str) -> int:
+        """How many subscribers a topic has."""
+        topic = self.topics.get(topic_name)
+        return 0 if topic is None else topic.live
+
     def snapshot(self) -> dict[str, dict[tuple[str, str], EventSpec]]:
         """`{topic: {(cid, instance_id): event}}`, for whoever asked."""
         found = {

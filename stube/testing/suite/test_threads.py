@@ -35,7 +35,7 @@ def test_an_operation_of_another_thread_has_taken_effect_when_it_returns(run: Dr
         thread.join(PATIENCE)
         assert not thread.is_alive()
         info = registry.inspect(cid).get(cid, ConversationInfo())
-        subscribers = list(registry.subscriptions().get("t", {}))
+        subscribers = run.subscribers("t")
         stats = registry.stats()
         match operation:
             case "put_pending_flow":

@@ -43,12 +43,20 @@ def test_no_timer_begins_early_and_none_is_lost(run: Driver) -> None:
 
 @guarantee("G9")
 def test_fractions_of_a_millisecond_count(run: Driver) -> None:
-    """Fault: delays are cut to whole milliseconds, so 0.9 is 0; or 1.5 and 1.25 are due at once."""
-    with run.held("c1"):
-        for delay in (1.75, 1.5, 1.25, 0.9, 0.0):
-            run.schedule(delay, ("tick", delay))
-    run.pass_time(2)
-    assert run.recorder.payloads == [0.0, 0.9, 1.25, 1.5, 1.75]
+    """Fault: delays are cut to whole milliseconds, so 0.9 is 0; or 1.5 and 1.25 are due at once.
+
+    A real clock: in one of ten rounds the five calls take less than a quarter of a millisecond each.
+    """
+    wanted = [0.0, 0.9, 1.25, 1.5, 1.75]
+    for _ in range(10):
+        run.recorder.clear()
+        with run.held("c1"):
+            for delay in reversed(wanted):
+                run.schedule(delay, ("tick", delay))
+        run.pass_time(2)
+        if run.recorder.payloads == wanted:
+            break
+    assert run.recorder.payloads == wanted
 
 
 @guarantee("G10")

@@ -1,0 +1,489 @@
+"""For throughput: conversations are hashed over shards, each with its own lock, timer wheel and delivering thread.
+
+A conversation lives in one shard, so its order, its cancelling and its cost are those of `memory`. A handler that
+blocks holds up the conversations of its own shard only: with eight shards, eight handlers can wait at a time. Under a
+global interpreter lock that is what more shards are good for; without one they also compute side by side.
+
+What goes beyond one conversation costs a step per shard: `publish` one for each shard that holds the topic, the
+whole-registry operations one for each shard. Subscribers in different shards hear different publishers' messages in
+orders that may differ, and a snapshot shows each shard at an instant of its own: `common_topic_order` and
+`one_instant_snapshot` are not promised.
+
+Callers' threads run the operations; the threads `stube-sharded-0`, `-1`, ... run dispatch and `on_error`, several at a
+time. Each starts with the first timer or publication of its shard, and ends with `close()`, with the registry's
+collection, or with the program.
+
+**Locks.** An operation of one conversation takes its shard's lock. One that must be whole across shards (a publication
+to several, `reset_state`, `close`, `install_dispatch`, giving a shard more room) takes several, always in index order
+and from none (`together`). A call that interrupts another one on its own thread waits for no lock (`Siblings`). The
+shards are a fixed tuple; no lock is ever replaced or deleted, but by a fork.
+
+**Room.** `max_pending` bounds the whole registry, and no operation counts across shards: each shard's engine is bound
+by the shard's share. One that has used its share up asks `_make_room`, which looks at all shards in one instant and
+deals out anew what is free: a refusal means that the registry was full at that instant (G22). O(shards), and the rarer
+the more is free.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from types import TracebackType
+from typing import Any, Final, Self
+
+from stube import (
+    Backend,
+    ConversationInfo,
+    Dispatch,
+    EventSpec,
+    RegistryClosed,
+    RegistryFull,
+    Stats,
+    TimerHandle,
+    monotonic_ns,
+)
+from stube_backends.engine import (
+    EARLIEST,
+    NESTED,
+    Core,
+    Engine,
+    Group,
+    OnError,
+    ServedCore,
+    Siblings,
+    ThreadedRegistry,
+    Timer,
+    checked_dispatch,
+    checked_timeout,
+    delay_in_nanoseconds,
+    plain_event,
+    plain_name,
+    registry_full,
+    together,
+)
+
+__all__ = ["ShardedRegistry", "create"]
+
+_MOST_SHARDS: Final = 1024  # each is a thread
+
+
+def _default_shards() -> int:
+    """As many as a thread pool has workers by default: handlers wait more than they compute."""
+    return min(32, (os.cpu_count() or 1) + 4)
+
+
+class _Shard(ThreadedRegistry):
+    """The registry of some of the conversations."""
+
+    def __init__(
+        self,
+        name: str,
+        siblings: Siblings,
+        share: int | None,
+        *,
+        clock: Callable[[], int] | None,
+        on_error: OnError | None,
+        slow_dispatch_ms: float | None,
+    ) -> None:
+        self.siblings = siblings
+        self.share = share
+        super().__init__(name, clock=clock, max_pending=None, on_error=on_error, slow_dispatch_ms=slow_dispatch_ms)
+
+    @property
+    def core(self) -> ServedCore:
+        return self._core
+
+    @property
+    def clock(self) -> Callable[[], int]:
+        return self._clock
+
+    def _new_core(self, dispatch: Dispatch) -> ServedCore:
+        return ServedCore(self._new_lock, Engine(self.share), dispatch, self.siblings)
+
+    def _start_anew(self) -> None:
+        self.siblings = self.siblings.of_this_process()
+        super()._start_anew()
+
+    def adopt_timer(self, timer: Timer, delay: int) -> None:
+        self._adopt(self._core, timer, delay)
+
+    def install_locked(self, dispatch: Dispatch) -> None:
+        self._core.dispatch = self._wrapped(dispatch)
+
+    def reset_locked(self) -> list[Any]:
+        return self._reset_locked(self._core, self._core.engine.reset)
+
+    def close_locked(self) -> list[Any]:
+        core = self._core
+        core.serving = False
+        return self._reset_locked(core, core.engine.close)
+
+    def publish_locked(self, topic: str, msg: Any, now: int) -> int:
+        core = self._core
+        targeted = core.engine.publish(topic, msg, now)
+        if targeted and not core.anchor:
+            core.anchor.append(self)
+        return targeted
+
+    def see_that_it_serves(self) -> None:
+        """Have the shard's thread running, or raise."""
+        if not self._core.serving:
+            self._start_serving(self._core)
+
+    def call(self) -> None:
+        """Have the shard's thread look again, unless it will anyway."""
+        if self._core.sleep_until > EARLIEST:
+            self._wake(self._core)
+
+    def stop(self, timeout: float | None) -> bool:
+        """After `close_locked`: whether the shard's thread has ended."""
+        return self._stop_serving(self._core, timeout)
+
+
+class ShardedRegistry:
+    """A fixed tuple of shards.
+
+    >>> registry = ShardedRegistry(shards=2)
+    >>> registry.install_dispatch(lambda cid, event: print(cid, event))
+    >>> timer = registry.schedule_event(cid="c1", instance_id="main", delay_ms=5, event="tick")
+    >>> registry.join(), registry.close()
+    c1 Event('main', 'tick')
+    (True, True)
+    """
+
+    capabilities: frozenset[str] = ThreadedRegistry.capabilities - {"common_topic_order", "one_instant_snapshot"}
+
+    def __init__(
+        self,
+        *,
+        shards: int | None = None,
+        clock: Callable[[], int] | None = None,
+        max_pending: int | None = 1_000_000,
+        on_error: OnError | None = None,
+        slow_dispatch_ms: float | None = None,
+    ) -> None:
+        count = _default_shards() if shards is None else _checked_shards(shards)
+        if max_pending is not None and max_pending < 1:
+            raise ValueError(f"max_pending must be at least 1, not {max_pending!r}. Leave it out, or give None.")
+        self._max_pending = max_pending
+        siblings = Siblings()
+        self._shards = tuple(
+            _Shard(
+                f"stube-sharded-{index}",
+                siblings,
+                None if max_pending is None else max_pending // count + (index < max_pending % count),
+                clock=clock,
+                on_error=on_error,
+                slow_dispatch_ms=slow_dispatch_ms,
+            )
+            for index in range(count)
+        )
+        self._count = count
+
+    # -- the twelve operations ---------------------------------------------------------------------------------
+
+    def install_dispatch(self, dispatch: Dispatch, /) -> None:
+        checked_dispatch(dispatch)
+        if self._together(self._install_locked, dispatch) is NESTED:
+            self._refuse_if_closed()
+            self._later(self.install_dispatch, dispatch)
+
+    def put_pending_flow(self, cid: str, flow_id: Any, /) -> None:
+        self._shard_of(cid).put_pending_flow(cid, flow_id)
+
+    def pending_flow(self, cid: str, /) -> Any | None:
+        return self._shard_of(cid).pending_flow(cid)
+
+    def forget_pending_flow(self, cid: str, /) -> bool:
+        return self._shard_of(cid).forget_pending_flow(cid)
+
+    def schedule_event(self, *, cid: str, instance_id: str, delay_ms: float, event: EventSpec) -> TimerHandle:
+        if type(cid) is not str:
+            cid = plain_name("cid", cid)
+        shard = self._shards[hash(cid) % self._count]
+        while True:
+            try:
+                return shard.schedule_event(cid=cid, instance_id=instance_id, delay_ms=delay_ms, event=event)
+            except RegistryFull:  # the shard's share is used up
+                if not self._make_room({shard: 1}):
+                    return self._schedule_later(shard, cid, instance_id, delay_ms, event)
+
+    def cancel_timers(self, cid: str, /, *, instance_id: str | None = None) -> int:
+        return self._shard_of(cid).cancel_timers(cid, instance_id=instance_id)
+
+    def subscribe(self, *, cid: str, instance_id: str, topic: str, event: EventSpec) -> None:
+        self._shard_of(cid).subscribe(cid=cid, instance_id=instance_id, topic=topic, event=event)
+
+    def unsubscribe(self, *, cid: str, instance_id: str, topic: str | None = None) -> int:
+        return self._shard_of(cid).unsubscribe(cid=cid, instance_id=instance_id, topic=topic)
+
+    def remove_subscriptions_for_cid(self, cid: str, /) -> int:
+        return self._shard_of(cid).remove_subscriptions_for_cid(cid)
+
+    def publish(self, topic: str, msg: Any, /) -> int:
+        topic = plain_name("topic", topic)
+        core = self._shards[0].core
+        if core.deferred and core.nested():  # behind a subscription that this thread has only noted
+            self._refuse_if_closed()
+            self._later(self.publish, topic, msg)
+            return 0
+        while True:
+            holders = [shard for shard in self._shards if topic in shard.core.engine.topics.topics]
+            if not holders:
+                self._refuse_if_closed()
+                return 0
+            try:
+                if len(holders) == 1:
+                    return holders[0].publish(topic, msg)
+                return self._publish_to(holders, topic, msg)
+            except RegistryFull:
+                wanted = {shard: shard.core.engine.topics.live(topic) for shard in holders}
+                if not self._make_room(wanted):
+                    self._later(self.publish, topic, msg)
+                    return 0
+
+    def subscriptions(self) -> dict[str, dict[tuple[str, str], EventSpec]]:
+        found: dict[str, dict[tuple[str, str], EventSpec]] = {}
+        for shard in self._shards:
+            for topic, subscribers in shard.subscriptions().items():
+                found.setdefault(topic, {}).update(subscribers)
+        return found
+
+    def reset_state(self) -> None:
+        held = self._together(lambda: [shard.reset_locked() for shard in self._shards])
+        if held is NESTED:
+            self._later(self.reset_state)
+        for shard in self._shards:
+            if shard.core.waiters:
+                shard.call()
+
+    # -- what else a backend has -------------------------------------------------------------------------------
+
+    def close(self, timeout: float | None = 5.0) -> bool:
+        timeout = checked_timeout(timeout)
+        held = self._together(lambda: [shard.close_locked() for shard in self._shards])
+        if held is NESTED:
+            for shard in self._shards:
+                self._later(_drop, shard.core.engine.refuse())
+            self._later(self.close, 0)
+        if held is NESTED or self._delivers_here():
+            timeout = 0.0
+        del held
+        left = _Patience(timeout)
+        for shard in self._shards:
+            shard.stop(0.0)  # all are told before one is waited for
+        return all(shard.stop(left()) for shard in self._shards)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+        /,
+    ) -> None:
+        self.close()
+
+    def settle(self, timeout: float | None = 5.0) -> bool:
+        return self._wait(timeout, "settle")
+
+    def join(self, timeout: float | None = None) -> bool:
+        return self._wait(timeout, "join")
+
+    def stats(self) -> Stats:
+        return _sum([shard.stats() for shard in self._shards])
+
+    def inspect(self, cid: str | None = None) -> dict[str, ConversationInfo]:
+        if cid is not None:
+            return self._shard_of(cid).inspect(cid)
+        found: dict[str, ConversationInfo] = {}
+        for shard in self._shards:
+            found |= shard.inspect()
+        return dict(sorted(found.items()))
+
+    def sizes(self) -> Mapping[str, int]:
+        """The length of every internal container, all shards together, for the suite's leak tests."""
+        total: dict[str, int] = {}
+        for shard in self._shards:
+            for name, size in shard.sizes().items():
+                total[name] = total.get(name, 0) + size
+        total["deferred"] //= self._count  # one container, which each of them counts
+        return total
+
+    def __repr__(self) -> str:
+        engines = [shard.core.engine for shard in self._shards]
+        timers, queued = (sum(getattr(engine.ledger, name) for engine in engines) for name in ("timers", "queued"))
+        state = " closed" if engines[0].closed else ""
+        return f"<ShardedRegistry{state}: {self._count} shards, {timers} timers, {queued} queued>"
+
+    # -- helpers -----------------------------------------------------------------------------------------------
+
+    def _shard_of(self, cid: str) -> _Shard:
+        if type(cid) is not str:
+            cid = plain_name("cid", cid)
+        return self._shards[hash(cid) % self._count]
+
+    def _delivers_here(self) -> bool:
+        return any(shard.delivers_here() for shard in self._shards)
+
+    def _refuse_if_closed(self) -> None:
+        if self._shards[0].core.engine.closed:
+            raise RegistryClosed("The registry is closed, so nothing can be added to it. Create a new one.")
+
+    def _together(self, operation: Callable[..., Any], *arguments: Any) -> Any:
+        return together([shard.core for shard in self._shards], operation, *arguments)
+
+    def _later(self, operation: Callable[..., object], *arguments: Any) -> None:
+        self._shards[0].core.later(operation, *arguments)
+
+    def _install_locked(self, dispatch: Dispatch) -> None:
+        if self._shards[0].core.engine.closed:
+            raise RegistryClosed("The registry is closed, so it delivers nothing any more. Create a new one.")
+        for shard in self._shards:
+            shard.install_locked(dispatch)
+
+    def _publish_to(self, holders: Sequence[_Shard], topic: str, msg: Any) -> int:
+        """Publish to several shards: all of them accept the message, or none."""
+        cores = [shard.core for shard in holders]
+        if not all(core.serving for core in cores):
+            together(cores, _require_publishable_locked, cores, topic)  # what is refused starts nobody
+            for shard in holders:
+                shard.see_that_it_serves()
+        now = self._shards[0].clock()
+        targeted = together(cores, _publish_locked, holders, topic, msg, now)
+        if targeted is NESTED:
+            self._later(self.publish, topic, msg)
+            return 0
+        for shard in holders:
+            shard.call()
+        return sum(targeted)
+
+    def _make_room(self, wanted: Mapping[_Shard, int]) -> bool:
+        """Deal out what is free, so that each of these shards can take so many; False when that had to wait.
+
+        Raises:
+            RegistryFull: all shards together have no room for so many.
+        """
+        if self._together(self._deal_out_locked, wanted) is not NESTED:
+            return True
+        # This thread is half-way through another operation. Whether there is room shows as the figures stand.
+        self._free(
+            sum(shard.core.engine.ledger.timers + shard.core.engine.ledger.queued for shard in self._shards), wanted
+        )
+        return False
+
+    def _deal_out_locked(self, wanted: Mapping[_Shard, int]) -> None:
+        pending = [shard.core.engine.pending() for shard in self._shards]
+        each, over = divmod(self._free(sum(pending), wanted), self._count)
+        for index, shard in enumerate(self._shards):
+            shard.core.engine.max_pending = pending[index] + wanted.get(shard, 0) + each + (index < over)
+
+    def _free(self, pending: int, wanted: Mapping[_Shard, int]) -> int:
+        """How much room is left behind `wanted`; raises when that is less than none."""
+        more = sum(wanted.values())
+        bound = self._max_pending
+        assert bound is not None, "a registry without a bound is never full"
+        if pending + more > bound:
+            raise registry_full(pending, more, bound)
+        return bound - pending - more
+
+    def _schedule_later(
+        self, shard: _Shard, cid: str, instance_id: str, delay_ms: float, event: EventSpec
+    ) -> TimerHandle:
+        plain = plain_event(event)
+        group = Group(cid, plain_name("instance_id", instance_id), shard)
+        timer = Timer.detached(plain, group)
+        self._later(self._adopt, shard, timer, delay_in_nanoseconds(delay_ms))
+        return timer
+
+    def _adopt(self, shard: _Shard, timer: Timer, delay: int) -> None:
+        try:
+            self._make_room({shard: 1})
+        except RegistryFull:
+            pass  # the shard has none either, and counts the timer as dropped
+        shard.adopt_timer(timer, delay)
+
+    def _wait(self, timeout: float | None, what: str) -> bool:
+        """Wait for one shard after the other; and once more, for what one has meanwhile sent to another."""
+        left = _Patience(checked_timeout(timeout))
+        since = self._shards[0].clock()
+        if self._delivers_here():
+            raise RuntimeError(f"{what}() was called from inside a delivery and would wait for itself. Return first.")
+        while True:
+            if not all(getattr(shard, what)(left()) for shard in self._shards):
+                return False
+            idle = self._together(self._is_idle_locked, since, what == "join")
+            if idle or left() == 0:
+                return bool(idle)
+
+    def _is_idle_locked(self, now: int, timers_too: bool) -> bool:
+        return all(shard.core.engine.is_idle(now, timers_too=timers_too) for shard in self._shards)
+
+    def _check(self) -> None:
+        """Assert every invariant of every shard. For tests, at a moment when nothing runs."""
+        for shard in self._shards:
+            shard._check()
+        if self._max_pending is not None:
+            shares = [shard.core.engine.max_pending for shard in self._shards]
+            assert sum(shares) == self._max_pending, f"shares {shares} of max_pending={self._max_pending}"
+
+
+class _Patience:
+    """What is left of a timeout, in seconds; None for no bound."""
+
+    def __init__(self, timeout: float | None) -> None:
+        self._end = None if timeout is None else monotonic_ns() + int(timeout * 1e9)
+
+    def __call__(self) -> float | None:
+        return None if self._end is None else max(0.0, (self._end - monotonic_ns()) / 1e9)
+
+
+def _require_publishable_locked(cores: Sequence[Core], topic: str) -> None:
+    for core in cores:
+        core.engine.require_publishable(topic)
+
+
+def _publish_locked(holders: Sequence[_Shard], topic: str, msg: Any, now: int) -> list[int]:
+    _require_publishable_locked([shard.core for shard in holders], topic)  # all, before the first takes it
+    return [shard.publish_locked(topic, msg, now) for shard in holders]
+
+
+def _sum(snapshots: Sequence[Stats]) -> Stats:
+    return Stats(*(sum(getattr(each, field.name) for each in snapshots) for field in fields(Stats)))
+
+
+def _checked_shards(shards: object) -> int:
+    if isinstance(shards, bool) or not isinstance(shards, int):
+        raise TypeError(f"shards must be an int, not {shards!r}. Pass a number of shards.")
+    if not 1 <= shards <= _MOST_SHARDS:
+        raise ValueError(f"shards must be from 1 to {_MOST_SHARDS}, not {shards!r}. Each is a thread; 8 serve well.")
+    return shards
+
+
+def _drop(_held: object) -> None:
+    """Let go of what was handed in."""
+
+
+def create(
+    *,
+    shards: int | None = None,
+    clock: Callable[[], int] | None = None,
+    max_pending: int | None = 1_000_000,
+    on_error: OnError | None = None,
+    slow_dispatch_ms: float | None = None,
+) -> Backend:
+    """The entry point `sharded`.
+
+    Args:
+        shards: how many, from 1 to 1024; four more than the machine has processors by default, 32 at most.
+        clock: monotonic nanoseconds as `int`, advancing in real time; `time.monotonic_ns` by default.
+        max_pending: the bound of timers and queued messages together, in all shards; None for none.
+        on_error: called as `on_error(cid, event, exception)` after a delivery failed, by several threads at a time.
+        slow_dispatch_ms: warn of a delivery that took longer than this; no warning by default.
+    """
+    return ShardedRegistry(
+        shards=shards, clock=clock, max_pending=max_pending, on_error=on_error, slow_dispatch_ms=slow_dispatch_ms
+    )
