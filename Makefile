@@ -18,12 +18,12 @@ unexport PYTHONHOME
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .SUFFIXES:
-.PHONY: help demo test soak mutants lint types wheel figures clean
+.PHONY: help demo test test-all soak mutants lint types wheel bench bench-quick clean
 
 help: ## this list
 	@echo "stube: what make does here. Each target sets up what it needs in $(VENV)/, once."
 	@echo
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
 	@echo
 	@echo "  ARGS='...'         goes to the command:  make demo ARGS='--port 9000'   make test ARGS='-k publish'"
 	@echo "  PYTHON=python3.12  the Python to use, $(OLDEST) or later"
@@ -34,7 +34,10 @@ demo: $(VENV)/has-demo ## serve the demo, a page with a clock and a chat (ARGS=-
 test: $(VENV)/has-testing ## run the tests, the conformance suite included
 	@$(PY) -m pytest $(ARGS)
 
-soak: $(VENV)/has-testing ## random programs and recorded histories for a long time (ARGS='--minutes 1 --steps 20000')
+test-all: $(VENV)/made-with-$(VERSION) ## run them on every CPython here, each in .venvs/VERSION (ARGS='--only 3.12 -k publish')
+	@$(PY) tools/test_all.py $(ARGS)
+
+soak: $(VENV)/has-testing ## random programs, recorded histories and chaos, for half an hour (ARGS=--nightly: less)
 	@$(PY) tools/soak.py $(ARGS)
 
 mutants: $(VENV)/has-mutants ## change the engine in many small ways; does a test notice? (ARGS=_wheel: one module)
@@ -55,21 +58,24 @@ wheel: $(VENV)/has-dev ## build the sdist, from it the wheel, in dist/, and chec
 	@rm dist/build.log
 	@$(PY) tools/check_wheel.py dist/*.whl
 
-figures: $(VENV)/has-bench ## measure what each operation costs
-	@$(PY) bench/figures.py $(ARGS)
+bench: $(VENV)/has-bench ## measure everything, beside what else there is, and write bench/RESULTS.md; 25 minutes
+	@$(PY) bench/run.py $(ARGS)
+
+bench-quick: $(VENV)/has-bench ## a first look at that within two minutes, written elsewhere
+	@$(PY) bench/run.py --quick $(ARGS)
 
 clean: ## remove the virtual environment and everything that was built or cached
-	@rm -rf $(VENV) dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	@rm -rf $(VENV) .venvs dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	@find stube backends tests bench tools examples -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 # A stamp is an empty file that says what is done. That the environment was made with another version of Python
 # shows as the missing stamp of this one.
 
 $(VENV)/has-demo: EXTRAS := demo
-$(VENV)/has-testing: EXTRAS := demo,testing
+$(VENV)/has-testing: EXTRAS := bench,demo,report,testing
 $(VENV)/has-mutants: EXTRAS := mutants
 $(VENV)/has-dev: EXTRAS := dev
-$(VENV)/has-bench: EXTRAS := bench
+$(VENV)/has-bench: EXTRAS := bench,report
 
 $(VENV)/has-demo $(VENV)/has-testing $(VENV)/has-mutants $(VENV)/has-dev $(VENV)/has-bench: pyproject.toml $(VENV)/made-with-$(VERSION)
 	@echo "Installing stube[$(EXTRAS)] into $(VENV)/ ..."

@@ -941,6 +941,7 @@ def test_a_soak_without_a_finding_ends_with_0_and_its_figures(
     monkeypatch.setattr(_random_programs, "soak_programs", perform)
     out = Lines(terminal=terminal)
     arguments = ["--backend", "virtual", "--minutes", "0.003", "--steps", "1", "--folder", str(tmp_path)]
+    arguments += ["--chaos-minutes", "0"]
     assert soak.main(arguments, cast(Any, out)) == 0
     last = out.text.rstrip("\n").split("\n")
     assert last[-1] == "No finding."
@@ -993,7 +994,17 @@ def test_the_help_says_what_to_give(capsys: pytest.CaptureFixture[str]) -> None:
         soak.main(["--help"])
     assert raised.value.code == 0
     shown = capsys.readouterr().out
-    for option in ("--backend SPEC", "--minutes", "--steps", "--seed", "--folder", "--check FILE"):
+    options = (
+        "--backend SPEC",
+        "--steps",
+        "--minutes",
+        "--chaos-minutes",
+        "--nightly",
+        "--seed",
+        "--folder",
+        "--check FILE",
+    )
+    for option in options:
         assert option in shown
     with pytest.raises(SystemExit):
         soak.main(["--minutes", "-1"])

@@ -1,12 +1,15 @@
-"""A long search for faults: random programs against the model, then recorded histories of many threads.
+"""A long search for faults: random programs against the model, recorded histories of many threads, then chaos.
 
-    python tools/soak.py                                    memory and virtual, ten minutes of histories
+    python tools/soak.py                                    every local backend, ten minutes of histories and of chaos
     python tools/soak.py --backend sharded://?shards=4      another backend; may be given several times
-    python tools/soak.py --minutes 1 --steps 20000          shorter
+    python tools/soak.py --nightly                          as in CI: a minute of chaos for each backend
+    python tools/soak.py --minutes 1 --steps 20000          shorter, or 0 to leave a part out
     python tools/soak.py --check soak-memory-17.json        check a history once more that an earlier run saved
 
 Programs are performed step by step on a backend and on a model of plain dicts (`stube.testing`). Histories are what
 threads do at random, recorded, with a checker that decides whether they keep G1, G2, G4, G5, G7, G8, G16 and G18.
+Chaos is many more threads, with handlers that block, raise and do everything themselves, and books of it all that must
+agree with the registry's own; a backend with a virtual clock is left out, for it delivers on its callers' threads.
 
 The exit code is 1 upon the first finding. It is printed with its seed, and a history is saved: scheduling cannot be
 replayed, a record can be checked again.
@@ -22,17 +25,34 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, TextIO
 
-from stube import create_registry
+from stube import available_backends, create_registry
+from stube.testing._chaos import ChaosFailed, ChaosFigures, chaos
 from stube.testing._checker import Verdict, check_history
 from stube.testing._history import History
 from stube.testing._recording import HistoryFailed, clock_option, promised, random_history
 from stube.testing._redaction import shown
 
-_BACKENDS: Final = ("memory", "virtual")
+_LOCAL: Final = ("memory", "virtual", "sharded")  # what is soaked where nothing else is named, as far as it is there
 _SUBJECTS: Final = (None, "timers", "topics", "batons")
 _LIVE: Final = 0.2  # seconds between two states of a live line
 _PLAIN: Final = 10.0  # and between two lines where nobody watches
 _FAILED, _INTERRUPTED = 1, 130
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """How long it all takes, unless it is said otherwise."""
+
+    steps: int
+    """Operations of random programs, for each backend."""
+    minutes: float
+    """Of histories, shared among the backends."""
+    chaos_minutes: float
+    """For each backend."""
+
+
+_BY_HAND: Final = Lengths(steps=200_000, minutes=10, chaos_minutes=10)
+_NIGHTLY: Final = Lengths(steps=50_000, minutes=2, chaos_minutes=1)
 
 
 class Finding(Exception):  # noqa: N818 - a state that is met, not a mistake
@@ -156,6 +176,32 @@ def soak_histories(spec: str, minutes: float, seed: int, folder: Path, progress:
     return figures
 
 
+def soak_chaos(spec: str, minutes: float, seed: int, progress: Progress) -> ChaosFigures:
+    """Round after round for so long; raises `Finding`. Does nothing on a virtual clock."""
+    figures = ChaosFigures()
+    started = time.monotonic()
+    progress.label = f"{shown(spec)}, chaos"
+    with create_registry(spec) as probe:
+        if "virtual_time" in probe.capabilities:
+            progress.say(f"{progress.label}: left out, for a virtual clock delivers on its callers' threads.")
+            return figures
+    for number in range(seed, sys.maxsize):
+        elapsed = time.monotonic() - started
+        if elapsed >= minutes * 60 and figures.rounds:
+            break
+        left = max(0.0, minutes * 60 - elapsed)
+        progress.show(f"{figures}; nothing wrong; {_clock(elapsed)} elapsed, {_clock(left)} left")
+        try:
+            figures += chaos(spec, seed=number)
+        except ChaosFailed as exc:
+            raise Finding(
+                f"{shown(spec)}: {exc}\nSee it again, if it comes again: --backend {shown(spec)} --steps 0 "
+                f"--minutes 0 --seed {number}"
+            ) from None
+    progress.say(f"{progress.label}: {figures} in {_clock(time.monotonic() - started)}, nothing wrong.")
+    return figures
+
+
 def check_saved(path: Path, capabilities: Sequence[str], out: TextIO) -> int:
     """Check a saved history and tell what is found; the exit code."""
     verdict = check_history(History.from_json(path.read_text(encoding="utf-8")), **promised(capabilities))
@@ -167,17 +213,26 @@ def main(argv: Sequence[str] | None = None, out: TextIO = sys.stdout) -> int:
     """Soak; 0 when nothing was found, 1 upon a finding, 130 when interrupted."""
     arguments = _parser().parse_args(argv)
     if arguments.check:
-        with create_registry((arguments.backend or _BACKENDS)[0]) as registry:
+        with create_registry((arguments.backend or _LOCAL)[0]) as registry:
             return check_saved(arguments.check, sorted(registry.capabilities), out)
-    specs = arguments.backend or list(_BACKENDS)
+    lengths = _NIGHTLY if arguments.nightly else _BY_HAND
+    steps, minutes, chaos_minutes = (
+        getattr(lengths, name) if getattr(arguments, name) is None else getattr(arguments, name)
+        for name in ("steps", "minutes", "chaos_minutes")
+    )
+    there = {backend.name for backend in available_backends()}
+    specs = arguments.backend or [name for name in _LOCAL if name in there]
     progress = Progress(out)
     try:
         for spec in specs:
-            if arguments.steps:
-                soak_the_programs(spec, arguments.steps, arguments.seed, progress)
+            if steps:
+                soak_the_programs(spec, steps, arguments.seed, progress)
         for spec in specs:
-            if arguments.minutes:
-                soak_histories(spec, arguments.minutes / len(specs), arguments.seed, arguments.folder, progress)
+            if minutes:
+                soak_histories(spec, minutes / len(specs), arguments.seed, arguments.folder, progress)
+        for spec in specs:
+            if chaos_minutes:
+                soak_chaos(spec, chaos_minutes, arguments.seed, progress)
     except Finding as exc:
         progress.say(f"\nA finding. {exc}")
         return _FAILED
@@ -197,20 +252,22 @@ def _parser() -> argparse.ArgumentParser:
         "--backend",
         action="append",
         metavar="SPEC",
-        help="a name, a URL or package.module:factory (repeatable; by default memory and virtual)",
-    )
-    parser.add_argument(
-        "--minutes",
-        type=_positive(float),
-        default=10.0,
-        help="of recorded histories, shared among the backends (%(default)g; 0 for none)",
+        help="a name, a URL or package.module:factory (repeatable; by default every local one)",
     )
     parser.add_argument(
         "--steps",
         type=_positive(int),
-        default=200_000,
-        help="operations of random programs, for each backend (%(default)d; 0 for none)",
+        help=f"operations of random programs, for each backend {_defaults('steps')}",
     )
+    parser.add_argument(
+        "--minutes",
+        type=_positive(float),
+        help=f"of recorded histories, shared among the backends {_defaults('minutes')}",
+    )
+    parser.add_argument(
+        "--chaos-minutes", type=_positive(float), help=f"of chaos, for each backend {_defaults('chaos_minutes')}"
+    )
+    parser.add_argument("--nightly", action="store_true", help="the shorter lengths, unless others are given")
     parser.add_argument("--seed", type=int, default=0, help="where to begin (%(default)d)")
     parser.add_argument(
         "--folder", type=Path, default=Path(), help="where to save the history of a finding (the current one)"
@@ -219,6 +276,10 @@ def _parser() -> argparse.ArgumentParser:
         "--check", type=Path, metavar="FILE", help="check this saved history instead, as one of the (first) --backend"
     )
     return parser
+
+
+def _defaults(name: str) -> str:
+    return f"({getattr(_BY_HAND, name)}, nightly {getattr(_NIGHTLY, name)}; 0 for none)"
 
 
 def _positive(kind: Callable[[str], Any]) -> Callable[[str], Any]:

@@ -12,7 +12,8 @@ A backend's whole test file is one import and one fixture (or the option `--stub
 A host asks for the fixture `virtual_registry`: time stands still until the test moves it, and a handler that fails
 fails the test. `GUARANTEES` is what every backend promises, by number. `check_history` decides whether a recorded
 history of many clients keeps the guarantees, on several machines too; `RecordedRegistry` and `random_history` record
-one. The extra `testing` brings what this package needs.
+one. `chaos` lets threads and unruly handlers loose on a backend and sees whether it is whole afterwards. The extra
+`testing` brings what this package needs.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from stube.testing._chaos import ChaosFailed, ChaosFigures, chaos
     from stube.testing._checker import Verdict, check_history
     from stube.testing._guarantees import GUARANTEES, Guarantee
     from stube.testing._history import Call, History, Remainder, Run, Violation
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 __all__ = [
     "GUARANTEES",
     "Call",
+    "ChaosFailed",
+    "ChaosFigures",
     "Guarantee",
     "History",
     "HistoryFailed",
@@ -36,13 +40,14 @@ __all__ = [
     "Run",
     "Verdict",
     "Violation",
+    "chaos",
     "check_history",
     "clock_option",
     "promised",
     "random_history",
 ]
 
-_HOMES = ("_guarantees", "_history", "_checker", "_recording")
+_HOMES = ("_guarantees", "_history", "_checker", "_recording", "_chaos")
 
 
 def __getattr__(name: str) -> object:
