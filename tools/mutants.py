@@ -489,8 +489,8 @@ change that changes nothing; then it is listed in `tools/mutants.toml`, with the
 `python tools/mutants.py --table docs/mutants.md`.
 
 mutmut's operators make the mutants; removed statements and decided branches are added. Left out are types, `__slots__`
-and the `_check` methods, which only tests call; and `_serving` and `_threaded`, whose loop sleeps in real time and which the virtual
-backend does without. A mutant that does not come to an end has timed out, which is as good as killed.
+and the `_check` methods, which only tests call; and `_serving` and `_threaded`, whose loop sleeps in real time and
+which the virtual backend does without. A mutant that does not come to an end has timed out, which is as good as killed.
 
 {figures}
 
