@@ -20,6 +20,7 @@ from typing import Any, Final
 from stube import Delivery, Dispatch, Event, VirtualBackend, VirtualTimeError
 from stube_backends.engine import (
     EARLIEST,
+    Burst,
     Core,
     Engine,
     LocalRegistry,
@@ -114,14 +115,15 @@ class _VirtualEngine(Engine):
         self.rounds = 0
         self.left = 0  # how many arrivals of this round have not begun
 
-    def begin(self, now: int, failed: bool | None = None) -> Timer | Walk | None:
+    def begin(self, now: int, failed: bool | None = None) -> Timer | Burst | Walk | None:
         if failed is not None:
             self.finish_timer(failed)  # before anything can be raised
         arrivals = self.order.arrivals
         head = arrivals.after
         if now != self.instant:
             self.instant, self.rounds, self.left = now, 0, 0
-        if arrivals and not self.left and self.walk is None:
+        broken_off = self.walk is not None or (self.burst is not None and self.burst.timers)
+        if arrivals and not self.left and not broken_off:
             self._begin_round()
         work = super().begin(now)
         if self.left and arrivals.after is not head:
@@ -338,7 +340,8 @@ class VirtualRegistry(LocalRegistry):
 
     def _next_due_locked(self, core: Core) -> int | None:
         engine = core.engine
-        if engine.order.arrivals or (engine.walk is not None and engine.walk.rest()):
+        burst, walk = engine.burst, engine.walk
+        if engine.order.arrivals or (walk is not None and walk.rest()) or (burst is not None and burst.timers):
             return self._time.now
         return engine.order.wheel.next_due()
 

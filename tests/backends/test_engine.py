@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from stube import RegistryFull
-from stube_backends.engine import SLOT_BITS, Engine, Timer, Walk
+from stube_backends.engine import SLOT_BITS, Burst, Engine, Timer, Walk
 
 
 class Nobody:
@@ -102,11 +102,15 @@ class Program:
         if ready:
             _, number, kind, index = min(ready)
             if kind == "timer":
-                timer = self.engine.begin(self.now)
-                assert isinstance(timer, Timer)
+                work = self.engine.begin(self.now)
+                assert isinstance(work, Timer | Burst)
+                timer = work.timers.pop() if isinstance(work, Burst) else work
                 assert timer.event == ("e", number)
                 timer.event = timer.group = None
-                self.engine.finish_timer(failed=False)
+                if isinstance(work, Burst):
+                    work.delivered += 1  # the rest of it goes on with the next one
+                else:
+                    self.engine.finish_timer(failed=False)
                 del self.timers[number], self.handles[number]
                 return
             _, _, topic, targets = self.messages[index]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from stube_backends.engine import SLOT_BITS, Engine, Publication, Timer, TimerGroups, TopicIndex, Walk
+from stube_backends.engine import SLOT_BITS, Burst, Engine, Publication, Timer, TimerGroups, TopicIndex, Walk
 from stube_backends.engine._mending import mend
 
 SLOT = 1 << SLOT_BITS
@@ -49,6 +49,10 @@ class Broken:
                 live = [f"{each.cid}{each.instance_id}" for each in work.iterator if each.name is not None]
                 found.append((work.message, *live))
                 self.engine.finish_walk(work, len(live), work.total - len(live))
+            elif isinstance(work, Burst):
+                found += [timer.event for timer in reversed(work.timers)]
+                work.delivered = len(work.stop())
+                work.total = work.delivered
             else:
                 found.append(work.event)
                 work.event = work.group = None

@@ -683,6 +683,7 @@ def test_every_container_has_its_own_size() -> None:
         "instances with subscriptions": 4,
         "subscriptions in instances": 5,
         "targets of the walk": 0,
+        "timers of the burst": 0,
     }
     begin(engine)
     engine.finish_timer(failed=False)

@@ -22,7 +22,7 @@ from stube_backends.engine._delivery import Deliverer, OnError
 from stube_backends.engine._engine import Engine, registry_full
 from stube_backends.engine._ledger import Ledger
 from stube_backends.engine._local import LocalRegistry, live_registries
-from stube_backends.engine._order import EARLIEST, Publication, ReadyOrder, Walk
+from stube_backends.engine._order import EARLIEST, Burst, Publication, ReadyOrder, Walk
 from stube_backends.engine._serving import ServedCore, ServedRegistry
 from stube_backends.engine._threaded import ThreadedRegistry
 from stube_backends.engine._timers import Group, Timer, TimerGroups, TimerOwner
@@ -34,6 +34,7 @@ __all__ = [
     "FOREVER",
     "NESTED",
     "SLOT_BITS",
+    "Burst",
     "Core",
     "Deliverer",
     "Engine",

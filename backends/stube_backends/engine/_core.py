@@ -239,8 +239,9 @@ class Core:
 
     def retire(self, lock: ReentrantLock) -> None:
         """In a forked child: let nothing more of the parent's batch begin, and wait for no thread of the parent."""
-        if self.engine.walk is not None:
-            self.engine.walk.stop()
+        for batch in (self.engine.walk, self.engine.burst):
+            if batch is not None:
+                batch.stop()
         if not self.owned():
             # Another thread of the parent may hold the lock, for ever: that thread does not exist here.
             self.siblings.owned.remove(self.owned)

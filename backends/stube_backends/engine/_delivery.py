@@ -9,11 +9,12 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from typing import Any
 
 from stube import ConversationEnded, Event
 from stube_backends.engine._arguments import PlainEvent, refuse_result
 from stube_backends.engine._core import FOREVER, Core, Waiter, log
-from stube_backends.engine._order import EARLIEST, Walk
+from stube_backends.engine._order import EARLIEST, Burst, Walk
 from stube_backends.engine._timers import Timer
 
 OnError = Callable[[str, Event, BaseException], object]
@@ -59,11 +60,14 @@ class Deliverer:
                 break
             count += 1
             if type(work) is not Timer:
-                count += self._deliver_walk(core, work) - 1  # type: ignore[arg-type]
+                deliver: Any = self._deliver_burst if type(work) is Burst else self._deliver_walk
+                count += deliver(core, work) - 1
                 del work
                 continue
-            cid = work.group.cid  # type: ignore[union-attr]  # a claimed timer has its group and its event
-            event = _event_of(work)
+            group, spec = work.group, work.event
+            work.event = work.group = None  # from now on it keeps nothing alive
+            cid = group.cid  # type: ignore[union-attr]  # a claimed timer has its group and its event
+            event = event_of(group.instance_id, spec)  # type: ignore[union-attr, arg-type]
             try:
                 result = core.dispatch(cid, event)
                 if result is not None:
@@ -76,7 +80,7 @@ class Deliverer:
                         raise handed_on from None
                     finally:
                         del handed_on  # it holds this frame, by its traceback
-            del work, event  # nothing that was delivered stays alive until the next delivery
+            del work, group, spec, event  # nothing that was delivered stays alive until the next delivery
         return count
 
     def _nothing_ready_locked(self, core: Core, now: int, *, fresh: bool) -> None:
@@ -93,6 +97,42 @@ class Deliverer:
             self._release_waiters_locked(core, now)
         elif core.waiters:
             core.sleep_until = EARLIEST  # look again at once
+
+    def _deliver_burst(self, core: Core, burst: Burst) -> int:
+        """Deliver the timers of a burst; how many. Each is claimed by the pop (1.0 us a timer, 1.8 with a turn of the
+        lock for each)."""
+        timers, engine, pop = burst.timers, core.engine, burst.timers.pop
+        delivered = failed = 0
+        try:
+            while timers:
+                try:
+                    timer = pop()
+                except IndexError:
+                    break  # a cancel or a reset took the last one at this moment
+                group, spec = timer.group, timer.event
+                timer.event = timer.group = None  # from now on it keeps nothing alive; as above
+                engine.running_cid = cid = group.cid  # type: ignore[union-attr]
+                if type(spec) is str:
+                    event = Event(group.instance_id, spec)  # type: ignore[union-attr]
+                else:
+                    event = event_of(group.instance_id, spec)  # type: ignore[union-attr, arg-type]
+                try:
+                    result = core.dispatch(cid, event)
+                    if result is not None:
+                        refuse_result(result)
+                    delivered += 1
+                except BaseException as exc:  # noqa: BLE001 - whatever it raises, it stops no other (G19)
+                    has_failed, handed_on = self._judge(cid, event, exc)
+                    failed += has_failed
+                    delivered += not has_failed
+                    if handed_on is not None:
+                        try:
+                            raise handed_on from None
+                        finally:
+                            del handed_on
+        finally:
+            burst.delivered += delivered
+        return delivered + failed
 
     def _deliver_walk(self, core: Core, walk: Walk) -> int:
         """Deliver a publication that was begun to its targets; to how many.
@@ -193,11 +233,8 @@ class Deliverer:
                 waiter.lock.release()
 
 
-def _event_of(timer: Timer) -> Event:
-    """The event of a claimed timer, which from now on keeps nothing alive."""
-    instance_id = timer.group.instance_id  # type: ignore[union-attr]
-    spec: PlainEvent = timer.event  # type: ignore[assignment]
-    timer.event = timer.group = None
+def event_of(instance_id: str, spec: PlainEvent) -> Event:
+    """The event that a timer with this spec delivers."""
     if type(spec) is str:
         return Event(instance_id, spec)
     if len(spec) == 1:

@@ -21,8 +21,8 @@ from typing import Any, Final, NoReturn
 from stube import ConversationInfo, EventSpec, RegistryClosed, RegistryFull, Stats, SubscriptionInfo, TimerInfo
 from stube_backends.engine._arguments import PlainEvent, milliseconds, public_event
 from stube_backends.engine._ledger import Ledger
-from stube_backends.engine._order import EARLIEST, Publication, ReadyOrder, Walk
-from stube_backends.engine._timers import DETACHED, Timer, TimerGroups, TimerOwner
+from stube_backends.engine._order import EARLIEST, Burst, Publication, ReadyOrder, Walk
+from stube_backends.engine._timers import CLAIMABLE, DETACHED, Timer, TimerGroups, TimerOwner
 from stube_backends.engine._topics import Subscription, TopicIndex
 
 _NO_BOUND: Final = 1 << 62
@@ -57,6 +57,7 @@ class Engine:
     """
 
     __slots__ = (
+        "burst",
         "closed",
         "flows",
         "flows_large",
@@ -83,6 +84,7 @@ class Engine:
         self.topics = TopicIndex()
         self.ledger = Ledger()
         self.walk: Walk | None = None  # the publication that is being delivered
+        self.burst: Burst | None = None  # the timers that are being delivered in one go
         self.running_cid: str | None = None  # whose timer is being delivered
 
     # -- batons ------------------------------------------------------------------------------------------------
@@ -179,6 +181,9 @@ class Engine:
             return None
         if timer.after is DETACHED:  # `adopt` will find it dead
             timer.after = None
+        elif timer.after is CLAIMABLE:
+            if self.burst is None or not self._withdraw(timer):
+                return None
         elif self.groups.holds(timer):
             self.order.wheel.remove(timer)
             self.groups.remove(timer)
@@ -201,7 +206,21 @@ class Engine:
             timer.group = None
         self.ledger.timers -= len(timers)
         self.ledger.cancelled += len(timers)
+        if self.burst is not None:
+            for timer in self.burst.of(cid, instance_id):
+                if self._withdraw(timer):
+                    events.append(timer.event)
+                    timer.event = timer.group = timer.after = None
         return events
+
+    def _withdraw(self, timer: Timer) -> bool:
+        """Cancel a timer of the burst, if it has not begun."""
+        assert self.burst is not None
+        if not self.burst.withdraw(timer):
+            return False
+        self.ledger.timers -= 1
+        self.ledger.cancelled += 1
+        return True
 
     # -- topics ------------------------------------------------------------------------------------------------
 
@@ -243,8 +262,8 @@ class Engine:
 
     # -- delivering --------------------------------------------------------------------------------------------
 
-    def begin(self, now: int, failed: bool | None = None) -> Timer | Walk | None:
-        """Count the fate of the timer that ran last, if one did, and claim what must begin next.
+    def begin(self, now: int, failed: bool | None = None) -> Timer | Burst | Walk | None:
+        """Count the fate of what ran last, and claim what must begin next.
 
         Args:
             now: of all that is ready at this instant.
@@ -252,17 +271,25 @@ class Engine:
 
         Returns:
             None when nothing is ready. A timer is handed out claimed: in no ring, so that no cancel finds it any
-            more; its event and its group are still on it, for the caller to take.
+            more; its event and its group are still on it, for the caller to take. Those of a burst are still to be
+            claimed, each by a pop.
         """
         ledger = self.ledger
         if failed is not None:
             self.finish_timer(failed)
+        elif self.burst is not None and (not ledger.running or self.finish_burst()):
+            ledger.running += 1  # what an exception broke off, that had to be raised, goes on
+            return self.burst
         if self.walk is not None:  # broken off by an exception that had to be raised, and now resumed
             ledger.running += 1
             return self.walk
         if now > self.latest:
             self.latest = now
-        entry = self.order.take(now)
+        order = self.order
+        timers = order.wheel.take_burst(order.arrivals.after.due if order.arrivals else now)
+        if timers is not None:
+            return self._begin_burst(timers)
+        entry = order.take(now)
         if entry is None:
             return None
         ledger.running += 1
@@ -282,6 +309,24 @@ class Engine:
         else:
             self.ledger.delivered += 1
 
+    def finish_burst(self) -> bool:
+        """Count the fates of the burst's timers, as far as they have begun; forget it when all have, and say whether
+        some are left. One that was claimed and then broken off, out of nowhere, has failed."""
+        self.account()
+        burst, ledger = self.burst, self.ledger
+        assert burst is not None
+        begun = burst.accounted
+        ledger.running -= 1
+        ledger.delivered += burst.delivered
+        ledger.failed += begun - burst.delivered
+        self.running_cid = None
+        burst.total -= begun
+        burst.accounted = burst.delivered = 0
+        if burst.timers:
+            return True
+        self.burst = None
+        return False
+
     def finish_walk(self, walk: Walk, delivered: int, cancelled: int, failed: int = 0) -> None:
         """Count the fates of a walk's targets, as far as they are decided; forget the walk when all are."""
         self.account()
@@ -299,13 +344,21 @@ class Engine:
         go on the next time."""
         if not self.ledger.running:
             return
-        if self.walk is None:
+        if self.burst is not None:
+            self.finish_burst()
+        elif self.walk is None:
             self.finish_timer(failed=True)
         else:
             self.ledger.running -= 1
 
     def account(self) -> None:
-        """Take out of `queued` the targets of the walk in progress that have begun since the last time."""
+        """Take out of `queued` the targets of the walk in progress that have begun since the last time, and out of
+        `timers` those of the burst."""
+        burst = self.burst
+        if burst is not None:
+            begun = burst.begun
+            self.ledger.timers -= begun - burst.accounted
+            burst.accounted = begun
         walk = self.walk
         if walk is not None:
             begun = walk.begun
@@ -334,13 +387,18 @@ class Engine:
         ledger = self.ledger
         self.groups.clear()
         entries = self.order.clear()
+        if self.burst is not None:
+            entries += self.burst.stop()
+            self.account()
+            if not ledger.running:
+                self.burst = None
         held: list[Any] = [self.flows, self.topics, entries, self.walk]
         ledger.dropped += ledger.timers
         ledger.timers = ledger.queued = 0
         for entry in entries:
             if type(entry) is Timer:
                 held.append(entry.event)
-                entry.event = entry.group = None
+                entry.event = entry.group = entry.after = None
             else:
                 self._drop_messages(entry.targeted, entry.entries[: entry.length])  # type: ignore[union-attr]
         walk = self.walk
@@ -392,6 +450,8 @@ class Engine:
         queued = self._queued_by_cid()
         running = self._running_cid()
         found = {*self.flows, *self.groups.by_cid, *self.topics.by_cid, *queued}
+        if self.burst is not None:
+            found.update(timer.group.cid for timer in self.burst.timers.copy() if timer.group is not None)
         if running is not None:
             found.add(running)
         found.discard("")  # see `shrink_flows`
@@ -432,6 +492,7 @@ class Engine:
             "instances with subscriptions": sum(map(len, instances)),
             "subscriptions in instances": sum(len(s) for by_instance in instances for s in by_instance.values()),
             "targets of the walk": 0 if self.walk is None else len(self.walk.targets),
+            "timers of the burst": 0 if self.burst is None else len(self.burst.timers),
         }
 
     # -- helpers -----------------------------------------------------------------------------------------------
@@ -447,6 +508,19 @@ class Engine:
 
     def _raise_full(self, wanted: int) -> NoReturn:
         raise registry_full(self.ledger.timers + self.ledger.queued, wanted, self.max_pending)
+
+    def _begin_burst(self, timers: list[Timer]) -> Burst:
+        self.burst = Burst(timers)
+        for timer in timers:
+            timer.after = CLAIMABLE
+            older, newer = timer.older, timer.newer  # `TimerGroups.remove`, written out (0.06 us of 0.9)
+            older.newer = newer
+            newer.older = older
+            del timer.older, timer.newer
+            if older is newer:
+                self.groups.drop(older)
+        self.ledger.running += 1
+        return self.burst
 
     def _begin_walk(self, publication: Publication) -> Walk:
         targets = publication.topic.targets(publication.entries, publication.length)
@@ -476,7 +550,10 @@ class Engine:
 
     def _timers_of(self, cid: str, now: int) -> tuple[TimerInfo, ...]:
         groups = self.groups.by_cid.get(cid, {}).values()
-        timers = sorted((timer for group in groups for timer in group), key=lambda timer: timer.due)
+        timers = [timer for group in groups for timer in group]
+        if self.burst is not None:
+            timers += self.burst.of(cid, None)
+        timers.sort(key=lambda timer: timer.due)
         return tuple(
             TimerInfo(timer.group.instance_id, public_event(timer.event), max(0.0, milliseconds(timer.due - now)))
             for timer in timers
@@ -498,8 +575,9 @@ class Engine:
         pending |= {id(entry) for entry in self.order.arrivals if type(entry) is Timer}
         grouped = {id(timer) for groups in self.groups.by_cid.values() for group in groups.values() for timer in group}
         assert pending == grouped, f"{len(pending)} timers in the order, {len(grouped)} in the groups"
-        assert len(pending) == self.ledger.timers, f"{len(pending)} timers, counted {self.ledger.timers}"
         self.account()
+        waiting = len(pending) + (0 if self.burst is None else len(self.burst.timers))
+        assert waiting == self.ledger.timers, f"{waiting} timers, counted {self.ledger.timers}"
         queued = sum(entry.targeted for entry in self.order.arrivals if type(entry) is Publication)
         if self.walk is not None:
             queued += self.walk.total - self.walk.accounted

@@ -25,9 +25,15 @@ def mend(engine: Engine) -> None:
     publications = [entry for entry in arrivals if type(entry) is Publication]
     engine.topics = _mended_topics(engine.topics, publications)
     ledger = engine.ledger
-    ledger.timers = _mend_timers(engine, arrivals)
+    burst = engine.burst
+    rest = [] if burst is None else burst.stop()  # they go back to where they came from
+    ledger.timers = _mend_timers(engine, arrivals, rest)
     ledger.queued = sum(publication.targeted for publication in publications)
     begun = ledger.running
+    if burst is not None:
+        burst.accounted = begun = burst.begun
+        if not ledger.running:
+            engine.burst = None
     walk = engine.walk
     if walk is not None:
         walk.accounted = walk.begun  # read once: the walk may be going on in another thread
@@ -37,10 +43,10 @@ def mend(engine: Engine) -> None:
     ledger.accepted = decided + ledger.timers + ledger.queued + begun
 
 
-def _mend_timers(engine: Engine, arrivals: list[Timer | Publication]) -> int:
+def _mend_timers(engine: Engine, arrivals: list[Timer | Publication], burst: list[Timer]) -> int:
     """Every timer that one of the two structures still knows is pending in both; how many."""
     # Sorting keeps ties as they lie in their slots, in the order of acceptance; strangers to the wheel come last.
-    waiting = sorted(engine.order.wheel, key=lambda timer: timer.due)
+    waiting = burst + sorted(engine.order.wheel, key=lambda timer: timer.due)
     for groups in engine.groups.by_cid.values():
         for group in groups.values():
             waiting += group

@@ -87,6 +87,57 @@ class Walk:
         return rest
 
 
+class Burst:
+    """Timers that were due together and have left the wheel and their groups: claimed one by one, the last one first.
+
+    Whoever delivers pops a timer off the list, whoever cancels removes it: each is one atomic step, so that exactly one
+    of them has it (G5), and a burst needs no turn of the lock for each of its timers. How many have been claimed is
+    read off the list's length.
+    """
+
+    __slots__ = ("accounted", "delivered", "failed", "timers", "total")
+
+    def __init__(self, timers: list[Timer]) -> None:
+        self.timers = timers
+        self.total = len(timers)  # without those that were cancelled, so that what is not in the list has begun
+        self.accounted = 0  # how many of the begun ones have been taken out of the ledger's `timers`
+        self.delivered = self.failed = 0  # written by whoever delivers
+
+    @property
+    def begun(self) -> int:
+        """How many have been claimed by whoever delivers."""
+        return self.total - len(self.timers)
+
+    def of(self, cid: str, instance_id: str | None) -> list[Timer]:
+        """The timers of a conversation, or of one instance, that may still be waiting."""
+        found = []
+        for timer in self.timers.copy():
+            group = timer.group
+            if group is not None and group.cid == cid and (instance_id is None or group.instance_id == instance_id):
+                found.append(timer)
+        return found
+
+    def withdraw(self, timer: Timer) -> bool:
+        """Take a timer out before it begins; whether it had not begun."""
+        try:
+            self.timers.remove(timer)
+        except ValueError:
+            return False
+        self.total -= 1
+        return True
+
+    def stop(self) -> list[Timer]:
+        """Let nothing more of it begin; the timers that would have."""
+        rest = []
+        while self.timers:
+            try:
+                rest.append(self.timers.pop())
+            except IndexError:  # whoever delivers took the last one at this moment
+                break
+        self.total -= len(rest)
+        return rest
+
+
 class Arrivals:
     """The head of the ring of what was ready when it was accepted."""
 

@@ -11,6 +11,10 @@ DETACHED: Final = object()
 """The `after` of a timer whose handle has been given out and which stands in no ring yet."""
 
 
+CLAIMABLE: Final = object()
+"""The `after` of a timer in a burst, from which whoever delivers claims it without the lock."""
+
+
 class TimerOwner(Protocol):
     """Whoever can cancel a timer on behalf of its handle: the registry."""
 
@@ -38,7 +42,8 @@ class Timer:
     group: Group | None
     # Links are `Any`: the next link of the last timer is the ring's head, which is of another class.
     before: Any
-    after: Any  # the next in the ring, OPEN in the open slot, DETACHED before, None once claimed or cancelled
+    # The next in the ring; OPEN in the open slot, CLAIMABLE in a burst, DETACHED before any; None once it is over.
+    after: Any
     older: Any
     newer: Any
 
@@ -116,9 +121,13 @@ class TimerGroups:
         older.newer = newer
         newer.older = older
         del timer.older, timer.newer
-        if older is newer:  # only the head is left, a ring of its own
-            self._forget(older)
-            del older.older, older.newer
+        if older is newer:  # only the head is left
+            self.drop(older)
+
+    def drop(self, group: Group) -> None:
+        """Forget a group whose last timer has left, and cut its head, a ring of its own by now."""
+        self._forget(group)
+        del group.older, group.newer
 
     def take(self, cid: str, instance_id: str | None) -> list[Timer]:
         """Take out all timers of a conversation, or of one instance of it; O(their number)."""

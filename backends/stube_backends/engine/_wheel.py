@@ -20,6 +20,10 @@ from stube_backends.engine._timers import Timer
 # (220 each); fine enough that a hundred thousand one-second clocks are not sorted in one piece.
 SLOT_BITS: Final = 27
 
+# A burst is claimed without the lock, and looked through by whoever cancels a conversation meanwhile: 64 share one turn
+# of the lock well enough, and are looked through in 3 us.
+_BURST: Final = 64
+
 _due: Final = attrgetter("due")
 
 
@@ -121,6 +125,23 @@ class TimerWheel:
             self._tidy()
         return timer
 
+    def take_burst(self, limit: int) -> list[Timer] | None:
+        """Take out the next timers of the open slot that are due at `limit` or before, the earliest last; None when
+        they are fewer than two. At most 64."""
+        order = self.order
+        if len(order) < 2 or order[-2].due > limit:
+            return None
+        burst = order[-_BURST:]
+        if burst[0].due > limit:
+            burst = [timer for timer in burst if timer.due <= limit]
+        del order[-len(burst) :]
+        if len(order) + len(burst) > self.live:
+            burst = [timer for timer in burst if timer.after is OPEN]
+        self.live -= len(burst)
+        if len(order) > 2 * self.live or not order:
+            self._tidy()
+        return burst
+
     def next_instant(self) -> int | None:
         """When to look again: the earliest due instant if its slot is open, else the beginning of its slot."""
         if self.live:
@@ -158,7 +179,11 @@ class TimerWheel:
         """Dissolve the earliest ring into `order`. Cutting it here, timer by timer as they lie, spares the memory of
         both neighbours with every delivery (0.2 us of 0.9)."""
         slot: Slot = self.slots.peekitem(0)[1]
-        order = list(slot)
+        order = []
+        timer = slot.after
+        while timer is not slot:  # `list(slot)`, written out (0.05 us of 0.9)
+            order.append(timer)
+            timer = timer.after
         self.drop(slot)
         for timer in order:
             timer.after = OPEN
