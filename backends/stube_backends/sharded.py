@@ -29,6 +29,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
+from math import ceil
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -50,6 +51,7 @@ from stube_backends.engine import (
     Engine,
     Group,
     OnError,
+    PlainEvent,
     ServedCore,
     Siblings,
     ThreadedRegistry,
@@ -88,18 +90,12 @@ class _Shard(ThreadedRegistry):
     ) -> None:
         self.siblings = siblings
         self.share = share
+        self.core: ServedCore  # what `_core` is, without a property's 0.05 us
         super().__init__(name, clock=clock, max_pending=None, on_error=on_error, slow_dispatch_ms=slow_dispatch_ms)
 
-    @property
-    def core(self) -> ServedCore:
-        return self._core
-
-    @property
-    def clock(self) -> Callable[[], int]:
-        return self._clock
-
     def _new_core(self, dispatch: Dispatch) -> ServedCore:
-        return ServedCore(self._new_lock, Engine(self.share), dispatch, self.siblings)
+        self.core = ServedCore(self._new_lock, Engine(self.share), dispatch, self.siblings)
+        return self.core
 
     def _start_anew(self) -> None:
         self.siblings = self.siblings.of_this_process()
@@ -131,7 +127,7 @@ class _Shard(ThreadedRegistry):
         if not self._core.serving:
             self._start_serving(self._core)
 
-    def call(self) -> None:
+    def wake(self) -> None:
         """Have the shard's thread look again, unless it will anyway."""
         if self._core.sleep_until > EARLIEST:
             self._wake(self._core)
@@ -167,6 +163,7 @@ class ShardedRegistry:
         if max_pending is not None and max_pending < 1:
             raise ValueError(f"max_pending must be at least 1, not {max_pending!r}. Leave it out, or give None.")
         self._max_pending = max_pending
+        self._clock = clock or monotonic_ns
         siblings = Siblings()
         self._shards = tuple(
             _Shard(
@@ -199,15 +196,46 @@ class ShardedRegistry:
         return self._shard_of(cid).forget_pending_flow(cid)
 
     def schedule_event(self, *, cid: str, instance_id: str, delay_ms: float, event: EventSpec) -> TimerHandle:
-        if type(cid) is not str:
+        # `LocalRegistry.schedule_event`, written out (0.2 us of 1.9); the comments stand there.
+        if type(cid) is not str or not cid:
             cid = plain_name("cid", cid)
+        if type(instance_id) is not str or not instance_id:
+            instance_id = plain_name("instance_id", instance_id)
+        plain = event if type(event) is str and event else plain_event(event)
+        if type(delay_ms) is float and 1e-3 < delay_ms < 1e9:
+            delay = ceil(delay_ms * 1e6)
+            if delay / 1e6 < delay_ms:
+                delay += 1
+        else:
+            delay = delay_in_nanoseconds(delay_ms)
         shard = self._shards[hash(cid) % self._count]
-        while True:
-            try:
-                return shard.schedule_event(cid=cid, instance_id=instance_id, delay_ms=delay_ms, event=event)
-            except RegistryFull:  # the shard's share is used up
-                if not self._make_room({shard: 1}):
-                    return self._schedule_later(shard, cid, instance_id, delay_ms, event)
+        core = shard.core
+        if not core.serving:
+            shard.see_that_it_serves()
+        now = self._clock()
+        if core.busy and core.owned():
+            return self._schedule_later(shard, cid, instance_id, delay, plain)
+        try:
+            if not core.acquire():
+                return self._schedule_later(shard, cid, instance_id, delay, plain)
+            core.busy = True
+            timer = core.engine.schedule(shard, cid, instance_id, delay, plain, now)
+            if not core.anchor:
+                core.anchor.append(shard)
+            core.busy = False
+            core.release()
+        except BaseException as exc:
+            core.recover(exc)
+            if not isinstance(exc, RegistryFull):
+                raise
+            if not self._make_room({shard: 1}):  # the shard's share is used up
+                return self._schedule_later(shard, cid, instance_id, delay, plain)
+            return self.schedule_event(cid=cid, instance_id=instance_id, delay_ms=delay_ms, event=event)
+        if core.deferred:
+            core.catch_up()
+        if timer.due < core.sleep_until:
+            shard.wake()
+        return timer
 
     def cancel_timers(self, cid: str, /, *, instance_id: str | None = None) -> int:
         return self._shard_of(cid).cancel_timers(cid, instance_id=instance_id)
@@ -256,7 +284,7 @@ class ShardedRegistry:
             self._later(self.reset_state)
         for shard in self._shards:
             if shard.core.waiters:
-                shard.call()
+                shard.wake()
 
     # -- what else a backend has -------------------------------------------------------------------------------
 
@@ -352,13 +380,13 @@ class ShardedRegistry:
             together(cores, _require_publishable_locked, cores, topic)  # what is refused starts nobody
             for shard in holders:
                 shard.see_that_it_serves()
-        now = self._shards[0].clock()
+        now = self._clock()
         targeted = together(cores, _publish_locked, holders, topic, msg, now)
         if targeted is NESTED:
             self._later(self.publish, topic, msg)
             return 0
         for shard in holders:
-            shard.call()
+            shard.wake()
         return sum(targeted)
 
     def _make_room(self, wanted: Mapping[_Shard, int]) -> bool:
@@ -370,9 +398,7 @@ class ShardedRegistry:
         if self._together(self._deal_out_locked, wanted) is not NESTED:
             return True
         # This thread is half-way through another operation. Whether there is room shows as the figures stand.
-        self._free(
-            sum(shard.core.engine.ledger.timers + shard.core.engine.ledger.queued for shard in self._shards), wanted
-        )
+        self._free(sum(shard.core.engine.pending_as_it_stands() for shard in self._shards), wanted)
         return False
 
     def _deal_out_locked(self, wanted: Mapping[_Shard, int]) -> None:
@@ -390,26 +416,30 @@ class ShardedRegistry:
             raise registry_full(pending, more, bound)
         return bound - pending - more
 
-    def _schedule_later(
-        self, shard: _Shard, cid: str, instance_id: str, delay_ms: float, event: EventSpec
-    ) -> TimerHandle:
-        plain = plain_event(event)
-        group = Group(cid, plain_name("instance_id", instance_id), shard)
-        timer = Timer.detached(plain, group)
-        self._later(self._adopt, shard, timer, delay_in_nanoseconds(delay_ms))
+    def _schedule_later(self, shard: _Shard, cid: str, instance_id: str, delay: int, event: PlainEvent) -> TimerHandle:
+        """Within another operation of this thread: accept it when that has been left."""
+        self._refuse_if_closed()
+        if self._max_pending is not None:
+            pending = sum(each.core.engine.pending_as_it_stands() for each in self._shards)
+            noted = sum(operation == self._adopt for notes in shard.core.deferred.values() for operation, _ in notes)
+            self._free(pending + noted, {shard: 1})
+        timer = Timer.detached(event, Group(cid, instance_id, shard))
+        self._later(self._adopt, shard, timer, delay)
         return timer
 
     def _adopt(self, shard: _Shard, timer: Timer, delay: int) -> None:
-        try:
-            self._make_room({shard: 1})
-        except RegistryFull:
-            pass  # the shard has none either, and counts the timer as dropped
+        engine = shard.core.engine
+        if engine.pending_as_it_stands() >= engine.max_pending:
+            try:
+                self._make_room({shard: 1})
+            except RegistryFull:
+                pass  # the shard has none either, and counts the timer as dropped
         shard.adopt_timer(timer, delay)
 
     def _wait(self, timeout: float | None, what: str) -> bool:
         """Wait for one shard after the other; and once more, for what one has meanwhile sent to another."""
         left = _Patience(checked_timeout(timeout))
-        since = self._shards[0].clock()
+        since = self._clock()
         if self._delivers_here():
             raise RuntimeError(f"{what}() was called from inside a delivery and would wait for itself. Return first.")
         while True:

@@ -82,7 +82,7 @@ class _Window:
 
 
 class _Tracer:
-    """What the deliveries of one registry leave in its trace."""
+    """What the deliveries of one registry leave in its trace: when, to whom, what, and why."""
 
     __slots__ = ("cause", "clock", "entries")
 
@@ -90,9 +90,6 @@ class _Tracer:
         self.clock = clock
         self.cause = ""
         self.entries: deque[tuple[int, str, str, str, str]] = deque(maxlen=_TRACE_LENGTH)
-
-    def note(self, cid: str, event: Event) -> None:
-        self.entries.append((self.clock.now, cid, event.instance_id, event.name, self.cause))
 
 
 class _VirtualEngine(Engine):
@@ -118,16 +115,19 @@ class _VirtualEngine(Engine):
     def begin(self, now: int, failed: bool | None = None) -> Timer | Burst | Walk | None:
         if failed is not None:
             self.finish_timer(failed)  # before anything can be raised
-        arrivals = self.order.arrivals
-        head = arrivals.after
         if now != self.instant:
             self.instant, self.rounds, self.left = now, 0, 0
-        broken_off = self.walk is not None or (self.burst is not None and self.burst.timers)
-        if arrivals and not self.left and not broken_off:
-            self._begin_round()
-        work = super().begin(now)
-        if self.left and arrivals.after is not head:
-            self.left -= 1
+        arrivals = self.order.arrivals
+        head = arrivals.after
+        if head is arrivals:
+            work = super().begin(now)
+        else:
+            broken_off = self.walk is not None or (self.burst is not None and self.burst.timers)
+            if not self.left and not broken_off:
+                self._begin_round()
+            work = super().begin(now)
+            if self.left and arrivals.after is not head:
+                self.left -= 1
         if work is not None:
             self.tracer.cause = f"topic {work.topic_name}" if isinstance(work, Walk) else "timer"
         return work
@@ -245,7 +245,7 @@ class VirtualRegistry(LocalRegistry):
     def _wake(self, core: Core) -> None:
         """Nobody sleeps here: whoever moves the clock looks again before each step."""
 
-    def _nothing_ready_locked(self, core: Core, now: int, *, fresh: bool) -> None:
+    def _nothing_ready_locked(self, core: Core, now: int, *, fresh: bool) -> int | None:
         """Move the clock on, under the same lock as the look that found nothing.
 
         What another thread adds comes before the look, which then finds it, or after the move, and then its instant
@@ -257,7 +257,7 @@ class VirtualRegistry(LocalRegistry):
             core.anchor.clear()
         window = self._window
         if window is None:
-            return
+            return None
         end = window.end
         window.more = instant is not None and (end is None or instant <= end)
         if window.most is not None:
@@ -265,15 +265,17 @@ class VirtualRegistry(LocalRegistry):
         if window.more and not window.passed:
             end = instant
         elif window.passed or (instant is None and not window.to_its_end):
-            return
+            return None
         if end is not None and end > now:
             self._time.now = engine.latest = end
+        return end if window.more and not window.passed else None
 
     def _wrapped(self, dispatch: Dispatch) -> Dispatch:
-        note = self._tracer.note
+        tracer = self._tracer
+        clock, note = tracer.clock, tracer.entries.append
 
         def traced(cid: str, event: Event) -> Any:
-            note(cid, event)
+            note((clock.now, cid, event.instance_id, event.name, tracer.cause))
             return dispatch(cid, event)
 
         return traced
@@ -321,20 +323,15 @@ class VirtualRegistry(LocalRegistry):
         ledger = core.engine.ledger
         most = None if limit is None else ledger.delivered + ledger.failed + limit
         self._window = window = _Window(end, most, to_its_end=to_its_end)
-        count = 0
         try:
-            while True:
-                count += self._deliver(core, self._time.now)
-                if self._core is not core:
-                    return count  # a child that a handler forked: the window was the parent's
-                if window.passed:
-                    more = f", and next is {_describe_next(core.engine)}" if window.more else ""
-                    raise VirtualTimeError(
-                        f"More than {limit} deliveries: {count} so far{more}. "
-                        "End what re-arms itself, or raise the limit."
-                    )
-                if not window.more:
-                    return count
+            count = self._deliver(core, self._time.now)
+            # In a child that a handler forked the window was the parent's.
+            if window.passed and self._core is core:
+                more = f", and next is {_describe_next(core.engine)}" if window.more else ""
+                raise VirtualTimeError(
+                    f"More than {limit} deliveries: {count} so far{more}. End what re-arms itself, or raise the limit."
+                )
+            return count
         finally:
             self._window = None
 

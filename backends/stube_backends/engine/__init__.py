@@ -9,6 +9,7 @@ for a registry on several cores.
 """
 
 from stube_backends.engine._arguments import (
+    PlainEvent,
     checked_dispatch,
     checked_timeout,
     delay_in_nanoseconds,
@@ -42,6 +43,7 @@ __all__ = [
     "Ledger",
     "LocalRegistry",
     "OnError",
+    "PlainEvent",
     "Publication",
     "ReadyOrder",
     "ReentrantLock",

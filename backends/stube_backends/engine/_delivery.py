@@ -47,8 +47,12 @@ class Deliverer:
                 core.busy = True
                 work = core.engine.begin(now, failed)
                 failed = None
-                if work is None:
-                    self._nothing_ready_locked(core, now, fresh=not count)
+                while work is None:
+                    instant = self._nothing_ready_locked(core, now, fresh=not count)
+                    if instant is None:
+                        break
+                    now = instant
+                    work = core.engine.begin(now)
                 core.busy = False
                 core.release()
             except BaseException as exc:
@@ -83,8 +87,10 @@ class Deliverer:
             del work, group, spec, event  # nothing that was delivered stays alive until the next delivery
         return count
 
-    def _nothing_ready_locked(self, core: Core, now: int, *, fresh: bool) -> None:
-        """Decide how long to sleep, under the same lock as the look that found nothing: whatever is added from now
+    def _nothing_ready_locked(self, core: Core, now: int, *, fresh: bool) -> int | None:
+        """The instant at which to go on at once, where a clock can be moved there; None to stop.
+
+        Here: decide how long to sleep, under the same lock as the look that found nothing: whatever is added from now
         on finds `sleep_until` set (race: a schedule between the decision to sleep and the sleep).
 
         Who waits is released only where `now` is fresh: behind a slow handler something may have become due since.
@@ -97,6 +103,7 @@ class Deliverer:
             self._release_waiters_locked(core, now)
         elif core.waiters:
             core.sleep_until = EARLIEST  # look again at once
+        return None
 
     def _deliver_burst(self, core: Core, burst: Burst) -> int:
         """Deliver the timers of a burst; how many. Each is claimed by the pop (1.0 us a timer, 1.8 with a turn of the

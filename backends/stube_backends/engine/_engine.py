@@ -24,6 +24,7 @@ from stube_backends.engine._ledger import Ledger
 from stube_backends.engine._order import EARLIEST, Burst, Publication, ReadyOrder, Walk
 from stube_backends.engine._timers import CLAIMABLE, DETACHED, Timer, TimerGroups, TimerOwner
 from stube_backends.engine._topics import Subscription, TopicIndex
+from stube_backends.engine._wheel import OPEN, SLOT_BITS, Slot
 
 _NO_BOUND: Final = 1 << 62
 _MANY_FLOWS: Final = 1024  # a table of batons that was larger than this is given back when it empties
@@ -113,7 +114,8 @@ class Engine:
     def schedule(self, owner: TimerOwner, cid: str, instance_id: str, delay: int, event: PlainEvent, now: int) -> Timer:
         """Accept a timer, `delay` nanoseconds from `now`; its handle cancels it through `owner`, which is kept only
         while the timer is."""
-        self._require_open()
+        if self.closed:
+            raise_closed()
         ledger = self.ledger
         if ledger.timers + ledger.queued >= self.max_pending:
             self._require_room(1)
@@ -122,13 +124,30 @@ class Engine:
         else:
             now = self.latest
         timer = Timer()
-        timer.due = now + delay
+        timer.due = due = now + delay
         timer.event = event
-        self.groups.add(timer, cid, instance_id, owner)
-        if delay:
+        # `TimerGroups.add` and, for a slot that is there and closed, `TimerWheel.add`, written out (0.15 us of 1.2).
+        groups = self.groups.by_cid.get(cid)
+        group = groups.get(instance_id) if groups is not None else None
+        if group is None:
+            group = self.groups.group_of(cid, instance_id, owner)
+        timer.group = group
+        newest = group.older
+        timer.older = newest
+        timer.newer = group
+        newest.newer = timer
+        group.older = timer
+        slot = self.order.wheel.find_slot(due >> SLOT_BITS)
+        if not delay:
+            self.order.add_arrival(timer)
+        elif slot is None:
             self.order.wheel.add(timer)
         else:
-            self.order.add_arrival(timer)
+            last = slot.before
+            timer.before = last
+            timer.after = slot
+            last.after = timer
+            slot.before = timer
         ledger.accepted += 1
         ledger.timers += 1
         return timer
@@ -198,12 +217,21 @@ class Engine:
         """Cancel the timers of a conversation or of one instance; their events."""
         timers = self.groups.take(cid, instance_id)
         events = []
-        remove = self.order.wheel.remove
+        wheel = self.order.wheel
         for timer in timers:
             events.append(timer.event)
-            timer.event = None
-            remove(timer)
-            timer.group = None
+            timer.event = timer.group = None
+            after = timer.after
+            if after is OPEN:
+                wheel.remove(timer)
+                continue
+            before = timer.before  # `TimerWheel.remove`, written out (0.05 us of 0.4)
+            before.after = after
+            after.before = before
+            timer.after = None
+            del timer.before
+            if before is after and type(before) is Slot:
+                wheel.drop(before)
         self.ledger.timers -= len(timers)
         self.ledger.cancelled += len(timers)
         if self.burst is not None:
@@ -235,7 +263,8 @@ class Engine:
 
     def publish(self, topic_name: str, message: Any, now: int) -> int:
         """Accept a message for every subscriber of this instant; how many there are."""
-        self._require_open()
+        if self.closed:
+            raise_closed()
         topic = self.topics.topics.get(topic_name)
         if topic is None:
             return 0
@@ -286,7 +315,8 @@ class Engine:
         if now > self.latest:
             self.latest = now
         order = self.order
-        timers = order.wheel.take_burst(order.arrivals.after.due if order.arrivals else now)
+        head = order.arrivals.after
+        timers = order.wheel.take_burst(now if head is order.arrivals else head.due)
         if timers is not None:
             return self._begin_burst(timers)
         entry = order.take(now)
@@ -368,6 +398,10 @@ class Engine:
     def pending(self) -> int:
         """What `max_pending` bounds."""
         self.account()
+        return self.ledger.timers + self.ledger.queued
+
+    def pending_as_it_stands(self) -> int:
+        """`pending` for a reader without the lock: changes nothing, and may lag."""
         return self.ledger.timers + self.ledger.queued
 
     def is_idle(self, now: int, *, timers_too: bool) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Callable, Mapping
+from math import ceil
 from types import TracebackType
 from typing import Any, Self
 
@@ -98,7 +99,12 @@ class LocalRegistry(Deliverer):
         if type(instance_id) is not str or not instance_id:
             instance_id = plain_name("instance_id", instance_id)
         plain = event if type(event) is str and event else plain_event(event)
-        delay = delay_in_nanoseconds(delay_ms)
+        if type(delay_ms) is float and 1e-3 < delay_ms < 1e9:  # `delay_in_nanoseconds`, written out (0.05 us of 1.2)
+            delay = ceil(delay_ms * 1e6)
+            if delay / 1e6 < delay_ms:
+                delay += 1
+        else:
+            delay = delay_in_nanoseconds(delay_ms)
         core = self._core
         if not core.serving:
             self._start_serving(core)

@@ -190,7 +190,7 @@ class ReadyOrder:
 
     def next_instant(self) -> int | None:
         """When something will be ready or must be looked at: EARLIEST for at once, None for never."""
-        return EARLIEST if self.arrivals else self.wheel.next_instant()
+        return self.wheel.next_instant() if self.arrivals.after is self.arrivals else EARLIEST
 
     def clear(self) -> list[Arrival]:
         """Forget everything; what was forgotten, dead and cut from each other."""

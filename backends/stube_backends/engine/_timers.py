@@ -102,18 +102,23 @@ class TimerGroups:
 
     def add(self, timer: Timer, cid: str, instance_id: str, owner: TimerOwner) -> None:
         """Put a timer last in the group of an instance."""
-        groups = self.by_cid.get(cid)
-        if groups is None:
-            groups = self.by_cid[cid] = {}
-        group = groups.get(instance_id)
-        if group is None:
-            group = groups[instance_id] = Group(cid, instance_id, owner)
+        group = self.group_of(cid, instance_id, owner)
         timer.group = group
         newest = group.older
         timer.older = newest
         timer.newer = group
         newest.newer = timer
         group.older = timer
+
+    def group_of(self, cid: str, instance_id: str, owner: TimerOwner) -> Group:
+        """The group of an instance, which it gets with its first timer."""
+        groups = self.by_cid.get(cid)
+        if groups is None:
+            groups = self.by_cid[cid] = {}
+        group = groups.get(instance_id)
+        if group is None:
+            group = groups[instance_id] = Group(cid, instance_id, owner)
+        return group
 
     def remove(self, timer: Timer) -> None:
         """Take a timer out of its group, and what empties by it out of the index."""
