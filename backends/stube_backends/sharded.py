@@ -421,7 +421,7 @@ class ShardedRegistry:
         self._refuse_if_closed()
         if self._max_pending is not None:
             pending = sum(each.core.engine.pending_as_it_stands() for each in self._shards)
-            noted = sum(operation == self._adopt for notes in shard.core.deferred.values() for operation, _ in notes)
+            noted = sum(operation == self._adopt for operation, _ in shard.core.noted())
             self._free(pending + noted, {shard: 1})
         timer = Timer.detached(event, Group(cid, instance_id, shard))
         self._later(self._adopt, shard, timer, delay)

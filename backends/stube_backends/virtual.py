@@ -194,7 +194,12 @@ class VirtualRegistry(LocalRegistry):
 
     @property
     def trace(self) -> list[Delivery]:
-        return [Delivery(milliseconds(now), *rest) for now, *rest in self._tracer.entries.copy()]
+        while True:
+            try:
+                entries = self._tracer.entries.copy()
+            except RuntimeError:  # without a global interpreter lock this is not one step; then once more
+                continue
+            return [Delivery(milliseconds(now), *rest) for now, *rest in entries]
 
     # -- waiting, which here is delivering ---------------------------------------------------------------------
 

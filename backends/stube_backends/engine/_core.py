@@ -215,6 +215,14 @@ class Core:
         """Note an operation for when the interrupted one has been left."""
         self.deferred.setdefault(threading.get_ident(), deque()).append((operation, arguments))
 
+    def noted(self) -> list[tuple[Callable[..., object], tuple[Any, ...]]]:
+        """What has been noted and not made up for. Another thread may be at its own: then look again."""
+        while True:
+            try:
+                return [each for mine in self.deferred.values() for each in mine]
+            except RuntimeError:
+                pass
+
     def catch_up(self) -> None:
         """Run what this thread noted, in its order. Nobody is left to be told of an error, so it is logged.
 

@@ -16,6 +16,7 @@ from stube_backends.engine._arguments import PlainEvent, refuse_result
 from stube_backends.engine._core import FOREVER, Core, Waiter, log
 from stube_backends.engine._order import EARLIEST, Burst, Walk
 from stube_backends.engine._timers import Timer
+from stube_backends.engine._topics import DROPPED
 
 OnError = Callable[[str, Event, BaseException], object]
 
@@ -151,17 +152,20 @@ class Deliverer:
         message = walk.message
         iterator = walk.iterator
         begun = walk.begun  # by an earlier call, which was broken off
-        delivered = cancelled = failed = 0
+        delivered = cancelled = failed = dropped = 0
         instance_id = name = event = target = None
         try:
             while True:
                 try:
                     for target in iterator:
                         target_name = target.name
-                        if target_name is None:
-                            cancelled += 1
-                            continue
                         if target_name is not name or target.instance_id is not instance_id:
+                            if target_name is None:
+                                cancelled += 1
+                                continue
+                            if target_name is DROPPED:
+                                dropped = 1
+                                return delivered + failed
                             name, instance_id = target_name, target.instance_id
                             event = Event(instance_id, name, message)
                         result = core.dispatch(target.cid, event)  # type: ignore[arg-type]
@@ -170,7 +174,7 @@ class Deliverer:
                         delivered += 1
                     return delivered + failed
                 except BaseException as exc:
-                    if delivered + cancelled + failed == walk.begun - begun:
+                    if delivered + cancelled + failed + dropped == walk.begun - begun:
                         raise  # out of nowhere, by a signal between two deliveries
                     failed += 1  # should the next lines be broken off
                     if event is None or target is None:
@@ -185,7 +189,7 @@ class Deliverer:
                             del handed_on
         finally:
             if self._core is core:
-                core.exclusively(core.engine.finish_walk, walk, delivered, cancelled, failed)
+                core.exclusively(core.engine.finish_walk, walk, delivered, cancelled, failed, dropped)
 
     def _judge(self, cid: str, event: Event, exc: BaseException) -> tuple[bool, BaseException | None]:
         """What an exception that left a delivery means: whether the delivery failed, and what to hand on."""

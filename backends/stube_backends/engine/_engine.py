@@ -357,7 +357,7 @@ class Engine:
         self.burst = None
         return False
 
-    def finish_walk(self, walk: Walk, delivered: int, cancelled: int, failed: int = 0) -> None:
+    def finish_walk(self, walk: Walk, delivered: int, cancelled: int, failed: int = 0, dropped: int = 0) -> None:
         """Count the fates of a walk's targets, as far as they are decided; forget the walk when all are."""
         self.account()
         ledger = self.ledger
@@ -365,8 +365,11 @@ class Engine:
         ledger.delivered += delivered
         ledger.cancelled += cancelled
         ledger.failed += failed
-        walk.decided += delivered + cancelled + failed
-        if walk.begun == walk.total:
+        ledger.dropped += dropped
+        walk.decided += delivered + cancelled + failed + dropped
+        if walk.stopped:
+            self._drop_rest(walk)
+        elif walk.begun == walk.total:
             self.walk = None
 
     def abandon(self) -> None:
@@ -380,6 +383,15 @@ class Engine:
             self.finish_timer(failed=True)
         else:
             self.ledger.running -= 1
+            if self.walk.stopped:
+                self._drop_rest(self.walk)
+
+    def _drop_rest(self, walk: Walk) -> None:
+        """Count the fates of what has not begun of a walk that nobody walks; and forget the walk."""
+        rest = walk.targets[walk.begun :]
+        walk.decided += len(rest)
+        self._drop_messages(len(rest), rest)
+        self.walk = None
 
     def account(self) -> None:
         """Take out of `queued` the targets of the walk in progress that have begun since the last time, and out of
@@ -390,7 +402,7 @@ class Engine:
             self.ledger.timers -= begun - burst.accounted
             burst.accounted = begun
         walk = self.walk
-        if walk is not None:
+        if walk is not None and not walk.stopped:
             begun = walk.begun
             self.ledger.queued -= begun - walk.accounted
             walk.accounted = begun
@@ -437,12 +449,10 @@ class Engine:
                 self._drop_messages(entry.targeted, entry.entries[: entry.length])  # type: ignore[union-attr]
         walk = self.walk
         if walk is not None:
-            rest = walk.stop()
-            walk.accounted = walk.total
-            walk.decided += len(rest)
-            self._drop_messages(len(rest), rest)
-            if not ledger.running:
-                self.walk = None
+            if not ledger.running:  # it was broken off
+                self._drop_rest(walk)
+            self.topics = TopicIndex()  # first, for `mend` takes what stands in it for live
+            held.append(walk.stop())
         self.flows = _Refusing() if self.closed else {}
         self.flows_large = False
         self.topics = TopicIndex()
@@ -613,6 +623,6 @@ class Engine:
         waiting = len(pending) + (0 if self.burst is None else len(self.burst.timers))
         assert waiting == self.ledger.timers, f"{waiting} timers, counted {self.ledger.timers}"
         queued = sum(entry.targeted for entry in self.order.arrivals if type(entry) is Publication)
-        if self.walk is not None:
+        if self.walk is not None and not self.walk.stopped:
             queued += self.walk.total - self.walk.accounted
         assert queued == self.ledger.queued, f"{queued} messages queued, counted {self.ledger.queued}"

@@ -59,7 +59,7 @@ class LocalRegistry(Deliverer):
         self._on_error = on_error
         self._max_pending = max_pending
         self._core = self._new_core(self._wrapped(ignore))  # replaced in a forked child only
-        _registries.add(self)
+        _registries.add(weakref.ref(self, _registries.discard))
 
     # -- the twelve operations ---------------------------------------------------------------------------------
 
@@ -258,7 +258,7 @@ class LocalRegistry(Deliverer):
         core = self._core
         return {
             **self._look(core, core.engine.sizes),
-            "deferred": sum(map(len, core.deferred.values())),
+            "deferred": len(core.noted()),
             "waiters": len(core.waiters),
             "anchor": len(core.anchor),
         }
@@ -329,7 +329,7 @@ class LocalRegistry(Deliverer):
         return len(events)
 
     def _schedule_later(self, core: Core, cid: str, instance_id: str, delay: int, event: PlainEvent) -> Timer:
-        noted = sum(operation == self._adopt for noted in core.deferred.values() for operation, _ in noted)
+        noted = sum(operation == self._adopt for operation, _ in core.noted())
         core.engine.require_adoption(noted)
         return self._note_timer(core, cid, instance_id, delay, event)
 
@@ -377,12 +377,13 @@ def _drop(_held: object) -> None:
     """Let go of what was handed in."""
 
 
-_registries: weakref.WeakSet[LocalRegistry] = weakref.WeakSet()
+# A plain set, for it is copied in one step: a WeakSet cannot be gone through while another thread adds to it.
+_registries: set[weakref.ref[LocalRegistry]] = set()
 
 
 def live_registries() -> list[LocalRegistry]:
     """The registries of this process that have not been collected."""
-    return list(_registries)
+    return [registry for reference in list(_registries) if (registry := reference()) is not None]
 
 
 def _start_all_anew() -> None:

@@ -35,7 +35,9 @@ def mend(engine: Engine) -> None:
         if not ledger.running:
             engine.burst = None
     walk = engine.walk
-    if walk is not None:
+    if walk is not None and walk.stopped:
+        begun = walk.total - walk.decided
+    elif walk is not None:
         walk.accounted = walk.begun  # read once: the walk may be going on in another thread
         ledger.queued += walk.total - walk.accounted
         begun = walk.accounted - walk.decided

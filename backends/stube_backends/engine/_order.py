@@ -14,7 +14,7 @@ from operator import length_hint
 from typing import Any, Final, TypeAlias
 
 from stube_backends.engine._timers import Timer
-from stube_backends.engine._topics import Subscription, Topic
+from stube_backends.engine._topics import DROPPED, Subscription, Topic
 from stube_backends.engine._wheel import OPEN, TimerWheel, link, unlink
 
 
@@ -41,11 +41,12 @@ Arrival: TypeAlias = Timer | Publication
 class Walk:
     """A publication that has begun: its targets, and an iterator that stands behind the latest one to begin.
 
-    The walk takes no lock. Reading a target's `name` is its claim: not None, and the delivery has begun; None, and
-    it was cancelled before. How far the walk has come is read off the iterator, so that nobody has to count along.
+    The walk takes no lock. Reading a target's `name` is its claim: a name, and the delivery has begun; None, and
+    it was cancelled before; DROPPED, and it was forgotten. How far the walk has come is read off the iterator, so that
+    nobody has to count along. Only who walks advances it: two threads on one iterator may get the same target.
     """
 
-    __slots__ = ("accounted", "decided", "iterator", "last", "message", "targets", "topic_name", "total")
+    __slots__ = ("accounted", "decided", "iterator", "message", "stopped", "targets", "topic_name", "total")
 
     def __init__(self, publication: Publication, targets: list[Subscription]) -> None:
         self.topic_name = publication.topic_name
@@ -55,7 +56,7 @@ class Walk:
         self.iterator = iter(targets)
         self.accounted = 0  # how many of the begun ones have been taken out of the ledger's `queued`
         self.decided = 0  # how many of them have their fate in the ledger
-        self.last: Subscription | None = None  # once it was stopped: the target that began last, and may be running
+        self.stopped = False  # whether what has not begun was forgotten
 
     @property
     def begun(self) -> int:
@@ -65,26 +66,27 @@ class Walk:
     @property
     def current(self) -> Subscription | None:
         """The target that began last."""
-        if not self.targets:
-            return self.last
         begun = self.begun
         return self.targets[begun - 1] if begun else None
 
     def rest(self) -> list[Subscription]:
         """The targets that have not begun and are live."""
-        return [entry for entry in self.targets[self.begun :] if entry.name is not None]
+        return [] if self.stopped else [entry for entry in self.targets[self.begun :] if entry.name is not None]
 
-    def stop(self) -> list[Subscription]:
-        """Let nothing more of it begin; the targets that would have.
+    def stop(self) -> list[Any]:
+        """Let nothing more of it begin; the events of the targets, for the caller to drop.
 
-        It is drained through the very iterator that the walk uses: each `next` is one atomic step, so that every target
-        is either the walk's or in this list, wherever the walk stands meanwhile.
+        Every subscription is dead after that, so all targets are marked, wherever the walk stands meanwhile. It goes on
+        over the marked ones and counts them; who walks alone knows how many those are.
         """
-        rest = list(self.iterator)
-        if len(rest) < len(self.targets):
-            self.last = self.targets[-len(rest) - 1]
-        self.targets.clear()
-        return rest
+        self.stopped = True
+        events = []
+        for target in self.targets:
+            if target.name is not None:
+                target.name = DROPPED
+                events.append(target.event)
+                target.event = None
+        return events
 
 
 class Burst:

@@ -16,6 +16,10 @@ from stube_backends.engine._arguments import PlainEvent, name_of, public_event
 
 _SMALL: Final = 32  # live subscriptions
 
+DROPPED: Final = "".join(("drop", "ped"))
+"""The name of a subscription that a reset forgot while its topic was being delivered. Known by its identity, which no
+event of a host's has, for it is interned nowhere."""
+
 
 class Subscription:
     """One instance's place in a topic. Live while `name` is not None; a tombstone after, and never live again."""
