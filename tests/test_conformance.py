@@ -12,7 +12,7 @@ import stube
 from stube.testing import GUARANTEES, suite
 from stube.testing.suite import *  # noqa: F403 - the one line that a backend's author writes
 
-BACKENDS = ["memory", "virtual", "sharded", "sharded://?shards=1", "sharded://?shards=7"]
+BACKENDS = ["memory", "virtual", "sharded://?shards=2", "sharded://?shards=1", "sharded://?shards=7"]
 
 
 @pytest.fixture(params=BACKENDS)
