@@ -1,0 +1,278 @@
+"""Timers that are due together and delivered in one go: who has each of them, and what a burst leaves behind."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import weakref
+
+import pytest
+
+from stube import Event, create_registry
+from stube_backends.engine import SLOT_BITS, Burst, Engine, Timer
+
+SLOT = 1 << SLOT_BITS
+
+
+class Nobody:
+    """Owns timers whose handles are not used."""
+
+    def cancel_timer(self, timer: Timer) -> bool:
+        raise AssertionError(timer)
+
+
+NOBODY = Nobody()
+
+
+def scheduled(engine: Engine, cid: str, delay: int, instance_id: str = "i", event: object = "tick") -> Timer:
+    return engine.schedule(NOBODY, cid, instance_id, delay, event, 0)  # type: ignore[arg-type]
+
+
+def burst_of(*cids: str) -> tuple[Engine, Burst, list[Timer]]:
+    """An engine that delivers a timer of each of these conversations in one burst, none of them begun."""
+    engine = Engine(None)
+    scheduled(engine, "first", 1)
+    timers = [scheduled(engine, cid, 2 + number) for number, cid in enumerate(cids)]
+    first = engine.begin(SLOT)  # alone, for its slot was closed
+    assert isinstance(first, Timer)
+    first.event = first.group = None
+    burst = engine.begin(SLOT, False)
+    assert isinstance(burst, Burst)
+    engine._check()
+    return engine, burst, timers
+
+
+def claim(burst: Burst) -> Timer:
+    timer = burst.timers.pop()
+    timer.event = timer.group = None
+    return timer
+
+
+def test_a_burst_is_claimed_in_the_order_of_the_due_instants_and_counted_behind_it() -> None:
+    """Fault: the latest begins first (G2), or a fate is counted twice or never."""
+    engine, burst, timers = burst_of("a", "b", "c")
+    assert engine.stats().timers == 3
+    assert claim(burst) is timers[0]
+    assert (engine.stats().timers, engine.stats().running) == (2, 1)
+    assert [claim(burst), claim(burst)] == timers[1:]
+    burst.delivered = 2
+    assert engine.begin(SLOT) is None
+    engine._check()
+    stats = engine.stats()
+    assert (stats.delivered, stats.failed, stats.running, stats.timers, engine.burst) == (3, 1, 0, 0, None)
+
+
+@pytest.mark.parametrize("begun", range(4))
+def test_a_handle_cancels_what_has_not_begun_and_nothing_else(begun: int) -> None:
+    """Fault: a cancel counts a timer that is delivered, or misses one that is not (G5)."""
+    engine, burst, timers = burst_of("a", "b", "c")
+    claimed = [claim(burst) for _ in range(begun)]
+    assert [engine.cancel(timer) for timer in timers] == [None] * begun + ["tick"] * (3 - begun)
+    assert [engine.cancel(timer) for timer in timers] == [None] * 3, "cancelled twice"
+    assert burst.timers == []
+    burst.delivered = len(claimed)
+    assert engine.begin(SLOT) is None
+    engine._check()
+    assert (engine.stats().delivered, engine.stats().cancelled) == (1 + begun, 3 - begun)
+
+
+@pytest.mark.parametrize(("instance_id", "count"), [(None, 3), ("i", 2), ("j", 1), ("k", 0)])
+def test_a_conversation_is_cancelled_in_the_burst_and_outside(instance_id: str | None, count: int) -> None:
+    """Fault: what has left its group for the burst is not found any more, or another conversation's goes as well."""
+    engine = Engine(None)
+    for delay, (cid, instance) in enumerate([("x", "i"), ("a", "i"), ("b", "i"), ("a", "j")], 1):
+        scheduled(engine, cid, delay, instance)
+    scheduled(engine, "a", 5 * SLOT)
+    engine.begin(SLOT)
+    burst = engine.begin(SLOT, False)
+    assert isinstance(burst, Burst)
+    assert len(engine.cancel_timers("a", instance_id)) == count
+    engine._check()
+    assert engine.stats().cancelled == count
+    assert engine.stats().timers == 4 - count
+    assert [timer.group.cid for timer in burst.timers if timer.group].count("b") == 1
+
+
+def test_a_reset_drops_the_rest_of_a_burst() -> None:
+    """Fault: it goes on behind the reset (G18), or what had begun is dropped as well."""
+    engine, burst, timers = burst_of("a", "b", "c")
+    claim(burst)
+    held = engine.reset()
+    assert (burst.timers, timers[1].event, timers[2].group) == ([], None, None)
+    assert held.count("tick") == 2
+    burst.delivered = 1
+    assert engine.begin(SLOT) is None
+    engine._check()
+    assert (engine.stats().delivered, engine.stats().dropped, engine.burst) == (2, 2, None)
+
+
+def test_what_is_queued_between_two_timers_parts_the_burst() -> None:
+    """Fault: a publication waits for timers that were due behind it (G2)."""
+    engine = Engine(None)
+    for delay in (1, 2, 3, 9, 10, 11):
+        scheduled(engine, "a", delay)
+    engine.subscribe("a", "i", "t", "said")
+    engine.publish("t", "m", 5)
+    engine.begin(SLOT)
+    burst = engine.begin(SLOT, False)
+    assert isinstance(burst, Burst)
+    assert [timer.due for timer in burst.timers] == [3, 2]
+
+
+def test_a_burst_is_no_longer_than_a_turn_of_the_lock_is_worth() -> None:
+    """Fault: who cancels a conversation looks through everything that is overdue (G14)."""
+    engine = Engine(None)
+    for number in range(1000):
+        scheduled(engine, f"c{number}", 1 + number)
+    engine.begin(SLOT)
+    burst = engine.begin(SLOT, False)
+    assert isinstance(burst, Burst)
+    assert len(burst.timers) == 64
+    engine._check()
+
+
+def test_nothing_of_a_conversation_is_kept_while_it_waits_in_a_burst_but_its_timer() -> None:
+    """Fault: a group stays in the index until the burst is over, a slow handler long (G13)."""
+    engine, burst, _ = burst_of("a", "b")
+    sizes = engine.sizes()
+    assert (sizes["conversations with timers"], sizes["timers in slots"], sizes["timers of the burst"]) == (0, 0, 2)
+    claim(burst)
+    assert engine.sizes()["timers of the burst"] == 1
+
+
+def test_what_waits_in_a_burst_is_shown_as_pending() -> None:
+    """Fault: a conversation whose only timer waits behind a slow handler is shown as having none."""
+    engine, burst, _ = burst_of("a", "b")
+    claim(burst)
+    assert {cid: len(info.timers) for cid, info in engine.inspect(None, SLOT).items()} == {"b": 1}
+
+
+def test_a_burst_that_was_broken_off_is_mended() -> None:
+    """Fault: after an operation was broken off, what waited in a burst is lost, or begins twice."""
+    from stube_backends.engine._mending import mend
+
+    engine, burst, timers = burst_of("a", "b", "c")
+    claim(burst)
+    mend(engine)
+    engine._check()
+    assert (burst.timers, engine.stats().timers) == ([], 2)
+    burst.delivered = 1
+    begun = []
+    work = engine.begin(SLOT)
+    while work is not None:
+        fate = None
+        if isinstance(work, Burst):
+            begun += [claim(work) for _ in range(len(work.timers))]
+            work.delivered = len(begun)
+        else:
+            assert isinstance(work, Timer)
+            work.event = work.group = None
+            begun.append(work)
+            fate = False
+        work = engine.begin(SLOT, fate)
+    assert begun == timers[1:]
+    assert engine.stats().balanced
+
+
+def test_each_timer_of_a_burst_has_exactly_one_taker() -> None:
+    """Fault: a claim and a cancel on two threads both have a timer, or neither (G5); also without a global lock."""
+    for _ in range(50):
+        timers = [Timer() for _ in range(64)]
+        burst = Burst(timers.copy())
+        start = threading.Barrier(2)
+        withdrawn: list[Timer] = []
+
+        def cancel(
+            burst: Burst = burst,
+            timers: list[Timer] = timers,
+            start: threading.Barrier = start,
+            withdrawn: list[Timer] = withdrawn,
+        ) -> None:
+            start.wait()
+            withdrawn.extend(timer for timer in timers if burst.withdraw(timer))
+
+        helper = threading.Thread(target=cancel)
+        helper.start()
+        start.wait()
+        claimed = []
+        while burst.timers:
+            try:
+                claimed.append(burst.timers.pop())
+            except IndexError:
+                break
+        helper.join()
+        assert sorted(map(id, claimed + withdrawn)) == sorted(map(id, timers))
+        assert burst.begun == len(claimed)
+
+
+def test_an_interrupt_in_a_burst_leaves_the_rest_for_the_next_advance() -> None:
+    """Fault: Ctrl-C in a handler loses the timers that were due with it, or delivers one again (G19)."""
+    heard: list[str] = []
+
+    def dispatch(cid: str, event: Event) -> None:
+        heard.append(cid)
+        if cid == "b":
+            raise KeyboardInterrupt
+
+    with create_registry("virtual") as registry:
+        registry.install_dispatch(dispatch)
+        for cid in "xabcd":
+            registry.schedule_event(cid=cid, instance_id="main", delay_ms=5, event="tick")
+        with pytest.raises(KeyboardInterrupt):
+            registry.advance(5)
+        assert heard == ["x", "a", "b"]
+        stats = registry.stats()
+        assert (stats.delivered, stats.failed, stats.timers, stats.running) == (2, 1, 2, 0)
+        assert registry.next_due_ms() == 5
+        assert registry.cancel_timers("c") == 1
+        registry.advance(0)
+        assert heard == ["x", "a", "b", "d"]
+        assert registry.stats().balanced
+
+
+def test_a_handler_of_a_burst_ends_another_conversation_of_it() -> None:
+    """Fault: what was collected with the running one is delivered all the same (G5)."""
+    heard: list[str] = []
+
+    def dispatch(cid: str, event: Event) -> None:
+        heard.append(cid)
+        if cid == "a":
+            assert registry.cancel_timers("c") == 1
+            assert handles["d"].cancel() is True
+            assert handles["a"].cancel() is False
+            assert list(registry.inspect()) == ["a", "b"]
+
+    with create_registry("virtual") as registry:
+        registry.install_dispatch(dispatch)
+        handles = {
+            cid: registry.schedule_event(cid=cid, instance_id="main", delay_ms=5, event="tick") for cid in "xabcd"
+        }
+        registry.advance(5)
+        assert heard == ["x", "a", "b"]
+        assert registry.stats().cancelled == 2
+
+
+def test_a_delivered_timer_of_a_burst_keeps_its_payload_no_longer() -> None:
+    """Fault: a payload lives until its burst is over (G13)."""
+
+    class Payload:
+        pass
+
+    alive: list[object] = []
+    watched: list[weakref.ref[Payload]] = []
+
+    def dispatch(cid: str, event: Event) -> None:
+        if cid == "last":
+            gc.collect()
+            alive.extend(reference() for reference in watched)
+
+    with create_registry("virtual") as registry:
+        registry.install_dispatch(dispatch)
+        for cid in ("x", "a", "b", "last"):
+            payload = Payload()
+            watched.append(weakref.ref(payload))
+            event = ("tick", payload) if cid != "last" else "tick"
+            registry.schedule_event(cid=cid, instance_id="main", delay_ms=5, event=event)
+        del payload, event
+        registry.advance(5)
+    assert alive == [None] * 4
