@@ -23,7 +23,8 @@ from stube.testing import GUARANTEES
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 PAGE: Final = ROOT / "docs" / "guarantees.md"
-FIRST: Final = ("memory", "virtual", "sharded")  # the columns of these come first, in this order; then the others by name
+# The columns of these come first, in this order; then the others by name.
+FIRST: Final = ("memory", "virtual", "sharded")
 SIGNS: Final = {"held": "held", "not promised": "not promised", "broken": "**broken**", "unproven": "**unproven**"}
 STALE: Final = """\
 {} is stale. Write it anew, and commit it:

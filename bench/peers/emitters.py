@@ -1,0 +1,244 @@
+"""What else delivers a message to many: each peer builds the same `Event` and calls the same dispatch.
+
+All but two deliver inside the caller, who pays for every subscriber; then a handler that raises ends the publication,
+and two threads that publish at once deliver in no order. So they are faster at little work, and that is what they lack.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol
+
+from bench.subjects import ignore
+from stube import Event
+
+__all__ = ["BareEmitter", "Blinker", "Channels", "Emitter", "FanOutPeer", "Psygnal", "ThreadPool"]
+
+
+class FanOutPeer(Protocol):
+    """One topic with its subscribers, made anew for each round."""
+
+    name: str
+    needs: str | None
+    """The module that it is made of; None for the standard library."""
+    most: int | None
+    """How many deliveries it is measured with at most; None for as many as a target says."""
+    widest: int | None
+    """At how many subscribers it is measured at most; None for any number."""
+
+    def __init__(self, subscribers: int) -> None: ...
+
+    def publish(self, message: Any) -> None:
+        """Publish one message; returns when its caller may go on."""
+        ...
+
+    def run(self, messages: int) -> None:
+        """Publish so many messages and return when each subscriber has got each."""
+        ...
+
+    def close(self) -> None:
+        """Leave nothing behind."""
+        ...
+
+
+class _InTheCaller:
+    """A peer whose publishing delivers."""
+
+    most: int | None = None
+    widest: int | None = None
+
+    def close(self) -> None:
+        pass
+
+
+def _listener(cid: str) -> Callable[[Any], None]:
+    return lambda message: ignore(cid, Event("main", "said", message))
+
+
+class Emitter(_InTheCaller):
+    """pyee's `EventEmitter`.
+
+    What it lacks: isolation, an order across threads, back-pressure, counts; what is queued cannot be taken back,
+    for nothing is; no conversations. It reports a message that nobody got.
+    """
+
+    name = "pyee"
+    needs: str | None = "pyee"
+
+    def __init__(self, subscribers: int) -> None:
+        from pyee import EventEmitter
+
+        emitter = EventEmitter()
+        for number in range(subscribers):
+            emitter.add_listener("topic", self._listener(f"s{number}"))
+        self.emit = emitter.emit
+
+    def _listener(self, cid: str) -> Callable[[Any], None]:
+        return _listener(cid)
+
+    def publish(self, message: Any) -> None:
+        self.emit("topic", message)
+
+    def run(self, messages: int) -> None:
+        emit = self.emit
+        for number in range(messages):
+            emit("topic", number)
+
+
+class BareEmitter(Emitter):
+    """pyee with callbacks that take a tuple and do nothing: no event is built, and no dispatch is called."""
+
+    name = "pyee, a bare callback"
+
+    def _listener(self, cid: str) -> Callable[[Any], None]:
+        return lambda message: None
+
+    def run(self, messages: int) -> None:
+        emit = self.emit
+        for number in range(messages):
+            emit("topic", ("main", "said", number))
+
+
+class Blinker(_InTheCaller):
+    """blinker's `Signal`.
+
+    What it lacks: what pyee lacks; and the order of subscribers.
+    """
+
+    name = "blinker"
+    needs: str | None = "blinker"
+
+    def __init__(self, subscribers: int) -> None:
+        from blinker import Signal
+
+        self.signal = Signal()
+        for number in range(subscribers):
+            self.signal.connect(self._receiver(f"s{number}"), weak=False)
+
+    def _receiver(self, cid: str) -> Callable[..., None]:
+        return lambda sender, message: ignore(cid, Event("main", "said", message))
+
+    def publish(self, message: Any) -> None:
+        self.signal.send("topic", message=message)
+
+    def run(self, messages: int) -> None:
+        send = self.signal.send
+        for number in range(messages):
+            send("topic", message=number)
+
+
+class Psygnal(_InTheCaller):
+    """psygnal's `SignalInstance`, compiled.
+
+    What it lacks: what pyee lacks; a topic is an attribute of a class, not a name.
+    """
+
+    name = "psygnal"
+    needs: str | None = "psygnal"
+
+    def __init__(self, subscribers: int) -> None:
+        from psygnal import Signal
+
+        class Topic:
+            said = Signal(object)
+
+        self.topic = Topic()
+        for number in range(subscribers):
+            self.topic.said.connect(_listener(f"s{number}"))
+
+    def publish(self, message: Any) -> None:
+        self.topic.said.emit(message)
+
+    def run(self, messages: int) -> None:
+        emit = self.topic.said.emit
+        for number in range(messages):
+            emit(number)
+
+
+class ThreadPool:
+    """A task of a thread pool for each delivery.
+
+    What it lacks: any order, and one at a time for a conversation; a failure is kept in a future that nobody asks;
+    no bound; what is queued cannot be taken back by conversation. The caller pays for every subscriber.
+    """
+
+    name = "a thread-pool task each"
+    needs: str | None = None
+    most: int | None = 50_000
+    widest: int | None = None
+
+    def __init__(self, subscribers: int) -> None:
+        self.cids = [f"s{number}" for number in range(subscribers)]
+        self.pool = ThreadPoolExecutor()
+
+    def publish(self, message: Any) -> None:
+        submit = self.pool.submit
+        for cid in self.cids:
+            submit(ignore, cid, Event("main", "said", message))
+
+    def run(self, messages: int) -> None:
+        for number in range(messages):
+            self.publish(number)
+        self.pool.shutdown()
+
+    def close(self) -> None:
+        self.pool.shutdown()
+
+
+class Channels:
+    """Django Channels with its layer in memory: a channel, and a consumer that awaits it, for each conversation.
+
+    What it lacks: other threads; a promise, for a full channel drops its messages silently; each message is copied
+    for each subscriber; groups forget their members after a day. The caller pays for every subscriber.
+    """
+
+    name = "Django Channels, in memory"
+    needs: str | None = "channels"
+    most: int | None = 5000
+    widest: int | None = 1000  # each sending looks through all channels for expired messages
+
+    def __init__(self, subscribers: int) -> None:
+        self.subscribers = subscribers
+        self.loop = asyncio.new_event_loop()
+        self.left = 0
+        self.loop.run_until_complete(self._open())
+
+    async def _open(self) -> None:
+        from channels.layers import InMemoryChannelLayer
+
+        self.layer: Any = InMemoryChannelLayer()
+        self.over = asyncio.Event()
+        self.consumers = []
+        for number in range(self.subscribers):
+            channel = await self.layer.new_channel()
+            await self.layer.group_add("topic", channel)
+            self.consumers.append(self.loop.create_task(self._consume(f"s{number}", channel)))
+
+    async def _consume(self, cid: str, channel: str) -> None:
+        while True:
+            message = await self.layer.receive(channel)
+            ignore(cid, Event("main", "said", message["text"]))
+            self.left -= 1
+            if not self.left:
+                self.over.set()
+
+    async def _send(self, messages: int) -> None:
+        self.left += messages * self.subscribers
+        for number in range(messages):
+            await self.layer.group_send("topic", {"type": "said", "text": number})
+        await asyncio.wait_for(self.over.wait(), 60)
+
+    def publish(self, message: Any) -> None:
+        self.left += self.subscribers
+        self.loop.run_until_complete(self.layer.group_send("topic", {"type": "said", "text": message}))
+
+    def run(self, messages: int) -> None:
+        self.loop.run_until_complete(self._send(messages))
+
+    def close(self) -> None:
+        for consumer in self.consumers:
+            consumer.cancel()
+        self.loop.run_until_complete(asyncio.gather(*self.consumers, return_exceptions=True))
+        self.loop.close()

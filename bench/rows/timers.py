@@ -1,0 +1,205 @@
+"""Timers in, cancelled and fired, beside what else keeps timers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+
+from bench.measuring import Effort, Plan, Row, interleaved, row, rows_beside, seconds
+from bench.peers.presence import present
+from bench.peers.timers import (
+    Asyncio,
+    BackgroundScheduler,
+    CancelledScheduler,
+    FiringScheduler,
+    PausedScheduler,
+    Scheduler,
+    ThreadTimers,
+    TimerPeer,
+    TwistedClock,
+    Uvloop,
+)
+from bench.subjects import as_virtual, filled, held, is_virtual, opened
+
+__all__ = [
+    "cancel",
+    "cancel_rate",
+    "fire",
+    "fire_rate",
+    "peer_cancel_rate",
+    "peer_fire_rate",
+    "peer_schedule_rate",
+    "schedule",
+    "schedule_a_million",
+    "schedule_rate",
+]
+
+_OVERDUE_S = 0.02  # within which all timers that are fired late are due
+Figure = Callable[[Plan], float]
+
+
+def schedule(backend: str, effort: Effort) -> Iterator[Row]:
+    """Schedules per second while 100,000 gather; all validation, grouping and re-entrancy included."""
+    count = effort.size(100_000)
+    others = (Uvloop, Scheduler, ThreadTimers, BackgroundScheduler, TwistedClock)
+    return _beside(
+        f"schedule_event, {count:,} pending over 1-600 s",
+        effort,
+        backend,
+        Plan(count, 1, 600),
+        own=partial(schedule_rate, backend),
+        peer=peer_schedule_rate,
+        peers=[Asyncio, *(others if effort.every_peer else ())],
+        must=1.5,
+        aim=2.0,
+    )
+
+
+def schedule_a_million(backend: str, effort: Effort) -> Iterator[Row]:
+    """The same at 1,000,000 pending, beside itself at 10,000."""
+    many, few = effort.size(1_000_000), effort.size(10_000)
+    large, small = Plan(many, 1, 600), Plan(few, 1, 600)
+
+    def small_rate() -> float:  # ten times, for one is over in a blink
+        return 10 / sum(1 / schedule_rate(backend, small) for _ in range(10))
+
+    bodies: dict[str, Callable[[], float]] = {"own": partial(schedule_rate, backend, large), "itself": small_rate}
+    figures = interleaved(effort.rounds, bodies)
+    yield row(
+        f"schedule_event, {many:,} pending",
+        backend,
+        figures["own"],
+        "1/s",
+        peer=f"itself at {few:,}",
+        beside=figures["itself"],
+        must=0.7,
+        aim=0.9,
+    )
+
+
+def cancel(backend: str, effort: Effort) -> Iterator[Row]:
+    """Timers cancelled per second by ending 1000 conversations; what they held is free on return."""
+    count = effort.size(100_000)
+    others = (Uvloop, CancelledScheduler, ThreadTimers, BackgroundScheduler, TwistedClock)
+    return _beside(
+        f"cancel_timers, {count:,} timers of 1000 conversations",
+        effort,
+        backend,
+        Plan(count, 1, 600),
+        own=partial(cancel_rate, backend),
+        peer=peer_cancel_rate,
+        peers=[Asyncio, *(others if effort.every_peer else ())],
+        must=1.0,
+        aim=1.5,
+    )
+
+
+def fire(backend: str, effort: Effort) -> Iterator[Row]:
+    """Overdue timers delivered per second, those of one conversation in order."""
+    count = effort.size(100_000)
+    others = (Asyncio, FiringScheduler, PausedScheduler, TwistedClock)
+    return _beside(
+        f"firing {count:,} overdue timers",
+        effort,
+        backend,
+        Plan(count, 0.0001, 0.010),
+        own=partial(fire_rate, backend),
+        peer=peer_fire_rate,
+        peers=[Uvloop, *(others if effort.every_peer else ())],
+        must=2.0,
+        aim=3.0,
+    )
+
+
+def _beside(
+    work: str,
+    effort: Effort,
+    backend: str,
+    plan: Plan,
+    *,
+    own: Figure,
+    peer: Callable[[type[TimerPeer], Plan], float],
+    peers: Sequence[type[TimerPeer]],
+    must: float,
+    aim: float,
+) -> Iterator[Row]:
+    """The rows of one figure beside peers, of which the first is the target's."""
+    bodies = {"own": partial(own, plan)}
+    details = {}
+    for kind in present(peers):
+        fewer = plan
+        if kind.most is not None and kind.most < plan.count:
+            fewer = plan.first(kind.most)
+            details[kind.name] = f"the peer with {kind.most:,} timers"
+        bodies[kind.name] = partial(peer, kind, fewer)
+    figures = interleaved(effort.rounds, bodies)
+    yield from rows_beside(work, backend, figures, "1/s", target=peers[0].name, must=must, aim=aim, details=details)
+
+
+def schedule_rate(backend: str, plan: Plan) -> float:
+    """Schedules per second of a registry that is new."""
+    with opened(backend) as registry:
+        return plan.count / seconds(lambda: filled(registry, plan))
+
+
+def cancel_rate(backend: str, plan: Plan) -> float:
+    """Timers cancelled per second, a conversation at a time."""
+
+    def body() -> None:
+        cancel_timers = registry.cancel_timers
+        for cid in plan.names:
+            cancel_timers(cid)
+
+    with opened(backend) as registry:
+        filled(registry, plan)
+        took = seconds(body)
+        assert not registry.stats().timers
+    return plan.count / took
+
+
+def fire_rate(backend: str, plan: Plan) -> float:
+    """Deliveries per second of timers that are all overdue."""
+    with opened(backend) as registry:
+        if is_virtual(registry):
+            filled(registry, plan)
+            return plan.count / seconds(lambda: as_virtual(registry).advance(1000 * _OVERDUE_S))
+        with held(registry) as release:
+            filled(registry, plan)
+            time.sleep(_OVERDUE_S)  # the last one is overdue then, which nothing tells
+
+            def drain() -> None:
+                release()
+                assert registry.join()
+
+            return plan.count / seconds(drain)
+
+
+def peer_schedule_rate(kind: type[TimerPeer], plan: Plan) -> float:
+    """Schedules per second of a peer that is new."""
+    peer = kind()
+    try:
+        return plan.count / seconds(lambda: peer.fill(plan))
+    finally:
+        peer.close()
+
+
+def peer_cancel_rate(kind: type[TimerPeer], plan: Plan) -> float:
+    """Timers that a peer cancels per second, a conversation at a time."""
+    peer = kind()
+    try:
+        peer.fill(plan)
+        return plan.count / seconds(lambda: peer.cancel(plan.names))
+    finally:
+        peer.close()
+
+
+def peer_fire_rate(kind: type[TimerPeer], plan: Plan) -> float:
+    """Timers that a peer fires per second, all of them overdue."""
+    peer = kind()
+    try:
+        peer.fill(plan)
+        time.sleep(_OVERDUE_S)
+        return plan.count / seconds(peer.fire)
+    finally:
+        peer.close()

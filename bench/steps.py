@@ -1,0 +1,135 @@
+"""The steps of a run: which commands measure what, how much of it, and for how long at a guess."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from bench.extras import PARTS
+from bench.subjects import installed
+from bench.targets import TARGETS, Target
+
+__all__ = ["MODES", "Mode", "Step", "steps_of"]
+
+HERE: Final = Path(__file__).parent
+BACKENDS: Final = ("memory", "virtual", "sharded")
+
+
+@dataclass(frozen=True)
+class Mode:
+    """How much is measured."""
+
+    name: str
+    rounds: int
+    rounds_of_others: int
+    """Where there is no target."""
+    scale: float
+    """Of the counts of what takes long; whatever is quick is measured in full, for few are not the same as many."""
+    every_peer: bool
+    """Also those that no target names."""
+    idle_s: float
+    """An idle registry is watched for more than a minute in a full run, for a wake-up a minute is what is allowed."""
+    every_backend: bool
+
+
+MODES: Final = {
+    "full": Mode("full", 5, 2, 1.0, True, 65.0, True),
+    "quick": Mode("quick", 2, 1, 0.2, False, 3.0, False),
+}
+
+
+@dataclass(frozen=True)
+class Step:
+    """One process that measures something and writes JSON."""
+
+    name: str
+    kind: str
+    """`rows`, `part` or `operations`: what its JSON is."""
+    command: Sequence[str]
+    expected_s: float
+    """Seconds on the machine where it was written; only the proportions matter."""
+    good_codes: Sequence[int] = (0,)
+    output: Callable[[Path], list[str]] = field(default=lambda file: ["--json", str(file)])
+
+
+def steps_of(mode: Mode, *, only_targets: bool = False, only: Sequence[str] | None = None) -> list[Step]:
+    """The steps of a run in their order.
+
+    Args:
+        only_targets: leave out what has no target.
+        only: leave out what has none of these in its name.
+    """
+    steps = [*_targets(mode, only_targets), *([] if only_targets else [*_parts(mode), *_operations(mode)])]
+    return [step for step in steps if any(part in step.name for part in only or [""])]
+
+
+# Seconds for one round of a target beside all its peers, where that is not about one.
+_ROUND_S: Final = {
+    "schedule": 3.0,
+    "schedule-a-million": 6.0,
+    "cancel": 3.0,
+    "firing": 6.0,
+    "lateness": 7.0,
+    "deliveries": 9.0,
+    "deliveries-few": 3.0,
+    "publish": 7.0,
+    "join-leave": 5.0,
+    "end": 4.0,
+    "virtual-time": 4.0,
+    "blocking": 15.0,
+}
+_TAKES_LONG: Final = {"schedule-a-million", "publish", "join-leave", "end", "blocking"}
+_ALONE: Final = 0.4  # of that, for a backend that is measured beside the one peer that the target names
+# Seconds for one round of a part.
+_PART_S: Final = {"cost by size": 40.0, "deliveries by fan-out": 15.0, "lateness by load": 25.0, "bytes by size": 5.0}
+# Seconds for one backend.
+_FILE_S: Final = {"test_operations.py": 100.0, "test_workloads.py": 25.0}
+
+
+def _targets(mode: Mode, only_targets: bool) -> Iterator[Step]:
+    for target in TARGETS:
+        if target.name == "idle" and not only_targets:
+            continue  # the part about wake-ups has its rows, and watches all of them at once
+        others = target.also if mode.every_backend and not only_targets else ()
+        for backend in installed([*target.judged, *others]):
+            yield _target(target, backend, mode, every_peer=mode.every_peer and not only_targets)
+
+
+def _target(target: Target, backend: str, mode: Mode, *, every_peer: bool) -> Step:
+    judged = backend in target.judged
+    rounds = mode.rounds if judged else mode.rounds_of_others
+    scale = mode.scale if target.name in _TAKES_LONG else 1.0
+    command = [sys.executable, str(HERE / "targets.py"), "--exactly", target.name, "--backend", backend]
+    command += ["--rounds", str(rounds), "--scale", str(scale), "--idle-s", str(mode.idle_s)]
+    if every_peer and judged:
+        command.append("--every-peer")
+    expected = 1 + rounds * scale * _ROUND_S.get(target.name, 1.0) * (1 if every_peer and judged else _ALONE)
+    if target.name == "idle":
+        expected = mode.idle_s
+    # 1 says that a target is missed, which is a result.
+    return Step(f"{target.name}, {backend}", "rows", command, expected, good_codes=(0, 1))
+
+
+def _parts(mode: Mode) -> Iterator[Step]:
+    for part in PARTS:
+        command = [sys.executable, str(HERE / "extras.py"), part, "--rounds", str(mode.rounds_of_others)]
+        command += ["--scale", str(mode.scale), "--idle-s", str(mode.idle_s)]
+        expected = mode.idle_s if part == "wake-ups" else mode.rounds_of_others * mode.scale * _PART_S.get(part, 5.0)
+        yield Step(part, "part", command, 1 + expected)
+
+
+def _operations(mode: Mode) -> Iterator[Step]:
+    for file in ("test_operations.py", "test_workloads.py"):
+        for backend in installed(BACKENDS):
+            command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / file)]
+            command += [f"--bench={mode.name}", f"--bench-backend={backend}"]
+            yield Step(
+                f"{file.removeprefix('test_').removesuffix('.py')}, {backend}",
+                "operations",
+                command,
+                2 + _FILE_S[file] * (1 if mode.every_backend else 0.05),
+                output=lambda file: [f"--benchmark-json={file}"],
+            )

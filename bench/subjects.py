@@ -1,0 +1,133 @@
+"""The backends under measurement: which are installed here, and what a body does to any of them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from typing import Final, cast
+
+from bench.measuring import Plan, clock, leave_out
+from stube import Backend, Event, VirtualBackend, available_backends, create_registry
+
+__all__ = [
+    "UNBOUNDED",
+    "as_virtual",
+    "drained",
+    "filled",
+    "held",
+    "ignore",
+    "installed",
+    "is_virtual",
+    "join_many",
+    "opened",
+    "options_of",
+    "wait_until",
+]
+
+UNBOUNDED: Final = 10**15
+"""A `max_pending` that nothing here reaches, for work that holds more than a million deliveries back. It costs what
+any bound costs, which None might not."""
+_PATIENCE: Final = 300.0  # seconds; reached only when something is wrong
+
+
+@cache
+def options_of(name: str) -> tuple[str, ...] | None:
+    """The options of an installed backend; None when there is none of that name, or it does not load."""
+    for info in available_backends():
+        if info.name == name and info.loads:
+            return info.options
+    return None
+
+
+def installed(specs: Sequence[str]) -> list[str]:
+    """Those of `specs` whose backend is installed. The others are left out, which is said once."""
+    found = []
+    for spec in specs:
+        name = spec.partition("://")[0]
+        if options_of(name) is None:
+            leave_out(f"The backend {name!r} is not installed here and is left out.")
+        else:
+            found.append(spec)
+    return found
+
+
+def ignore(cid: str, event: Event) -> None:
+    """A dispatch that does nothing."""
+
+
+def opened(spec: str, **options: object) -> Backend:
+    """A new registry whose dispatch does nothing."""
+    registry = create_registry(spec, **options)
+    registry.install_dispatch(ignore)
+    return registry
+
+
+def is_virtual(registry: Backend) -> bool:
+    """Whether its clock is moved by its caller."""
+    return "virtual_time" in registry.capabilities
+
+
+def filled(registry: Backend, plan: Plan) -> None:
+    """Schedule every timer of the plan."""
+    schedule = registry.schedule_event
+    for cid, delay in plan.in_milliseconds:
+        schedule(cid=cid, instance_id="main", delay_ms=delay, event="tick")
+
+
+def join_many(registry: Backend, count: int, topic: str = "topic") -> None:
+    """Subscribe `count` conversations to a topic."""
+    for number in range(count):
+        registry.subscribe(cid=f"s{number}", instance_id="main", topic=topic, event="said")
+
+
+def drained(registry: Backend) -> None:
+    """Let everything that is pending be delivered."""
+    assert registry.join(None if is_virtual(registry) else _PATIENCE)
+
+
+@contextmanager
+def held(registry: Backend) -> Iterator[Callable[[], None]]:
+    """Nothing is delivered from here on, until what the block is given is called, or the block ends.
+
+    Every thread that delivers waits inside one delivery; with the dispatch that does nothing installed for the
+    rest. A virtual registry delivers only when it is told to, so there is nothing to hold.
+    """
+    if is_virtual(registry):
+        yield lambda: None
+        return
+    released = threading.Event()
+    arrived = threading.Semaphore(0)
+
+    def hold(cid: str, event: Event) -> None:
+        arrived.release()
+        released.wait()
+
+    registry.install_dispatch(hold)
+    # Enough of them that every shard gets one; those that wait behind another are taken back.
+    holders = [f"holder {number}" for number in range(512)]
+    for cid in holders:
+        registry.schedule_event(cid=cid, instance_id="main", delay_ms=0, event="hold")
+    assert arrived.acquire(timeout=_PATIENCE)
+    while arrived.acquire(timeout=0.02):  # nothing says how many threads a backend has, but they all come at once
+        pass
+    for cid in holders:
+        registry.cancel_timers(cid)
+    registry.install_dispatch(ignore)
+    try:
+        yield released.set
+    finally:
+        released.set()
+
+
+def as_virtual(registry: Backend) -> VirtualBackend:
+    """The same registry, known to be virtual."""
+    return cast(VirtualBackend, registry)
+
+
+def wait_until(instant: float) -> None:
+    """Sleep until the clock of the measurements has reached `instant`."""
+    pause = threading.Event()
+    while (left := instant - clock()) > 0:
+        pause.wait(left)
