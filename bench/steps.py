@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from bench.extras import PARTS
+from bench.rows.sharding import gil_enabled
 from bench.subjects import installed
 from bench.targets import TARGETS, Target
 
@@ -90,7 +91,10 @@ _FILE_S: Final = {"test_operations.py": 100.0, "test_workloads.py": 25.0}
 
 
 def _targets(mode: Mode, only_targets: bool) -> Iterator[Step]:
+    other_build = "eight-callers-free-threaded" if gil_enabled() else "eight-callers"
     for target in TARGETS:
+        if target.name == other_build:
+            continue
         if target.name == "idle" and not only_targets:
             continue  # the part about wake-ups has its rows, and watches all of them at once
         others = target.also if mode.every_backend and not only_targets else ()

@@ -247,6 +247,7 @@ def test_by_name_from_an_empty_folder(pytester: pytest.Pytester) -> None:
     # In a process of its own: `-p` is taken before anything else, and this one has the plugin already.
     result = pytester.runpytest_subprocess(
         *("-p", "no:cacheprovider", "-p", "stube.testing.plugin", "--pyargs", "stube.testing.suite"),
+        *("-p", "no:benchmark"),  # which may be installed beside it, and leaves a folder
         *("--stube-backend=virtual", "--stube-guarantee=G26", "--stube-report=reports"),
     )
     assert result.ret == pytest.ExitCode.OK

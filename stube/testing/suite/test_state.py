@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from stube import RegistryFull, Stats
+from stube import RegistryClosed, RegistryFull, Stats
 from stube.testing._capabilities import requires
-from stube.testing._drive import PATIENCE, Driver, run_threads
+from stube.testing._drive import PATIENCE, Driver, Injector, run_threads, tracing
 from stube.testing.suite._fixtures import HOUR, MakeRun, guarantee, unchanged
 
 # Taken at import, because tests replace attributes of the time module.
@@ -319,6 +319,89 @@ def test_resets_that_race_with_everything_keep_the_ledger(run: Driver) -> None:
     assert stats.accepted == stats.delivered + stats.dropped
     assert stats.delivered == len(run.recorder.seen)
     assert run.registry.inspect() == {}
+
+
+@guarantee("G16")
+def test_a_message_that_races_with_a_hand_over_reaches_one_of_the_two(run: Driver) -> None:
+    """Fault: who holds the topic is asked part by part: of the one who comes and of the one who then goes neither is
+    seen, though at every instant one was there.
+
+    At each line of the publication another thread subscribes a newcomer and then removes the old subscriber; where it
+    has to wait for a lock (5 ms are given), it goes on after the publication.
+    """
+    at, again = 0, 4  # four times, with other names: a backend may keep some conversations together
+    while again:
+        old, new = f"old {again} {at}", f"new {again} {at}"
+        run.subscribe("t", cid=old)
+
+        def hand_over(old: str = old, new: str = new) -> None:
+            run.subscribe("t", cid=new)
+            run.registry.remove_subscriptions_for_cid(old)
+
+        other = threading.Thread(target=hand_over, daemon=True)
+
+        def come_in(other: threading.Thread = other) -> None:
+            other.start()
+            other.join(0.005)
+
+        injector = Injector(at, come_in)
+        with tracing(injector):
+            targeted = run.registry.publish("t", at)
+        if injector.fired:
+            other.join(PATIENCE)
+            assert not other.is_alive(), injector.fired
+            assert targeted >= 1, f"neither of them was there at {injector.fired}"
+            at += 1
+        else:
+            at, again = 0, again - 1
+        for cid in (old, new):
+            run.registry.remove_subscriptions_for_cid(cid)
+    run.settle()
+
+
+@guarantee("G18", "G24")
+@pytest.mark.parametrize("end", ["reset_state", "close"])
+def test_what_many_conversations_have_is_shown_and_forgotten_whole(run: Driver, end: str) -> None:
+    """Fault: one part of the registry is left out where all are counted, shown, reset or closed. 300 conversations
+    leave no part empty."""
+    cids = sorted(f"c{number}" for number in range(300))
+    for cid in cids:
+        run.registry.put_pending_flow(cid, "flow")
+        run.subscribe("t", cid=cid)
+        run.schedule(HOUR, cid=cid)
+    assert run.registry.stats() == Stats(pending_flows=300, subscriptions=300, timers=300, accepted=300)
+    assert sorted(run.registry.inspect()) == cids
+    assert sorted(run.subscribers("t")) == [(cid, "main") for cid in cids]
+    getattr(run.registry, end)()
+    assert run.registry.stats() == Stats(accepted=300, dropped=300)
+    assert (run.registry.inspect(), run.registry.subscriptions()) == ({}, {})
+    assert not any(run.registry.forget_pending_flow(cid) or run.registry.cancel_timers(cid) for cid in cids)
+    if end == "close":
+        for cid in cids:
+            with pytest.raises(RegistryClosed):
+                run.schedule(HOUR, cid=cid)
+
+
+@guarantee("G22")
+def test_whoever_needs_it_may_have_all_the_room(make_run: MakeRun) -> None:
+    """Fault: the bound is kept part by part: a conversation is refused while others leave their part unused, or every
+    part has the whole bound for itself."""
+    run = make_run(max_pending=30)
+
+    def fits(cid: str) -> bool:
+        try:
+            run.schedule(HOUR, cid=cid)
+        except RegistryFull:
+            return False
+        return True
+
+    for cid in [f"c{number}" for number in range(12)]:
+        assert [fits(cid) for _ in range(30)] == [True] * 30
+        for other in (cid, "x", "y", "z"):
+            with unchanged(run.registry):
+                assert not fits(other)
+        assert run.registry.cancel_timers(cid) == 30
+    assert [fits(f"s{number}") for number in range(31)] == [True] * 30 + [False]
 
 
 @guarantee("G22", "G15")
