@@ -2,6 +2,9 @@
 
 A fault is a change of at most five lines, made on a copy of the packages; `catch` runs on that copy the test of the
 suite that must fail, in a process of its own. `python tests/broken_engines.py` prints the table.
+
+What only shards can break stands in `SHARDED_FAULTS`, and beside the tests of the suite those of `test_sharded.py`,
+which know what conversations live in which shard, and need no luck.
 """
 
 from __future__ import annotations
@@ -22,21 +25,27 @@ import stube
 import stube_backends
 
 ENGINE: Final = "stube_backends/engine/"
+SHARDED: Final = "stube_backends/sharded.py"
 BOTH: Final = ("memory", "virtual")
+SHARDS: Final = ("sharded://?shards=7",)
+OWN: Final = "test_sharded.py::"
 MOST_LINES: Final = 5
 
 _LIMIT: Final = 120  # seconds; a test that hangs has not caught anything
 
 # Runs inside the copy: writes down how each test ended, and by which exception.
 _OUTCOMES: Final = """
-import json, os, pytest
+import json, os, pytest, sys
 
 _found = []
 _caught = set()
 
+def _backend(item):
+    return item.callspec.params.get("stube_backend", "") if hasattr(item, "callspec") else ""
+
 @pytest.fixture(autouse=True)
 def once_is_enough(request):
-    if (request.node.originalname, request.node.callspec.params["stube_backend"]) in _caught:
+    if (request.node.originalname, _backend(request.node)) in _caught:
         pytest.skip("it has been caught")
 
 @pytest.hookimpl(wrapper=True)
@@ -45,10 +54,10 @@ def pytest_runtest_makereport(item, call):
     if report.when == "call" or report.failed:
         error = call.excinfo
         if report.failed and error.type.__name__ in ("AssertionError", "Failed"):
-            _caught.add((item.originalname, item.callspec.params["stube_backend"]))
+            _caught.add((item.originalname, _backend(item)))
         _found.append({
             "test": getattr(item, "originalname", item.name),
-            "backend": item.callspec.params.get("stube_backend", ""),
+            "backend": _backend(item),
             "guarantees": [number for mark in item.iter_markers("guarantee") for number in mark.args],
             "failed": report.failed,
             "error": error.type.__name__ if report.failed else "",
@@ -59,6 +68,11 @@ def pytest_runtest_makereport(item, call):
 def pytest_sessionfinish(session):
     with open(os.environ["OUTCOMES"], "w") as file:
         json.dump(_found, file)
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure():
+    sys.stdout.flush()
+    os._exit(0)  # a registry that stands still for ever would keep the program from ending
 """
 
 
@@ -72,7 +86,8 @@ class Fault:
     old: str
     new: str
     caught_by: tuple[str, ...]
-    """Tests of the suite, as `file::test`; each must fail, by an assertion, on each of the backends."""
+    """Tests of the suite, as `file::test`, or of a backend (`OWN`); each must fail, by an assertion, on each of the
+    backends."""
     backends: tuple[str, ...] = BOTH
 
     @property
@@ -102,10 +117,11 @@ class Outcome:
 FAULTS: Final[tuple[Fault, ...]] = (
     Fault(
         "G1",
-        "each timer is delivered by a thread of its own",
-        ENGINE + "_delivery.py",
-        "                result = core.dispatch(cid, event)\n",
-        "                result = threading.Thread(target=core.dispatch, args=(cid, event), daemon=True).start()\n",
+        "each delivery has a thread of its own",
+        ENGINE + "_local.py",
+        "        core.dispatch = self._wrapped(dispatch)\n",
+        "        import threading\n\n"
+        "        core.dispatch = lambda *each: threading.Thread(target=dispatch, args=each, daemon=True).start()\n",
         ("test_order.py::test_at_most_one_delivery_of_a_conversation_runs_at_any_moment",),
     ),
     Fault(
@@ -119,10 +135,11 @@ FAULTS: Final[tuple[Fault, ...]] = (
     Fault(
         "G2",
         "what has arrived goes before the timers that were due earlier",
-        ENGINE + "_order.py",
-        "        timer = self.wheel.take_due(head.due)\n",
-        "        timer = self.wheel.take_due(EARLIEST)\n",
+        ENGINE + "_engine.py",
+        "        publication.due = self.latest\n",
+        "        publication.due = EARLIEST\n",
         ("test_order.py::test_a_publication_begins_between_the_timers_due_before_it_and_after_it",),
+        ("memory",),
     ),
     Fault(
         "G2",
@@ -186,8 +203,8 @@ FAULTS: Final[tuple[Fault, ...]] = (
         "G6",
         "a cancel counts the delivery that is running",
         ENGINE + "_engine.py",
-        "        self.ledger.cancelled += len(timers)\n        return events\n",
-        "        self.ledger.cancelled += len(timers)\n        return events + [None] * (self.running_cid == cid)\n",
+        "        return events\n\n    def _withdraw",
+        "        return events + [None] * (self.running_cid == cid)\n\n    def _withdraw",
         ("test_cancelling.py::test_a_delivery_that_has_begun_is_neither_counted_nor_awaited_nor_disturbed",),
     ),
     Fault(
@@ -225,9 +242,10 @@ FAULTS: Final[tuple[Fault, ...]] = (
     Fault(
         "G9",
         "fractions of a millisecond are cut off",
-        ENGINE + "_arguments.py",
-        "        nanoseconds = ceil(delay_ms * 1e6)\n",
-        "        return int(delay_ms) * _NANOSECONDS\n        nanoseconds = ceil(delay_ms * 1e6)\n",
+        ENGINE + "_local.py",
+        "            delay = ceil(delay_ms * 1e6)\n"
+        "            if delay / 1e6 < delay_ms:\n                delay += 1\n",
+        "            delay = int(delay_ms) * 1_000_000\n",
         ("test_time.py::test_fractions_of_a_millisecond_count",),
     ),
     Fault(
@@ -286,8 +304,8 @@ FAULTS: Final[tuple[Fault, ...]] = (
         "G13",
         "a handle keeps the payload of its timer",
         ENGINE + "_delivery.py",
-        "    timer.event = timer.group = None\n",
-        "    timer.group = None\n",
+        "            work.event = work.group = None  # from now on it keeps nothing alive\n",
+        "            work.group = None\n",
         ("test_leaks.py::test_a_handle_that_outlives_its_timer_keeps_no_payload_alive",),
     ),
     Fault(
@@ -342,8 +360,8 @@ FAULTS: Final[tuple[Fault, ...]] = (
         "G18",
         "a reset lets the publication that is being delivered go on",
         ENGINE + "_engine.py",
-        "            rest = walk.stop()\n",
-        "            rest = walk.rest()\n",
+        "            held.append(walk.stop())\n",
+        "            held.append(walk.rest())\n",
         ("test_reset_state.py::test_a_reset_in_the_middle_of_a_fan_out_lets_nobody_else_hear",),
     ),
     Fault(
@@ -366,8 +384,8 @@ FAULTS: Final[tuple[Fault, ...]] = (
         "G20",
         "what cancelled timers held is dropped under the lock",
         ENGINE + "_engine.py",
-        "            events.append(timer.event)\n            timer.event = None\n",
-        "            events.append(None)\n            timer.event = None\n",
+        "            events.append(timer.event)\n            timer.event = timer.group = None\n            after",
+        "            events.append(None)\n            timer.event = timer.group = None\n            after",
         ("test_finalizers.py::test_no_destructor_runs_under_a_lock",),
         ("virtual",),
     ),
@@ -403,8 +421,8 @@ FAULTS: Final[tuple[Fault, ...]] = (
         "G23",
         "a thread is started when the registry is made",
         ENGINE + "_local.py",
-        "        _registries.add(self)\n",
-        "        _registries.add(self)\n        import threading\n\n"
+        "        _registries.add(weakref.ref(self, _registries.discard))\n",
+        "        _registries.add(weakref.ref(self, _registries.discard))\n        import threading\n\n"
         "        threading.Thread(target=threading.Event().wait, daemon=True).start()\n",
         ("test_life.py::test_importing_and_creating_start_nothing",),
     ),
@@ -412,8 +430,8 @@ FAULTS: Final[tuple[Fault, ...]] = (
         "G24",
         "a closed registry goes on accepting",
         ENGINE + "_engine.py",
-        "        if self.closed:\n            raise_closed()",
-        "        if False:\n            raise_closed()",
+        "    def _require_open(self) -> None:\n        if self.closed:\n",
+        "    def _require_open(self) -> None:\n        if False:\n",
         ("test_life.py::test_a_closed_registry_refuses_what_adds_and_is_silent_to_what_removes",),
     ),
     Fault(
@@ -436,6 +454,96 @@ FAULTS: Final[tuple[Fault, ...]] = (
 )
 
 
+SHARDED_FAULTS: Final[tuple[Fault, ...]] = (
+    Fault(
+        "G7",
+        "a reset gives every shard a new lock, also to those who are inside or wait for the old one",
+        SHARDED,
+        "    def reset_state(self) -> None:\n",
+        "    def reset_state(self) -> None:\n        for shard in self._shards:\n"
+        "            shard.core._take_lock(shard._new_lock(), alone=True)\n",
+        (OWN + "test_no_lock_is_ever_replaced",),
+        SHARDS,
+    ),
+    Fault(
+        "G18",
+        "a reset gives every shard a new core, whatever is going on in the old one",
+        SHARDED,
+        "    def reset_state(self) -> None:\n",
+        "    def reset_state(self) -> None:\n        for shard in self._shards:\n"
+        "            shard._core = shard._new_core(shard.core.dispatch)\n",
+        (
+            OWN + "test_no_lock_is_ever_replaced",
+            "test_reset_state.py::test_everything_is_forgotten_and_the_dispatch_stays",
+        ),
+        SHARDS,
+    ),
+    Fault(
+        "G20",
+        "a publication takes its shards' locks from behind, a reset from the front",
+        SHARDED,
+        "        cores = [shard.core for shard in holders]\n",
+        "        cores = [shard.core for shard in reversed(holders)]\n",
+        (OWN + "test_several_locks_are_taken_in_the_order_of_the_shards",),
+        SHARDS,
+    ),
+    Fault(
+        "G18",
+        "the figures leave out the last shard",
+        SHARDED,
+        "        return _sum([shard.stats() for shard in self._shards])\n",
+        "        return _sum([shard.stats() for shard in self._shards[:-1]])\n",
+        ("test_state.py::test_what_many_conversations_have_is_shown_and_forgotten_whole",),
+        SHARDS,
+    ),
+    Fault(
+        "G18",
+        "a reset and a close leave out the last shard",
+        ENGINE + "_local.py",
+        "        held = reset()\n",
+        "        held = [] if getattr(self, '_thread_name', '') == 'stube-sharded-6' else reset()\n",
+        ("test_state.py::test_what_many_conversations_have_is_shown_and_forgotten_whole",),
+        SHARDS,
+    ),
+    Fault(
+        "G22",
+        "each shard is bound by its share, and nothing is dealt out",
+        SHARDED,
+        "        each, over = divmod(self._free(",
+        "        raise registry_full(sum(pending), 1, sum(pending))\n        each, over = divmod(self._free(",
+        (
+            "test_state.py::test_whoever_needs_it_may_have_all_the_room",
+            OWN + "test_the_shares_are_the_bound_and_a_shard_may_use_all_of_it",
+        ),
+        SHARDS,
+    ),
+    Fault(
+        "G22",
+        "each shard has the whole bound for itself",
+        SHARDED,
+        "None if max_pending is None else max_pending // count + (index < max_pending % count),",
+        "max_pending,",
+        (
+            "test_state.py::test_whoever_needs_it_may_have_all_the_room",
+            OWN + "test_the_shares_are_the_bound_and_a_shard_may_use_all_of_it",
+        ),
+        SHARDS,
+    ),
+    Fault(
+        "G20",
+        "a nested call waits for the lock of another shard",
+        ENGINE + "_core.py",
+        "            return acquire(False) or (not nested() and acquire())\n",
+        "            return acquire()\n",
+        (
+            "test_threads.py::test_two_threads_that_are_both_interrupted_do_not_wait_for_each_other",
+            OWN + "test_two_threads_inside_two_shards_call_into_each_others",
+        ),
+        SHARDS,
+    ),
+)
+
+
 def catch(fault: Fault | None, tests: Iterable[str], backends: Sequence[str], folder: Path) -> list[Outcome]:
     """How `tests` end on a copy, made in `folder`, of the packages with that fault; None for a copy without any."""
     for package in (stube, stube_backends):
@@ -450,7 +558,10 @@ def catch(fault: Fault | None, tests: Iterable[str], backends: Sequence[str], fo
     (folder / "pytest.ini").write_text("[pytest]\n", encoding="utf-8")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "outcomes", "-p", "no:cacheprovider"]
     command += [f"--stube-backend={name}" for name in backends]
-    command += [str(folder / "stube/testing/suite" / test) for test in tests]
+    for test in tests:
+        if test.startswith(OWN):
+            shutil.copy(Path(__file__).parent / "backends" / OWN.removesuffix("::"), folder)
+        command.append(str((folder if test.startswith(OWN) else folder / "stube/testing/suite") / test))
     environment = {**os.environ, "PYTHONPATH": str(folder), "OUTCOMES": str(folder / "outcomes.json")}
     environment["PYTHONDONTWRITEBYTECODE"] = "1"
     done = subprocess.run(
@@ -476,14 +587,14 @@ def _change(path: Path, old: str, new: str) -> None:
 
 def main(numbers: Sequence[str]) -> int:
     """Print the table: which fault, and on each backend the test and the assertion that caught it."""
-    for fault in FAULTS:
+    for fault in (*FAULTS, *SHARDED_FAULTS):
         if numbers and fault.guarantee not in numbers:
             continue
         with TemporaryDirectory() as folder:
             found = catch(fault, fault.caught_by, fault.backends, Path(folder))
         print(f"{fault.guarantee} {fault.summary} ({Path(fault.file).name}, {fault.changed_lines} lines)")
         for backend in fault.backends:
-            caught = [each for each in found if each.backend == backend and each.by_assertion]
+            caught = [each for each in found if each.backend in (backend, "") and each.by_assertion]
             line = f"{caught[0].test}: {caught[0].message.splitlines()[0][:140]}" if caught else "NOT CAUGHT"
             print(f"    {backend}: {line}", flush=True)
     return 0

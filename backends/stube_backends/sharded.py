@@ -28,7 +28,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import fields
+from functools import partial
 from math import ceil
 from types import TracebackType
 from typing import Any, Final, Self
@@ -68,6 +70,7 @@ from stube_backends.engine import (
 __all__ = ["ShardedRegistry", "create"]
 
 _MOST_SHARDS: Final = 1024  # each is a thread
+_PATIENT_LOOKS: Final = 3  # for who holds a topic
 
 
 def _default_shards() -> int:
@@ -101,31 +104,37 @@ class _Shard(ThreadedRegistry):
         self.siblings = self.siblings.of_this_process()
         super()._start_anew()
 
-    def adopt_timer(self, timer: Timer, delay: int) -> None:
-        self._adopt(self._core, timer, delay)
+    # The core is handed in: in a child forked by a signal handler it is no longer the shard's (G25).
 
-    def install_locked(self, dispatch: Dispatch) -> None:
-        self._core.dispatch = self._wrapped(dispatch)
+    def adopt_locked(self, core: Core, timer: Timer, delay: int, now: int) -> PlainEvent | None:
+        dropped = core.engine.adopt(timer, delay, now)
+        self._anchor_locked(core)
+        return dropped
 
-    def reset_locked(self) -> list[Any]:
-        return self._reset_locked(self._core, self._core.engine.reset)
+    def install_locked(self, core: Core, dispatch: Dispatch) -> Dispatch:
+        before, core.dispatch = core.dispatch, self._wrapped(dispatch)
+        return before
 
-    def close_locked(self) -> list[Any]:
-        core = self._core
+    def reset_locked(self, core: Core) -> list[Any]:
+        return self._reset_locked(core, core.engine.reset)
+
+    def reset_later_locked(self, core: Core) -> list[Any]:
+        return self._reset_locked(core, core.engine.forget_the_rest)
+
+    def close_locked(self, core: Core) -> list[Any]:
         core.serving = False
         return self._reset_locked(core, core.engine.close)
 
-    def publish_locked(self, topic: str, msg: Any, now: int) -> int:
-        core = self._core
-        targeted = core.engine.publish(topic, msg, now)
+    def publish_locked(self, core: Core, topic: str, msg: Any, now: int) -> int:
+        targeted = core.engine.publish(topic, msg, now, checked=True)
         if targeted and not core.anchor:
             core.anchor.append(self)
         return targeted
 
-    def see_that_it_serves(self) -> None:
+    def see_that_it_serves(self, core: Core) -> None:
         """Have the shard's thread running, or raise."""
-        if not self._core.serving:
-            self._start_serving(self._core)
+        if not core.serving:
+            self._start_serving(core)
 
     def wake(self) -> None:
         """Have the shard's thread look again, unless it will anyway."""
@@ -159,7 +168,7 @@ class ShardedRegistry:
         on_error: OnError | None = None,
         slow_dispatch_ms: float | None = None,
     ) -> None:
-        count = _default_shards() if shards is None else _checked_shards(shards)
+        number = _default_shards() if shards is None else _checked_shards(shards)
         if max_pending is not None and max_pending < 1:
             raise ValueError(f"max_pending must be at least 1, not {max_pending!r}. Leave it out, or give None.")
         self._max_pending = max_pending
@@ -169,14 +178,14 @@ class ShardedRegistry:
             _Shard(
                 f"stube-sharded-{index}",
                 siblings,
-                None if max_pending is None else max_pending // count + (index < max_pending % count),
+                None if max_pending is None else max_pending // number + (index < max_pending % number),
                 clock=clock,
                 on_error=on_error,
                 slow_dispatch_ms=slow_dispatch_ms,
             )
-            for index in range(count)
+            for index in range(number)
         )
-        self._count = count
+        self._count = number
 
     # -- the twelve operations ---------------------------------------------------------------------------------
 
@@ -211,25 +220,27 @@ class ShardedRegistry:
         shard = self._shards[hash(cid) % self._count]
         core = shard.core
         if not core.serving:
-            shard.see_that_it_serves()
+            shard.see_that_it_serves(core)
         now = self._clock()
         if core.busy and core.owned():
             return self._schedule_later(shard, cid, instance_id, delay, plain)
+        timer = None
         try:
-            if not core.acquire():
-                return self._schedule_later(shard, cid, instance_id, delay, plain)
-            core.busy = True
-            timer = core.engine.schedule(shard, cid, instance_id, delay, plain, now)
-            if not core.anchor:
-                core.anchor.append(shard)
-            core.busy = False
-            core.release()
+            if core.acquire():
+                core.busy = True
+                timer = core.engine.schedule(shard, cid, instance_id, delay, plain, now)
+                if not core.anchor:
+                    core.anchor.append(shard)
+                core.busy = False
+                core.release()
         except BaseException as exc:
             core.recover(exc)
             if not isinstance(exc, RegistryFull):
                 raise
-            if not self._make_room({shard: 1}):  # the shard's share is used up
+        if timer is None:
+            if core.nested():
                 return self._schedule_later(shard, cid, instance_id, delay, plain)
+            self._make_room(partial(self._one_in, shard))  # the shard's share is used up
             return self.schedule_event(cid=cid, instance_id=instance_id, delay_ms=delay_ms, event=event)
         if core.deferred:
             core.catch_up()
@@ -256,20 +267,27 @@ class ShardedRegistry:
             self._refuse_if_closed()
             self._later(self.publish, topic, msg)
             return 0
+        looks = 0
         while True:
-            holders = [shard for shard in self._shards if topic in shard.core.engine.topics.topics]
-            if not holders:
+            looks += 1
+            epochs = self._epochs()
+            holders: Sequence[_Shard] = self._shards  # where topics come and go too fast, all of them are locked
+            if looks <= _PATIENT_LOOKS:
+                holders = [shard for shard in holders if topic in shard.core.engine.topics.topics]
+            if not holders and epochs == self._epochs():
                 self._refuse_if_closed()
                 return 0
+            targeted, full = None, False
             try:
-                if len(holders) == 1:
-                    return holders[0].publish(topic, msg)
-                return self._publish_to(holders, topic, msg)
+                if holders:
+                    targeted = self._publish_to(holders, topic, msg, epochs)
             except RegistryFull:
-                wanted = {shard: shard.core.engine.topics.live(topic) for shard in holders}
-                if not self._make_room(wanted):
-                    self._later(self.publish, topic, msg)
-                    return 0
+                full = True  # a shard's share is used up
+            if targeted is not None:
+                return targeted
+            if full and not self._make_room(partial(self._live_in, topic)):
+                self._later(self.publish, topic, msg)
+                return 0
 
     def subscriptions(self) -> dict[str, dict[tuple[str, str], EventSpec]]:
         found: dict[str, dict[tuple[str, str], EventSpec]] = {}
@@ -279,18 +297,17 @@ class ShardedRegistry:
         return found
 
     def reset_state(self) -> None:
-        held = self._together(lambda: [shard.reset_locked() for shard in self._shards])
-        if held is NESTED:
-            self._later(self.reset_state)
-        for shard in self._shards:
-            if shard.core.waiters:
-                shard.wake()
+        if self._together(self._each_locked, _Shard.reset_locked) is NESTED:
+            for shard in self._shards:  # the batons go at once, as they come: those put from now on must stay
+                self._later(_drop, shard.core.engine.forget_flows())
+            self._later(self._reset_later)
+        self._call_for_waiters()
 
     # -- what else a backend has -------------------------------------------------------------------------------
 
     def close(self, timeout: float | None = 5.0) -> bool:
         timeout = checked_timeout(timeout)
-        held = self._together(lambda: [shard.close_locked() for shard in self._shards])
+        held = self._together(self._each_locked, _Shard.close_locked)
         if held is NESTED:
             for shard in self._shards:
                 self._later(_drop, shard.core.engine.refuse())
@@ -362,34 +379,79 @@ class ShardedRegistry:
             raise RegistryClosed("The registry is closed, so nothing can be added to it. Create a new one.")
 
     def _together(self, operation: Callable[..., Any], *arguments: Any) -> Any:
-        return together([shard.core for shard in self._shards], operation, *arguments)
+        """Run `operation(cores, *arguments)` while nobody else runs one on any shard, or NESTED."""
+        cores = [shard.core for shard in self._shards]
+        return together(cores, operation, cores, *arguments)
+
+    def _each_locked(self, cores: Sequence[Core], operation: Callable[..., Any], *arguments: Any) -> list[Any]:
+        return [operation(shard, core, *arguments) for shard, core in zip(self._shards, cores, strict=True)]
+
+    def _reset_later(self) -> None:
+        self._together(self._each_locked, _Shard.reset_later_locked)
+        self._call_for_waiters()
+
+    def _call_for_waiters(self) -> None:
+        for shard in self._shards:
+            if shard.core.waiters:
+                shard.wake()
+
+    def _epochs(self) -> list[int]:
+        """Unchanged, they say that meanwhile no shard has got a topic that it had not.
+
+        So a publication that finds them unchanged under the locks of a topic's holders has all subscribers of that
+        instant before it, though it has not locked the other shards (G16).
+        """
+        return [shard.core.engine.topics.epoch for shard in self._shards]
+
+    def _one_in(self, shard: _Shard) -> list[int]:
+        return [int(each is shard) for each in self._shards]
+
+    def _live_in(self, topic: str) -> list[int]:
+        return [shard.core.engine.topics.live(topic) for shard in self._shards]
 
     def _later(self, operation: Callable[..., object], *arguments: Any) -> None:
         self._shards[0].core.later(operation, *arguments)
 
-    def _install_locked(self, dispatch: Dispatch) -> None:
-        if self._shards[0].core.engine.closed:
+    def _install_locked(self, cores: Sequence[Core], dispatch: Dispatch) -> list[Any]:
+        """Returns what was installed before, for the caller to drop."""
+        if cores[0].engine.closed:
             raise RegistryClosed("The registry is closed, so it delivers nothing any more. Create a new one.")
-        for shard in self._shards:
-            shard.install_locked(dispatch)
+        return self._each_locked(cores, _Shard.install_locked, dispatch)
 
-    def _publish_to(self, holders: Sequence[_Shard], topic: str, msg: Any) -> int:
-        """Publish to several shards: all of them accept the message, or none."""
+    def _publish_to(self, holders: Sequence[_Shard], topic: str, msg: Any, epochs: list[int]) -> int | None:
+        """Publish to these shards: all of them accept the message, or none. None when they may not be all that hold
+        the topic."""
         cores = [shard.core for shard in holders]
         if not all(core.serving for core in cores):
             together(cores, _require_publishable_locked, cores, topic)  # what is refused starts nobody
-            for shard in holders:
-                shard.see_that_it_serves()
+            for shard, core in zip(holders, cores, strict=True):
+                shard.see_that_it_serves(core)
         now = self._clock()
-        targeted = together(cores, _publish_locked, holders, topic, msg, now)
+        targeted = together(cores, self._publish_locked, holders, cores, topic, msg, now, epochs)
         if targeted is NESTED:
             self._later(self.publish, topic, msg)
             return 0
+        if targeted is None:
+            return None
         for shard in holders:
             shard.wake()
-        return sum(targeted)
+        return int(sum(targeted))
 
-    def _make_room(self, wanted: Mapping[_Shard, int]) -> bool:
+    def _publish_locked(
+        self,
+        holders: Sequence[_Shard],
+        cores: Sequence[Core],
+        topic: str,
+        msg: Any,
+        now: int,
+        epochs: list[int],
+    ) -> list[int] | None:
+        if self._epochs() != epochs and len(holders) < self._count:
+            return None
+        _require_publishable_locked(cores, topic)  # all, before the first takes it
+        return [shard.publish_locked(core, topic, msg, now) for shard, core in zip(holders, cores, strict=True)]
+
+    def _make_room(self, wanted: Callable[[], list[int]]) -> bool:
         """Deal out what is free, so that each of these shards can take so many; False when that had to wait.
 
         Raises:
@@ -398,18 +460,20 @@ class ShardedRegistry:
         if self._together(self._deal_out_locked, wanted) is not NESTED:
             return True
         # This thread is half-way through another operation. Whether there is room shows as the figures stand.
-        self._free(sum(shard.core.engine.pending_as_it_stands() for shard in self._shards), wanted)
+        self._free(self._pending(), sum(wanted()))
         return False
 
-    def _deal_out_locked(self, wanted: Mapping[_Shard, int]) -> None:
-        pending = [shard.core.engine.pending() for shard in self._shards]
-        each, over = divmod(self._free(sum(pending), wanted), self._count)
-        for index, shard in enumerate(self._shards):
-            shard.core.engine.max_pending = pending[index] + wanted.get(shard, 0) + each + (index < over)
+    def _pending(self) -> int:
+        return sum(shard.core.engine.pending_as_it_stands() for shard in self._shards)
 
-    def _free(self, pending: int, wanted: Mapping[_Shard, int]) -> int:
-        """How much room is left behind `wanted`; raises when that is less than none."""
-        more = sum(wanted.values())
+    def _deal_out_locked(self, cores: Sequence[Core], wanted: Callable[[], list[int]]) -> None:
+        pending, more = [core.engine.pending() for core in cores], wanted()
+        each, over = divmod(self._free(sum(pending), sum(more)), self._count)
+        for index, core in enumerate(cores):
+            core.engine.max_pending = pending[index] + more[index] + each + (index < over)
+
+    def _free(self, pending: int, more: int) -> int:
+        """How much room is left behind so many `more`; raises when that is less than none."""
         bound = self._max_pending
         assert bound is not None, "a registry without a bound is never full"
         if pending + more > bound:
@@ -420,21 +484,21 @@ class ShardedRegistry:
         """Within another operation of this thread: accept it when that has been left."""
         self._refuse_if_closed()
         if self._max_pending is not None:
-            pending = sum(each.core.engine.pending_as_it_stands() for each in self._shards)
             noted = sum(operation == self._adopt for operation, _ in shard.core.noted())
-            self._free(pending + noted, {shard: 1})
+            self._free(self._pending() + noted, 1)
         timer = Timer.detached(event, Group(cid, instance_id, shard))
         self._later(self._adopt, shard, timer, delay)
         return timer
 
     def _adopt(self, shard: _Shard, timer: Timer, delay: int) -> None:
-        engine = shard.core.engine
-        if engine.pending_as_it_stands() >= engine.max_pending:
-            try:
-                self._make_room({shard: 1})
-            except RegistryFull:
-                pass  # the shard has none either, and counts the timer as dropped
-        shard.adopt_timer(timer, delay)
+        self._together(self._adopt_locked, shard, timer, delay, self._clock())
+        shard.wake()
+
+    def _adopt_locked(self, cores: Sequence[Core], shard: _Shard, timer: Timer, delay: int, now: int) -> object:
+        if self._max_pending is not None:
+            with suppress(RegistryFull):  # the shard has no room either then, and counts the timer as dropped
+                self._deal_out_locked(cores, partial(self._one_in, shard))
+        return shard.adopt_locked(cores[self._shards.index(shard)], timer, delay, now)
 
     def _wait(self, timeout: float | None, what: str) -> bool:
         """Wait for one shard after the other; and once more, for what one has meanwhile sent to another."""
@@ -449,8 +513,8 @@ class ShardedRegistry:
             if idle or left() == 0:
                 return bool(idle)
 
-    def _is_idle_locked(self, now: int, timers_too: bool) -> bool:
-        return all(shard.core.engine.is_idle(now, timers_too=timers_too) for shard in self._shards)
+    def _is_idle_locked(self, cores: Sequence[Core], now: int, timers_too: bool) -> bool:
+        return all(core.engine.is_idle(now, timers_too=timers_too) for core in cores)
 
     def _check(self) -> None:
         """Assert every invariant of every shard. For tests, at a moment when nothing runs."""
@@ -474,11 +538,6 @@ class _Patience:
 def _require_publishable_locked(cores: Sequence[Core], topic: str) -> None:
     for core in cores:
         core.engine.require_publishable(topic)
-
-
-def _publish_locked(holders: Sequence[_Shard], topic: str, msg: Any, now: int) -> list[int]:
-    _require_publishable_locked([shard.core for shard in holders], topic)  # all, before the first takes it
-    return [shard.publish_locked(topic, msg, now) for shard in holders]
 
 
 def _sum(snapshots: Sequence[Stats]) -> Stats:

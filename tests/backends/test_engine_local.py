@@ -112,9 +112,9 @@ class Hooked(Engine):
         self._call_hook()
         return super().schedule(owner, cid, instance_id, delay, event, now)
 
-    def publish(self, topic_name: str, message: Any, now: int) -> int:
+    def publish(self, topic_name: str, message: Any, now: int, *, checked: bool = False) -> int:
         self._call_hook()
-        return super().publish(topic_name, message, now)
+        return super().publish(topic_name, message, now, checked=checked)
 
 
 class HookedByHand(ByHand):

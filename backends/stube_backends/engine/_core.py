@@ -88,7 +88,7 @@ class Waiter(NamedTuple):
 class Siblings:
     """What the cores of one registry share: which of them a thread is inside, and what it has noted meanwhile."""
 
-    __slots__ = ("catching_up", "deferred", "owned", "process", "successor")
+    __slots__ = ("catching_up", "deferred", "owned", "process", "start_lock", "successor")
 
     def __init__(self) -> None:
         self.process = os.getpid()
@@ -97,6 +97,9 @@ class Siblings:
         self.deferred: dict[int, deque[tuple[Callable[..., object], tuple[Any, ...]]]] = {}
         self.catching_up: set[int] = set()  # the threads that are at it; each adds and discards itself
         self.owned: list[Callable[[], bool]] = []  # of each lock: whether this thread holds it
+        # Held while whoever delivers for one of the cores is started. One for all, for a start may be interrupted too,
+        # by a call that needs another core's; never waited for by who is half-way through an operation.
+        self.start_lock: ReentrantLock | None = None  # made by the first core that is served
 
     def nested(self) -> bool:
         """Whether this thread is half-way through an operation of one of the cores, which the caller interrupts."""
@@ -241,15 +244,22 @@ class Core:
                     operation(*arguments)
                 except StubeError as exc:
                     log(logging.WARNING, "an operation made within another one came to nothing: %s", exc)
-            self.deferred.pop(thread, None)
         finally:
             self.catching_up.discard(thread)
+        # A signal handler may come in between any two of these lines, and what it notes was left to this call as long
+        # as the thread stood in `catching_up`. From then on it catches up itself, so that nothing is left behind.
+        if mine:
+            self.catch_up()
+        if not self.deferred.get(thread):
+            self.deferred.pop(thread, None)
 
     def retire(self, lock: ReentrantLock) -> None:
         """In a forked child: let nothing more of the parent's batch begin, and wait for no thread of the parent."""
         for batch in (self.engine.walk, self.engine.burst):
             if batch is not None:
                 batch.stop()
+        for noted in self.deferred.values():
+            noted.clear()  # it was called in the parent, and happens there
         if not self.owned():
             # Another thread of the parent may hold the lock, for ever: that thread does not exist here.
             self.siblings.owned.remove(self.owned)

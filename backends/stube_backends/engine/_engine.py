@@ -261,9 +261,13 @@ class Engine:
         """Remove the subscriptions that fit; their events."""
         return self.topics.remove(cid, instance_id, topic)
 
-    def publish(self, topic_name: str, message: Any, now: int) -> int:
-        """Accept a message for every subscriber of this instant; how many there are."""
-        if self.closed:
+    def publish(self, topic_name: str, message: Any, now: int, *, checked: bool = False) -> int:
+        """Accept a message for every subscriber of this instant; how many there are.
+
+        `checked` says that `require_publishable` was asked under this same lock: then nothing is refused any more, not
+        by a close that came in on this thread since, so that several engines accept a message together.
+        """
+        if self.closed and not checked:
             raise_closed()
         topic = self.topics.topics.get(topic_name)
         if topic is None:
@@ -390,7 +394,7 @@ class Engine:
         """Count the fates of what has not begun of a walk that nobody walks; and forget the walk."""
         rest = walk.targets[walk.begun :]
         walk.decided += len(rest)
-        self._drop_messages(len(rest), rest)
+        self._drop_messages(len(rest), _live(rest))
         self.walk = None
 
     def account(self) -> None:
@@ -429,7 +433,17 @@ class Engine:
     # -- the whole state ---------------------------------------------------------------------------------------
 
     def reset(self) -> list[Any]:
-        """Forget everything pending (its fate: dropped); all that was held, for the caller to drop."""
+        """Forget everything; all that was held, for the caller to drop."""
+        return [self.forget_flows(), *self.forget_the_rest()]
+
+    def forget_flows(self) -> dict[str, Any]:
+        """Forget the batons; they, for the caller to drop. Needs no lock."""
+        flows, self.flows = self.flows, _Refusing() if self.closed else {}
+        self.flows_large = False
+        return flows
+
+    def forget_the_rest(self) -> list[Any]:
+        """Forget everything pending (its fate: dropped); what was held, for the caller to drop."""
         ledger = self.ledger
         self.groups.clear()
         entries = self.order.clear()
@@ -438,29 +452,31 @@ class Engine:
             self.account()
             if not ledger.running:
                 self.burst = None
-        held: list[Any] = [self.flows, self.topics, entries, self.walk]
+        held: list[Any] = [self.topics, entries, self.walk]
         ledger.dropped += ledger.timers
         ledger.timers = ledger.queued = 0
+        living: dict[tuple[int, int], int] = {}  # of each list, up to each length: counted once, for many publications
         for entry in entries:
             if type(entry) is Timer:
                 held.append(entry.event)
                 entry.event = entry.group = entry.after = None
             else:
-                self._drop_messages(entry.targeted, entry.entries[: entry.length])  # type: ignore[union-attr]
+                assert isinstance(entry, Publication)
+                key = (id(entry.entries), entry.length)
+                if key not in living:
+                    living[key] = _live(entry.entries[: entry.length])
+                self._drop_messages(entry.targeted, living[key])
         walk = self.walk
         if walk is not None:
             if not ledger.running:  # it was broken off
                 self._drop_rest(walk)
             self.topics = TopicIndex()  # first, for `mend` takes what stands in it for live
             held.append(walk.stop())
-        self.flows = _Refusing() if self.closed else {}
-        self.flows_large = False
         self.topics = TopicIndex()
         return held
 
-    def _drop_messages(self, count: int, targets: list[Subscription]) -> None:
-        """Count the fates of `count` queued messages: cancelled where the subscription has gone, else dropped."""
-        live = sum(target.name is not None for target in targets)
+    def _drop_messages(self, count: int, live: int) -> None:
+        """Count the fates of `count` queued messages: dropped for those who still subscribe, else cancelled."""
         self.ledger.dropped += live
         self.ledger.cancelled += count - live
 
@@ -626,3 +642,7 @@ class Engine:
         if self.walk is not None and not self.walk.stopped:
             queued += self.walk.total - self.walk.accounted
         assert queued == self.ledger.queued, f"{queued} messages queued, counted {self.ledger.queued}"
+
+
+def _live(targets: list[Subscription]) -> int:
+    return sum(target.name is not None for target in targets)

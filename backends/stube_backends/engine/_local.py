@@ -113,17 +113,19 @@ class LocalRegistry(Deliverer):
         if core.busy and core.owned():
             return self._schedule_later(core, cid, instance_id, delay, plain)
         try:
-            if not core.acquire():
-                return self._schedule_later(core, cid, instance_id, delay, plain)
-            core.busy = True
-            timer = core.engine.schedule(self, cid, instance_id, delay, plain, now)
-            if not core.anchor:
-                core.anchor.append(self)
-            core.busy = False
-            core.release()
+            timer = None
+            if core.acquire():
+                core.busy = True
+                timer = core.engine.schedule(self, cid, instance_id, delay, plain, now)
+                if not core.anchor:
+                    core.anchor.append(self)
+                core.busy = False
+                core.release()
         except BaseException as exc:
             core.recover(exc)
             raise
+        if timer is None:  # what this may raise is no reason to release a lock that an interrupted operation holds
+            return self._schedule_later(core, cid, instance_id, delay, plain)
         if core.deferred:
             core.catch_up()
         if timer.due < core.sleep_until:
@@ -209,8 +211,9 @@ class LocalRegistry(Deliverer):
     def reset_state(self) -> None:
         core = self._core
         held = core.exclusively(self._reset_locked, core, core.engine.reset)
-        if held is NESTED:
-            core.later(self.reset_state)
+        if held is NESTED:  # the batons go at once, as they come: those that are put from now on must stay
+            core.later(_drop, core.engine.forget_flows())
+            core.later(self._reset_later)
         elif core.waiters:
             self._wake(core)
 
@@ -313,6 +316,13 @@ class LocalRegistry(Deliverer):
         if core.waiters:
             self._wake(core)
         return event is not None
+
+    def _reset_later(self) -> None:
+        core = self._core
+        held = core.exclusively(self._reset_locked, core, core.engine.forget_the_rest)
+        if core.waiters:
+            self._wake(core)
+        del held
 
     def _cancel_timers_later(self, cid: str, instance_id: str | None) -> None:
         self.cancel_timers(cid, instance_id=instance_id)

@@ -26,6 +26,7 @@ And of the loop, see `_serve`:
 from __future__ import annotations
 
 import atexit
+import logging
 import threading
 import weakref
 from collections.abc import Callable
@@ -35,7 +36,7 @@ from typing import Final
 
 from stube import Dispatch, monotonic_ns
 from stube_backends.engine._arguments import checked_timeout
-from stube_backends.engine._core import FOREVER, Core, ReentrantLock, Siblings
+from stube_backends.engine._core import FOREVER, Core, ReentrantLock, Siblings, log
 from stube_backends.engine._delivery import OnError
 from stube_backends.engine._engine import Engine
 from stube_backends.engine._local import LocalRegistry, live_registries
@@ -58,7 +59,9 @@ class ServedCore(Core):
         siblings: Siblings | None = None,
     ) -> None:
         super().__init__(new_lock(), engine, dispatch, siblings)
-        self.start_lock = new_lock()  # re-entrant, for a signal handler in the middle of a start
+        if self.siblings.start_lock is None:
+            self.siblings.start_lock = new_lock()
+        self.start_lock = self.siblings.start_lock  # re-entrant, for a signal handler in the middle of a start
         self.served_by: dict[str, object] = {}  # the token of the one loop that is wanted; changed by single steps
         self.end: Callable[[float | None], bool] | None = None  # waits for the loop's end; guarded by start_lock
         self.turn = threading.Lock()  # held by the one loop that delivers; nobody else takes it
@@ -137,7 +140,12 @@ class ServedRegistry(LocalRegistry):
     def _start_serving(self, core: Core) -> None:
         assert isinstance(core, ServedCore)
         token = object()
-        with core.start_lock:
+        if not core.start_lock.acquire(blocking=not core.nested()):
+            # Whoever holds it may have been interrupted, and wait for what this thread is half-way through.
+            self._refuse_if_closed(core)
+            core.later(self._start_later, core)
+            return
+        try:
             self._refuse_if_closed(core)
             try:
                 if core.served_by.setdefault("token", token) is token:
@@ -153,15 +161,27 @@ class ServedRegistry(LocalRegistry):
                     del core.served_by["token"]
                     _call(core.wakeup)
                 raise
+        finally:
+            core.start_lock.release()
         if core.engine.closed:  # by a close that saw no loop yet
             core.serving = False
             _call(core.wakeup)
 
+    def _start_later(self, core: Core) -> None:
+        try:
+            self._start_serving(core)
+        except Exception as exc:  # noqa: BLE001 - nobody is left to be told; the next operation that needs a loop tries again
+            log(logging.WARNING, "what delivers could not be started: %s", exc)
+
     def _stop_serving(self, core: Core, timeout: float | None) -> bool:
         assert isinstance(core, ServedCore)
         _call(core.wakeup)
-        with core.start_lock:  # no loop is half-started behind our back
+        if not core.start_lock.acquire(blocking=not core.nested()):
+            return False  # the close that was noted sees to it
+        try:  # no loop is half-started behind our back
             end = core.end
+        finally:
+            core.start_lock.release()
         if end is None:  # or a signal handler closes in the middle of a spawn, and the loop will find it closed
             return True
         return core.server != threading.get_ident() and end(timeout)

@@ -83,7 +83,8 @@ class _Timed:
             return
         log(
             logging.WARNING,
-            "the delivery of %r to conversation %r took %.1f ms and held up all others (%d more since the last such)",
+            "the delivery of %r to conversation %r took %.1f ms and held up what waits behind it "
+            "(%d more since the last such)",
             event.name,
             cid,
             took / 1e6,

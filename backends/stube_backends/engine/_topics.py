@@ -9,12 +9,14 @@ Tombstones never outnumber the living, so joining and leaving are amortised O(1)
 
 from __future__ import annotations
 
+from itertools import count
 from typing import Final
 
 from stube import EventSpec
 from stube_backends.engine._arguments import PlainEvent, name_of, public_event
 
 _SMALL: Final = 32  # live subscriptions
+_epochs: Final = count()  # no two indexes have had the same
 
 DROPPED: Final = "".join(("drop", "ped"))
 """The name of a subscription that a reset forgot while its topic was being delivered. Known by its identity, which no
@@ -76,9 +78,10 @@ class Topic:
 class TopicIndex:
     """`{topic: its subscriptions}` and the exact inverse `{cid: {instance: {topic: subscription}}}`."""
 
-    __slots__ = ("by_cid", "count", "topics")
+    __slots__ = ("by_cid", "count", "epoch", "topics")
 
     def __init__(self) -> None:
+        self.epoch = next(_epochs)  # another one for each topic that comes; see `ShardedRegistry.publish`
         self.topics: dict[str, Topic] = {}
         self.by_cid: dict[str, dict[str, dict[str, Subscription]]] = {}
         self.count = 0
@@ -99,6 +102,7 @@ class TopicIndex:
         subscription = subscriptions[topic_name] = Subscription(cid, instance_id, topic_name, event)
         topic = self.topics.get(topic_name)
         if topic is None:
+            self.epoch = next(_epochs)
             topic = self.topics[topic_name] = Topic()
         topic.entries.append(subscription)
         topic.live += 1

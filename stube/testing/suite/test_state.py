@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from functools import partial
 from typing import Any
 
 import pytest
@@ -329,22 +330,21 @@ def test_a_message_that_races_with_a_hand_over_reaches_one_of_the_two(run: Drive
     At each line of the publication another thread subscribes a newcomer and then removes the old subscriber; where it
     has to wait for a lock (5 ms are given), it goes on after the publication.
     """
+
+    def hand_over(old: str, new: str) -> None:
+        run.subscribe("t", cid=new)
+        run.registry.remove_subscriptions_for_cid(old)
+
+    def come_in(other: threading.Thread) -> None:
+        other.start()
+        other.join(0.005)
+
     at, again = 0, 4  # four times, with other names: a backend may keep some conversations together
     while again:
         old, new = f"old {again} {at}", f"new {again} {at}"
         run.subscribe("t", cid=old)
-
-        def hand_over(old: str = old, new: str = new) -> None:
-            run.subscribe("t", cid=new)
-            run.registry.remove_subscriptions_for_cid(old)
-
-        other = threading.Thread(target=hand_over, daemon=True)
-
-        def come_in(other: threading.Thread = other) -> None:
-            other.start()
-            other.join(0.005)
-
-        injector = Injector(at, come_in)
+        other = threading.Thread(target=hand_over, args=(old, new), daemon=True)
+        injector = Injector(at, partial(come_in, other))
         with tracing(injector):
             targeted = run.registry.publish("t", at)
         if injector.fired:
