@@ -415,7 +415,7 @@ class Injector:
 
     def __init__(self, at: int, action: Callable[[], object]) -> None:
         self._left = at
-        self._action = action
+        self._actions = [action]  # popped, for several threads may come to the line
         self.fired = ""
         """The place of the line, once it was reached."""
 
@@ -426,8 +426,12 @@ class Injector:
         if event == "line" and not self.fired:
             self._left -= 1
             if self._left < 0:
+                try:
+                    action = self._actions.pop()
+                except IndexError:
+                    return self  # another thread is at it
                 self.fired = f"{frame.f_code.co_filename}:{frame.f_lineno}"
-                self._action()
+                action()
         return self
 
 

@@ -3,12 +3,13 @@
 No lock, no thread, no clock: whoever calls makes sure that one call runs at a time (see `Core`) and says what time
 it is. What decides the guarantees, and where:
 
-- **Cancelling is final (G5)**: a timer is pending while it stands in a ring, a target live while its `name` is set. The
-  claim (`begin` takes the timer out; the walk reads the name) and the cancel decide by that one fact: one of them wins.
+- **Cancelling is final (G5)**: a timer is pending while it stands in a ring or in a burst's list, a target live while
+  its `name` is set. The claim (`begin` takes the timer out of its ring; a burst is popped; the walk reads the name) and
+  the cancel decide by that one fact: one of them wins.
 - **A publication is one entry (G14)**: a list and a length, see `_topics`.
 - **Order (G2)**: see `_order`. Instants of acceptance are clamped to the latest instant accepted or collected.
-- **Old work dies with a reset (G18)**: everything pending is taken out and marked dead; a walk in progress is
-  drained through its own iterator. A fork (G25) starts the child on a new engine.
+- **Old work dies with a reset (G18)**: everything pending is taken out and marked dead, the targets of a walk in
+  progress and the timers of a burst as well. A fork (G25) starts the child on a new engine.
 - **No user code (G20)**: names are exact `str`, payloads are only passed on. What might run a destructor (events,
   messages, flow ids) is returned to the caller, who drops it when nothing is held any more.
 """
