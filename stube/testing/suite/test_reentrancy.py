@@ -332,6 +332,7 @@ def test_an_operation_at_any_line_of_whoever_delivers_takes_effect(make_run: Mak
         if not injector.fired:
             return
         run.settle()
+        run.recorder.wait_for(2)  # what the delivering thread noted, it makes up for before it sleeps
         assert run.recorder.payloads.count("message") == 1, injector.fired
         assert run.registry.close(PATIENCE), injector.fired
     pytest.fail("whoever delivers has no end")
