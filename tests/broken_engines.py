@@ -521,7 +521,7 @@ SHARDED_FAULTS: Final[tuple[Fault, ...]] = (
         "G22",
         "each shard has the whole bound for itself",
         SHARDED,
-        "None if max_pending is None else max_pending // count + (index < max_pending % count),",
+        "None if max_pending is None else max_pending // number + (index < max_pending % number),",
         "max_pending,",
         (
             "test_state.py::test_whoever_needs_it_may_have_all_the_room",

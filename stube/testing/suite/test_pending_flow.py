@@ -6,6 +6,7 @@ import gc
 import threading
 import weakref
 from collections import Counter
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -94,7 +95,9 @@ def test_no_baton_is_lost_between_those_who_put_and_those_who_take(run: Driver) 
     flow = run.registry.pending_flow("c1")
     if flow is not None:
         taken.append(flow)
-    assert taken == sorted(set(taken))
+    # Not compared as lists: a backend that gives one baton out again and again would fill them by the hundred thousand.
+    once = all(earlier < later for earlier, later in pairwise(taken))
+    assert once, "a baton was taken twice, or behind the one that replaced it"
     assert taken[-1] == last
 
 
