@@ -117,6 +117,19 @@ def test_each_version_is_tested_once_wherever_it_is_found(home: Path, install: I
     assert summary(lines) == ["3.11.7  2 passed in 0.01s", "3.12.1  2 passed in 0.01s"]
 
 
+def test_the_versions_of_a_pyenv_are_found_by_its_shims(
+    home: Path, install: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fault: where HOME is another one, as in a job of CI, only the version that is selected is tested."""
+    install("bin/python3", "3.11.7")
+    install("elsewhere/versions/3.13.0/bin/python", "3.13.0")
+    (home / "elsewhere" / "shims").mkdir()
+    monkeypatch.setenv("PATH", f"{home / 'elsewhere' / 'shims'}{os.pathsep}{os.environ['PATH']}")
+    code, lines = run(home)
+    assert code == 0
+    assert summary(lines) == ["3.11.7  2 passed in 0.01s", "3.13.0  2 passed in 0.01s"]
+
+
 def test_a_failure_on_one_version_is_the_failure_of_all(home: Path, install: Install) -> None:
     """Fault: the last version decides, or the first failure keeps the others from being tested."""
     install("bin/python3.11", "3.11.9", result="1 failed, 1 passed in 0.01s", code=1)

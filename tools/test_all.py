@@ -91,12 +91,14 @@ class Outcome:
 
 def candidates(environment: Mapping[str, str]) -> Iterator[Path]:
     """Where an interpreter may be, those on PATH first."""
-    for folder in environment.get("PATH", "").split(os.pathsep):
-        if folder:
-            yield from sorted(path for path in Path(folder).glob("python3*") if _NAMES.fullmatch(path.name))
+    folders = [Path(folder) for folder in environment.get("PATH", "").split(os.pathsep) if folder]
+    for folder in folders:
+        yield from sorted(path for path in folder.glob("python3*") if _NAMES.fullmatch(path.name))
     home = Path(environment.get("HOME", "~")).expanduser()
-    pyenv = Path(environment.get("PYENV_ROOT") or home / ".pyenv")
-    yield from sorted(pyenv.glob("versions/*/bin/python"))
+    pyenvs = [Path(environment.get("PYENV_ROOT") or home / ".pyenv")]
+    pyenvs += [folder.parent for folder in folders if folder.name == "shims"]  # another user's, or HOME is elsewhere
+    for pyenv in pyenvs:
+        yield from sorted(pyenv.glob("versions/*/bin/python"))
     cache = Path(environment.get("XDG_CACHE_HOME") or home / ".cache")
     yield cache / "stube" / "python-free-threaded" / "bin" / "python3"
 
