@@ -47,7 +47,7 @@ def guarantees_table() -> str:
 
 def backends_table(reports: Iterable[dict[str, Any]]) -> str:
     """Which backend holds what: a row for each guarantee, a column for each backend, and what is skipped and why."""
-    order = sorted(reports, key=lambda one: (one["backend"] not in FIRST, one["backend"]))
+    order = sorted(reports, key=lambda one: (*(one["backend"] != name for name in FIRST), one["backend"]))
     lines = ["| | " + " | ".join(f"`{one['backend']}`" for one in order) + " |", "|---|" + "---|" * len(order)]
     for number, guarantee in GUARANTEES.items():
         cells = [SIGNS[one["guarantees"][number]["verdict"]] for one in order]
