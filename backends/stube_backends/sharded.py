@@ -63,6 +63,7 @@ from stube_backends.engine import (
     delay_in_nanoseconds,
     plain_event,
     plain_name,
+    raise_closed,
     registry_full,
     together,
 )
@@ -376,7 +377,7 @@ class ShardedRegistry:
 
     def _refuse_if_closed(self) -> None:
         if self._shards[0].core.engine.closed:
-            raise RegistryClosed("The registry is closed, so nothing can be added to it. Create a new one.")
+            raise_closed()
 
     def _together(self, operation: Callable[..., Any], *arguments: Any) -> Any:
         """Run `operation(cores, *arguments)` while nobody else runs one on any shard, or NESTED."""

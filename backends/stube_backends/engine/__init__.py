@@ -20,7 +20,7 @@ from stube_backends.engine._arguments import (
 )
 from stube_backends.engine._core import FOREVER, NESTED, Core, ReentrantLock, Siblings, Waiter, log, together
 from stube_backends.engine._delivery import Deliverer, OnError
-from stube_backends.engine._engine import Engine, registry_full
+from stube_backends.engine._engine import Engine, raise_closed, registry_full
 from stube_backends.engine._ledger import Ledger
 from stube_backends.engine._local import LocalRegistry, live_registries
 from stube_backends.engine._order import EARLIEST, Burst, Publication, ReadyOrder, Walk
@@ -71,6 +71,7 @@ __all__ = [
     "name_of",
     "plain_event",
     "plain_name",
+    "raise_closed",
     "registry_full",
     "together",
 ]

@@ -48,6 +48,7 @@ def registry_full(pending: int, wanted: int, max_pending: int) -> RegistryFull:
 
 
 def raise_closed() -> NoReturn:
+    """Refuse what would add to a closed registry."""
     raise RegistryClosed("The registry is closed, so nothing can be added to it. Create a new one.")
 
 

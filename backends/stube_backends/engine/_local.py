@@ -23,7 +23,7 @@ from stube_backends.engine._arguments import (
 )
 from stube_backends.engine._core import NESTED, Core, ReentrantLock, ignore
 from stube_backends.engine._delivery import Deliverer, OnError
-from stube_backends.engine._engine import Engine
+from stube_backends.engine._engine import Engine, raise_closed
 from stube_backends.engine._order import EARLIEST
 from stube_backends.engine._timers import Group, Timer
 
@@ -291,7 +291,7 @@ class LocalRegistry(Deliverer):
 
     def _refuse_if_closed(self, core: Core) -> None:
         if core.engine.closed:
-            raise RegistryClosed("The registry is closed, so nothing can be added to it. Create a new one.")
+            raise_closed()
 
     # -- helpers -----------------------------------------------------------------------------------------------
 
@@ -341,9 +341,6 @@ class LocalRegistry(Deliverer):
     def _schedule_later(self, core: Core, cid: str, instance_id: str, delay: int, event: PlainEvent) -> Timer:
         noted = sum(operation == self._adopt for operation, _ in core.noted())
         core.engine.require_adoption(noted)
-        return self._note_timer(core, cid, instance_id, delay, event)
-
-    def _note_timer(self, core: Core, cid: str, instance_id: str, delay: int, event: PlainEvent) -> Timer:
         timer = Timer.detached(event, Group(cid, instance_id, self))
         core.later(self._adopt, core, timer, delay)
         return timer

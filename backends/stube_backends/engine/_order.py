@@ -97,13 +97,13 @@ class Burst:
     read off the list's length.
     """
 
-    __slots__ = ("accounted", "delivered", "failed", "timers", "total")
+    __slots__ = ("accounted", "delivered", "timers", "total")
 
     def __init__(self, timers: list[Timer]) -> None:
         self.timers = timers
         self.total = len(timers)  # without those that were cancelled, so that what is not in the list has begun
         self.accounted = 0  # how many of the begun ones have been taken out of the ledger's `timers`
-        self.delivered = self.failed = 0  # written by whoever delivers
+        self.delivered = 0  # written by whoever delivers; what has begun and is not among these has failed
 
     @property
     def begun(self) -> int:
