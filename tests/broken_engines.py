@@ -446,7 +446,7 @@ FAULTS: Final[tuple[Fault, ...]] = (
         "G26",
         "all registries share one index of topics",
         ENGINE + "_engine.py",
-        "        self.topics = TopicIndex()\n        self.ledger = Ledger()\n",
+        "        self.topics = TopicIndex(epoch)\n        self.ledger = Ledger()\n",
         "        self.topics = TopicIndex.__init__.__annotations__.setdefault('shared', TopicIndex())\n"
         "        self.ledger = Ledger()\n",
         ("test_backend.py::test_two_registries_share_nothing",),

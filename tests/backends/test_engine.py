@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from stube import RegistryFull
-from stube_backends.engine import DROPPED, SLOT_BITS, Burst, Engine, Timer, Walk
+from stube_backends.engine import LEAVING, SLOT_BITS, Burst, Engine, Timer, Walk
 
 
 class Nobody:
@@ -169,7 +169,7 @@ def test_a_reset_in_the_middle_of_a_walk_drops_the_rest() -> None:
     assert isinstance(walk, Walk)
     next(walk.iterator)
     engine.reset()
-    assert next(walk.iterator).name is DROPPED, "whoever walks would deliver it"
+    assert next(walk.iterator).name is LEAVING, "whoever walks would deliver it"
     engine.finish_walk(walk, 1, 0, 0, 1)
     engine._check()
     assert (engine.ledger.delivered, engine.ledger.dropped) == (1, 4)
@@ -191,7 +191,7 @@ def test_a_walk_that_goes_on_at_any_line_of_a_reset_leaves_one_fate_to_each_targ
         def step(walk: Walk = walk, taken: list[bool] = taken) -> bool:
             if True in taken or (target := next(walk.iterator, None)) is None:
                 return False
-            taken.append(target.name is DROPPED)
+            taken.append(target.name is LEAVING)
             return True
 
         def trace(frame: FrameType, kind: str, _: object, step: Callable[[], bool] = step) -> Any:

@@ -6,7 +6,18 @@ from collections.abc import Callable
 
 import pytest
 
-from stube_backends.engine import SLOT_BITS, Burst, Engine, Publication, Timer, TimerGroups, TopicIndex, Walk
+from stube_backends.engine import (
+    LEAVING,
+    LONG,
+    SLOT_BITS,
+    Burst,
+    Engine,
+    Publication,
+    Timer,
+    TimerGroups,
+    TopicIndex,
+    Walk,
+)
 from stube_backends.engine._mending import mend
 
 SLOT = 1 << SLOT_BITS
@@ -261,3 +272,58 @@ def test_the_topics_behind_one_of_the_dead_are_kept() -> None:
     mend(engine)
     engine._check()
     assert list(engine.topics.topics) == ["b", "c"]
+
+
+def test_timers_of_one_instant_keep_their_order_whatever_they_still_had_to_wait() -> None:
+    """Fault: who still waits for long goes to a fine slot, and who is accepted after it comes before it (G2)."""
+    engine, due = Engine(None), 3 * LONG
+    for number, now in enumerate((0, SLOT)):
+        engine.schedule(OWNER, "c", "i", due - now, ("e", number), now)
+    mend(engine)
+    engine._check()
+    for number, now in enumerate((2 * SLOT, due - LONG, due - LONG + 1), 2):
+        engine.schedule(OWNER, "c", "i", due - now, ("e", number), now)
+    mend(engine)
+    engine._check()
+    engine.schedule(OWNER, "c", "i", 5, ("e", 5), due - 5)
+    assert engine.begin(due - 1) is None
+    taken = []
+    while (work := engine.begin(due)) is not None:
+        if isinstance(work, Timer):
+            taken.append(work.event)
+            engine.finish_timer(failed=False)
+        else:
+            assert isinstance(work, Burst)
+            taken += [timer.event for timer in reversed(work.timers)]
+            work.delivered = len(work.stop())
+            work.total = work.delivered
+    assert taken == [("e", number) for number in range(6)]
+
+
+@pytest.mark.parametrize("marked", [1, 2])
+def test_what_was_about_to_leave_has_left(marked: int) -> None:
+    """Fault: a mark that a removal left behind stays: the subscription is counted, and nobody is ever delivered to."""
+    engine = Engine(None)
+    for instance in ("i", "j", "k"):
+        engine.subscribe("c", instance, "t", "said")
+    engine.publish("t", "message", 0)
+    leaving = engine.topics.topics["t"].entries[:marked]
+    for entry in leaving:
+        entry.name = LEAVING
+    mend(engine)
+    engine._check()
+    assert [(entry.name, entry.event) for entry in leaving] == [(None, None)] * marked
+    assert engine.stats().subscriptions == 3 - marked
+    walk = engine.begin(0)
+    assert isinstance(walk, Walk)
+    assert [target.instance_id for target in walk.targets] == ["i", "j", "k"][marked:]
+    engine.finish_walk(walk, len(list(walk.iterator)), 0)
+    engine._check()
+
+
+def test_whoever_looks_for_a_topic_meanwhile_looks_again() -> None:
+    """Fault: a topic that came before the operation was broken off, and has told nobody yet, is missed (G16)."""
+    engine = Engine(None)
+    before = engine.topics.epoch.now
+    mend(engine)
+    assert engine.topics.epoch.now is not before

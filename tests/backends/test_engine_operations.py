@@ -555,7 +555,7 @@ def test_a_reset_hands_out_all_that_was_held_and_counts_it_dropped() -> None:
     held = engine.reset()
     assert figures(engine) == {"accepted": 7, "dropped": 6, "cancelled": 1}
     assert sum(each is event for each in held) == 2
-    assert held[0]["c"] is flow
+    assert held[-1]["c"] is flow
     assert [(timer.event, timer.group, timer.after) for timer in timers] == [(None, None, None)] * 2
     assert set(engine.sizes().values()) == {0}
     assert engine.subscriptions() == {}

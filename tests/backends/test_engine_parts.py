@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from stube_backends.engine import (
-    DROPPED,
     EARLIEST,
     FOREVER,
+    LEAVING,
+    LONG,
     SLOT_BITS,
     Group,
     Publication,
@@ -85,6 +86,7 @@ def test_instants_before_and_after_all_others() -> None:
     assert EARLIEST < -(2**64)
     assert FOREVER > 2**64
     assert SLOT == 268_435_456
+    assert LONG == 16 * SLOT
 
 
 # The wheel
@@ -96,7 +98,7 @@ def test_timers_leave_the_wheel_when_they_are_due_and_no_earlier() -> None:
     assert wheel.take_due(SLOT - 1) is None
     assert len(wheel.slots) == 2
     assert wheel.take_due(SLOT) is None
-    assert (len(wheel.slots), wheel.number) == (1, 1)
+    assert (len(wheel.slots), wheel.number) == (1, 3)
     assert wheel.take_due(SLOT + 4) is None
     assert wheel.take_due(SLOT + 5) is early
     assert (early.after, wheel.number, wheel.order) == (None, None, [])
@@ -142,7 +144,7 @@ def test_the_wheel_says_when_to_look_again() -> None:
     for timer in list(wheel):
         wheel.remove(timer)
         wheel._check()
-    assert (wheel.next_instant(), wheel.next_due(), wheel.begins) == (None, None, None)
+    assert (wheel.next_instant(), wheel.next_due(), wheel.first) == (None, None, None)
 
 
 def test_ties_leave_in_the_order_in_which_they_came_in_whatever_slot() -> None:
@@ -222,11 +224,63 @@ def test_a_timer_for_a_slot_that_was_open_and_is_over_opens_it_anew() -> None:
     assert drained(wheel, SLOT + 2) == [again]
 
 
+def test_who_waits_for_long_shares_a_coarse_slot_until_its_time_has_begun() -> None:
+    """Fault: a fine slot for every timer far away; or a coarse one is dissolved before its time, or late."""
+    wheel = TimerWheel()
+    for number in range(16):
+        wheel.add(timer_due(2 * LONG + number * SLOT), LONG)
+    assert len(wheel.slots) == 1
+    wheel.add(timer_due(2 * LONG + 5), LONG - 1)
+    wheel._check()
+    assert len(wheel.slots) == 2
+    assert wheel.take_due(2 * LONG - 1) is None
+    assert (len(wheel.slots), wheel.next_instant()) == (2, 2 * LONG)
+    assert len(drained(wheel, 2 * LONG)) == 1
+    assert (len(wheel.slots), wheel.next_instant()) == (15, 2 * LONG + 5)
+    assert len(drained(wheel, 3 * LONG)) == 16
+
+
+def test_of_equals_those_of_the_coarse_slot_leave_first_in_their_order() -> None:
+    """Fault: who was accepted long ago comes behind who was accepted lately, or the former among themselves turn round
+    (G2)."""
+    wheel, due = TimerWheel(), 2 * LONG + SLOT + 7
+    far, near = [timer_due(due) for _ in range(3)], [timer_due(due) for _ in range(3)]
+    for timer in far:
+        wheel.add(timer, LONG)
+    for timer in near:
+        wheel.add(timer, LONG - 1)
+    before, behind = timer_due(due - 1), timer_due(due + 1)
+    wheel.add(before, 1)
+    wheel.add(behind, LONG)
+    assert drained(wheel, due + 1) == [before, *far, *near, behind]
+
+
+def test_a_fine_slot_within_a_coarse_one_may_hold_the_earliest_timer() -> None:
+    """Fault: the earliest timer is looked for in the coarse slot alone, or only up to its latest (G10)."""
+    wheel, near = TimerWheel(), timer_due(2 * LONG + 3 * SLOT)
+    wheel.add(timer_due(2 * LONG + 5 * SLOT), LONG)
+    assert wheel.next_due() == 2 * LONG + 5 * SLOT
+    for far_behind in (2 * LONG + 5 * SLOT + 1, 2 * LONG + 6 * SLOT, 3 * LONG):
+        wheel.add(timer_due(far_behind))
+        assert wheel.next_due() == 2 * LONG + 5 * SLOT
+    wheel.add(timer_due(2 * LONG + 5 * SLOT - 1))
+    wheel.add(timer_due(2 * LONG + 5 * SLOT - 2))
+    assert wheel.next_due() == 2 * LONG + 5 * SLOT - 2
+    wheel.add(near)
+    wheel.add(timer_due(2 * LONG + 4 * SLOT))
+    assert wheel.next_due() == near.due
+    wheel.add(timer_due(2 * LONG + 2 * SLOT), LONG)
+    assert (wheel.next_instant(), wheel.next_due()) == (2 * LONG, 2 * LONG + 2 * SLOT)
+
+
 @pytest.mark.usefixtures("uncollected")
 @pytest.mark.parametrize("how", ["cancelled", "delivered", "cancelled open"])
-def test_what_leaves_the_wheel_is_free_without_the_collector(how: str) -> None:
+@pytest.mark.parametrize("wait", [0, LONG])
+def test_what_leaves_the_wheel_is_free_without_the_collector(how: str, wait: int) -> None:
     """Fault: a ring is left uncut, so that its timers and their neighbours wait for the collector (G13)."""
-    wheel, timers = wheel_of(*(SLOT + number // 2 for number in range(6)), 5 * SLOT)
+    wheel, timers = TimerWheel(), [timer_due(SLOT + number // 2) for number in range(6)] + [timer_due(5 * SLOT)]
+    for timer in timers:
+        wheel.add(timer, wait)
     if how == "delivered":
         drained(wheel, 9 * SLOT)
     else:
@@ -257,14 +311,15 @@ def test_random_timers_leave_in_the_order_of_their_instants() -> None:
     wheel, model, now = TimerWheel(), [], 0
     for number in range(4000):
         if chance.random() < 0.6:
-            timer = timer_due(now + chance.choice((1, 3, SLOT // 3, SLOT, 5 * SLOT, 5 * SLOT + 1)))
-            wheel.add(timer)
+            wait = chance.choice((1, 3, SLOT // 3, SLOT, 5 * SLOT, 5 * SLOT + 1, LONG - 1, LONG, LONG + 1, 3 * LONG))
+            timer = timer_due(now + wait)
+            wheel.add(timer, wait)
             model.append((timer.due, number, timer))
         elif model and chance.random() < 0.5:
             _, _, timer = model.pop(chance.randrange(len(model)))
             wheel.remove(timer)
         else:
-            now += chance.choice((0, 1, SLOT // 4, 2 * SLOT))
+            now += chance.choice((0, 1, SLOT // 4, 2 * SLOT, LONG - 1))
             expected = sorted(entry for entry in model if entry[0] <= now)
             model = [entry for entry in model if entry[0] > now]
             assert drained(wheel, now) == [timer for _, _, timer in expected]
@@ -756,15 +811,15 @@ def test_a_stopped_walk_marks_every_target_and_is_not_advanced() -> None:
     walk = walk_over(targets.copy())
     next(walk.iterator)
     assert walk.stop() == ["said", "said"]
-    assert [target.name for target in targets] == [DROPPED, None, DROPPED]
+    assert [target.name for target in targets] == [LEAVING, None, LEAVING]
     assert [target.event for target in targets] == [None, None, None]
     assert (walk.begun, walk.current, walk.rest()) == (1, targets[0], [])
 
 
-def test_no_event_of_a_host_has_the_name_of_the_dropped() -> None:
+def test_no_event_of_a_host_has_the_name_of_those_that_leave() -> None:
     """Fault: the mark is found by its value, and a host's event of that name ends a publication."""
-    assert DROPPED == "dropped"
-    assert sys.intern("dropped") is not DROPPED
+    assert LEAVING == "leaving"
+    assert sys.intern("leaving") is not LEAVING
 
 
 @pytest.mark.parametrize("begun", range(4))

@@ -27,13 +27,14 @@ from stube_backends.engine._order import EARLIEST, Burst, Publication, ReadyOrde
 from stube_backends.engine._serving import ServedCore, ServedRegistry
 from stube_backends.engine._threaded import ThreadedRegistry
 from stube_backends.engine._timers import Group, Timer, TimerGroups, TimerOwner
-from stube_backends.engine._topics import DROPPED, Subscription, Topic, TopicIndex
-from stube_backends.engine._wheel import SLOT_BITS, Slot, TimerWheel
+from stube_backends.engine._topics import LEAVING, Subscription, Topic, TopicIndex
+from stube_backends.engine._wheel import LONG, SLOT_BITS, Slot, TimerWheel
 
 __all__ = [
-    "DROPPED",
     "EARLIEST",
     "FOREVER",
+    "LEAVING",
+    "LONG",
     "NESTED",
     "SLOT_BITS",
     "Burst",

@@ -25,12 +25,14 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from operator import call
 from types import TracebackType
 from typing import Any, Final, NamedTuple, Protocol
 
 from stube import Dispatch, Event, StubeError
 from stube_backends.engine._engine import Engine
 from stube_backends.engine._mending import mend
+from stube_backends.engine._topics import Epoch
 
 
 class ReentrantLock(Protocol):
@@ -88,10 +90,11 @@ class Waiter(NamedTuple):
 class Siblings:
     """What the cores of one registry share: which of them a thread is inside, and what it has noted meanwhile."""
 
-    __slots__ = ("catching_up", "deferred", "owned", "process", "start_lock", "successor")
+    __slots__ = ("catching_up", "deferred", "epoch", "owned", "process", "start_lock", "successor")
 
     def __init__(self) -> None:
         self.process = os.getpid()
+        self.epoch = Epoch()  # of their topics
         self.successor: Siblings | None = None  # in a forked child
         # Operations to make up for, by the thread that noted them and will run them; nobody else touches its entry.
         self.deferred: dict[int, deque[tuple[Callable[..., object], tuple[Any, ...]]]] = {}
@@ -103,7 +106,7 @@ class Siblings:
 
     def nested(self) -> bool:
         """Whether this thread is half-way through an operation of one of the cores, which the caller interrupts."""
-        return any(owned() for owned in self.owned)
+        return any(map(call, self.owned))
 
     def of_this_process(self) -> Siblings:
         """Itself; or, in a forked child, one that is new and the same for all that ask."""
@@ -146,6 +149,7 @@ class Core:
         "lock",
         "owned",
         "release",
+        "seize",
         "serving",
         "siblings",
         "sleep_until",
@@ -218,6 +222,10 @@ class Core:
         """Note an operation for when the interrupted one has been left."""
         self.deferred.setdefault(threading.get_ident(), deque()).append((operation, arguments))
 
+    def drop_later(self, held: object) -> None:
+        """Let go of something when the interrupted operation has been left, for its destructor is user code."""
+        self.later(_drop, held)
+
     def noted(self) -> list[tuple[Callable[..., object], tuple[Any, ...]]]:
         """What has been noted and not made up for. Another thread may be at its own: then look again."""
         while True:
@@ -269,9 +277,14 @@ class Core:
         self.lock = lock
         # Bound once: `with lock` costs twice as much. It waits, and is True, unless there are siblings.
         self.acquire: Callable[[], bool] = lock.acquire if alone else self.siblings.patient(lock)
+        self.seize: Callable[[bool], bool] = lock.acquire  # with False: at once or not at all
         self.release = lock.release
         self.owned: Callable[[], bool] = lock._is_owned  # type: ignore[attr-defined]  # as threading.Condition asks
         self.siblings.owned.append(self.owned)
+
+
+def _drop(_held: object) -> None:
+    """Let go of what was handed in."""
 
 
 def together(cores: Sequence[Core], operation: Callable[..., Any], *arguments: Any) -> Any:
@@ -280,6 +293,8 @@ def together(cores: Sequence[Core], operation: Callable[..., Any], *arguments: A
 
     Waits for one lock while it holds others: always in the order of `cores`, which must be that of their indices.
     """
+    if len(cores) == 1:
+        return cores[0].exclusively(operation, *arguments)
     if cores[0].nested():
         return NESTED
     try:

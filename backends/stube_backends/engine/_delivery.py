@@ -16,7 +16,7 @@ from stube_backends.engine._arguments import PlainEvent, refuse_result
 from stube_backends.engine._core import FOREVER, Core, Waiter, log
 from stube_backends.engine._order import EARLIEST, Burst, Walk
 from stube_backends.engine._timers import Timer
-from stube_backends.engine._topics import DROPPED
+from stube_backends.engine._topics import LEAVING
 
 OnError = Callable[[str, Event, BaseException], object]
 
@@ -163,9 +163,13 @@ class Deliverer:
                             if target_name is None:
                                 cancelled += 1
                                 continue
-                            if target_name is DROPPED:
-                                dropped = 1
-                                return delivered + failed
+                            if target_name is LEAVING:
+                                cancelled += 1
+                                core.exclusively(_nothing)  # until whoever marked it has done
+                                if target.name is LEAVING:  # of a reset
+                                    cancelled, dropped = cancelled - 1, 1
+                                    return delivered + failed
+                                continue
                             name, instance_id = target_name, target.instance_id
                             event = Event(instance_id, name, message)
                         result = core.dispatch(target.cid, event)  # type: ignore[arg-type]
@@ -242,6 +246,10 @@ class Deliverer:
             if core.engine.is_idle(max(now, waiter.since), timers_too=waiter.timers_too):
                 core.waiters.remove(waiter)
                 waiter.lock.release()
+
+
+def _nothing() -> None:
+    """What is done under a lock that is only waited for."""
 
 
 def event_of(instance_id: str, spec: PlainEvent) -> Event:

@@ -24,8 +24,8 @@ from stube_backends.engine._arguments import PlainEvent, milliseconds, public_ev
 from stube_backends.engine._ledger import Ledger
 from stube_backends.engine._order import EARLIEST, Burst, Publication, ReadyOrder, Walk
 from stube_backends.engine._timers import CLAIMABLE, DETACHED, Timer, TimerGroups, TimerOwner
-from stube_backends.engine._topics import Subscription, TopicIndex
-from stube_backends.engine._wheel import OPEN, SLOT_BITS, Slot
+from stube_backends.engine._topics import Epoch, Subscription, TopicIndex
+from stube_backends.engine._wheel import COARSE_BITS, COARSE_STEP, HALF_BITS, LONG, OPEN, Slot
 
 _NO_BOUND: Final = 1 << 62
 _MANY_FLOWS: Final = 1024  # a table of batons that was larger than this is given back when it empties
@@ -57,6 +57,7 @@ class Engine:
 
     Args:
         max_pending: the bound of `timers + queued`; None for none.
+        epoch: shared with the engines of siblings; None for an engine without.
     """
 
     __slots__ = (
@@ -74,7 +75,7 @@ class Engine:
         "walk",
     )
 
-    def __init__(self, max_pending: int | None) -> None:
+    def __init__(self, max_pending: int | None, epoch: Epoch | None = None) -> None:
         self.max_pending = _NO_BOUND if max_pending is None else max_pending
         self.latest = EARLIEST  # the latest instant accepted or collected
         self.closed = False
@@ -84,7 +85,7 @@ class Engine:
         self.flows_large = False  # whether its table is worth giving back
         self.groups = TimerGroups()
         self.order = ReadyOrder()
-        self.topics = TopicIndex()
+        self.topics = TopicIndex(epoch)
         self.ledger = Ledger()
         self.walk: Walk | None = None  # the publication that is being delivered
         self.burst: Burst | None = None  # the timers that are being delivered in one go
@@ -139,11 +140,12 @@ class Engine:
         timer.newer = group
         newest.newer = timer
         group.older = timer
-        slot = self.order.wheel.find_slot(due >> SLOT_BITS)
+        wheel = self.order.wheel
+        slot = wheel.find_slot(due >> HALF_BITS | 1 if delay < LONG else due >> COARSE_BITS << COARSE_STEP)
         if not delay:
             self.order.add_arrival(timer)
         elif slot is None:
-            self.order.wheel.add(timer)
+            wheel.add(timer, delay)
         else:
             last = slot.before
             timer.before = last
@@ -190,7 +192,7 @@ class Engine:
         timer.due = now + delay
         self.groups.add(timer, detached.cid, detached.instance_id, detached.owner)
         if delay:
-            self.order.wheel.add(timer)
+            self.order.wheel.add(timer, delay)
         else:
             self.order.add_arrival(timer)
         ledger.timers += 1
@@ -219,6 +221,13 @@ class Engine:
         """Cancel the timers of a conversation or of one instance; their events."""
         timers = self.groups.take(cid, instance_id)
         events = []
+        if self.burst is not None:
+            # First, and from the last one to begin, for these are claimed without the lock: when a handle shows,
+            # without the lock as well, that one timer is over, none of them begins any more.
+            withdrawn = [timer for timer in self.burst.of(cid, instance_id) if self._withdraw(timer)]
+            for timer in withdrawn:
+                events.append(timer.event)
+                timer.event = timer.group = timer.after = None
         wheel = self.order.wheel
         for timer in timers:
             events.append(timer.event)
@@ -236,11 +245,6 @@ class Engine:
                 wheel.drop(before)
         self.ledger.timers -= len(timers)
         self.ledger.cancelled += len(timers)
-        if self.burst is not None:
-            for timer in self.burst.of(cid, instance_id):
-                if self._withdraw(timer):
-                    events.append(timer.event)
-                    timer.event = timer.group = timer.after = None
         return events
 
     def _withdraw(self, timer: Timer) -> bool:
@@ -429,14 +433,18 @@ class Engine:
             return False
         if timers_too:
             return not ledger.timers
-        due = self.order.wheel.next_due()
+        wheel = self.order.wheel
+        instant = wheel.next_instant()
+        if instant is None or instant > now:
+            return True
+        due = wheel.next_due()
         return due is None or due > now
 
     # -- the whole state ---------------------------------------------------------------------------------------
 
     def reset(self) -> list[Any]:
         """Forget everything; all that was held, for the caller to drop."""
-        return [self.forget_flows(), *self.forget_the_rest()]
+        return [*self.forget_the_rest(), self.forget_flows()]
 
     def forget_flows(self) -> dict[str, Any]:
         """Forget the batons; they, for the caller to drop. Needs no lock."""
@@ -445,16 +453,24 @@ class Engine:
         return flows
 
     def forget_the_rest(self) -> list[Any]:
-        """Forget everything pending (its fate: dropped); what was held, for the caller to drop."""
-        ledger = self.ledger
-        self.groups.clear()
-        entries = self.order.clear()
+        """Forget everything pending (its fate: dropped); what was held, for the caller to drop.
+
+        What begins without the lock is stopped before anything that shows without the lock is gone.
+        """
+        ledger, walk = self.ledger, self.walk
+        entries: list[Any] = []
+        held: list[Any] = [entries, walk, self.topics]
+        if walk is not None:
+            held.append(walk.stop())
+            if not ledger.running:  # it was broken off
+                self._drop_rest(walk)
         if self.burst is not None:
             entries += self.burst.stop()
             self.account()
             if not ledger.running:
                 self.burst = None
-        held: list[Any] = [self.topics, entries, self.walk]
+        self.groups.clear()
+        entries += self.order.clear()
         ledger.dropped += ledger.timers
         ledger.timers = ledger.queued = 0
         living: dict[tuple[int, int], int] = {}  # of each list, up to each length: counted once, for many publications
@@ -468,13 +484,7 @@ class Engine:
                 if key not in living:
                     living[key] = _live(entry.entries[: entry.length])
                 self._drop_messages(entry.targeted, living[key])
-        walk = self.walk
-        if walk is not None:
-            if not ledger.running:  # it was broken off
-                self._drop_rest(walk)
-            self.topics = TopicIndex()  # first, for `mend` takes what stands in it for live
-            held.append(walk.stop())
-        self.topics = TopicIndex()
+        self.topics = TopicIndex(self.topics.epoch)
         return held
 
     def _drop_messages(self, count: int, live: int) -> None:
@@ -484,7 +494,7 @@ class Engine:
 
     def close(self) -> list[Any]:
         """Refuse from now on what adds, and forget everything."""
-        return [self.refuse(), *self.reset()]
+        return [*self.forget_the_rest(), self.refuse()]
 
     def refuse(self) -> dict[str, Any]:
         """Refuse from now on what adds; the batons, for the caller to drop."""

@@ -78,7 +78,7 @@ class LocalRegistry(Deliverer):
         core = self._core
         replaced = core.engine.put_flow(cid, flow_id)  # one step, and so without the lock
         if replaced is not None and core.nested():
-            core.later(_drop, replaced)  # where user code may run
+            core.drop_later(replaced)
 
     def pending_flow(self, cid: str, /) -> Any | None:
         if type(cid) is not str or not cid:
@@ -212,7 +212,7 @@ class LocalRegistry(Deliverer):
         core = self._core
         held = core.exclusively(self._reset_locked, core, core.engine.reset)
         if held is NESTED:  # the batons go at once, as they come: those that are put from now on must stay
-            core.later(_drop, core.engine.forget_flows())
+            core.drop_later(core.engine.forget_flows())
             core.later(self._reset_later)
         elif core.waiters:
             self._wake(core)
@@ -225,7 +225,7 @@ class LocalRegistry(Deliverer):
         held = core.exclusively(self._reset_locked, core, core.engine.close)
         core.serving = False
         if held is NESTED:
-            core.later(_drop, core.engine.refuse())
+            core.drop_later(core.engine.refuse())
             core.later(self.close, 0)
         if core.nested():
             timeout = 0.0  # what this call interrupts may hold the lock that the deliverer needs to end
@@ -378,10 +378,6 @@ class LocalRegistry(Deliverer):
     def _check(self) -> None:
         """Assert every invariant of the engine. For tests, at a moment when nothing runs."""
         self._core.exclusively(self._core.engine._check)
-
-
-def _drop(_held: object) -> None:
-    """Let go of what was handed in."""
 
 
 # A plain set, for it is copied in one step: a WeakSet cannot be gone through while another thread adds to it.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from stube_backends.engine._order import Publication, ReadyOrder
 from stube_backends.engine._timers import Timer, TimerGroups
-from stube_backends.engine._topics import Subscription, TopicIndex
+from stube_backends.engine._topics import LEAVING, Subscription, TopicIndex
 
 if TYPE_CHECKING:
     from stube_backends.engine._engine import Engine
@@ -63,7 +63,7 @@ def _mend_timers(engine: Engine, arrivals: list[Timer | Publication], burst: lis
     for timer in waiting:
         if _is_to_mend(timer, seen):
             _regroup(engine, timer)
-            engine.order.wheel.add(timer)
+            engine.order.wheel.add(timer, timer.due - engine.latest)
     return len(seen)
 
 
@@ -81,8 +81,11 @@ def _regroup(engine: Engine, timer: Any) -> None:
 
 def _mended_topics(old: TopicIndex, publications: list[Publication]) -> TopicIndex:
     """An index of what the topics' own lists say, whose objects and lists stay the same for waiting publications."""
-    mended = TopicIndex()
+    mended = TopicIndex(old.epoch)
     for name, topic in old.topics.items():
+        for entry in topic.entries:
+            if entry.name is LEAVING:
+                entry.name = entry.event = None
         live = [entry for entry in topic.entries if entry.name is not None]
         if not live:
             continue
@@ -95,6 +98,7 @@ def _mended_topics(old: TopicIndex, publications: list[Publication]) -> TopicInd
         for entry in live:
             _index(mended, entry)
         topic.tidy()
+    mended.epoch.now = object()  # one topic may have come half-way
     return mended
 
 

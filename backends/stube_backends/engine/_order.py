@@ -14,7 +14,7 @@ from operator import length_hint
 from typing import Any, Final, TypeAlias
 
 from stube_backends.engine._timers import Timer
-from stube_backends.engine._topics import DROPPED, Subscription, Topic
+from stube_backends.engine._topics import LEAVING, Subscription, Topic
 from stube_backends.engine._wheel import OPEN, TimerWheel, link, unlink
 
 
@@ -42,8 +42,9 @@ class Walk:
     """A publication that has begun: its targets, and an iterator that stands behind the latest one to begin.
 
     The walk takes no lock. Reading a target's `name` is its claim: a name, and the delivery has begun; None, and
-    it was cancelled before; DROPPED, and it was forgotten. How far the walk has come is read off the iterator, so that
-    nobody has to count along. Only who walks advances it: two threads on one iterator may get the same target.
+    it was cancelled before; LEAVING, and what becomes of it shows under the lock. How far the walk has come is read off
+    the iterator, so that nobody has to count along. Only who walks advances it: two threads on one iterator may get the
+    same target.
     """
 
     __slots__ = ("accounted", "decided", "iterator", "message", "stopped", "targets", "topic_name", "total")
@@ -83,7 +84,7 @@ class Walk:
         events = []
         for target in self.targets:
             if target.name is not None:
-                target.name = DROPPED
+                target.name = LEAVING
                 events.append(target.event)
                 target.event = None
         return events
@@ -129,11 +130,14 @@ class Burst:
         return True
 
     def stop(self) -> list[Timer]:
-        """Let nothing more of it begin; the timers that would have."""
+        """Let nothing more of it begin; the timers that would have.
+
+        From the last one to begin: so those that whoever delivers still takes meanwhile come before all of these.
+        """
         rest = []
         while self.timers:
             try:
-                rest.append(self.timers.pop())
+                rest.append(self.timers.pop(0))
             except IndexError:  # whoever delivers took the last one at this moment
                 break
         self.total -= len(rest)

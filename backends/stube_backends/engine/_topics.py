@@ -9,18 +9,17 @@ Tombstones never outnumber the living, so joining and leaving are amortised O(1)
 
 from __future__ import annotations
 
-from itertools import count
 from typing import Final
 
 from stube import EventSpec
 from stube_backends.engine._arguments import PlainEvent, name_of, public_event
 
 _SMALL: Final = 32  # live subscriptions
-_epochs: Final = count()  # no two indexes have had the same
 
-DROPPED: Final = "".join(("drop", "ped"))
-"""The name of a subscription that a reset forgot while its topic was being delivered. Known by its identity, which no
-event of a host's has, for it is interned nowhere."""
+LEAVING: Final = "".join(("leav", "ing"))
+"""The name of a subscription that somebody who holds the lock is ending together with others. Whoever delivers and
+reads it waits for the lock before it goes on, so that all of them end at once. Known by its identity, which no event of
+a host's has, for it is interned nowhere."""
 
 
 class Subscription:
@@ -75,13 +74,25 @@ class Topic:
         return targets
 
 
+class Epoch:
+    """What indexes that belong together share: `now` is another object after each topic that came to one of them.
+
+    Whoever reads it, looks without a lock for a topic, and then finds it unchanged has missed none that was there.
+    """
+
+    __slots__ = ("now",)
+
+    def __init__(self) -> None:
+        self.now = object()
+
+
 class TopicIndex:
     """`{topic: its subscriptions}` and the exact inverse `{cid: {instance: {topic: subscription}}}`."""
 
     __slots__ = ("by_cid", "count", "epoch", "topics")
 
-    def __init__(self) -> None:
-        self.epoch = next(_epochs)  # another one for each topic that comes; see `ShardedRegistry.publish`
+    def __init__(self, epoch: Epoch | None = None) -> None:
+        self.epoch = epoch or Epoch()
         self.topics: dict[str, Topic] = {}
         self.by_cid: dict[str, dict[str, dict[str, Subscription]]] = {}
         self.count = 0
@@ -102,15 +113,20 @@ class TopicIndex:
         subscription = subscriptions[topic_name] = Subscription(cid, instance_id, topic_name, event)
         topic = self.topics.get(topic_name)
         if topic is None:
-            self.epoch = next(_epochs)
             topic = self.topics[topic_name] = Topic()
         topic.entries.append(subscription)
         topic.live += 1
         self.count += 1
+        if topic.live == 1:
+            self.epoch.now = object()  # behind the topic: who reads it before and looks for the topic after finds it
         return None
 
     def remove(self, cid: str, instance_id: str | None, topic_name: str | None) -> list[PlainEvent | None]:
-        """Remove the subscriptions that fit; their events, which the caller drops where user code may run."""
+        """Remove the subscriptions that fit; their events, which the caller drops where user code may run.
+
+        All at once, also for those who look without the lock: nobody finds a topic gone, and whoever delivers passes
+        nobody over, before all that leave are marked.
+        """
         instances = self.by_cid.get(cid, {})
         if instance_id is None:
             removed = [entry for subscriptions in instances.values() for entry in subscriptions.values()]
@@ -127,6 +143,9 @@ class TopicIndex:
                 del instances[instance_id]
                 if not instances:
                     del self.by_cid[cid]
+        if len(removed) > 1:
+            for entry in removed:
+                entry.name = LEAVING
         events = [self._bury(entry) for entry in removed]
         if not self.by_cid:
             self.by_cid.clear()  # an empty dict keeps the table of its fullest day; this gives it back

@@ -1,0 +1,236 @@
+"""What ends together ends at once, also for those who take no lock: whoever delivers a walk or a burst, and whoever
+looks whether a topic is there, whether a handle's timer is over, or whether a registry is closed.
+
+Whoever delivers is put in at two lines of the operation, at every pair of them, as another thread would come in there;
+what it may deliver must be what it would have delivered either before the operation or, the rest, not at all.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any, Final
+
+import pytest
+
+from stube import Event, Stats
+from stube.testing._drive import PATIENCE
+from stube_backends.engine import LEAVING, SLOT_BITS, Burst, Engine, Timer, Walk
+from stube_backends.memory import MemoryRegistry
+
+SLOT: Final = 1 << SLOT_BITS
+
+
+class Nobody:
+    """Whom the handles of these timers never ask."""
+
+    def cancel_timer(self, timer: Timer) -> bool:
+        raise AssertionError
+
+
+def with_steps(operation: Callable[[], object], step: Callable[[], object], *at: int) -> bool:
+    """Run it and put in a step at some of its lines, counted from 0; whether it had all of these lines."""
+    lines = 0
+
+    def trace(frame: FrameType, kind: str, _: object) -> Any:
+        nonlocal lines
+        if "stube_backends" not in frame.f_code.co_filename:
+            return None
+        if kind == "line":
+            for _ in range(at.count(lines)):
+                step()
+            lines += 1
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        operation()
+    finally:
+        sys.settrace(before)
+    return lines > max(at)
+
+
+def pairs_of_lines(attempt: Callable[[int, int], bool]) -> Iterator[tuple[int, int]]:
+    """Every pair of lines of what `attempt` runs, until it says that it has no such line; the first not later."""
+    last = 0
+    while attempt(last, last):
+        yield from ((first, last) for first in range(last))
+        last += 1
+    assert last > 10, "the trace saw next to nothing of the operation"
+
+
+class WalkGoesOn:
+    """A publication to `b`, then twice to the conversation `a`, under way; and a topic that only `a` is in."""
+
+    def __init__(self) -> None:
+        self.engine = engine = Engine(None)
+        engine.subscribe("a", "2", "other", "said")
+        engine.subscribe("b", "1", "t", "said")
+        engine.subscribe("a", "1", "t", "said")
+        engine.subscribe("a", "2", "t", "said")
+        engine.publish("t", "message", 0)
+        walk = engine.begin(0)
+        assert isinstance(walk, Walk)
+        self.walk = walk
+        next(walk.iterator)
+        self.waits = False
+        self.delivered: list[str] = []
+        self.passed_over: list[str] = []
+
+    def step(self) -> None:
+        """Look without the lock, and take the next target unless that would mean to wait for the lock."""
+        over = "other" not in self.engine.topics.topics or self.engine.closed
+        target = None if self.waits else next(self.walk.iterator, None)
+        if target is None:
+            return
+        if target.name is LEAVING:
+            self.waits = True
+        elif target.name is None:
+            self.passed_over.append(target.instance_id)
+        else:
+            assert not over, "what ended together with others begins after they have been seen to be over"
+            assert not self.passed_over, "one begins behind one that ended together with it"
+            self.delivered.append(target.instance_id)
+
+    def check(self) -> None:
+        engine = self.engine
+        rest = self.walk.total - 1 - len(self.delivered)
+        stopped = self.walk.stopped
+        list(self.walk.iterator)
+        engine.finish_walk(self.walk, 1 + len(self.delivered), 0 if stopped else rest, 0, rest if stopped else 0)
+        engine._check()
+        assert engine.ledger.queued == 0
+
+
+@pytest.mark.parametrize("operation", ["end", "reset", "close"])
+def test_what_a_walk_still_delivers_while_its_targets_end_together(operation: str) -> None:
+    """Fault: `a` is passed over once and then delivered to; or delivered to when it has been seen to have left (G5, G7,
+    G18)."""
+
+    def attempt(first: int, second: int) -> bool:
+        case = WalkGoesOn()
+        engine = case.engine
+        run = {"end": lambda: engine.unsubscribe("a", None, None), "reset": engine.reset, "close": engine.close}
+        there = with_steps(run[operation], case.step, first, second)
+        case.check()
+        return there
+
+    for first, second in pairs_of_lines(attempt):
+        attempt(first, second)
+
+
+def test_what_a_walk_still_delivers_while_one_instance_leaves_all_its_topics() -> None:
+    """Fault: a publication finds that it has left a topic, and after that it begins what was queued on another."""
+
+    def attempt(first: int, second: int) -> bool:
+        case = WalkGoesOn()
+        case.step()
+        there = with_steps(lambda: case.engine.unsubscribe("a", "2", None), case.step, first, second)
+        case.check()
+        return there
+
+    for first, second in pairs_of_lines(attempt):
+        attempt(first, second)
+
+
+class BurstGoesOn:
+    """Timers of the conversation `a` that are due, one of them of `b`; and one that is not due yet."""
+
+    def __init__(self) -> None:
+        self.engine = engine = Engine(None)
+        names = ["a", "a", "b", "a"]
+        self.timers = [
+            engine.schedule(Nobody(), cid, "1", SLOT + number, "tick", 0) for number, cid in enumerate(names, 1)
+        ]
+        self.later = engine.schedule(Nobody(), "a", "1", 5 * SLOT, "tick", 0)
+        engine.subscribe("a", "1", "t", "said")
+        assert engine.begin(SLOT) is None  # opens the slot
+        burst = engine.begin(SLOT + 9)
+        assert isinstance(burst, Burst)
+        self.burst = burst
+        self.delivered: list[Timer] = []
+
+    def step(self) -> None:
+        over = "t" not in self.engine.topics.topics or self.engine.closed
+        claimed = {*map(id, self.delivered)}
+        ended = [timer for timer in (*self.timers, self.later) if timer.group is None and id(timer) not in claimed]
+        if self.burst.timers:
+            timer = self.burst.timers.pop()
+            self.burst.delivered += 1
+            group = timer.group
+            assert group is not None, "a timer that is over was handed out"
+            if group.cid == "a":
+                assert not ended, "a timer begins when a handle has shown that another one of the cancelled is over"
+                assert not over, "a timer begins when what was forgotten together with it has been seen to be gone"
+            self.delivered.append(timer)
+
+
+@pytest.mark.parametrize("operation", ["cancel", "reset", "close"])
+def test_what_a_burst_still_delivers_while_its_timers_end_together(operation: str) -> None:
+    """Fault: a later timer begins though an earlier one of its conversation was cancelled or dropped with it (G2, G5,
+    G18)."""
+
+    def attempt(first: int, second: int) -> bool:
+        case = BurstGoesOn()
+        engine = case.engine
+        run = {"cancel": lambda: engine.cancel_timers("a", None), "reset": engine.reset, "close": engine.close}
+        there = with_steps(run[operation], case.step, first, second)
+        covered = [timer for timer in case.timers if operation != "cancel" or timer is not case.timers[2]]
+        begun = [timer for timer in case.delivered if timer in covered]
+        assert begun == covered[: len(begun)], "a later one begins, an earlier one never"
+        while case.burst.timers:
+            case.burst.timers.pop()
+            case.burst.delivered += 1
+        engine.finish_burst()
+        engine._check()
+        return there
+
+    for first, second in pairs_of_lines(attempt):
+        attempt(first, second)
+
+
+@pytest.mark.parametrize("by_reset", [False, True])
+def test_whoever_delivers_and_meets_one_that_leaves_waits_until_it_has_left(by_reset: bool) -> None:
+    """Fault: it goes on to the next target, or delivers the mark as a name, while the operation is half-way.
+
+    For 50 ms the operation stands still, with the walk before the target that leaves: what is wrong begins in them.
+    """
+    registry = MemoryRegistry()
+    engine = registry._core.engine
+    entered, let_go, seen = threading.Event(), threading.Event(), []
+
+    def dispatch(cid: str, event: Event) -> None:
+        seen.append((cid, event.name))
+        if cid == "first":
+            entered.set()
+            let_go.wait(PATIENCE)
+
+    registry.install_dispatch(dispatch)
+    for cid in ("first", "leaves", "stays"):
+        registry.subscribe(cid=cid, instance_id="main", topic="t", event=f"said to {cid}")
+    registry.publish("t", "message")
+    assert entered.wait(PATIENCE)
+
+    def leave_slowly() -> None:
+        engine.topics.by_cid["leaves"]["main"]["t"].name = LEAVING
+        let_go.set()
+        threading.Event().wait(0.05)
+        assert seen == [("first", "said to first")]
+        if by_reset:
+            engine.reset()
+        else:
+            engine.unsubscribe("leaves", None, None)
+
+    registry._core.exclusively(leave_slowly)
+    assert registry.settle(PATIENCE)
+    registry._check()
+    if by_reset:
+        assert seen == [("first", "said to first")]
+        assert registry.stats() == Stats(accepted=3, delivered=1, dropped=2)
+    else:
+        assert seen == [("first", "said to first"), ("stays", "said to stays")]
+        assert registry.stats() == Stats(accepted=3, delivered=2, cancelled=1, subscriptions=2)
+    assert registry.close(PATIENCE)
