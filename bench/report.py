@@ -9,7 +9,6 @@ target that is not mentioned there, in the words of its row, is named on the pag
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -17,11 +16,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from bench import pictures
+from bench.results import PARTS, ResultsError, read
 from bench.units import UNITS, counted, ratio, shown
 
 __all__ = ["Page", "Target", "main", "write"]
 
-FORMAT: Final = 1
 ANALYSIS: Final = Path(__file__).with_name("analysis.md")
 _OWN: Final = ("memory", "virtual", "sharded")  # in this order; what else is judged comes behind
 _SENSES: Final[dict[str, Callable[[float, float], bool]]] = {
@@ -373,14 +372,10 @@ def write(results: Mapping[str, Any], folder: Path, analysis: str) -> list[str]:
     """Write RESULTS.md and its pictures into a folder; the warnings.
 
     Raises:
-        ValueError: the results are of another format, or contradict themselves.
+        ValueError: the results contradict themselves.
     """
-    if results.get("format") != FORMAT:
-        raise ValueError(
-            f"The results have the format {results.get('format')!r}, and this report reads {FORMAT}. Measure again."
-        )
-    warnings = [f"The results have no {name!r}." for name in _PARTS if results.get(name, ()) in ((), [], {})]
-    complete = {**_PARTS, **results}
+    warnings = [f"The results have no {name!r}." for name in PARTS if results.get(name, ()) in ((), [], {})]
+    complete = {**PARTS, **results}
     own = _in_order({*_OWN, *(row["backend"] for row in complete["targets"])})
     page = Page(complete, analysis, pictures.draw(complete["series"], own, folder))
     missing = [name for name in pictures.PICTURES if name not in page.plots]
@@ -388,18 +383,6 @@ def write(results: Mapping[str, Any], folder: Path, analysis: str) -> list[str]:
     warnings += [f"A target is missed and bench/analysis.md does not mention it: {work}." for work in page.unexplained]
     (folder / "RESULTS.md").write_text(page.text(), encoding="utf-8")
     return warnings
-
-
-_PARTS: Final[Mapping[str, Any]] = {
-    "targets": [],
-    "comparisons": [],
-    "series": {},
-    "memory": [],
-    "start_up": [],
-    "wakeups": [],
-    "operations": [],
-    "free_threaded": None,
-}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -418,9 +401,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     analysis = arguments.analysis.read_text(encoding="utf-8") if arguments.analysis.is_file() else ""
     try:
-        results = json.loads(arguments.results.read_text(encoding="utf-8"))
-        warnings = write(results, folder, analysis)
-    except (OSError, ValueError) as exc:
+        warnings = write(read(arguments.results), folder, analysis)
+    except (OSError, ValueError, ResultsError) as exc:
         print(f"report.py: {exc}", file=sys.stderr)
         return 1
     for warning in warnings:

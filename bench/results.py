@@ -7,6 +7,7 @@ import os
 import platform
 import sys
 from collections.abc import Mapping
+from copy import deepcopy
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any, Final
 
 from bench.rows.sharding import gil_enabled
 
-__all__ = ["FORMAT", "Results", "ResultsError", "empty", "machine", "merge_free_threaded", "merged", "read"]
+__all__ = ["FORMAT", "PARTS", "Results", "ResultsError", "empty", "machine", "merge_free_threaded", "merged", "read"]
 
 FORMAT: Final = 1
 Results = dict[str, Any]
@@ -37,6 +38,19 @@ class ResultsError(Exception):
     """A file of results cannot be used; the message says why and what to do."""
 
 
+PARTS: Final[Mapping[str, Any]] = {
+    "targets": [],
+    "comparisons": [],
+    "series": {},
+    "memory": [],
+    "start_up": [],
+    "wakeups": [],
+    "operations": [],
+    "free_threaded": None,
+}
+"""What there can be in a file of results, without a figure."""
+
+
 def empty(mode: str, rounds: int) -> Results:
     """Results of this machine, today, without a figure."""
     return {
@@ -45,14 +59,7 @@ def empty(mode: str, rounds: int) -> Results:
         "made": date.today().isoformat(),
         "rounds": rounds,
         "machine": machine(),
-        "targets": [],
-        "comparisons": [],
-        "series": {},
-        "memory": [],
-        "start_up": [],
-        "wakeups": [],
-        "operations": [],
-        "free_threaded": None,
+        **deepcopy(dict(PARTS)),
     }
 
 

@@ -393,7 +393,7 @@ def test_results_that_cannot_be_read_are_refused(
     file.write_text(json.dumps({**results, "format": 2}), encoding="utf-8")
     assert report.main([str(file)]) == 1
     assert capsys.readouterr().err == (
-        "report.py: The results have the format 2, and this report reads 1. Measure again.\n"
+        f"report.py: {file} is no file of results of format 1. Name one that bench/run.py has written.\n"
     )
     assert report.main([str(tmp_path / "nothing.json")]) == 1
     file.write_text("no JSON", encoding="utf-8")
