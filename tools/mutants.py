@@ -61,7 +61,7 @@ MODULES: Final = (
 )
 OWN: Final = "tests/backends/test_engine*.py"
 OTHERS: Final = ("tests/test_conformance.py", "tests/backends/test_virtual.py", "tests/backends/test_reentrancy.py")
-ON_VIRTUAL: Final = ("--stube-backend=virtual", "-k", "not [memory")
+ON_VIRTUAL: Final = ("--stube-backend=virtual", "-k", "not [memory and not [sharded")
 
 SLOW: Final = 0.1  # seconds; a test of the suite that takes longer belongs to the last stage
 PATIENCE: Final = 5  # times as long as the tests take without a mutant, and so many seconds: then they hang

@@ -119,7 +119,10 @@ class _Shard(ThreadedRegistry):
     def reset_locked(self, core: Core) -> list[Any]:
         return self._reset_locked(core, core.engine.reset)
 
-    def reset_later_locked(self, core: Core) -> list[Any]:
+    def halt_locked(self, core: Core) -> list[Any]:
+        return core.engine.halt()
+
+    def forget_locked(self, core: Core) -> list[Any]:
         return self._reset_locked(core, core.engine.forget_the_rest)
 
     def close_locked(self, core: Core) -> list[Any]:
@@ -302,7 +305,7 @@ class ShardedRegistry:
         return found
 
     def reset_state(self) -> None:
-        if self._together(self._each_locked, _Shard.reset_locked) is NESTED:
+        if self._together(self._all_locked, _Shard.halt_locked, _Shard.reset_locked) is NESTED:
             for shard in self._shards:  # the batons go at once, as they come: those put from now on must stay
                 shard.core.drop_later(shard.core.engine.forget_flows())
             self._later(self._reset_later)
@@ -312,7 +315,7 @@ class ShardedRegistry:
 
     def close(self, timeout: float | None = 5.0) -> bool:
         timeout = checked_timeout(timeout)
-        held = self._together(self._each_locked, _Shard.close_locked)
+        held = self._together(self._all_locked, _Shard.halt_locked, _Shard.forget_locked, _Shard.close_locked)
         if held is NESTED:
             for shard in self._shards:
                 shard.core.drop_later(shard.core.engine.refuse())
@@ -391,8 +394,12 @@ class ShardedRegistry:
     def _each_locked(self, cores: Sequence[Core], operation: Callable[..., Any], *arguments: Any) -> list[Any]:
         return [operation(shard, core, *arguments) for shard, core in zip(self._shards, cores, strict=True)]
 
+    def _all_locked(self, cores: Sequence[Core], *steps: Callable[[_Shard, Core], list[Any]]) -> list[Any]:
+        """One step on all shards before the next, so that whoever takes no lock sees none of them ahead by more."""
+        return [self._each_locked(cores, step) for step in steps]
+
     def _reset_later(self) -> None:
-        self._together(self._each_locked, _Shard.reset_later_locked)
+        self._together(self._all_locked, _Shard.halt_locked, _Shard.forget_locked)
         self._call_for_waiters()
 
     def _call_for_waiters(self) -> None:

@@ -20,6 +20,7 @@ from typing import Any, Final
 from stube import Delivery, Dispatch, Event, VirtualBackend, VirtualTimeError
 from stube_backends.engine import (
     EARLIEST,
+    NESTED,
     Burst,
     Core,
     Engine,
@@ -176,7 +177,11 @@ class VirtualRegistry(LocalRegistry):
 
     def next_due_ms(self) -> float | None:
         core = self._core
-        due: int | None = self._look(core, self._next_due_locked, core)
+        due = core.exclusively(self._next_due_locked, core)
+        if due is NESTED:  # the wheel may be half-way through a change, so it is not asked but gone through
+            engine = core.engine
+            instants = map(attrgetter("due"), engine.order.wheel)
+            due = self._time.now if _has_ready(engine) else min(instants, default=None)
         return None if due is None else milliseconds(due)
 
     def advance(self, step: float | timedelta, /) -> None:
@@ -341,11 +346,12 @@ class VirtualRegistry(LocalRegistry):
             self._window = None
 
     def _next_due_locked(self, core: Core) -> int | None:
-        engine = core.engine
-        burst, walk = engine.burst, engine.walk
-        if engine.order.arrivals or (walk is not None and walk.rest()) or (burst is not None and burst.timers):
-            return self._time.now
-        return engine.order.wheel.next_due()
+        return self._time.now if _has_ready(core.engine) else core.engine.order.wheel.next_due()
+
+
+def _has_ready(engine: Engine) -> bool:
+    burst, walk = engine.burst, engine.walk
+    return bool(engine.order.arrivals or (walk is not None and walk.rest()) or (burst is not None and burst.timers))
 
 
 def _describe_next(engine: Engine) -> str:

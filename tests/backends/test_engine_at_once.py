@@ -19,6 +19,7 @@ from stube import Event, Stats
 from stube.testing._drive import PATIENCE
 from stube_backends.engine import LEAVING, SLOT_BITS, Burst, Engine, Timer, Walk
 from stube_backends.memory import MemoryRegistry
+from stube_backends.sharded import ShardedRegistry
 
 SLOT: Final = 1 << SLOT_BITS
 
@@ -234,3 +235,41 @@ def test_whoever_delivers_and_meets_one_that_leaves_waits_until_it_has_left(by_r
         assert seen == [("first", "said to first"), ("stays", "said to stays")]
         assert registry.stats() == Stats(accepted=3, delivered=2, cancelled=1, subscriptions=2)
     assert registry.close(PATIENCE)
+
+
+@pytest.mark.parametrize("operation", ["reset_state", "close"])
+def test_no_shard_still_begins_what_another_one_has_been_seen_to_forget(operation: str) -> None:
+    """Fault: one shard after the other is stopped and emptied, so that a publication finds the first one empty and a
+    message of before begins in the second (G18)."""
+
+    def attempt(line: int) -> bool:
+        registry = ShardedRegistry(shards=2)
+        first, second = (shard.core.engine for shard in registry._shards)
+        first.subscribe("b", "1", "other", "said")
+        second.subscribe("a", "1", "t", "said")
+        second.subscribe("a", "2", "t", "said")
+        second.publish("t", "message", 0)
+        walk = second.begin(0)
+        assert isinstance(walk, Walk)
+        next(walk.iterator)
+        looked: list[bool] = []
+
+        def step() -> None:
+            seen = "other" not in first.topics.topics or first.closed
+            target = next(walk.iterator)
+            assert target.name is LEAVING or not seen, "it begins"
+            looked.append(target.name is LEAVING)
+
+        there = with_steps(getattr(registry, operation), step, line)
+        if not there:
+            next(walk.iterator)
+        dropped = looked == [True] or not there
+        second.finish_walk(walk, 2 - dropped, 0, 0, dropped)
+        registry._check()
+        registry.close()
+        return there
+
+    lines = 0
+    while attempt(lines):
+        lines += 1
+    assert lines > 20

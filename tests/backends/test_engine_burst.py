@@ -276,3 +276,11 @@ def test_a_delivered_timer_of_a_burst_keeps_its_payload_no_longer() -> None:
         del payload, event
         registry.advance(5)
     assert alive == [None] * 4
+
+
+def test_what_a_burst_still_holds_is_handed_back_in_the_order_in_which_it_would_begin() -> None:
+    """Fault: who takes it back in again turns equals round (G2)."""
+    _, burst, timers = burst_of("a", "b", "c", "d")
+    claim(burst)
+    assert burst.stop() == timers[1:]
+    assert burst.stop() == []

@@ -327,3 +327,55 @@ def test_whoever_looks_for_a_topic_meanwhile_looks_again() -> None:
     before = engine.topics.epoch.now
     mend(engine)
     assert engine.topics.epoch.now is not before
+
+
+def test_the_rest_of_a_burst_goes_back_in_its_order() -> None:
+    """Fault: equals that had been taken out together begin the other way round (G2)."""
+    engine = Engine(None)
+    for number in range(5):
+        engine.schedule(OWNER, "c", f"i{number % 2}", SLOT + 5, ("e", number), 0)
+    assert engine.begin(SLOT) is None  # opens the slot
+    assert isinstance(engine.begin(SLOT + 5), Burst)
+    engine.abandon()
+    mend(engine)
+    engine._check()
+    assert engine.begin(SLOT) is None
+    burst = engine.begin(SLOT + 5)
+    assert isinstance(burst, Burst)
+    assert [timer.event for timer in reversed(burst.timers)] == [("e", number) for number in range(5)]
+
+
+def test_equals_of_the_open_slot_stay_in_order() -> None:
+    """Fault: the open slot is gone through from its latest timer on (G2)."""
+    engine = Engine(None)
+    for number in range(5):
+        engine.schedule(OWNER, "c", f"i{number % 2}", SLOT + 5, ("e", number), 0)
+    assert engine.begin(SLOT) is None
+    mend(engine)
+    engine._check()
+    engine.begin(SLOT)
+    burst = engine.begin(SLOT + 5)
+    assert isinstance(burst, Burst)
+    assert [timer.event for timer in reversed(burst.timers)] == [("e", number) for number in range(5)]
+
+
+def test_the_targets_of_a_walk_whose_counting_was_lost_have_failed() -> None:
+    """Fault: what was delivered before the exception has no fate for ever (the ledger)."""
+    engine = Engine(None)
+    for number in range(4):
+        engine.subscribe(f"c{number}", "i", "t", "said")
+    engine.publish("t", "message", 0)
+    walk = engine.begin(0)
+    assert isinstance(walk, Walk)
+    next(walk.iterator)
+    engine.finish_walk(walk, 1, 0)
+    assert engine.begin(0) is walk
+    next(walk.iterator), next(walk.iterator)
+    engine.abandon()
+    engine._check()
+    assert (engine.ledger.delivered, engine.ledger.failed, engine.ledger.queued) == (1, 2, 1)
+    assert engine.begin(0) is walk
+    next(walk.iterator)
+    engine.abandon()
+    engine._check()
+    assert (engine.walk, engine.ledger.failed, engine.ledger.queued) == (None, 3, 0)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from stube.testing._drive import Injector, tracing
 from stube_backends.engine import (
     EARLIEST,
     FOREVER,
@@ -168,7 +169,7 @@ def test_a_shell_at_the_end_is_passed_over_and_the_next_one_comes() -> None:
         wheel.remove(timers[number])
         wheel._check()
     assert len(wheel.order) == 8  # the shells are still there
-    assert list(wheel) == timers[:3:-1]
+    assert list(wheel) == timers[4:]
     assert wheel.next_instant() == SLOT + 4
     assert len(wheel.order) == 5  # and not any more
     wheel.remove(timers[4])
@@ -271,6 +272,77 @@ def test_a_fine_slot_within_a_coarse_one_may_hold_the_earliest_timer() -> None:
     assert wheel.next_due() == near.due
     wheel.add(timer_due(2 * LONG + 2 * SLOT), LONG)
     assert (wheel.next_instant(), wheel.next_due()) == (2 * LONG, 2 * LONG + 2 * SLOT)
+
+
+def test_a_wheel_is_gone_through_in_an_order_that_keeps_equals_right() -> None:
+    """Fault: of equals, those of a younger coarse slot come behind those of an older fine one, or those of the open
+    slot turn round: who sorts them by their instants has them wrong (G2)."""
+    wheel, due = TimerWheel(), 2 * LONG + 7
+    wheel.add(timer_due(due - 1))  # the fine slot is there first
+    far, near = timer_due(due), timer_due(due)
+    wheel.add(far, LONG)
+    wheel.add(near)
+    assert list(wheel)[::2] == [far, near]
+    first, second = timer_due(5), timer_due(5)
+    wheel.add(first)
+    wheel.add(second)
+    assert wheel.take_due(4) is None
+    assert list(wheel)[:2] == [first, second]
+
+
+@pytest.mark.parametrize("wait", [0, LONG])
+def test_a_wheel_that_an_exception_finds_opening_a_slot_still_has_everything_in_order(wait: int) -> None:
+    """Fault: timers stand in no ring for a while, and whoever makes the wheel whole finds them by their groups alone,
+    in another order (G2). At every line of the opening."""
+    for at in range(1000):
+        wheel = TimerWheel()
+        timers = [timer_due(LONG + 9) for _ in range(4)]
+        for timer in timers:
+            wheel.add(timer, wait)
+        if wait:
+            timers.append(timer_due(LONG + 9))
+            wheel.add(timers[-1])
+        try:
+            with tracing(Injector(at, broken_off)):
+                wheel._open_earliest()
+        except KeyboardInterrupt:
+            found = wheel.order[::-1] + list(wheel)
+            assert sorted(map(id, found)) == sorted(map(id, timers)) or len(found) > len(timers)
+            assert [*dict.fromkeys(found)] == timers
+        else:
+            assert at > 10
+            return
+
+
+def broken_off() -> None:
+    """What a signal handler may do."""
+    raise KeyboardInterrupt
+
+
+def test_a_reader_whose_timer_went_to_another_slot_is_told() -> None:
+    """Fault: it goes round the other ring for ever, for it never meets the head that it started from (G20)."""
+    wheel, timers = TimerWheel(), [timer_due(LONG + 9) for _ in range(4)]
+    for timer in timers:
+        wheel.add(timer, LONG)
+    (slot,) = wheel.slots.values()
+    reader = iter(slot)
+    assert [next(reader), next(reader)] == timers[:2]
+    assert wheel.take_due(LONG) is None
+    with pytest.raises(RuntimeError, match="meanwhile"):
+        list(reader)
+
+
+@pytest.mark.parametrize("first", ["near", "middle"])
+def test_the_numbers_of_slots_that_are_gone_go_as_well(first: str) -> None:
+    """Fault: they are swept only when the slot that goes is not the earliest (G13)."""
+    wheel = TimerWheel()
+    near, middle = ([timer_due(SLOT * (start + number)) for number in range(200)] for start in (1, 300))
+    for timer in (*near, *middle, timer_due(SLOT * 600), timer_due(SLOT * 299)):
+        wheel.add(timer)
+    for timer in (*middle, *near) if first == "middle" else (*near, *middle):
+        wheel.remove(timer)
+        wheel._check()
+    assert len(wheel.numbers) + len(wheel.fresh) <= 36
 
 
 @pytest.mark.usefixtures("uncollected")

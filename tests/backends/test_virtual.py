@@ -15,7 +15,7 @@ from typing import Any, Final
 import pytest
 
 from stube import Delivery, Event, RegistryClosed, Stats, VirtualTimeError
-from stube.testing._drive import PATIENCE, check_ledger, run_threads, watchdog
+from stube.testing._drive import PATIENCE, Injector, check_ledger, run_threads, tracing, watchdog
 from stube_backends.virtual import VirtualRegistry, create
 
 HOUR: Final = 3_600_000
@@ -923,3 +923,38 @@ def test_an_interrupt_that_leaves_the_last_delivery_leaves_nothing_that_holds_th
     with pytest.raises(KeyboardInterrupt):
         registry.settle()
     assert not any(registry.sizes().values()), registry.sizes()
+
+
+@pytest.mark.parametrize("operation", ["schedule", "cancel", "cancel_timers", "advance", "reset"])
+def test_the_next_due_instant_may_be_asked_for_at_every_line_of_an_operation(operation: str) -> None:
+    """Fault: a finalizer that asks meets a wheel half-way through a change: an error, or it tidies what the operation
+    is about to tidy (G20)."""
+
+    def attempt(at: int) -> bool:
+        registry = VirtualRegistry()
+        handles = [
+            registry.schedule_event(cid=f"c{number % 2}", instance_id="i", delay_ms=delay, event="tick")
+            for number, delay in enumerate((1, 1, 2, 300, 5_000, 5_001, 9_000))
+        ]
+        registry.advance(0.5)
+        handles[2].cancel()
+        work: dict[str, Callable[[], object]] = {
+            "schedule": lambda: registry.schedule_event(cid="c9", instance_id="i", delay_ms=700, event="tick"),
+            "cancel": handles[0].cancel,
+            "cancel_timers": lambda: registry.cancel_timers("c0"),
+            "advance": lambda: registry.advance(6_000),
+            "reset": registry.reset_state,
+        }
+        found: list[float | None] = []
+        injector = Injector(at, lambda: found.append(registry.next_due_ms()))
+        with tracing(injector):
+            work[operation]()
+        assert injector.fired == "" or len(found) == 1
+        registry._check()
+        registry.close()
+        return bool(injector.fired)
+
+    lines = 0
+    while attempt(lines):
+        lines += 1
+    assert lines > 10

@@ -355,13 +355,12 @@ class Engine:
         self.account()
         burst, ledger = self.burst, self.ledger
         assert burst is not None
-        begun = burst.accounted
-        ledger.running -= 1
-        ledger.delivered += burst.delivered
-        ledger.failed += begun - burst.delivered
+        begun, delivered = burst.accounted, burst.delivered
         self.running_cid = None
-        burst.total -= begun
-        burst.accounted = burst.delivered = 0
+        fates = (ledger.running - 1, ledger.delivered + delivered, ledger.failed + begun - delivered)
+        left = (burst.total - begun, 0, 0)
+        # In one go, so that an exception out of nowhere finds all of them counted or none.
+        (ledger.running, ledger.delivered, ledger.failed), (burst.total, burst.accounted, burst.delivered) = fates, left
         if burst.timers:
             return True
         self.burst = None
@@ -371,12 +370,10 @@ class Engine:
         """Count the fates of a walk's targets, as far as they are decided; forget the walk when all are."""
         self.account()
         ledger = self.ledger
-        ledger.running -= 1
-        ledger.delivered += delivered
-        ledger.cancelled += cancelled
-        ledger.failed += failed
-        ledger.dropped += dropped
-        walk.decided += delivered + cancelled + failed + dropped
+        some = (ledger.running - 1, ledger.delivered + delivered, ledger.cancelled + cancelled, ledger.failed + failed)
+        rest = (ledger.dropped + dropped, walk.decided + delivered + cancelled + failed + dropped)
+        # In one go, as above.
+        (ledger.running, ledger.delivered, ledger.cancelled, ledger.failed), (ledger.dropped, walk.decided) = some, rest
         if walk.stopped:
             self._drop_rest(walk)
         elif walk.begun == walk.total:
@@ -387,14 +384,13 @@ class Engine:
         go on the next time."""
         if not self.ledger.running:
             return
+        walk = self.walk
         if self.burst is not None:
             self.finish_burst()
-        elif self.walk is None:
+        elif walk is None:
             self.finish_timer(failed=True)
         else:
-            self.ledger.running -= 1
-            if self.walk.stopped:
-                self._drop_rest(self.walk)
+            self.finish_walk(walk, 0, 0, failed=walk.begun - walk.decided)  # what became of them is lost
 
     def _drop_rest(self, walk: Walk) -> None:
         """Count the fates of what has not begun of a walk that nobody walks; and forget the walk."""
@@ -457,20 +453,10 @@ class Engine:
 
         What begins without the lock is stopped before anything that shows without the lock is gone.
         """
-        ledger, walk = self.ledger, self.walk
-        entries: list[Any] = []
-        held: list[Any] = [entries, walk, self.topics]
-        if walk is not None:
-            held.append(walk.stop())
-            if not ledger.running:  # it was broken off
-                self._drop_rest(walk)
-        if self.burst is not None:
-            entries += self.burst.stop()
-            self.account()
-            if not ledger.running:
-                self.burst = None
+        ledger = self.ledger
+        held = [*self.halt(), self.topics]
         self.groups.clear()
-        entries += self.order.clear()
+        entries = self.order.clear()
         ledger.dropped += ledger.timers
         ledger.timers = ledger.queued = 0
         living: dict[tuple[int, int], int] = {}  # of each list, up to each length: counted once, for many publications
@@ -483,8 +469,31 @@ class Engine:
                 key = (id(entry.entries), entry.length)
                 if key not in living:
                     living[key] = _live(entry.entries[: entry.length])
+                held.append(entry)
                 self._drop_messages(entry.targeted, living[key])
         self.topics = TopicIndex(self.topics.epoch)
+        return held
+
+    def halt(self) -> list[Any]:
+        """Drop what would still begin without the lock, the rest of a walk or of a burst; what was held."""
+        self.account()
+        ledger, walk, burst = self.ledger, self.walk, self.burst
+        held: list[Any] = [walk]
+        if walk is not None and not walk.stopped:
+            ledger.queued -= walk.total - walk.accounted  # whoever walks counts their fates
+            held.append(walk.stop())
+            if not ledger.running:  # it was broken off
+                self._drop_rest(walk)
+        if burst is not None:
+            rest = burst.stop()
+            self.account()
+            ledger.timers -= len(rest)
+            ledger.dropped += len(rest)
+            for timer in rest:
+                held.append(timer.event)
+                timer.event = timer.group = timer.after = None
+            if not ledger.running:
+                self.burst = None
         return held
 
     def _drop_messages(self, count: int, live: int) -> None:

@@ -47,8 +47,10 @@ def mend(engine: Engine) -> None:
 
 def _mend_timers(engine: Engine, arrivals: list[Timer | Publication], burst: list[Timer]) -> int:
     """Every timer that one of the two structures still knows is pending in both; how many."""
-    # Sorting keeps ties as they lie in their slots, in the order of acceptance; strangers to the wheel come last.
-    waiting = burst + sorted(engine.order.wheel, key=lambda timer: timer.due)
+    # Sorting keeps ties as they lie in their slots, in the order of acceptance; strangers to the wheel come last. What
+    # was being opened lies in `order`, where not all timers are marked.
+    wheel = engine.order.wheel
+    waiting = burst + wheel.order[::-1] + sorted(wheel, key=lambda timer: timer.due)
     for groups in engine.groups.by_cid.values():
         for group in groups.values():
             waiting += group

@@ -130,7 +130,7 @@ class Burst:
         return True
 
     def stop(self) -> list[Timer]:
-        """Let nothing more of it begin; the timers that would have.
+        """Let nothing more of it begin; the timers that would have, in the order in which they would.
 
         From the last one to begin: so those that whoever delivers still takes meanwhile come before all of these.
         """
@@ -141,6 +141,7 @@ class Burst:
             except IndexError:  # whoever delivers took the last one at this moment
                 break
         self.total -= len(rest)
+        rest.reverse()
         return rest
 
 

@@ -63,9 +63,11 @@ class Slot:
 
     def __iter__(self) -> Iterator[Timer]:
         timer = self.after
-        while timer is not self:
+        while type(timer) is Timer:
             yield timer
             timer = timer.after
+        if timer is not self:  # a reader without the lock, while the ring is dissolved
+            raise RuntimeError("timers have gone to another slot meanwhile")
 
 
 class TimerWheel:
@@ -195,9 +197,10 @@ class TimerWheel:
             self.slots.clear()  # gives the table back
             self.numbers.clear()
             self.fresh.clear()
-        elif slot.number == self.first:
+            return
+        if slot.number == self.first:
             self.first = self._earliest()
-        elif len(self.numbers) + len(self.fresh) > 2 * len(self.slots) + _FEW:
+        if len(self.numbers) + len(self.fresh) > 2 * len(self.slots) + _FEW:
             self.numbers = SortedList(self.slots)
             self.fresh.clear()
 
@@ -226,35 +229,35 @@ class TimerWheel:
         """
         assert self.first is not None
         slot = self.slots[self.first]
+        if not slot.number & 1:
+            self._spread(slot)
+            return self.order
         order: list[Timer] = []
         timer = slot.after
         while timer is not slot:  # `list(slot)`, written out (0.05 us of 0.9)
             order.append(timer)
             timer = timer.after
+        order.sort(key=_due)
+        order.reverse()
+        self.order = order  # before the ring is cut, so that `mend` finds the timers in their order
         self.drop(slot)
-        if not slot.number & 1:
-            self._spread(order)
-            return self.order
         for timer in order:
             timer.after = OPEN
             del timer.before
-        order.sort(key=_due)
-        order.reverse()
-        self.order = order
         self.number = slot.number
         self.live = len(order)
         return order
 
-    def _spread(self, timers: list[Timer]) -> None:
-        """Link the timers of a coarse slot into fine ones, before those that are there: they were accepted first."""
-        for timer in reversed(timers):
+    def _spread(self, slot: Slot) -> None:
+        """Link the timers of a coarse slot into fine ones, before those that are there: they were accepted first. From
+        the last one on, so that broken off half-way they are still in order."""
+        while (timer := slot.before) is not slot:
             number = timer.due >> HALF_BITS | 1
-            slot = self.find_slot(number) or self._new_slot(number)
-            first = slot.after
-            timer.before = slot
-            timer.after = first
-            slot.after = timer
-            first.before = timer
+            fine = self.find_slot(number) or self._new_slot(number)
+            before, first = timer.before, fine.after
+            before.after, timer.after, fine.after = slot, first, timer  # in one go, so that it always stands in a ring
+            slot.before, timer.before, first.before = before, fine, timer
+        self.drop(slot)
 
     def _tidy(self) -> None:
         """Drop the shells, now that they outnumber the living; and close the slot when nobody lives in it."""
@@ -263,9 +266,10 @@ class TimerWheel:
             self.number = None
 
     def __iter__(self) -> Iterator[Timer]:
-        for slot in self.slots.values():  # in no order
+        """Equals in the order in which they would begin: of a stretch of time the coarse slot before the fine ones."""
+        yield from [timer for timer in reversed(self.order) if timer.after is OPEN]
+        for _, slot in sorted(self.slots.items()):
             yield from slot
-        yield from [timer for timer in self.order if timer.after is OPEN]
 
     def _check(self) -> None:
         self.numbers._check()  # type: ignore[attr-defined]
