@@ -171,8 +171,8 @@ FAULTS: Final[tuple[Fault, ...]] = (
         "G4",
         "what arrives last is taken first",
         ENGINE + "_order.py",
-        "        link(entry, self.arrivals)\n",
-        "        link(entry, self.arrivals.after)\n",
+        "        arrivals = self.arrivals\n        last =",
+        "        arrivals = self.arrivals.after\n        last =",
         ("test_order.py::test_one_publishers_messages_reach_every_subscriber_in_order",),
     ),
     Fault(

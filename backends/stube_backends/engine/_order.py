@@ -15,7 +15,7 @@ from typing import Any, Final, TypeAlias
 
 from stube_backends.engine._timers import Timer
 from stube_backends.engine._topics import LEAVING, Subscription, Topic
-from stube_backends.engine._wheel import OPEN, TimerWheel, link, unlink
+from stube_backends.engine._wheel import OPEN, TimerWheel, unlink
 
 
 class Publication:
@@ -23,7 +23,7 @@ class Publication:
 
     __slots__ = ("after", "before", "due", "entries", "length", "message", "targeted", "topic", "topic_name")
 
-    # No __init__: the engine sets the fields, and `link` the rest (0.1 us of 0.6).
+    # No __init__: the engine sets the fields, and `add_arrival` the links (0.1 us of 0.6).
     after: Any
     before: Any
     due: int
@@ -182,7 +182,12 @@ class ReadyOrder:
 
         A timer with a delay goes to the wheel; and to remove a timer, wherever it stands, is the wheel's as well.
         """
-        link(entry, self.arrivals)
+        arrivals = self.arrivals
+        last = arrivals.before  # as in `TimerWheel.add`
+        entry.before = last
+        entry.after = arrivals
+        last.after = entry
+        arrivals.before = entry
 
     def take(self, now: int) -> Arrival | None:
         """Take out what must begin next, of all that is ready at `now`."""

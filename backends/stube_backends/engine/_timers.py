@@ -47,7 +47,7 @@ class Timer:
     older: Any
     newer: Any
 
-    # No __init__: whoever makes a timer sets `due` and `event`, `TimerGroups.add` and `link` the rest (0.1 us of 1.2).
+    # No __init__: whoever makes a timer sets `due` and `event`, `TimerGroups` and the wheel the rest (0.1 us of 1.2).
 
     @classmethod
     def detached(cls, event: PlainEvent, group: Group) -> Timer:

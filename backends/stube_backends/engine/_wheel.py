@@ -108,7 +108,7 @@ class TimerWheel:
                 self.live += 1
                 return
             slot = self._new_slot(number)
-        last = slot.before  # `link`, written out
+        last = slot.before  # every prefix of these lines leaves the forward ring whole, for who interrupts them
         timer.before = last
         timer.after = slot
         last.after = timer
@@ -298,18 +298,6 @@ class TimerWheel:
 def _begins(number: int) -> int:
     """The instant at which a slot begins."""
     return (number & -2) << HALF_BITS
-
-
-def link(timer: Any, ring: Any) -> None:
-    """Put an entry last in a ring, a slot's or that of the arrivals.
-
-    Every prefix of these lines leaves the forward ring whole, for a reader that interrupts them.
-    """
-    last = ring.before
-    timer.before = last
-    timer.after = ring
-    last.after = timer
-    ring.before = timer
 
 
 def unlink(entry: Any) -> None:
