@@ -84,13 +84,12 @@ class TimerWheel:
     schedule.)
     """
 
-    __slots__ = ("find_slot", "first", "fresh", "live", "number", "numbers", "order", "slots")
+    __slots__ = ("first", "fresh", "live", "number", "numbers", "order", "slots")
 
     def __init__(self) -> None:
         self.slots: dict[int, Slot] = {}  # the closed ones, by number
         self.numbers: SortedList[int] = SortedList()
         self.fresh: list[int] = []
-        self.find_slot = self.slots.get
         self.first: int | None = None  # the number of the earliest closed slot; None without one
         self.number: int | None = None  # of the open slot; None when none is open
         self.order: list[Timer] = []
@@ -99,7 +98,7 @@ class TimerWheel:
     def add(self, timer: Timer, wait: int = 0) -> None:
         """Take in a timer that is due later than the latest instant that was collected, by `wait` at least."""
         number = timer.due >> HALF_BITS | 1 if wait < LONG else timer.due >> COARSE_BITS << COARSE_STEP
-        slot = self.find_slot(number)
+        slot = self.slots.get(number)
         if slot is None:
             if number == self.number:
                 # Leftmost among its equals: `order` is walked from its end, so a later comer goes behind them.
@@ -253,7 +252,7 @@ class TimerWheel:
         the last one on, so that broken off half-way they are still in order."""
         while (timer := slot.before) is not slot:
             number = timer.due >> HALF_BITS | 1
-            fine = self.find_slot(number) or self._new_slot(number)
+            fine = self.slots.get(number) or self._new_slot(number)
             before, first = timer.before, fine.after
             before.after, timer.after, fine.after = slot, first, timer  # in one go, so that it always stands in a ring
             slot.before, timer.before, first.before = before, fine, timer
