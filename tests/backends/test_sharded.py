@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import os
 import re
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -205,12 +206,26 @@ def test_every_way_to_name_it_gives_so_many_shards(spec: Any, options: dict[str,
         assert repr(registry) == "<ShardedRegistry: 7 shards, 0 timers, 0 queued>"
 
 
-@pytest.mark.parametrize(("processors", "expected"), [(1, 5), (2, 6), (8, 12), (28, 32), (64, 32), (None, 5)])
-def test_the_default_is_that_of_a_thread_pool(
-    monkeypatch: pytest.MonkeyPatch, processors: int | None, expected: int
+@pytest.mark.parametrize(
+    ("processors", "gil", "expected"),
+    [
+        (1, True, 5),
+        (2, True, 6),
+        (8, True, 12),
+        (28, True, 32),
+        (64, True, 32),
+        (None, True, 5),
+        (2, False, 12),
+        (12, False, 32),
+        (64, False, 32),
+    ],
+)
+def test_the_default_is_that_of_a_thread_pool_or_twice_that_where_threads_run_side_by_side(
+    monkeypatch: pytest.MonkeyPatch, processors: int | None, gil: bool, expected: int
 ) -> None:
     """Fault: one shard on a small machine, or hundreds of threads on a large one."""
     monkeypatch.setattr(os, "cpu_count", lambda: processors)
+    monkeypatch.setattr(sys, "_is_gil_enabled", lambda: gil, raising=False)
     with create() as registry:
         assert isinstance(registry, ShardedRegistry)
         assert len(registry._shards) == expected
