@@ -5,6 +5,7 @@ The broken registries are selected as a third party's would be: `tests.test_mode
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import threading
 import traceback
@@ -21,7 +22,7 @@ from stube.testing import _random_programs
 from stube.testing._comparing import Comparer, Difference
 from stube.testing._drive import failures_unlogged
 from stube.testing._model import ANY_FIGURE, Latitude, Model
-from stube.testing._programs import FIRST, Program, Raised
+from stube.testing._programs import FIRST, Call, CancelHandle, Program, Raised, Stage
 from stube.testing._random_programs import compare_programs, exact_programs, settled_programs, soak_programs
 
 
@@ -443,3 +444,46 @@ class Restless(Eager):
 def create_restless(*, max_pending: int | None = 1_000_000, on_error: Any = None) -> stube.Backend:
     """Make one."""
     return cast("stube.Backend", Restless(max_pending=max_pending, on_error=on_error))
+
+
+class Late(_Wrapped):
+    """What is scheduled has been delivered when the call returns, as may happen with a thread that delivers."""
+
+    def schedule_event(self, **named: Any) -> Any:
+        handle = self.registry.schedule_event(**named)
+        with contextlib.suppress(RuntimeError):  # from inside a delivery
+            self.registry.settle()
+        return handle
+
+
+def test_handles_are_counted_in_the_order_of_the_calls_whoever_returns_first() -> None:
+    """Fault: what a handler schedules takes the place of the timer that it is the delivery of, and a later cancel is of
+    another timer on the model than on the backend."""
+
+    def schedule(delay: int, event: str) -> Call:
+        named = {"cid": "c1", "instance_id": "i", "delay_ms": delay, "event": event}
+        return Call("schedule_event", named=tuple(named.items()))
+
+    stage = Stage({"first": (schedule(10_000_000, "second"),)})
+    with Late("memory", {"on_error": stage.on_error}) as stage.registry:
+        stage.registry.install_dispatch(stage.dispatch)
+        assert stage.perform(schedule(0, "first")) is None
+        assert stage.perform(CancelHandle("c1", 0)) is False
+        assert stage.perform(CancelHandle("c1", 1)) is True
+        assert stage.perform(schedule(-1, "")) == Raised(ValueError)
+        assert stage.perform(CancelHandle("c1", 2)) == Raised(IndexError)
+
+
+def test_a_handle_that_is_about_to_come_is_waited_for() -> None:
+    """Fault: a handler cancels its own timer before the call that scheduled it has returned the handle, and an error
+    of these programs is taken for one of the backend."""
+    stage = Stage({})
+    stage.handles["c1"].append(None)
+    answers: list[object] = []
+    canceller = threading.Thread(target=lambda: answers.append(stage.perform(CancelHandle("c1", 0))))
+    with stube.create_registry("memory") as registry:
+        handle = registry.schedule_event(cid="c1", instance_id="i", delay_ms=10_000_000, event="e")
+        canceller.start()
+        stage.handles["c1"][0] = handle
+        canceller.join()
+    assert answers == [True]

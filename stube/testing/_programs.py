@@ -10,6 +10,7 @@ What an operation answers is compared later, so whatever it raises is an answer 
 from __future__ import annotations
 
 import re
+import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -44,6 +45,8 @@ __all__ = [
 
 MOST_CALLBACKS: Final = 8
 """How many deliveries of a conversation do what the table says, so that handlers which feed themselves have an end."""
+
+_LOOKS: Final = 1000  # a millisecond apart, for a handle that another thread is about to put into its place
 
 # The things that programs are made of.
 
@@ -176,10 +179,18 @@ class Call:
         """Do it; what it returns."""
         positional = [_resolved(value, cid) for value in self.positional]
         named = {name: _resolved(value, cid) for name, value in self.named}
-        answer = getattr(stage.registry, self.name)(*positional, **named)
+        operation = partial(getattr(stage.registry, self.name), *positional, **named)
         if self.name != "schedule_event":
-            return answer
-        stage.handles[named["cid"]].append(answer)
+            return operation()
+        # Its place comes first: another thread may deliver it, and that handler schedule, before this call returns.
+        handles = stage.handles[named["cid"]] if isinstance(named["cid"], str) else []
+        place = len(handles)
+        handles.append(None)
+        try:
+            handles[place] = operation()
+        except BaseException:
+            del handles[place]
+            raise
         return None
 
     def source(self) -> str:
@@ -198,7 +209,12 @@ class CancelHandle:
 
     def perform(self, stage: Stage, cid: str | None) -> Any:
         """Do it; whether this call prevented the delivery."""
-        return stage.handles[_resolved(self.cid, cid)][self.index].cancel()
+        handles = stage.handles[_resolved(self.cid, cid)]
+        for _ in range(_LOOKS):
+            if handles[self.index] is not None:
+                break
+            time.sleep(0.001)  # the call that will return it is under way in another thread
+        return handles[self.index].cancel()
 
     def source(self) -> str:
         """The call as Python source."""
