@@ -28,7 +28,7 @@ from stube_backends.engine._topics import Epoch, Subscription, TopicIndex
 from stube_backends.engine._wheel import COARSE_BITS, COARSE_STEP, HALF_BITS, LONG, OPEN, Slot
 
 _NO_BOUND: Final = 1 << 62
-_MANY_FLOWS: Final = 1024  # a table of batons that was larger than this is given back when it empties
+_MANY_FLOWS: Final = 64  # a table of batons that was larger than this is given back when it empties
 _SMALL_TABLE: Final[dict[str, Any]] = {"": None}  # no conversation has this name
 
 
