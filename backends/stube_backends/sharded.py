@@ -234,7 +234,7 @@ class ShardedRegistry:
             return self._schedule_later(shard, cid, instance_id, delay, plain)
         timer = None
         try:
-            if (not core.deferred and core.seize(False)) or core.acquire():  # 0.1 us of 1.9
+            if core.acquire():
                 core.busy = True
                 timer = core.engine.schedule(shard, cid, instance_id, delay, plain, now)
                 if not core.anchor:

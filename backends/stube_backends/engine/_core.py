@@ -149,7 +149,6 @@ class Core:
         "lock",
         "owned",
         "release",
-        "seize",
         "serving",
         "siblings",
         "sleep_until",
@@ -277,7 +276,6 @@ class Core:
         self.lock = lock
         # Bound once: `with lock` costs twice as much. It waits, and is True, unless there are siblings.
         self.acquire: Callable[[], bool] = lock.acquire if alone else self.siblings.patient(lock)
-        self.seize: Callable[[bool], bool] = lock.acquire  # with False: at once or not at all
         self.release = lock.release
         self.owned: Callable[[], bool] = lock._is_owned  # type: ignore[attr-defined]  # as threading.Condition asks
         self.siblings.owned.append(self.owned)
