@@ -478,12 +478,14 @@ def test_a_handle_that_is_about_to_come_is_waited_for() -> None:
     """Fault: a handler cancels its own timer before the call that scheduled it has returned the handle, and an error
     of these programs is taken for one of the backend."""
     stage = Stage({})
-    stage.handles["c1"].append(None)
+    coming = threading.Event()
+    stage.handles["c1"].append(coming)
     answers: list[object] = []
     canceller = threading.Thread(target=lambda: answers.append(stage.perform(CancelHandle("c1", 0))))
     with stube.create_registry("memory") as registry:
         handle = registry.schedule_event(cid="c1", instance_id="i", delay_ms=10_000_000, event="e")
         canceller.start()
         stage.handles["c1"][0] = handle
+        coming.set()
         canceller.join()
     assert answers == [True]

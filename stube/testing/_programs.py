@@ -10,7 +10,7 @@ What an operation answers is compared later, so whatever it raises is an answer 
 from __future__ import annotations
 
 import re
-import time
+import threading
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -46,7 +46,7 @@ __all__ = [
 MOST_CALLBACKS: Final = 8
 """How many deliveries of a conversation do what the table says, so that handlers which feed themselves have an end."""
 
-_LOOKS: Final = 1000  # a millisecond apart, for a handle that another thread is about to put into its place
+_PATIENCE: Final = 1.0  # seconds, with a handle that another thread is about to put into its place
 
 # The things that programs are made of.
 
@@ -185,12 +185,15 @@ class Call:
         # Its place comes first: another thread may deliver it, and that handler schedule, before this call returns.
         handles = stage.handles[named["cid"]] if isinstance(named["cid"], str) else []
         place = len(handles)
-        handles.append(None)
+        coming = threading.Event()
+        handles.append(coming)
         try:
             handles[place] = operation()
         except BaseException:
             del handles[place]
             raise
+        finally:
+            coming.set()
         return None
 
     def source(self) -> str:
@@ -210,10 +213,9 @@ class CancelHandle:
     def perform(self, stage: Stage, cid: str | None) -> Any:
         """Do it; whether this call prevented the delivery."""
         handles = stage.handles[_resolved(self.cid, cid)]
-        for _ in range(_LOOKS):
-            if handles[self.index] is not None:
-                break
-            time.sleep(0.001)  # the call that will return it is under way in another thread
+        handle = handles[self.index]
+        if isinstance(handle, threading.Event):  # the call that will return it is under way in another thread
+            handle.wait(_PATIENCE)
         return handles[self.index].cancel()
 
     def source(self) -> str:
