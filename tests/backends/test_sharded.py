@@ -1092,24 +1092,27 @@ def test_whoever_takes_the_last_place_between_the_look_and_the_dealing_is_seen(m
 # -- what is one step for all shards -------------------------------------------------------------------------------
 
 
+def subscribed_in_all(registry: ShardedRegistry) -> list[str]:
+    """A conversation for each shard that subscribes to `t`, and every shard's thread running."""
+    names = one_of_each(registry)
+    for cid in names:
+        subscribe(registry, cid)
+        tick(registry, cid)
+    return names
+
+
+def publish_to_all(registry: ShardedRegistry, names: list[str]) -> int:
+    return registry.publish("t", "message")
+
+
 def test_a_close_that_interrupts_a_message_over_several_shards_leaves_it_whole(make: Make) -> None:
     """G15, G24. Fault: the first shard has accepted the message when the second one refuses it: the call raises, and
     has changed something."""
 
-    def prepare(registry: ShardedRegistry) -> list[str]:
-        names = one_of_each(registry)
-        for cid in names:
-            subscribe(registry, cid)
-            tick(registry, cid)  # the threads run
-        return names
-
-    def call(registry: ShardedRegistry, names: list[str]) -> int:
-        return registry.publish("t", "message")
-
     def close(registry: ShardedRegistry, names: list[str]) -> None:
         registry.close(0)
 
-    for registry, _, result, where in at_every_line(partial(make, shards=3), prepare, call, close):
+    for registry, _, result, where in at_every_line(partial(make, shards=3), subscribed_in_all, publish_to_all, close):
         accepted = 0 if isinstance(result, RegistryClosed) else result
         assert accepted in (0, 3), where
         assert check_ledger(registry).accepted == 3 + accepted, where
@@ -1120,20 +1123,10 @@ def test_who_ends_everything_ends_a_message_in_all_shards_or_in_none(make: Make,
     """G7, G18, G24. Fault: shard by shard: the message is accepted behind the end in one shard and before it in
     another. At every line of the publication another thread comes in."""
 
-    def prepare(registry: ShardedRegistry) -> list[str]:
-        names = one_of_each(registry)
-        for cid in names:
-            subscribe(registry, cid)
-            tick(registry, cid)  # the threads run
-        return names
-
-    def call(registry: ShardedRegistry, names: list[str]) -> int:
-        return registry.publish("t", "message")
-
     def action(registry: ShardedRegistry, names: list[str]) -> None:
         elsewhere(getattr(registry, what))
 
-    for registry, _, result, where in at_every_line(partial(make, shards=3), prepare, call, action):
+    for registry, _, result, where in at_every_line(partial(make, shards=3), subscribed_in_all, publish_to_all, action):
         assert passes_through(registry.close), where
         accepted = 0 if isinstance(result, RegistryClosed) else result
         assert accepted in (0, 3), where
