@@ -370,7 +370,8 @@ def test_the_targets_of_a_walk_whose_counting_was_lost_have_failed() -> None:
     next(walk.iterator)
     engine.finish_walk(walk, 1, 0)
     assert engine.begin(0) is walk
-    next(walk.iterator), next(walk.iterator)
+    next(walk.iterator)
+    next(walk.iterator)
     engine.abandon()
     engine._check()
     assert (engine.ledger.delivered, engine.ledger.failed, engine.ledger.queued) == (1, 2, 1)
