@@ -55,6 +55,7 @@ MODULES: Final = (
     "_ledger",
     "_delivery",
     "_local",
+    "_looking",
     "_core",
     "_arguments",
     "_mending",

@@ -19,10 +19,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final, NoReturn
 
-from stube import ConversationInfo, EventSpec, RegistryClosed, RegistryFull, Stats, SubscriptionInfo, TimerInfo
-from stube_backends.engine._arguments import PlainEvent, milliseconds, public_event
+from stube import ConversationInfo, EventSpec, RegistryClosed, RegistryFull, Stats
+from stube_backends.engine._arguments import PlainEvent
 from stube_backends.engine._ledger import Ledger
-from stube_backends.engine._order import EARLIEST, Burst, Publication, ReadyOrder, Walk
+from stube_backends.engine._looking import inspect, sizes
+from stube_backends.engine._order import EARLIEST, Arrival, Burst, Publication, ReadyOrder, Walk
 from stube_backends.engine._timers import CLAIMABLE, DETACHED, Timer, TimerGroups, TimerOwner
 from stube_backends.engine._topics import Epoch, Subscription, TopicIndex
 from stube_backends.engine._wheel import COARSE_BITS, COARSE_STEP, HALF_BITS, LONG, OPEN, Slot
@@ -531,53 +532,22 @@ class Engine:
 
     def inspect(self, cid: str | None, now: int) -> dict[str, ConversationInfo]:
         """What is held, conversation by conversation. O(what is pending)."""
-        queued = self._queued_by_cid()
-        running = self._running_cid()
-        found = {*self.flows, *self.groups.by_cid, *self.topics.by_cid, *queued}
-        if self.burst is not None:
-            found.update(timer.group.cid for timer in self.burst.timers.copy() if timer.group is not None)
-        if running is not None:
-            found.add(running)
-        found.discard("")  # see `shrink_flows`
-        if cid is not None:
-            found &= {cid}
-        return {
-            name: ConversationInfo(
-                timers=self._timers_of(name, now),
-                subscriptions=self._subscriptions_of(name),
-                queued=queued.get(name, 0),
-                running=int(name == running),
-                pending_flow=name in self.flows,
-            )
-            for name in sorted(found)
-        }
+        return inspect(self, cid, now)
 
     def sizes(self) -> Mapping[str, int]:
         """The length of every container in the engine."""
-        wheel = self.order.wheel
-        groups = self.groups.by_cid.values()
-        instances = self.topics.by_cid.values()
-        publications = [entry for entry in self.order.arrivals if type(entry) is Publication]
-        topics = self.topics.topics.values()
-        entries = {id(entries): entries for entries in (topic.entries for topic in topics)}
-        entries.update((id(publication.entries), publication.entries) for publication in publications)
-        return {
-            "pending flows": len(self.flows),
-            "conversations with timers": len(self.groups.by_cid),
-            "instances with timers": sum(map(len, groups)),
-            "timers in groups": sum(1 for by_instance in groups for group in by_instance.values() for _ in group),
-            "slots": len(wheel.slots),
-            "timers in slots": sum(1 for _ in wheel),
-            "open slot": len(wheel.order),
-            "arrivals": sum(1 for _ in self.order.arrivals),
-            "topics": len(topics),
-            "topic entries": sum(map(len, entries.values())),
-            "conversations with subscriptions": len(self.topics.by_cid),
-            "instances with subscriptions": sum(map(len, instances)),
-            "subscriptions in instances": sum(len(s) for by_instance in instances for s in by_instance.values()),
-            "targets of the walk": 0 if self.walk is None else len(self.walk.targets),
-            "timers of the burst": 0 if self.burst is None else len(self.burst.timers),
-        }
+        return sizes(self)
+
+    def parked(self) -> list[Arrival]:
+        """What has left the order and waits elsewhere to begin, in the ready order; here nothing does."""
+        return []
+
+    def running(self) -> set[str]:
+        """The conversations that have a delivery running."""
+        if self.ledger.running and self.walk is not None:
+            current = self.walk.current
+            return set() if current is None else {current.cid}
+        return set() if self.running_cid is None else {self.running_cid}
 
     # -- helpers -----------------------------------------------------------------------------------------------
 
@@ -616,53 +586,18 @@ class Engine:
         self.walk = Walk(publication, targets)
         return self.walk
 
-    def _running_cid(self) -> str | None:
-        if self.ledger.running and self.walk is not None:
-            current = self.walk.current
-            return None if current is None else current.cid
-        return self.running_cid
-
-    def _queued_by_cid(self) -> dict[str, int]:
-        queued: dict[str, int] = {}
-        waiting = [] if self.walk is None else self.walk.rest()
-        for entry in self.order.arrivals:
-            if type(entry) is Publication:
-                waiting += [target for target in entry.entries[: entry.length] if target.name is not None]
-        for target in waiting:
-            queued[target.cid] = queued.get(target.cid, 0) + 1
-        return queued
-
-    def _timers_of(self, cid: str, now: int) -> tuple[TimerInfo, ...]:
-        groups = self.groups.by_cid.get(cid, {}).values()
-        timers = [timer for group in groups for timer in group]
-        if self.burst is not None:
-            timers += self.burst.of(cid, None)
-        timers.sort(key=lambda timer: timer.due)
-        return tuple(
-            TimerInfo(timer.group.instance_id, public_event(timer.event), max(0.0, milliseconds(timer.due - now)))
-            for timer in timers
-            if timer.event is not None and timer.group is not None
-        )
-
-    def _subscriptions_of(self, cid: str) -> tuple[SubscriptionInfo, ...]:
-        return tuple(
-            SubscriptionInfo(entry.instance_id, entry.topic, public_event(entry.event))
-            for subscriptions in self.topics.by_cid.get(cid, {}).values()
-            for entry in subscriptions.values()
-            if entry.event is not None
-        )
-
     def _check(self) -> None:
         for part in (self.groups, self.order, self.topics, self.ledger):
             part._check()
         pending = {id(timer) for timer in self.order.wheel}
-        pending |= {id(entry) for entry in self.order.arrivals if type(entry) is Timer}
+        arrived = [*self.order.arrivals, *self.parked()]
+        pending |= {id(entry) for entry in arrived if type(entry) is Timer}
         grouped = {id(timer) for groups in self.groups.by_cid.values() for group in groups.values() for timer in group}
         assert pending == grouped, f"{len(pending)} timers in the order, {len(grouped)} in the groups"
         self.account()
         waiting = len(pending) + (0 if self.burst is None else len(self.burst.timers))
         assert waiting == self.ledger.timers, f"{waiting} timers, counted {self.ledger.timers}"
-        queued = sum(entry.targeted for entry in self.order.arrivals if type(entry) is Publication)
+        queued = sum(entry.targeted for entry in arrived if type(entry) is Publication)
         if self.walk is not None and not self.walk.stopped:
             queued += self.walk.total - self.walk.accounted
         assert queued == self.ledger.queued, f"{queued} messages queued, counted {self.ledger.queued}"
