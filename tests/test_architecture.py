@@ -45,8 +45,9 @@ OPERATIONS = (
 # What each part may import beyond the standard library and stube; the longest prefix of a module's name counts.
 THIRD_PARTIES: dict[str, set[str]] = {
     "stube": {"typing_extensions"},
+    "stube.asgi": {"sse_starlette", "starlette", "typing_extensions"},
     "stube.demo": {"httpx", "sse_starlette", "starlette", "typing_extensions", "uvicorn"},
-    "stube.testing": {"hypothesis", "pytest", "typing_extensions"},
+    "stube.testing": {"hypothesis", "pytest", "typing_extensions", "uvloop"},
     "stube_backends": {"sortedcontainers", "typing_extensions"},
 }
 # The engine has no clock, thread or log, but for what puts it behind a lock and delivers.
@@ -149,17 +150,18 @@ def never_the_backends(module: Module) -> Iterator[str]:
 
 
 def the_core_alone(module: Module) -> Iterator[str]:
-    """The core imports neither stube.testing nor stube.demo, but for the command line, lazily."""
-    if module.within("stube") and not module.within("stube.testing", "stube.demo"):
+    """The core imports neither stube.testing nor stube.demo, but for the command line, lazily, and never stube.asgi."""
+    if module.within("stube") and not module.within("stube.testing", "stube.demo", "stube.asgi"):
         for one in _imports(module):
-            lazily = module.name == "stube.cli" and one.lazy
-            if _within(one.target, "stube.testing", "stube.demo") and not lazily:
+            lazily = module.name == "stube.cli" and one.lazy and not _within(one.target, "stube.asgi")
+            if _within(one.target, "stube.testing", "stube.demo", "stube.asgi") and not lazily:
                 yield f"{module.name}:{one.line}: {one}"
 
 
 def public_names_only(module: Module) -> Iterator[str]:
-    """Backends, the demo and the suite use what everybody can use, so that everybody can write their like."""
-    home = next((part for part in ("stube_backends", "stube.demo", "stube.testing") if module.within(part)), None)
+    """Backends, the demo, the glue and the suite use what everybody can use, so that everybody can write their like."""
+    parts = ("stube_backends", "stube.asgi", "stube.demo", "stube.testing")
+    home = next((part for part in parts if module.within(part)), None)
     if home is None:
         return
     for one in _imports(module):
@@ -167,6 +169,7 @@ def public_names_only(module: Module) -> Iterator[str]:
             allowed = one.name is None or one.name in stube.__all__
         else:
             allowed = not _within(one.target, "stube", "stube_backends") or _within(one.target, home)
+            allowed = allowed or (home == "stube.demo" and one.module == "stube.asgi")  # which is public as well
         if not allowed:
             yield f"{module.name}:{one.line}: {one}"
     for name, line in _attributes(module, "stube"):
@@ -272,6 +275,8 @@ BROKEN: list[tuple[Rule, str, str]] = [
     (the_core_alone, "stube.__init__", "from stube import demo"),
     (the_core_alone, "stube._factory", "def f():\n    import stube.demo"),
     (the_core_alone, "stube.cli", "from stube.demo import serve"),
+    (the_core_alone, "stube._conversations", "from stube.asgi import Host"),
+    (the_core_alone, "stube.cli", "def f():\n    import stube.asgi"),
     (public_names_only, "stube_backends.memory", "from stube._registry import Registry"),
     (public_names_only, "stube_backends.memory", "from stube import _events"),
     (public_names_only, "stube_backends.engine._core", "from stube import arguments_for"),
@@ -279,6 +284,9 @@ BROKEN: list[tuple[Rule, str, str]] = [
     (public_names_only, "stube_backends.memory", "import stube\nerror = stube._errors.StubeError"),
     (public_names_only, "stube_backends.memory", "from stube.testing import plugin"),
     (public_names_only, "stube.testing.suite.test_publish", "from stube._stats import Stats"),
+    (public_names_only, "stube.asgi._host", "from stube._conversations import Conversations"),
+    (public_names_only, "stube.asgi._host", "from stube.demo import serve"),
+    (public_names_only, "stube.demo.app", "from stube.asgi._host import Host"),
     (public_names_only, "stube.demo.app", "from stube.testing.plugin import HandlerFailed"),
     (backends_stand_on_the_engine, "stube_backends.sharded", "from stube_backends.memory import MemoryRegistry"),
     (backends_stand_on_the_engine, "stube_backends.sharded", "from stube_backends.engine._core import Core"),
@@ -292,6 +300,7 @@ BROKEN: list[tuple[Rule, str, str]] = [
     (no_thread_in_the_engine, "stube_backends.engine._local", "import threading\nthreading.Thread()"),
     (no_thread_in_the_engine, "stube_backends.engine._local", "from time import sleep"),
     (known_third_parties, "stube._spec", "import sortedcontainers"),
+    (known_third_parties, "stube.asgi._host", "import uvicorn"),
     (known_third_parties, "stube.cli", "from rich.console import Console"),
     (known_third_parties, "stube_backends.memory", "import pytest"),
     (known_third_parties, "stube.testing.suite.test_publish", "import trio"),
@@ -400,5 +409,5 @@ def test_importing_stube_loads_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
     loaded = sorted(json.loads(done.stdout))
     assert "stube._registry" in loaded
-    others = ("stube_backends", "stube.testing", "stube.demo", "stube.cli", "sortedcontainers", "pytest")
+    others = ("stube_backends", "stube.asgi", "stube.testing", "stube.demo", "stube.cli", "sortedcontainers", "pytest")
     assert [name for name in loaded if _within(name, *HEAVY, *others)] == []

@@ -196,7 +196,7 @@ class LeakingInside(Faulty):
 class Loud(Faulty):
     """Logs a failure twice."""
 
-    def _judge(self, cid: str, event: Event, exc: BaseException) -> Any:
+    def _judge(self, cid: str, event: Event, exc: BaseException, level: int = logging.ERROR) -> Any:
         log(logging.ERROR, "once more", exc_info=exc)
         return super()._judge(cid, event, exc)
 
@@ -204,7 +204,7 @@ class Loud(Faulty):
 class Silent(Faulty):
     """Does not log a failure."""
 
-    def _judge(self, cid: str, event: Event, exc: BaseException) -> Any:
+    def _judge(self, cid: str, event: Event, exc: BaseException, level: int = logging.ERROR) -> Any:
         logger = logging.getLogger("stube")
         logger.disabled = True
         try:

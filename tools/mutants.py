@@ -56,6 +56,8 @@ MODULES: Final = (
     "_delivery",
     "_local",
     "_looking",
+    "_mailboxes",
+    "_backlogs",
     "_core",
     "_arguments",
     "_mending",

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from stube import Backend
-from stube_backends.engine import OnError, ThreadedRegistry
+from stube_backends.engine import OnError, OnFull, ThreadedRegistry, checked_limits
 
 __all__ = ["MemoryRegistry", "create"]
 
@@ -34,7 +34,9 @@ class MemoryRegistry(ThreadedRegistry):
         *,
         clock: Callable[[], int] | None = None,
         max_pending: int | None = 1_000_000,
+        max_queued: int | None = None,
         on_error: OnError | None = None,
+        on_full: OnFull = "drop_oldest",
         slow_dispatch_ms: float | None = None,
     ) -> None:
         super().__init__(
@@ -43,6 +45,7 @@ class MemoryRegistry(ThreadedRegistry):
             max_pending=max_pending,
             on_error=on_error,
             slow_dispatch_ms=slow_dispatch_ms,
+            limits=checked_limits(max_queued, on_full),
         )
 
 
@@ -50,7 +53,9 @@ def create(
     *,
     clock: Callable[[], int] | None = None,
     max_pending: int | None = 1_000_000,
+    max_queued: int | None = None,
     on_error: OnError | None = None,
+    on_full: OnFull = "drop_oldest",
     slow_dispatch_ms: float | None = None,
 ) -> Backend:
     """The entry point `memory`.
@@ -58,7 +63,19 @@ def create(
     Args:
         clock: monotonic nanoseconds as `int`, advancing in real time; `time.monotonic_ns` by default.
         max_pending: the bound of timers and queued messages together; None for none.
+        max_queued: the bound of timers and queued messages together of each conversation; None, the default, for none.
+            A timer that would pass it raises `RegistryFull`. With a bound, `publish` costs its caller O(subscribers).
         on_error: called as `on_error(cid, event, exception)` after a delivery failed.
+        on_full: what gives way to a message that would pass it: the oldest message of the conversation, or, with
+            `"end"`, all that the registry holds of it. Logged, and handed to `on_error` with a `RegistryFull`, once
+            for each burst, on the thread that publishes.
         slow_dispatch_ms: warn of a delivery that took longer than this; no warning by default.
     """
-    return MemoryRegistry(clock=clock, max_pending=max_pending, on_error=on_error, slow_dispatch_ms=slow_dispatch_ms)
+    return MemoryRegistry(
+        clock=clock,
+        max_pending=max_pending,
+        max_queued=max_queued,
+        on_error=on_error,
+        on_full=on_full,
+        slow_dispatch_ms=slow_dispatch_ms,
+    )

@@ -50,16 +50,20 @@ from stube import (
 from stube_backends.engine import (
     EARLIEST,
     NESTED,
+    ConversationFull,
     Core,
     Engine,
     Group,
+    Limits,
     OnError,
+    OnFull,
     PlainEvent,
     ServedCore,
     Siblings,
     ThreadedRegistry,
     Timer,
     checked_dispatch,
+    checked_limits,
     checked_timeout,
     delay_in_nanoseconds,
     plain_event,
@@ -95,14 +99,19 @@ class _Shard(ThreadedRegistry):
         clock: Callable[[], int] | None,
         on_error: OnError | None,
         slow_dispatch_ms: float | None,
+        limits: Limits | None,
     ) -> None:
         self.siblings = siblings
         self.share = share
         self.core: ServedCore  # what `_core` is, without a property's 0.05 us
-        super().__init__(name, clock=clock, max_pending=None, on_error=on_error, slow_dispatch_ms=slow_dispatch_ms)
+        super().__init__(
+            name, clock=clock, max_pending=None, on_error=on_error, slow_dispatch_ms=slow_dispatch_ms, limits=limits
+        )
 
     def _new_core(self, dispatch: Dispatch) -> ServedCore:
-        self.core = ServedCore(self._new_lock, Engine(self.share, self.siblings.epoch), dispatch, self.siblings)
+        self.core = ServedCore(
+            self._new_lock, Engine(self.share, self.siblings.epoch, self._limits), dispatch, self.siblings
+        )
         return self.core
 
     def _start_anew(self) -> None:
@@ -145,7 +154,9 @@ class _Shard(ThreadedRegistry):
             self._start_serving(core)
 
     def wake(self) -> None:
-        """Have the shard's thread look again, unless it will anyway."""
+        """Have the shard's thread look again, unless it will anyway; and tell of what gave way."""
+        if self._core.engine.backlogs is not None:
+            self._tell_overflows(self._core)
         if self._core.sleep_until > EARLIEST:
             self._wake(self._core)
 
@@ -173,12 +184,15 @@ class ShardedRegistry:
         shards: int | None = None,
         clock: Callable[[], int] | None = None,
         max_pending: int | None = 1_000_000,
+        max_queued: int | None = None,
         on_error: OnError | None = None,
+        on_full: OnFull = "drop_oldest",
         slow_dispatch_ms: float | None = None,
     ) -> None:
         number = _default_shards() if shards is None else _checked_shards(shards)
         if max_pending is not None and max_pending < 1:
             raise ValueError(f"max_pending must be at least 1, not {max_pending!r}. Leave it out, or give None.")
+        limits = checked_limits(max_queued, on_full)
         self._max_pending = max_pending
         self._clock = clock or monotonic_ns
         siblings = Siblings()
@@ -190,6 +204,7 @@ class ShardedRegistry:
                 clock=clock,
                 on_error=on_error,
                 slow_dispatch_ms=slow_dispatch_ms,
+                limits=limits,
             )
             for index in range(number)
         )
@@ -243,7 +258,7 @@ class ShardedRegistry:
                 core.release()
         except BaseException as exc:
             core.recover(exc)
-            if not isinstance(exc, RegistryFull):
+            if not isinstance(exc, RegistryFull) or isinstance(exc, ConversationFull):
                 raise
         if timer is None:
             if core.nested():
@@ -565,7 +580,9 @@ def create(
     shards: int | None = None,
     clock: Callable[[], int] | None = None,
     max_pending: int | None = 1_000_000,
+    max_queued: int | None = None,
     on_error: OnError | None = None,
+    on_full: OnFull = "drop_oldest",
     slow_dispatch_ms: float | None = None,
 ) -> Backend:
     """The entry point `sharded`.
@@ -575,9 +592,20 @@ def create(
             interpreter lock twice that, and 32 at most.
         clock: monotonic nanoseconds as `int`, advancing in real time; `time.monotonic_ns` by default.
         max_pending: the bound of timers and queued messages together, in all shards; None for none.
+        max_queued: the bound of timers and queued messages together of each conversation; None, the default, for none.
+            A timer that would pass it raises `RegistryFull`. With a bound, `publish` costs its caller O(subscribers).
         on_error: called as `on_error(cid, event, exception)` after a delivery failed, by several threads at a time.
+        on_full: what gives way to a message that would pass it: the oldest message of the conversation, or, with
+            `"end"`, all that the registry holds of it. Logged, and handed to `on_error` with a `RegistryFull`, once
+            for each burst, on the thread that publishes.
         slow_dispatch_ms: warn of a delivery that took longer than this; no warning by default.
     """
     return ShardedRegistry(
-        shards=shards, clock=clock, max_pending=max_pending, on_error=on_error, slow_dispatch_ms=slow_dispatch_ms
+        shards=shards,
+        clock=clock,
+        max_pending=max_pending,
+        max_queued=max_queued,
+        on_error=on_error,
+        on_full=on_full,
+        slow_dispatch_ms=slow_dispatch_ms,
     )

@@ -24,10 +24,13 @@ from stube_backends.engine import (
     Burst,
     Core,
     Engine,
+    Limits,
     LocalRegistry,
     OnError,
+    OnFull,
     Timer,
     Walk,
+    checked_limits,
     checked_timeout,
     delay_in_nanoseconds,
     milliseconds,
@@ -102,8 +105,8 @@ class _VirtualEngine(Engine):
 
     __slots__ = ("instant", "left", "rounds", "tracer")
 
-    def __init__(self, max_pending: int | None, tracer: _Tracer) -> None:
-        super().__init__(max_pending)
+    def __init__(self, max_pending: int | None, limits: Limits | None, tracer: _Tracer) -> None:
+        super().__init__(max_pending, limits=limits)
         self.tracer = tracer
         self.begin_window()
 
@@ -158,14 +161,26 @@ class VirtualRegistry(LocalRegistry):
     _handed_on = (KeyboardInterrupt,)
 
     def __init__(
-        self, *, max_pending: int | None = 1_000_000, on_error: OnError | None = None, start_ms: float = 0
+        self,
+        *,
+        max_pending: int | None = 1_000_000,
+        max_queued: int | None = None,
+        on_error: OnError | None = None,
+        on_full: OnFull = "drop_oldest",
+        start_ms: float = 0,
     ) -> None:
         if not (isfinite(start_ms) and start_ms >= 0):
             raise ValueError(f"start_ms must be finite and not negative, not {start_ms!r}. Leave it out to start at 0.")
         clock = _Clock(delay_in_nanoseconds(start_ms))
         self._time = clock
         self._tracer = _Tracer(clock)
-        super().__init__(clock=clock, new_lock=threading.RLock, on_error=on_error, max_pending=max_pending)
+        super().__init__(
+            clock=clock,
+            new_lock=threading.RLock,
+            on_error=on_error,
+            max_pending=max_pending,
+            limits=checked_limits(max_queued, on_full),
+        )
         self._mover = _Mover()
         self._window: _Window | None = None  # set by whoever holds the mover's lock
 
@@ -230,7 +245,7 @@ class VirtualRegistry(LocalRegistry):
     # -- who delivers ------------------------------------------------------------------------------------------
 
     def _new_core(self, dispatch: Dispatch) -> Core:
-        return Core(threading.RLock(), _VirtualEngine(self._max_pending, self._tracer), dispatch)
+        return Core(threading.RLock(), _VirtualEngine(self._max_pending, self._limits, self._tracer), dispatch)
 
     def _delivering(self, core: Core) -> bool:
         """Whether this call comes from inside a delivery. (Between two of them a signal handler may well call.)"""
@@ -377,13 +392,25 @@ def _step_in_nanoseconds(step: float | timedelta) -> int:
 
 
 def create(
-    *, max_pending: int | None = 1_000_000, on_error: OnError | None = None, start_ms: float = 0
+    *,
+    max_pending: int | None = 1_000_000,
+    max_queued: int | None = None,
+    on_error: OnError | None = None,
+    on_full: OnFull = "drop_oldest",
+    start_ms: float = 0,
 ) -> VirtualBackend:
     """The entry point `virtual`.
 
     Args:
         max_pending: the bound of timers and queued messages together; None for none.
+        max_queued: the bound of timers and queued messages together of each conversation; None, the default, for none.
+            A timer that would pass it raises `RegistryFull`. With a bound, `publish` costs its caller O(subscribers).
         on_error: called as `on_error(cid, event, exception)` after a delivery failed.
+        on_full: what gives way to a message that would pass it: the oldest message of the conversation, or, with
+            `"end"`, all that the registry holds of it. Logged, and handed to `on_error` with a `RegistryFull`, once
+            for each burst, on the thread that publishes.
         start_ms: where the clock stands at first, in milliseconds.
     """
-    return VirtualRegistry(max_pending=max_pending, on_error=on_error, start_ms=start_ms)
+    return VirtualRegistry(
+        max_pending=max_pending, max_queued=max_queued, on_error=on_error, on_full=on_full, start_ms=start_ms
+    )

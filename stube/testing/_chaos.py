@@ -28,10 +28,10 @@ from stube import (
     Event,
     RegistryClosed,
     RegistryFull,
-    create_registry,
 )
 from stube.testing._audit import AuditedHandle, AuditedRegistry, negative_figures
 from stube.testing._drive import PATIENCE, switching_often
+from stube.testing._loops import create as create_backend
 
 __all__ = ["ChaosFailed", "ChaosFigures", "chaos"]
 
@@ -108,7 +108,7 @@ def chaos(
     def create(**own: Any) -> Backend:
         if seed % 3 == 2:
             own["max_pending"] = _SMALL
-        return create_registry(spec, **{**(options or {}), **own})
+        return create_backend(spec, **{**(options or {}), **own})
 
     before = set(threading.enumerate())
     unrest = _Unrest(create, seed, threads, operations, patience)

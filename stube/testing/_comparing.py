@@ -21,8 +21,9 @@ from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from typing import Any, Final, NamedTuple, NoReturn
 
-from stube import ConversationInfo, Event, RegistryFull, Stats, create_registry
+from stube import ConversationInfo, Event, RegistryFull, Stats
 from stube.testing._drive import PATIENCE
+from stube.testing._loops import create
 from stube.testing._model import ANY_FIGURE, Latitude, Model
 from stube.testing._programs import (
     MOST_CALLBACKS,
@@ -130,7 +131,7 @@ class Comparer:
         touched.clear()
         actual, ideal = Stage(program.handlers), Stage(program.handlers)
         options = {**self._options, **program.options}
-        actual.registry = create_registry(self._spec, **options, on_error=actual.on_error)
+        actual.registry = create(self._spec, **options, on_error=actual.on_error)
         ideal.registry = Model(max_pending=options.get("max_pending", 1_000_000), on_error=ideal.on_error)
         try:
             yield _Performance(self, program, actual, ideal)

@@ -21,6 +21,7 @@ from types import FrameType
 from typing import Any, Final, NamedTuple, cast
 
 from stube import Backend, Event, EventSpec, Stats, TimerHandle, VirtualBackend
+from stube.testing._loops import loop_is_needed
 
 __all__ = [
     "PATIENCE",
@@ -452,10 +453,19 @@ import json, os, signal, sys, threading, time, warnings
 warnings.filterwarnings("ignore", message=".*fork.*", category=DeprecationWarning)
 import stube
 from stube.testing._drive import PATIENCE, Driver, run_threads
+from stube.testing._loops import create, create_apart, start
+
+if os.environ.pop("STUBE_LOOP_IS_NEEDED", ""):
+    start()
 
 def make(**options):
     spec, always = json.loads(os.environ["STUBE_UNDER_TEST"])
-    return stube.create_registry(spec, **{**always, **options})
+    return create(spec, **{**always, **options})
+
+def make_apart(**options):
+    "One that no other can hold up, whatever it shares by way of the suite."
+    spec, always = json.loads(os.environ["STUBE_UNDER_TEST"])
+    return create_apart(spec, **{**always, **options})
 
 def read_all(fd, seconds):
     "Everything that comes through the pipe until its end, or until nothing came for so long."
@@ -485,6 +495,7 @@ def run_script(spec: object, options: Mapping[str, Any], body: str, *, timeout: 
     environment.pop("PYTHONWARNINGS", None)
     # Not in the arguments, which every user of the machine can read: a URL may hold a password.
     environment["STUBE_UNDER_TEST"] = json.dumps([spec, dict(options)])
+    environment["STUBE_LOOP_IS_NEEDED"] = "yes" if loop_is_needed(spec, options) else ""
     command = [sys.executable, "-X", "faulthandler", "-c", _PRELUDE + body]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout, check=False)
     assert done.stderr == "", f"the script wrote on stderr:\n{done.stderr}"

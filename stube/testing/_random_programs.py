@@ -15,9 +15,10 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from hypothesis.errors import Flaky
 
-from stube import ConversationEnded, create_registry
+from stube import ConversationEnded
 from stube.testing._comparing import Comparer, Difference
 from stube.testing._drive import failures_unlogged
+from stube.testing._loops import create
 from stube.testing._programs import (
     FIRST,
     OWN,
@@ -133,7 +134,7 @@ def compare_programs(
     Raises:
         Difference: the backend differs from the model; it prints the smallest program that was found to show it.
     """
-    with create_registry(spec, **options) as probe:
+    with create(spec, **options) as probe:
         by_reference = "by_reference" in probe.capabilities
     comparer = Comparer(spec, options, exactly=exactly)
     programs = exact_programs if exactly else settled_programs
@@ -183,7 +184,7 @@ def soak_programs(
     Raises:
         AssertionError: the backend differs from the model; it holds the smallest program that shows it.
     """
-    with create_registry(spec, **options) as probe:
+    with create(spec, **options) as probe:
         exactly = "virtual_time" in probe.capabilities
     done = rounds = 0
     while done < steps:

@@ -247,12 +247,13 @@ def make_registry(
     """
     from stube.testing._capabilities import backend_name, missing_reason
     from stube.testing._drive import check_ledger, tripped
+    from stube.testing._loops import create
     from stube.testing._records import UNDER_TEST
 
     made: list[Backend] = []
 
     def make(**options: Any) -> Backend:
-        registry: Backend = create_registry(stube_backend, **{**stube_options, **options})
+        registry = create(stube_backend, **{**stube_options, **options})
         made.append(registry)
         request.node.stash[UNDER_TEST] = (stube_backend, sorted(registry.capabilities))
         return registry
@@ -260,7 +261,7 @@ def make_registry(
     request.node.stash[UNDER_TEST] = (stube_backend, None)
     wanted = [name for mark in request.node.iter_markers("stube_requires") for name in mark.args]
     if wanted:
-        with create_registry(stube_backend, **stube_options) as probe:
+        with create(stube_backend, **stube_options) as probe:
             request.node.stash[UNDER_TEST] = (stube_backend, sorted(probe.capabilities))
             reason = missing_reason(backend_name(stube_backend), probe.capabilities, wanted)
         if reason is not None:

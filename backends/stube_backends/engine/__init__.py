@@ -13,24 +13,28 @@ from stube_backends.engine._arguments import (
     checked_dispatch,
     checked_timeout,
     delay_in_nanoseconds,
+    is_coroutine_function,
     milliseconds,
     name_of,
     plain_event,
     plain_name,
 )
+from stube_backends.engine._backlogs import ConversationFull, Limits, OnFull, Overflow, checked_limits
 from stube_backends.engine._core import FOREVER, NESTED, Core, ReentrantLock, Siblings, Waiter, log, together
 from stube_backends.engine._delivery import Deliverer, OnError
 from stube_backends.engine._engine import Engine, raise_closed, registry_full
 from stube_backends.engine._ledger import Ledger
 from stube_backends.engine._local import LocalRegistry, live_registries
+from stube_backends.engine._mailboxes import AGAIN, Mailbox, MailboxEngine
 from stube_backends.engine._order import EARLIEST, Burst, Publication, ReadyOrder, Walk
-from stube_backends.engine._serving import ServedCore, ServedRegistry
+from stube_backends.engine._serving import ServedCore, ServedRegistry, close_at_exit
 from stube_backends.engine._threaded import ThreadedRegistry
 from stube_backends.engine._timers import Group, Timer, TimerGroups, TimerOwner
 from stube_backends.engine._topics import LEAVING, Subscription, Topic, TopicIndex
 from stube_backends.engine._wheel import LONG, SLOT_BITS, Slot, TimerWheel
 
 __all__ = [
+    "AGAIN",
     "EARLIEST",
     "FOREVER",
     "LEAVING",
@@ -38,13 +42,19 @@ __all__ = [
     "NESTED",
     "SLOT_BITS",
     "Burst",
+    "ConversationFull",
     "Core",
     "Deliverer",
     "Engine",
     "Group",
     "Ledger",
+    "Limits",
     "LocalRegistry",
+    "Mailbox",
+    "MailboxEngine",
     "OnError",
+    "OnFull",
+    "Overflow",
     "PlainEvent",
     "Publication",
     "ReadyOrder",
@@ -64,8 +74,11 @@ __all__ = [
     "Waiter",
     "Walk",
     "checked_dispatch",
+    "checked_limits",
     "checked_timeout",
+    "close_at_exit",
     "delay_in_nanoseconds",
+    "is_coroutine_function",
     "live_registries",
     "log",
     "milliseconds",

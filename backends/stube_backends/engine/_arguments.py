@@ -11,7 +11,7 @@ from functools import partial
 from math import ceil, isfinite
 from typing import Any, Final, TypeAlias
 
-from stube import EventSpec
+from stube import Event, EventSpec
 
 PlainEvent: TypeAlias = str | tuple[Any, ...]
 
@@ -45,6 +45,15 @@ def name_of(event: PlainEvent) -> str:
     """The name of a plain event spec."""
     name: str = event if type(event) is str else event[0]
     return name
+
+
+def event_of(instance_id: str, spec: PlainEvent) -> Event:
+    """The event that a timer with this spec delivers."""
+    if type(spec) is str:
+        return Event(instance_id, spec)
+    if len(spec) == 1:
+        return Event(instance_id, spec[0])
+    return Event(instance_id, spec[0], spec[1] if len(spec) == 2 else spec[1:])
 
 
 def public_event(event: PlainEvent) -> EventSpec:
@@ -90,8 +99,8 @@ def checked_timeout(timeout: object) -> float | None:
     return float(min(timeout, 1e9))
 
 
-def checked_dispatch(dispatch: Callable[..., Any]) -> None:
-    """Refuse what is not callable, and an `async def`, which nobody here can await."""
+def is_coroutine_function(dispatch: Callable[..., Any]) -> bool:
+    """Whether dispatch must be awaited; refuses what is not callable."""
     if not callable(dispatch):
         raise TypeError(f"dispatch must be callable, not {dispatch!r}. Pass a function (cid, event) -> None.")
     import inspect  # heavy, and needed once per host
@@ -99,7 +108,12 @@ def checked_dispatch(dispatch: Callable[..., Any]) -> None:
     function: Any = dispatch
     while isinstance(function, partial):
         function = function.func
-    if any(map(inspect.iscoroutinefunction, (function, getattr(type(function), "__call__", None)))):  # noqa: B004
+    return any(map(inspect.iscoroutinefunction, (function, getattr(type(function), "__call__", None))))  # noqa: B004
+
+
+def checked_dispatch(dispatch: Callable[..., Any]) -> None:
+    """Refuse what is not callable, and an `async def`, which nobody here can await."""
+    if is_coroutine_function(dispatch):
         raise TypeError(
             f"dispatch must be a plain function, not the coroutine function {dispatch!r}. "
             'Use the backend "asyncio", which awaits it, or pass a function that hands the event to your loop.'

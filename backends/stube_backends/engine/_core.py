@@ -77,13 +77,19 @@ def ignore(cid: str, event: Event) -> None:
     """The dispatch until one is installed."""
 
 
+class Releasable(Protocol):
+    """What ends a wait: a `threading.Lock` that somebody wants to take, or its like."""
+
+    def release(self) -> None: ...
+
+
 class Waiter(NamedTuple):
     """A `settle` or a `join` that waits."""
 
     timers_too: bool
     since: int
     """When it was called: what was ready then must be over."""
-    lock: threading.Lock
+    lock: Releasable
     """Taken until the wait is over."""
 
 

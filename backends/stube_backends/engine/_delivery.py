@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from stube import ConversationEnded, Event
-from stube_backends.engine._arguments import PlainEvent, refuse_result
+from stube_backends.engine._arguments import event_of, refuse_result
 from stube_backends.engine._core import FOREVER, Core, Waiter, log
 from stube_backends.engine._order import EARLIEST, Burst, Walk
 from stube_backends.engine._timers import Timer
@@ -195,13 +195,16 @@ class Deliverer:
             if self._core is core:
                 core.exclusively(core.engine.finish_walk, walk, delivered, cancelled, failed, dropped)
 
-    def _judge(self, cid: str, event: Event, exc: BaseException) -> tuple[bool, BaseException | None]:
-        """What an exception that left a delivery means: whether the delivery failed, and what to hand on."""
+    def _judge(
+        self, cid: str, event: Event, exc: BaseException, level: int = logging.ERROR
+    ) -> tuple[bool, BaseException | None]:
+        """What an exception that left a delivery means: whether the delivery failed, and what to hand on. `level` is
+        how loud the log tells of a failure."""
         if isinstance(exc, ConversationEnded):
             raised = [log(logging.DEBUG, "conversation %r ended during the delivery of %r", cid, event.name)]
         else:
             what = "the delivery of %r to instance %r of conversation %r failed"
-            raised = [exc, log(logging.ERROR, what, event.name, event.instance_id, cid, exc_info=exc)]
+            raised = [exc, log(level, what, event.name, event.instance_id, cid, exc_info=exc)]
             if self._on_error is not None:
                 try:
                     self._on_error(cid, event, exc)
@@ -250,12 +253,3 @@ class Deliverer:
 
 def _nothing() -> None:
     """What is done under a lock that is only waited for."""
-
-
-def event_of(instance_id: str, spec: PlainEvent) -> Event:
-    """The event that a timer with this spec delivers."""
-    if type(spec) is str:
-        return Event(instance_id, spec)
-    if len(spec) == 1:
-        return Event(instance_id, spec[0])
-    return Event(instance_id, spec[0], spec[1] if len(spec) == 2 else spec[1:])

@@ -21,6 +21,7 @@ from typing import Any, Final, NoReturn
 
 from stube import ConversationInfo, EventSpec, RegistryClosed, RegistryFull, Stats
 from stube_backends.engine._arguments import PlainEvent
+from stube_backends.engine._backlogs import Backlogs, Limits, Overflow
 from stube_backends.engine._ledger import Ledger
 from stube_backends.engine._looking import inspect, sizes
 from stube_backends.engine._order import EARLIEST, Arrival, Burst, Publication, ReadyOrder, Walk
@@ -59,9 +60,11 @@ class Engine:
     Args:
         max_pending: the bound of `timers + queued`; None for none.
         epoch: shared with the engines of siblings; None for an engine without.
+        limits: of each conversation; None for none.
     """
 
     __slots__ = (
+        "backlogs",
         "burst",
         "closed",
         "flows",
@@ -76,8 +79,9 @@ class Engine:
         "walk",
     )
 
-    def __init__(self, max_pending: int | None, epoch: Epoch | None = None) -> None:
+    def __init__(self, max_pending: int | None, epoch: Epoch | None = None, limits: Limits | None = None) -> None:
         self.max_pending = _NO_BOUND if max_pending is None else max_pending
+        self.backlogs = None if limits is None else Backlogs(limits)
         self.latest = EARLIEST  # the latest instant accepted or collected
         self.closed = False
         # The batons. Not guarded: each comes and goes in one step. Only a reset replaces the table, and nobody clears
@@ -123,6 +127,8 @@ class Engine:
         ledger = self.ledger
         if ledger.timers + ledger.queued >= self.max_pending:
             self._require_room(1)
+        if self.backlogs is not None:
+            self.backlogs.require_room(self, cid)
         if now > self.latest:
             self.latest = now
         else:
@@ -186,12 +192,13 @@ class Engine:
         if event is None:
             ledger.cancelled += 1
             return None
-        if self.closed or ledger.timers + ledger.queued >= self.max_pending:
+        detached = timer.group
+        assert detached is not None
+        full = ledger.timers + ledger.queued >= self.max_pending
+        if self.closed or full or (self.backlogs is not None and self.backlogs.is_full(self, detached.cid)):
             ledger.dropped += 1
             timer.event = timer.group = timer.after = None
             return event
-        detached = timer.group
-        assert detached is not None
         self.latest = now = max(now, self.latest)
         timer.due = now + delay
         self.groups.add(timer, detached.cid, detached.instance_id, detached.owner)
@@ -296,6 +303,9 @@ class Engine:
         publication.length = len(topic.entries)
         publication.targeted = targeted
         publication.message = message
+        if self.backlogs is not None:
+            self.backlogs.publish(self, topic, publication)
+            return targeted
         self.order.add_arrival(publication)
         topic.waiting += 1
         topic.pinned = publication.length
@@ -400,7 +410,7 @@ class Engine:
         """Count the fates of what has not begun of a walk that nobody walks; and forget the walk."""
         rest = walk.targets[walk.begun :]
         walk.decided += len(rest)
-        self._drop_messages(len(rest), _live(rest))
+        self._drop_messages(len(rest), count_live(rest))
         self.walk = None
 
     def account(self) -> None:
@@ -472,10 +482,12 @@ class Engine:
                 assert isinstance(entry, Publication)
                 key = (id(entry.entries), entry.length)
                 if key not in living:
-                    living[key] = _live(entry.entries[: entry.length])
+                    living[key] = count_live(entry.entries[: entry.length])
                 held.append(entry)
                 self._drop_messages(entry.targeted, living[key])
         self.topics = TopicIndex(self.topics.epoch)
+        if self.backlogs is not None:
+            self.backlogs.rebuild(())
         return held
 
     def halt(self) -> list[Any]:
@@ -538,8 +550,16 @@ class Engine:
         """The length of every container in the engine."""
         return sizes(self)
 
+    def take_overflows(self) -> list[Overflow]:
+        """What has given way to a message since the last time, for the caller to tell of and to drop."""
+        return [] if self.backlogs is None else self.backlogs.take_overflows()
+
     def parked(self) -> list[Arrival]:
         """What has left the order and waits elsewhere to begin, in the ready order; here nothing does."""
+        return []
+
+    def unpark(self) -> list[Arrival]:
+        """Take out what is parked, in no ring any more."""
         return []
 
     def running(self) -> set[str]:
@@ -577,6 +597,8 @@ class Engine:
         return self.burst
 
     def _begin_walk(self, publication: Publication) -> Walk:
+        if self.backlogs is not None:
+            self.backlogs.forget(publication)
         targets = publication.topic.targets(publication.entries, publication.length)
         cancelled = publication.targeted - len(targets)
         if cancelled:  # those who left between the publishing and now
@@ -601,7 +623,10 @@ class Engine:
         if self.walk is not None and not self.walk.stopped:
             queued += self.walk.total - self.walk.accounted
         assert queued == self.ledger.queued, f"{queued} messages queued, counted {self.ledger.queued}"
+        if self.backlogs is not None:
+            self.backlogs._check(entry for entry in arrived if type(entry) is Publication)
 
 
-def _live(targets: list[Subscription]) -> int:
+def count_live(targets: list[Subscription]) -> int:
+    """How many of them still subscribe."""
     return sum(target.name is not None for target in targets)

@@ -5,6 +5,7 @@ A backend derives from `LocalRegistry` and adds the part that differs: which loc
 
 from __future__ import annotations
 
+import logging
 import os
 import weakref
 from collections.abc import Callable, Mapping
@@ -12,7 +13,7 @@ from math import ceil
 from types import TracebackType
 from typing import Any, Self
 
-from stube import ConversationInfo, Dispatch, EventSpec, RegistryClosed, Stats, TimerHandle
+from stube import ConversationInfo, Dispatch, EventSpec, RegistryClosed, RegistryFull, Stats, TimerHandle
 from stube_backends.engine._arguments import (
     PlainEvent,
     checked_dispatch,
@@ -21,7 +22,8 @@ from stube_backends.engine._arguments import (
     plain_event,
     plain_name,
 )
-from stube_backends.engine._core import NESTED, Core, ReentrantLock, ignore
+from stube_backends.engine._backlogs import Limits, Overflow
+from stube_backends.engine._core import NESTED, Core, ReentrantLock, ignore, log
 from stube_backends.engine._delivery import Deliverer, OnError
 from stube_backends.engine._engine import Engine, raise_closed
 from stube_backends.engine._order import EARLIEST
@@ -36,6 +38,7 @@ class LocalRegistry(Deliverer):
         new_lock: makes a re-entrant lock.
         on_error: called as `on_error(cid, event, exception)` after a delivery failed, on the delivering thread.
         max_pending: the bound of `timers + queued`; None for none.
+        limits: of each conversation; None for none.
 
     A subclass implements `_start_serving` and `_wake`, and calls `_deliver` where deliveries shall run.
     """
@@ -51,6 +54,7 @@ class LocalRegistry(Deliverer):
         new_lock: Callable[[], ReentrantLock],
         on_error: OnError | None,
         max_pending: int | None,
+        limits: Limits | None = None,
     ) -> None:
         if max_pending is not None and max_pending < 1:
             raise ValueError(f"max_pending must be at least 1, not {max_pending!r}. Leave it out, or give None.")
@@ -58,6 +62,7 @@ class LocalRegistry(Deliverer):
         self._new_lock = new_lock
         self._on_error = on_error
         self._max_pending = max_pending
+        self._limits = limits
         self._core = self._new_core(self._wrapped(ignore))  # replaced in a forked child only
         _registries.add(weakref.ref(self, _registries.discard))
 
@@ -199,6 +204,8 @@ class LocalRegistry(Deliverer):
             raise
         if core.deferred:
             core.catch_up()
+        if core.engine.backlogs is not None:
+            self._tell_overflows(core)
         if targeted and core.sleep_until > EARLIEST:
             self._wake(core)
         return targeted
@@ -267,7 +274,9 @@ class LocalRegistry(Deliverer):
         }
 
     def __repr__(self) -> str:
-        core = self._core
+        return self._described(self._core)
+
+    def _described(self, core: Core) -> str:
         figures = core.engine.ledger
         state = " closed" if core.engine.closed else ""
         return f"<{type(self).__name__}{state}: {figures.timers} timers, {figures.queued} queued>"
@@ -275,7 +284,7 @@ class LocalRegistry(Deliverer):
     # -- for the subclass --------------------------------------------------------------------------------------
 
     def _new_core(self, dispatch: Dispatch) -> Core:
-        return Core(self._new_lock(), Engine(self._max_pending), dispatch)
+        return Core(self._new_lock(), Engine(self._max_pending, limits=self._limits), dispatch)
 
     def _start_serving(self, core: Core) -> None:
         """See that what is accepted will be delivered, or raise and change nothing; sets `core.serving`."""
@@ -295,11 +304,38 @@ class LocalRegistry(Deliverer):
 
     # -- helpers -----------------------------------------------------------------------------------------------
 
+    def _tell_overflows(self, core: Core) -> None:
+        """Tell of what gave way, once for each burst, and let go of it."""
+        overflows = core.exclusively(core.engine.take_overflows)
+        if overflows is not NESTED:
+            for overflow in overflows:
+                if overflow.first:
+                    self._tell_overflow(overflow)
+
+    def _tell_overflow(self, overflow: Overflow) -> None:
+        assert self._limits is not None
+        cid, event = overflow.cid, overflow.event
+        what = "it has been ended" if overflow.ended else "its oldest messages are dropped until nothing waits for it"
+        error = RegistryFull(
+            f"The conversation {cid!r} had max_queued={self._limits.max_queued} timers and messages waiting when "
+            f"another message came: {what}. See whether its handler hangs, or raise max_queued."
+        )
+        log(logging.WARNING, "%s", error)
+        if self._on_error is not None:
+            try:
+                self._on_error(cid, event, error)
+            except BaseException:  # noqa: BLE001 - it stops nothing (G19)
+                pass
+
     def _cancel_locked(self, core: Core, cancel: Callable[..., Any], *arguments: Any) -> Any:
         result = cancel(*arguments)
+        self._let_go_locked(core)
+        return result
+
+    def _let_go_locked(self, core: Core) -> None:
+        """With nothing pending any more, the registry may be collected."""
         if not core.engine.ledger.timers and not core.engine.ledger.queued:
             core.anchor.clear()
-        return result
 
     def _reset_locked(self, core: Core, reset: Callable[[], list[Any]]) -> list[Any]:
         held = reset()

@@ -60,7 +60,19 @@ def sizes(engine: Engine) -> Mapping[str, int]:
         "instances with subscriptions": sum(map(len, instances)),
         "subscriptions in instances": sum(len(s) for by_instance in instances for s in by_instance.values()),
         "targets of the walk": 0 if engine.walk is None else len(engine.walk.targets),
+        **_backlog_sizes(engine),
         "timers of the burst": 0 if engine.burst is None else len(engine.burst.timers),
+    }
+
+
+def _backlog_sizes(engine: Engine) -> Mapping[str, int]:
+    if engine.backlogs is None:
+        return {}
+    backlogs = engine.backlogs.by_cid.values()
+    return {
+        "backlogs": len(backlogs),
+        "messages in backlogs": sum(len(backlog.messages) for backlog in backlogs),
+        "overflows": len(engine.backlogs.overflows),
     }
 
 

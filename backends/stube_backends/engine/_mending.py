@@ -21,9 +21,11 @@ if TYPE_CHECKING:
 def mend(engine: Engine) -> None:
     """Make everything anew that can be derived. The caller holds the lock; nothing that was broken off goes on."""
     engine.flows.pop("", None)  # of a `shrink_flows` that was broken off
-    arrivals = list(engine.order.arrivals)
+    arrivals = [*engine.unpark(), *engine.order.arrivals]  # what was parked was taken before them
     publications = [entry for entry in arrivals if type(entry) is Publication]
     engine.topics = _mended_topics(engine.topics, publications)
+    if engine.backlogs is not None:
+        engine.backlogs.rebuild(publications)
     ledger = engine.ledger
     burst = engine.burst
     rest = [] if burst is None else burst.stop()  # they go back to where they came from

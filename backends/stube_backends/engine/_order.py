@@ -35,6 +35,18 @@ class Publication:
     topic_name: str
 
 
+def part_of(publication: Publication, targets: list[Subscription]) -> Publication:
+    """A publication of the same message to these targets only."""
+    part = Publication()
+    part.due = publication.due
+    part.topic_name = publication.topic_name
+    part.topic = publication.topic
+    part.entries = targets
+    part.length = part.targeted = len(targets)
+    part.message = publication.message
+    return part
+
+
 Arrival: TypeAlias = Timer | Publication
 
 

@@ -36,6 +36,7 @@ from typing import Final
 
 from stube import Dispatch, monotonic_ns
 from stube_backends.engine._arguments import checked_timeout
+from stube_backends.engine._backlogs import Limits
 from stube_backends.engine._core import FOREVER, Core, ReentrantLock, Siblings, log
 from stube_backends.engine._delivery import OnError
 from stube_backends.engine._engine import Engine
@@ -79,7 +80,7 @@ class ServedRegistry(LocalRegistry):
 
     Args:
         clock: monotonic nanoseconds as `int`, advancing in real time; None for `time.monotonic_ns`.
-        new_lock, on_error, max_pending: see `LocalRegistry`.
+        new_lock, on_error, max_pending, limits: see `LocalRegistry`.
 
     Raises:
         ValueError: the clock's reading is no `int`.
@@ -96,10 +97,13 @@ class ServedRegistry(LocalRegistry):
         new_lock: Callable[[], ReentrantLock],
         on_error: OnError | None,
         max_pending: int | None,
+        limits: Limits | None = None,
     ) -> None:
         if clock is not None and type(clock()) is not int:
             raise ValueError("clock must return monotonic nanoseconds as an int. Pass time.monotonic_ns or its like.")
-        super().__init__(clock=clock or monotonic_ns, new_lock=new_lock, on_error=on_error, max_pending=max_pending)
+        super().__init__(
+            clock=clock or monotonic_ns, new_lock=new_lock, on_error=on_error, max_pending=max_pending, limits=limits
+        )
 
     def _spawn(self, serve: Callable[[], None]) -> Callable[[float | None], bool]:
         """Run `serve()` once, on a thread of the backend's own, and return at once.
@@ -135,7 +139,7 @@ class ServedRegistry(LocalRegistry):
     # -- the hooks of LocalRegistry ----------------------------------------------------------------------------
 
     def _new_core(self, dispatch: Dispatch) -> ServedCore:
-        return ServedCore(self._new_lock, Engine(self._max_pending), dispatch)
+        return ServedCore(self._new_lock, Engine(self._max_pending, limits=self._limits), dispatch)
 
     def _start_serving(self, core: Core) -> None:
         assert isinstance(core, ServedCore)
@@ -244,12 +248,14 @@ def _serve(reference: weakref.ref[ServedRegistry], token: object, wakeup: thread
     _call(wakeup)
 
 
-@atexit.register
-def _close_all() -> None:
-    """A program that just ends: end every loop, and wait a moment for deliveries that run (G24)."""
+def close_at_exit(kind: type[LocalRegistry]) -> None:
+    """A program that just ends: close every registry of a kind, and wait a moment for deliveries that run (G24)."""
     deadline = monotonic_ns() + int(_EXIT_PATIENCE * 1e9)
-    registries = [registry for registry in live_registries() if isinstance(registry, ServedRegistry)]
+    registries = [registry for registry in live_registries() if isinstance(registry, kind)]
     for registry in registries:
         registry.close(timeout=0)
     for registry in registries:
         registry.close(timeout=max(0.0, (deadline - monotonic_ns()) / 1e9))
+
+
+atexit.register(close_at_exit, ServedRegistry)

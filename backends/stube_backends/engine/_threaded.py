@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from stube import Dispatch, Event
+from stube_backends.engine._backlogs import Limits
 from stube_backends.engine._core import log
 from stube_backends.engine._delivery import OnError
 from stube_backends.engine._serving import ServedRegistry
@@ -20,7 +21,7 @@ class ThreadedRegistry(ServedRegistry):
 
     Args:
         name: of the thread.
-        clock, on_error, max_pending: see `ServedRegistry`.
+        clock, on_error, max_pending, limits: see `ServedRegistry`.
         slow_dispatch_ms: warn of a delivery that took longer than this; None for no warning.
 
     Raises:
@@ -35,12 +36,15 @@ class ThreadedRegistry(ServedRegistry):
         max_pending: int | None,
         on_error: OnError | None,
         slow_dispatch_ms: float | None,
+        limits: Limits | None = None,
     ) -> None:
         if slow_dispatch_ms is not None and not slow_dispatch_ms > 0:
             raise ValueError(f"slow_dispatch_ms must be positive, not {slow_dispatch_ms!r}. Leave it out for silence.")
         self._thread_name = name
         self._slow_dispatch_ms = slow_dispatch_ms
-        super().__init__(clock=clock, new_lock=threading.RLock, on_error=on_error, max_pending=max_pending)
+        super().__init__(
+            clock=clock, new_lock=threading.RLock, on_error=on_error, max_pending=max_pending, limits=limits
+        )
 
     def _spawn(self, serve: Callable[[], None]) -> Callable[[float | None], bool]:
         thread = threading.Thread(target=serve, name=self._thread_name, daemon=True)

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-import stube
 from stube import Backend, Event, RegistryClosed, Stats
 from stube.testing._capabilities import requires
 from stube.testing._drive import PATIENCE, Driver, Injector, run_script, run_threads, tracing
+from stube.testing._loops import create
 from stube.testing.plugin import MakeRegistry
 from stube.testing.suite._fixtures import HOUR, OPERATIONS, MakeRun, guarantee, unchanged
 
@@ -323,7 +323,7 @@ def test_a_registry_that_is_dropped_with_nothing_pending_is_collected(
     before = threading.active_count()
     watched: list[weakref.ref[Backend]] = []
     for _ in range(3):
-        registry = stube.create_registry(stube_backend, **stube_options)
+        registry = create(stube_backend, **stube_options)
         registry.schedule_event(cid="c1", instance_id="main", delay_ms=0, event="tick")
         registry.subscribe(cid="c1", instance_id="main", topic="t", event="said")
         registry.publish("t", 1)
@@ -343,7 +343,7 @@ def test_a_registry_whose_last_timer_goes_while_it_sleeps_is_collected(
 ) -> None:
     """Fault: the thread sleeps until the timer's hour and holds the registry for as long."""
     before = threading.active_count()
-    driver = Driver(stube.create_registry(stube_backend, **stube_options))
+    driver = Driver(create(stube_backend, **stube_options))
     driver.schedule(HOUR)
     driver.pass_time(50)  # real time, for there is no event for a thread that has gone to sleep
     if how == "cancelled":
@@ -374,7 +374,7 @@ def test_a_registry_that_is_dropped_with_timers_pending_still_delivers_them(
     """Fault: a registry that somebody forgot to keep is collected with what it had accepted."""
     del make_registry  # it looks at the capabilities, and would keep what it makes
     arrived = threading.Event()
-    registry = stube.create_registry(stube_backend, **stube_options)
+    registry = create(stube_backend, **stube_options)
     registry.install_dispatch(lambda cid, event: arrived.set())
     registry.schedule_event(cid="c1", instance_id="main", delay_ms=30, event="tick")
     del registry
@@ -406,7 +406,7 @@ assert entered.wait(PATIENCE)
 """,
     "twelve registries with a running delivery": """
 entered = [threading.Event() for _ in range(12)]
-registries = [make() for _ in entered]
+registries = [make_apart() for _ in entered]
 for registry, event in zip(registries, entered):
     registry.install_dispatch(lambda cid, _, event=event: (event.set(), threading.Event().wait()))
     registry.schedule_event(cid='c', instance_id='i', delay_ms=0, event='e')

@@ -1,0 +1,1187 @@
+"""What only the asyncio backend promises: which loop, which thread, runners and their ends."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import gc
+import logging
+import threading
+import weakref
+from asyncio import AbstractEventLoop
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from typing import Any, Final
+
+import pytest
+
+import stube
+from stube import Event, RegistryClosed, Stats
+from stube.testing._drive import PATIENCE, check_ledger, run_script
+from stube_backends.aio import AsyncioRegistry, create
+
+HOUR: Final = 3_600_000
+
+Make = Callable[..., AsyncioRegistry]
+
+
+@pytest.fixture
+def make() -> Iterator[Make]:
+    """Makes registries, which are closed and looked at in the end."""
+    made: list[AsyncioRegistry] = []
+
+    def build(**options: Any) -> AsyncioRegistry:
+        made.append(AsyncioRegistry(**options))
+        return made[-1]
+
+    yield build
+    for registry in made:
+        registry._check()
+        assert registry.close(PATIENCE), registry.inspect()
+        registry._check()
+        check_ledger(registry)
+
+
+@pytest.fixture
+def registry(make: Make) -> AsyncioRegistry:
+    return make()
+
+
+@pytest.fixture(params=["asyncio", "uvloop"])
+def run(request: pytest.FixtureRequest) -> Callable[[Coroutine[Any, Any, Any]], Any]:
+    """`asyncio.run`, on each kind of loop."""
+    if request.param == "uvloop":
+        factory = pytest.importorskip("uvloop", reason="needs the extra 'bench', where uvloop exists").new_event_loop
+    else:
+        factory = asyncio.new_event_loop
+
+    def run_on_it(main: Coroutine[Any, Any, Any]) -> Any:
+        with asyncio.Runner(loop_factory=factory) as runner:
+            return runner.run(main)
+
+    return run_on_it
+
+
+class Recorder:
+    """A coroutine function for dispatch, whose handlers stand still at a name's event until the test lets them go."""
+
+    def __init__(self) -> None:
+        self.begun: list[tuple[str, str]] = []
+        self.ended: list[tuple[str, str]] = []
+        self.gates: dict[str, asyncio.Event] = {}
+        self.entered: dict[str, asyncio.Event] = {}
+
+    def hold(self, name: str) -> None:
+        self.gates[name], self.entered[name] = asyncio.Event(), asyncio.Event()
+
+    async def __call__(self, cid: str, event: Event) -> None:
+        self.begun.append((cid, event.name))
+        if event.name in self.gates:
+            self.entered[event.name].set()
+            await self.gates[event.name].wait()
+        self.ended.append((cid, event.name))
+
+
+def tick(registry: AsyncioRegistry, delay_ms: float = 0, event: Any = "tick", cid: str = "c1") -> stube.TimerHandle:
+    return registry.schedule_event(cid=cid, instance_id="main", delay_ms=delay_ms, event=event)
+
+
+def listen(registry: AsyncioRegistry, cid: str = "c1", event: Any = "said", topic: str = "t") -> None:
+    registry.subscribe(cid=cid, instance_id="main", topic=topic, event=event)
+
+
+class Box:
+    """An object that can be watched through a weak reference."""
+
+
+# -- interleaving --------------------------------------------------------------------------------------------
+
+
+def test_a_slow_coroutine_of_one_conversation_delays_no_other(registry: AsyncioRegistry, run: Any) -> None:
+    """Case 29. Fault: one runner for all, or deliveries awaited in the round."""
+    recorder = Recorder()
+
+    async def main() -> None:
+        recorder.hold("slow")
+        registry.install_dispatch(recorder)
+        tick(registry, event="slow", cid="a")
+        await recorder.entered["slow"].wait()
+        for cid in ("a", "b", "c"):
+            tick(registry, event="next", cid=cid)
+        await until(lambda: len(recorder.ended) == 2)
+        assert recorder.ended == [("b", "next"), ("c", "next")]
+        held = registry.inspect()["a"]
+        assert (held.running, len(held.timers)) == (1, 1)
+        assert registry.stats() == Stats(accepted=4, delivered=2, running=1, timers=1)
+        recorder.gates["slow"].set()
+        assert await registry.settled()
+        assert recorder.begun[-1] == ("a", "next")
+
+    run(main())
+
+
+def test_what_became_ready_behind_a_slow_handler_begins_in_its_order(make: Make, run: Any) -> None:
+    """G2. Fault: a mailbox that timers and messages enter as they come, or by kind."""
+    recorder = Recorder()
+    now = 0
+    registry = make(clock=lambda: now)  # moved by hand, so that a busy machine changes nothing
+
+    async def main() -> None:
+        nonlocal now
+        recorder.hold("slow")
+        registry.install_dispatch(recorder)
+        listen(registry)
+        tick(registry, 40, "late")
+        tick(registry, 10, "first")
+        tick(registry, event="slow")
+        await recorder.entered["slow"].wait()
+        now = 20_000_000
+        registry.publish("t", 1)
+        tick(registry, event="after the message")
+        await _sorted(registry)
+        now = 60_000_000
+        await _sorted(registry)
+        assert registry.stats().timers == 3
+        recorder.gates["slow"].set()
+        assert await registry.settled()
+        names = [name for cid, name in recorder.begun if cid == "c1"]
+        assert names == ["slow", "first", "said", "after the message", "late"]
+
+    run(main())
+
+
+async def until(met: Callable[[], object], patience: float = PATIENCE) -> None:
+    """Give others their turn until something has come about, of which there is no event."""
+    deadline = stube.monotonic_ns() + patience * 1e9
+    while not met():
+        assert stube.monotonic_ns() < deadline, "it does not come about"
+        await asyncio.sleep(0)
+
+
+async def _sorted(registry: AsyncioRegistry) -> None:
+    """Let what is ready be looked at: another conversation is delivered behind it."""
+    tick(registry, cid="another")
+    await until(lambda: not registry.inspect("another"))
+
+
+def test_all_subscribers_hear_one_topic_in_one_order_though_some_are_slow(registry: AsyncioRegistry, run: Any) -> None:
+    """G4. Fault: who is held up gets later messages first."""
+    heard: dict[str, list[int]] = {}
+
+    async def dispatch(cid: str, event: Event) -> None:
+        heard.setdefault(cid, []).append(event.payload)
+        for _ in range(int(cid[1:])):
+            await asyncio.sleep(0)
+
+    async def main() -> None:
+        registry.install_dispatch(dispatch)
+        for number in range(20):
+            listen(registry, f"c{number}")
+        for number in range(50):
+            assert registry.publish("t", number) == 20
+        assert await registry.settled()
+        assert heard == {f"c{number}": list(range(50)) for number in range(20)}
+
+    run(main())
+
+
+def test_handlers_that_never_wait_leave_others_their_turn(registry: AsyncioRegistry, run: Any) -> None:
+    """Fault: a runner goes through a mailbox that fills as fast, or a round never ends, and the loop starves."""
+    turns = 0
+
+    async def main(dispatch: Any) -> None:
+        nonlocal turns
+        registry.install_dispatch(dispatch)
+        tick(registry)
+        for turns in range(50):  # noqa: B007 - each is a turn of somebody else on the loop
+            await asyncio.sleep(0)
+        registry.cancel_timers("c1")
+        assert await registry.settled()
+
+    async def again(cid: str, event: Event) -> None:
+        tick(registry)
+
+    run(main(again))
+    assert turns == 49
+    run(main(lambda cid, event: [tick(registry), None][1]))
+    assert turns == 49
+
+
+def test_a_thousand_coroutines_survive_the_collector(registry: AsyncioRegistry, run: Any) -> None:
+    """Case 28. Fault: a task that only the loop knows, weakly, is collected while it waits."""
+    done: list[str] = []
+
+    async def dispatch(cid: str, event: Event) -> None:
+        await _wait_without_a_reference()
+        done.append(cid)
+
+    async def main() -> None:
+        registry.install_dispatch(dispatch)
+        for number in range(1000):
+            tick(registry, cid=f"c{number}")
+        for _ in range(20):
+            await asyncio.sleep(0)
+            gc.collect()
+        assert await registry.settled()
+        assert len(done) == 1000
+
+    run(main())
+
+
+async def _wait_without_a_reference() -> None:
+    """Wait for a future to which nothing but a reference cycle with its waiter leads, for some turns of the loop."""
+    loop = asyncio.get_running_loop()
+    future = loop.create_future()
+    reference = weakref.ref(future)
+
+    def step(left: int) -> None:
+        waiting = reference()
+        if waiting is not None and not waiting.done():
+            if left:
+                loop.call_soon(step, left - 1)
+            else:
+                waiting.set_result(None)
+
+    step(30)
+    await future
+
+
+# -- cancelling ----------------------------------------------------------------------------------------------
+
+
+def test_what_is_parked_is_cancelled_like_what_waits(registry: AsyncioRegistry, run: Any) -> None:
+    """G5. Fault: sorting into a mailbox counts as beginning, and no cancel finds what lies there."""
+    recorder = Recorder()
+
+    async def main() -> None:
+        recorder.hold("slow")
+        registry.install_dispatch(recorder)
+        listen(registry)
+        tick(registry, event="slow")
+        await recorder.entered["slow"].wait()
+        handle = tick(registry, event="one")
+        for name in ("two", "three"):
+            registry.schedule_event(cid="c1", instance_id=name, delay_ms=0, event=name)
+        for _ in range(3):
+            registry.publish("t", 1)
+        await _sorted(registry)
+        assert handle.cancel() is True
+        assert handle.cancel() is False
+        assert registry.cancel_timers("c1", instance_id="two") == 1
+        assert registry.unsubscribe(cid="c1", instance_id="main", topic="t") == 1
+        listen(registry)  # again, which revives no old message
+        assert registry.cancel_timers("c1") == 1
+        recorder.gates["slow"].set()
+        assert await registry.settled()
+        assert [name for cid, name in recorder.begun if cid == "c1"] == ["slow"]
+        assert registry.stats() == Stats(subscriptions=1, accepted=8, delivered=2, cancelled=6)
+
+    run(main())
+
+
+def test_a_conversation_that_ends_while_its_handler_hangs_keeps_no_message(registry: AsyncioRegistry, run: Any) -> None:
+    """G13. Fault: messages stay in a mailbox until a handler returns that never does."""
+    recorder = Recorder()
+
+    async def main() -> None:
+        recorder.hold("slow")
+        registry.install_dispatch(recorder)
+        listen(registry)
+        tick(registry, event="slow")
+        await recorder.entered["slow"].wait()
+        message = Box()
+        watched = weakref.ref(message)
+        registry.publish("t", message)
+        del message
+        tick(registry, HOUR, ("later", Box()))
+        await _sorted(registry)
+        registry.cancel_timers("c1")
+        assert registry.remove_subscriptions_for_cid("c1") == 1
+        gc.collect()
+        assert watched() is None
+        assert registry.stats().queued == 0
+        recorder.gates["slow"].set()
+        assert await registry.settled()
+        assert not any(registry.sizes().values()), registry.sizes()
+
+    run(main())
+
+
+def test_what_is_cancelled_before_its_runner_has_begun_is_never_entered(registry: AsyncioRegistry, run: Any) -> None:
+    """G5. Fault: the delivery is claimed where the task is made, and entered a turn of the loop later."""
+    recorder = Recorder()
+
+    async def main() -> None:
+        registry.install_dispatch(recorder)
+        for turns in range(6):
+            tick(registry)
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            begun = len(recorder.begun)
+            cancelled = registry.cancel_timers("c1")
+            assert await registry.settled()
+            assert len(recorder.begun) == begun, "entered after the cancel had returned"
+            assert cancelled == 1 - begun
+            recorder.begun.clear()
+
+    run(main())
+
+
+def test_a_reset_drops_what_is_parked_and_leaves_what_runs(registry: AsyncioRegistry, run: Any) -> None:
+    """G18. Fault: mailboxes survive a reset, or the running delivery is forgotten."""
+    recorder = Recorder()
+
+    async def main() -> None:
+        recorder.hold("slow")
+        registry.install_dispatch(recorder)
+        listen(registry)
+        tick(registry, event="slow")
+        await recorder.entered["slow"].wait()
+        tick(registry)
+        registry.publish("t", 1)
+        await _sorted(registry)
+        registry.reset_state()
+        assert registry.stats() == Stats(accepted=4, delivered=1, dropped=2, running=1)
+        tick(registry, event="new")
+        recorder.gates["slow"].set()
+        assert await registry.settled()
+        assert [name for cid, name in recorder.begun if cid == "c1"] == ["slow", "new"]
+
+    run(main())
+
+
+# -- which loop ----------------------------------------------------------------------------------------------
+
+
+def test_one_registry_serves_two_runs(registry: AsyncioRegistry, run: Any) -> None:
+    """Case 28. Fault: the registry stays with its first loop, or loses what was pending when that closed."""
+    recorder = Recorder()
+    registry.install_dispatch(recorder)
+
+    async def first() -> None:
+        tick(registry)
+        tick(registry, 20, "left")
+        tick(registry, HOUR, "far")
+        listen(registry)
+        await until(lambda: recorder.ended)
+
+    async def second() -> None:
+        registry.publish("t", 1)
+        await until(lambda: len(recorder.ended) == 3)
+
+    run(first())
+    assert registry.stats() == Stats(subscriptions=1, timers=2, accepted=3, delivered=1)
+    run(second())
+    assert sorted(name for _, name in recorder.ended) == ["left", "said", "tick"]
+    assert registry.stats() == Stats(subscriptions=1, timers=1, accepted=4, delivered=3)
+    assert registry.cancel_timers("c1") == 1
+
+
+def test_what_threads_added_before_there_was_a_loop_is_delivered_on_the_first(
+    registry: AsyncioRegistry, run: Any
+) -> None:
+    """Fault: without a loop an operation raises, or what it accepted is forgotten."""
+    recorder = Recorder()
+    registry.install_dispatch(recorder)
+    tick(registry)
+    assert registry.settle(0.01) is False
+
+    async def main() -> None:
+        registry.subscriptions()  # any operation binds
+        await until(lambda: recorder.ended)
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [
+        lambda registry: registry.put_pending_flow("c2", 1),
+        lambda registry: registry.pending_flow("c2"),
+        lambda registry: registry.forget_pending_flow("c2"),
+        lambda registry: tick(registry, HOUR, cid="c2"),
+        lambda registry: registry.cancel_timers("c2"),
+        lambda registry: listen(registry, "c2"),
+        lambda registry: registry.unsubscribe(cid="c2", instance_id="main"),
+        lambda registry: registry.remove_subscriptions_for_cid("c2"),
+        lambda registry: registry.publish("nobody", 1),
+        lambda registry: registry.subscriptions(),
+        lambda registry: registry.install_dispatch(registry._own.dispatch),
+        lambda registry: registry.stats(),
+        lambda registry: registry.inspect(),
+    ],
+)
+def test_any_operation_binds(registry: AsyncioRegistry, operation: Any) -> None:
+    """Fault: only what schedules looks for a loop, and a host that begins with something else gets no deliveries."""
+    delivered: list[str] = []
+    registry.install_dispatch(lambda cid, event: delivered.append(event.name))
+    tick(registry)
+
+    async def main() -> None:
+        operation(registry)
+        await until(lambda: delivered)
+
+    asyncio.run(main())
+    registry.reset_state()
+
+
+def test_a_repr_does_not_bind(registry: AsyncioRegistry) -> None:
+    """Fault: a debugger that shows the registry on some other loop gives it to that one."""
+
+    async def main() -> None:
+        assert repr(registry) == "<AsyncioRegistry: 0 timers, 0 queued>"
+
+    asyncio.run(main())
+    assert registry._own.loop is None
+
+
+def test_a_loop_may_be_given(make: Make) -> None:
+    """Fault: the option is taken and not used."""
+    loop = asyncio.new_event_loop()
+    try:
+        registry = make(loop=loop)
+        threads: list[int] = []
+        registry.install_dispatch(lambda cid, event: threads.append(threading.get_ident()))
+        tick(registry)  # from no loop at all
+        loop.call_later(0.05, loop.stop)
+        loop.run_forever()
+        assert threads == [threading.get_ident()]
+    finally:
+        loop.close()
+
+
+def test_what_is_no_loop_or_a_closed_one_is_refused() -> None:
+    """Fault: the error comes with the first timer, or never."""
+    loop = asyncio.new_event_loop()
+    loop.close()
+    with pytest.raises(stube.ConfigError, match="is closed"):
+        stube.create_registry("asyncio", loop=loop)
+    with pytest.raises(stube.ConfigError, match="must be an event loop, not 7"):
+        stube.create_registry("asyncio", loop=7)
+    with pytest.raises(stube.ConfigError, match="clock must return"):
+        stube.create_registry("asyncio", clock=lambda: 1.0)
+    with pytest.raises(stube.ConfigError, match="max_pending must be at least 1"):
+        stube.create_registry("asyncio", max_pending=0)
+
+
+def test_the_first_loop_keeps_the_registry_until_it_closes(registry: AsyncioRegistry) -> None:
+    """Fault: each operation on another loop takes the registry along, and deliveries change their thread."""
+    first, second = asyncio.new_event_loop(), asyncio.new_event_loop()
+    threads: list[str] = []
+    registry.install_dispatch(lambda cid, event: threads.append(threading.current_thread().name))
+
+    async def touch() -> None:
+        tick(registry)
+
+    first.run_until_complete(touch())
+    other = threading.Thread(target=second.run_until_complete, args=(touch(),), name="other")
+    other.start()
+    other.join(PATIENCE)
+    first.run_until_complete(asyncio.wait_for(registry.settled(), PATIENCE))
+    assert threads == ["MainThread"] * 2
+    first.close()
+    second.run_until_complete(touch())
+    second.run_until_complete(asyncio.wait_for(registry.settled(), PATIENCE))
+    assert len(threads) == 3
+    second.close()
+
+
+# -- the end of a loop ---------------------------------------------------------------------------------------
+
+
+def test_a_run_that_ends_breaks_off_what_runs_and_keeps_what_waits(
+    registry: AsyncioRegistry, run: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Fault: what was parked behind a cancelled handler is lost, or the conversation is busy for ever."""
+    recorder = Recorder()
+    registry.install_dispatch(recorder)
+    events: list[Any] = []
+
+    async def first() -> None:
+        recorder.hold("slow")
+        tick(registry, event="slow")
+        await recorder.entered["slow"].wait()
+        tick(registry, event="next")
+        registry.publish("t", 1)
+        await _sorted(registry)
+
+    async def second() -> None:
+        assert await registry.settled()
+
+    with caplog.at_level(logging.INFO):
+        run(first())
+        events = [record.message for record in caplog.records]
+    recorder.gates.clear()
+    run(second())
+    assert [name for cid, name in recorder.begun if cid == "c1"] == ["slow", "next"]
+    stats = registry.stats()
+    assert (stats.delivered, stats.failed, stats.running) == (2, 1, 0)
+    assert events == []
+
+
+def test_what_ran_on_a_loop_that_was_just_closed_is_broken_off(
+    registry: AsyncioRegistry, caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
+) -> None:
+    """Fault: "Task was destroyed but it is pending", or a delivery that runs for ever in the ledger."""
+    recorder = Recorder()
+    registry.install_dispatch(recorder)
+    cleaned: list[str] = []
+    errors: list[str] = []
+    registry._on_error = lambda cid, event, exc: errors.append(type(exc).__name__)
+
+    async def dispatch(cid: str, event: Event) -> None:
+        try:
+            await recorder(cid, event)
+        finally:
+            cleaned.append(event.name)
+
+    async def first() -> None:
+        recorder.hold("slow")
+        registry.install_dispatch(dispatch)
+        for cid in ("a", "b"):
+            tick(registry, event="slow", cid=cid)
+            tick(registry, event="next", cid=cid)
+        await until(lambda: len(recorder.begun) == 2)
+
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(first())
+    loop.close()
+    assert registry.cancel_timers("b") == 1
+    assert cleaned == ["slow", "slow"]
+    assert errors == ["GeneratorExit", "GeneratorExit"]
+    assert registry.stats() == Stats(accepted=4, failed=2, cancelled=1, timers=1)
+    recorder.gates.clear()
+    asyncio.run(registry.settled())
+    assert recorder.begun[2:] == [("a", "next")]
+    gc.collect()
+    assert [record.message for record in caplog.records if record.levelno > logging.DEBUG] == []
+    assert not recwarn.list
+
+
+def test_a_handler_that_does_not_let_itself_be_broken_off_is_left(
+    registry: AsyncioRegistry, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Fault: clean-up that raises, or waits, comes out of an operation of somebody else."""
+
+    async def dispatch(cid: str, event: Event) -> None:
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            if cid == "raises":
+                raise OSError("the connection is gone")
+            await asyncio.sleep(0)
+
+    async def first() -> None:
+        registry.install_dispatch(dispatch)
+        tick(registry, cid="raises")
+        tick(registry, cid="waits")
+        await until(lambda: registry.stats().running == 2)
+
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(first())
+    loop.close()
+    assert registry.stats() == Stats(accepted=2, failed=2)
+    assert not any(registry.sizes().values()), registry.sizes()
+
+
+def test_clean_up_after_a_closed_loop_is_silent() -> None:
+    """Case 28. Fault: "Event loop is closed", or "Task was destroyed", out of what a host does at its end."""
+    printed = run_script(
+        "asyncio",
+        {},
+        """
+import asyncio, gc
+
+registry = stube.create_registry("asyncio")
+conversations = stube.Conversations(registry)
+
+async def dispatch(cid, event):
+    await asyncio.sleep(3600)
+
+async def main():
+    asyncio.get_running_loop().slow_callback_duration = 60  # debug mode tells of a busy machine, too
+    registry.install_dispatch(dispatch)
+    for _ in range(10):
+        conversation = conversations.open()
+        conversation.put_flow("flow")
+        conversation.schedule("tick", 0)
+        conversation.schedule("tick", 3_600_000)
+        conversation.subscribe("t", "said")
+    registry.publish("t", 1)
+    while registry.stats().running < 10:
+        await asyncio.sleep(0)
+
+asyncio.run(main(), debug=True)
+for conversation in conversations:
+    conversation.end()
+registry.schedule_event(cid="c", instance_id="i", delay_ms=0, event="late")
+registry.publish("t", 2)
+print(registry.settle(0.01), registry.stats().running, registry.cancel_timers("c"), registry.settle(0.01))
+print(registry.close(), registry.close())
+del registry, conversations, conversation
+gc.collect()
+""",
+    )
+    assert printed == "False 0 1 True\nTrue True\n"
+
+
+def test_a_program_that_forgets_everything_ends_silently() -> None:
+    """G24. Fault: the interpreter's end tells of tasks and loops that nobody closed."""
+    printed = run_script(
+        "asyncio",
+        {},
+        """
+import asyncio
+
+registry = stube.create_registry("asyncio")
+
+async def dispatch(cid, event):
+    await asyncio.sleep(3600)
+
+async def main():
+    registry.install_dispatch(dispatch)
+    for number in range(10):
+        registry.schedule_event(cid=f"c{number}", instance_id="i", delay_ms=0, event="tick")
+    while registry.stats().running < 10:
+        await asyncio.sleep(0)
+
+loop = asyncio.new_event_loop()
+loop.run_until_complete(main())
+loop.close()
+print("end")
+""",
+    )
+    assert printed == "end\n"
+
+
+def test_a_runner_that_is_cancelled_before_its_first_step_loses_nothing(registry: AsyncioRegistry) -> None:
+    """Race 3. Fault: the conversation counts as served for ever."""
+    recorder = Recorder()
+
+    async def main() -> None:
+        registry.install_dispatch(recorder)
+        tick(registry)
+        await until(lambda: registry._own.engine.boxes)
+        (box,) = registry._own.engine.boxes.values()
+        assert not recorder.begun
+        assert isinstance(box.server, asyncio.Task)
+        box.server.cancel()
+        assert await registry.settled()
+        assert recorder.ended == [("c1", "tick")]
+
+    asyncio.run(main())
+
+
+# -- which thread --------------------------------------------------------------------------------------------
+
+
+def test_a_thread_schedules_while_the_loop_sleeps(registry: AsyncioRegistry, run: Any) -> None:
+    """Case 28, G21. Fault: `call_soon` from another thread, which does not wake the loop."""
+    arrived = asyncio.Event()
+
+    async def main() -> None:
+        loop_thread = threading.get_ident()
+        threads: list[int] = []
+
+        def dispatch(cid: str, event: Event) -> None:
+            threads.append(threading.get_ident())
+            arrived.set()
+
+        registry.install_dispatch(dispatch)
+        tick(registry, HOUR, "far")
+        await asyncio.sleep(0.02)  # real time: until the loop sleeps, of which there is no event
+        threading.Thread(target=tick, args=(registry,)).start()
+        loop = asyncio.get_running_loop()
+        alarm = loop.call_later(PATIENCE, arrived.set)  # a loop that nobody wakes would sleep for an hour
+        await arrived.wait()
+        alarm.cancel()
+        assert threads == [loop_thread]
+        registry.cancel_timers("c1")
+
+    run(main())
+
+
+def test_waiting_on_the_loops_own_thread_is_refused(registry: AsyncioRegistry, run: Any) -> None:
+    """Fault: `settle` stands still on the thread that would have to deliver."""
+
+    async def main() -> None:
+        tick(registry)
+        with pytest.raises(RuntimeError, match=r"Use `await settled\(\)`"):
+            registry.settle()
+        with pytest.raises(RuntimeError, match=r"Use `await joined\(\)`"):
+            registry.join()
+        assert await registry.settled()
+
+    run(main())
+
+
+def test_waiting_from_another_thread_and_from_another_loop(registry: AsyncioRegistry, run: Any) -> None:
+    """Fault: a waiter is released on the wrong loop, or never."""
+    release = threading.Event()
+
+    async def dispatch(cid: str, event: Event) -> None:
+        await until(lambda: release.is_set())
+
+    async def main() -> None:
+        registry.install_dispatch(dispatch)
+        tick(registry)
+        await until(lambda: registry.stats().running)
+        in_thread = asyncio.create_task(asyncio.to_thread(registry.settle, PATIENCE))
+        on_a_loop = asyncio.create_task(asyncio.to_thread(lambda: asyncio.run(registry.joined(PATIENCE))))
+        await until(lambda: len(registry._own.waiters) == 2)
+        release.set()
+        assert await in_thread is True
+        assert await on_a_loop is True
+
+    run(main())
+
+
+def test_settled_and_joined_say_whether_it_came_about(registry: AsyncioRegistry) -> None:
+    """Fault: a wait that timed out says True, leaves its waiter behind, or takes a far timer for something ready."""
+
+    async def main() -> None:
+        tick(registry, HOUR)
+        assert await registry.settled(0.01)
+        assert not await registry.joined(0.01)
+        assert not registry._own.waiters
+        tick(registry, 5)
+        waiting = asyncio.create_task(registry.joined(PATIENCE))
+        await asyncio.sleep(0)
+        registry.cancel_timers("c1")
+        assert await waiting
+        with pytest.raises(ValueError, match="timeout must not be negative"):
+            await registry.settled(-1)
+
+    asyncio.run(main())
+
+
+def test_a_delivery_cannot_wait_for_itself(registry: AsyncioRegistry) -> None:
+    """Fault: `await settled()` in a handler hangs until its timeout."""
+    raised: list[str] = []
+
+    async def dispatch(cid: str, event: Event) -> None:
+        for call in (registry.settled, registry.joined):
+            try:
+                await call()
+            except RuntimeError as exc:
+                raised.append(str(exc))
+
+    async def main() -> None:
+        registry.install_dispatch(dispatch)
+        tick(registry)
+        assert await registry.settled()
+        assert [text.split("(")[0] for text in raised] == ["settled", "joined"]
+        assert "from inside a delivery" in raised[0]
+
+    asyncio.run(main())
+
+
+# -- closing -------------------------------------------------------------------------------------------------
+
+
+def test_closing_on_the_loops_thread_does_not_wait_and_aclose_does(make: Make, run: Any) -> None:
+    """G24. Fault: `close` blocks the loop that has to finish what runs; or `aclose` does not wait for it."""
+    recorder = Recorder()
+
+    async def main() -> None:
+        registry = make()
+        recorder.hold("slow")
+        registry.install_dispatch(recorder)
+        tick(registry, event="slow")
+        await recorder.entered["slow"].wait()
+        tick(registry)
+        assert registry.close(PATIENCE) is False
+        assert not await registry.aclose(0.01)
+        closing = asyncio.create_task(registry.aclose(PATIENCE))
+        await asyncio.sleep(0)
+        recorder.gates["slow"].set()
+        assert await closing
+        assert registry.close() is True
+        assert recorder.ended == [("c1", "slow")]
+        assert registry.stats() == Stats(accepted=2, delivered=1, dropped=1)
+        with pytest.raises(RegistryClosed):
+            tick(registry)
+        with pytest.raises(RegistryClosed):
+            registry.install_dispatch(recorder)
+        assert registry.pending_flow("c1") is None
+
+    run(main())
+
+
+def test_a_handler_may_close(make: Make) -> None:
+    """G24. Fault: `aclose` in a handler waits for the handler."""
+    closed: list[bool] = []
+
+    async def main() -> None:
+        registry = make()
+
+        async def dispatch(cid: str, event: Event) -> None:
+            closed.append(registry.close() or await registry.aclose())
+
+        registry.install_dispatch(dispatch)
+        tick(registry)
+        await until(lambda: closed)
+        assert closed == [False]
+        assert await registry.aclose()
+
+    asyncio.run(main())
+
+
+def test_async_with_closes_and_waits_for_what_runs(make: Make) -> None:
+    """Fault: the block is left while a handler is still at it."""
+    ended: list[str] = []
+
+    async def dispatch(cid: str, event: Event) -> None:
+        await asyncio.sleep(0.01)
+        ended.append(event.name)
+
+    async def main() -> None:
+        async with make() as registry:
+            registry.install_dispatch(dispatch)
+            tick(registry)
+            tick(registry, HOUR, "far")
+            await until(lambda: registry.stats().running)
+        assert ended == ["tick"]
+        assert registry.stats() == Stats(accepted=2, delivered=1, dropped=1)
+        assert registry._own.alarm is None
+
+    asyncio.run(main())
+
+
+# -- faults --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["function", "coroutine"])
+def test_ctrl_c_is_counted_and_raised_with_the_state_whole(make: Make, kind: str) -> None:
+    """G19. Fault: it is swallowed; or it takes along what waited behind it."""
+    registry = make()
+    seen: list[str] = []
+
+    def function(cid: str, event: Event) -> None:
+        seen.append(event.name)
+        if event.name == "interrupted":
+            raise KeyboardInterrupt
+
+    async def coroutine(cid: str, event: Event) -> None:
+        await asyncio.sleep(0)
+        function(cid, event)
+
+    loop = asyncio.new_event_loop()
+    try:
+
+        async def first() -> None:
+            registry.install_dispatch(function if kind == "function" else coroutine)
+            for name in ("before", "interrupted", "after"):
+                tick(registry, event=name)
+            tick(registry, event="other", cid="c2")
+            await asyncio.sleep(PATIENCE)
+
+        with pytest.raises(KeyboardInterrupt):
+            loop.run_until_complete(first())
+        registry._check()
+        assert registry.stats().failed == 1
+        assert loop.run_until_complete(registry.settled())
+        assert [name for name in seen if name != "other"] == ["before", "interrupted", "after"]
+        assert registry.stats() == Stats(accepted=4, delivered=3, failed=1)
+        for task in asyncio.all_tasks(loop):
+            task.cancel()
+        loop.run_until_complete(asyncio.sleep(0))
+    finally:
+        loop.close()
+
+
+@pytest.mark.parametrize("exception", [SystemExit, GeneratorExit, asyncio.CancelledError, ValueError])
+def test_whatever_a_coroutine_raises_it_stops_no_other(
+    make: Make, run: Any, exception: type[BaseException], caplog: pytest.LogCaptureFixture
+) -> None:
+    """G19. Fault: an exception that ends a task ends the conversation with it, or is not told."""
+    errors: list[BaseException] = []
+    registry = make(on_error=lambda cid, event, exc: errors.append(exc))
+    seen: list[str] = []
+
+    async def dispatch(cid: str, event: Event) -> None:
+        seen.append(event.name)
+        await asyncio.sleep(0)
+        if event.name == "bad":
+            raise exception("oh")
+
+    async def main() -> None:
+        registry.install_dispatch(dispatch)
+        for name in ("bad", "good"):
+            tick(registry, event=name)
+        tick(registry, event="other", cid="c2")
+        assert await registry.settled()
+
+    run(main())
+    assert sorted(seen) == ["bad", "good", "other"]
+    assert [type(error) for error in errors] == [exception]
+    assert [record.levelname for record in caplog.records if record.name == "stube"] == ["ERROR"]
+    assert registry.stats() == Stats(accepted=3, delivered=2, failed=1)
+
+
+def test_a_handler_that_cancels_its_own_task_fails_alone(registry: AsyncioRegistry, run: Any) -> None:
+    """Fault: the runner dies, and what waited in its mailbox with it."""
+    seen: list[str] = []
+
+    async def dispatch(cid: str, event: Event) -> None:
+        seen.append(event.name)
+        if event.name == "bad":
+            task = asyncio.current_task()
+            assert task is not None
+            task.cancel()
+            await asyncio.sleep(0)
+
+    async def main() -> None:
+        registry.install_dispatch(dispatch)
+        for name in ("bad", "good"):
+            tick(registry, event=name)
+        assert await registry.settled()
+
+    run(main())
+    assert seen == ["bad", "good"]
+    assert registry.stats() == Stats(accepted=2, delivered=1, failed=1)
+
+
+def test_a_time_limit_inside_a_handler_is_the_handlers_own(registry: AsyncioRegistry) -> None:
+    """Fault: the cancelling that `asyncio.timeout` does is taken for the runner's end."""
+    seen: list[str] = []
+
+    async def dispatch(cid: str, event: Event) -> None:
+        try:
+            async with asyncio.timeout(0):
+                await asyncio.sleep(PATIENCE)
+        except TimeoutError:
+            seen.append(event.name)
+
+    async def main() -> None:
+        registry.install_dispatch(dispatch)
+        for name in ("one", "two"):
+            tick(registry, event=name)
+        assert await registry.settled()
+
+    asyncio.run(main())
+    assert seen == ["one", "two"]
+    assert registry.stats().delivered == 2
+
+
+def test_what_a_plain_function_returns_is_awaited_if_it_can_be(registry: AsyncioRegistry, run: Any) -> None:
+    """Fault: a coroutine that never runs; or a conversation that goes on before its future is done."""
+    seen: list[str] = []
+
+    async def work(name: str) -> None:
+        await asyncio.sleep(0)
+        seen.append(name)
+
+    def dispatch(cid: str, event: Event) -> Any:
+        if event.name == "future":
+            return asyncio.ensure_future(work(event.name))
+        if event.name == "number":
+            seen.append(event.name)
+            return 7
+        return work(event.name)
+
+    async def main() -> None:
+        registry.install_dispatch(dispatch)
+        for name in ("coroutine", "future", "number", "again"):
+            tick(registry, event=name)
+        assert await registry.settled()
+
+    run(main())
+    assert seen == ["coroutine", "future", "number", "again"]
+    assert registry.stats() == Stats(accepted=4, delivered=4)
+
+
+def test_a_loop_that_makes_no_task_breaks_nothing(registry: AsyncioRegistry) -> None:
+    """Fault: the conversation counts as served by a task that is not there, or a coroutine is never awaited."""
+    recorder = Recorder()
+    refusals = 2
+
+    def factory(loop: AbstractEventLoop, coroutine: Any, **options: Any) -> Any:
+        nonlocal refusals
+        if refusals and options.get("name") != "main":
+            refusals -= 1
+            raise MemoryError("no task today")
+        return asyncio.Task(coroutine, loop=loop, **options)
+
+    told: list[Any] = []
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda loop, context: told.append(context["exception"]))
+        registry.install_dispatch(recorder)
+        loop.set_task_factory(factory)
+        tick(registry)
+        assert await registry.settled()
+        assert recorder.ended == [("c1", "tick")]
+
+    asyncio.run(main())
+    assert [type(exception) for exception in told] == [MemoryError] * 2
+
+
+FACTORIES: Final[list[Any]] = [None, *filter(None, [getattr(asyncio, "eager_task_factory", None)])]  # from 3.12 on
+
+
+@pytest.mark.parametrize("factory", FACTORIES, ids=["usual", "eager"][: len(FACTORIES)])
+def test_tasks_may_be_eager(registry: AsyncioRegistry, factory: Any) -> None:
+    """Fault: a runner that is over before it was noted is noted for ever."""
+    recorder = Recorder()
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_task_factory(factory)
+        recorder.hold("e1")
+        registry.install_dispatch(recorder)
+        for number in range(10):
+            tick(registry, event=f"e{number}", cid=f"c{number % 3}")
+        await recorder.entered["e1"].wait()
+        recorder.gates["e1"].set()
+        assert await registry.settled()
+        assert sorted(name for _, name in recorder.ended) == [f"e{number}" for number in range(10)]
+        assert not registry._own.engine.boxes
+
+    asyncio.run(main())
+
+
+# -- contexts ------------------------------------------------------------------------------------------------
+
+current: contextvars.ContextVar[Any] = contextvars.ContextVar("current", default=None)
+
+
+@pytest.mark.parametrize("kind", ["function", "coroutine"])
+def test_no_context_of_a_caller_is_kept_or_seen(registry: AsyncioRegistry, kind: str) -> None:
+    """G13. Fault: the loop copies the context of whoever schedules, and with it a request for an hour."""
+    seen: list[Any] = []
+
+    def function(cid: str, event: Event) -> None:
+        seen.append(current.get())
+        current.set("a handler's")
+
+    async def coroutine(cid: str, event: Event) -> None:
+        function(cid, event)
+
+    async def call() -> weakref.ref[Box]:
+        request = Box()
+        current.set(request)
+        tick(registry, HOUR)
+        tick(registry)
+        listen(registry)
+        registry.publish("t", 1)
+        return weakref.ref(request)
+
+    async def main() -> None:
+        registry.install_dispatch(function if kind == "function" else coroutine)
+        watched = await asyncio.create_task(call())
+        await asyncio.create_task(call())
+        await asyncio.sleep(0)
+        gc.collect()
+        assert watched() is None
+        assert await registry.settled()
+        tick(registry, cid="c2")
+        assert await registry.settled()
+        registry.reset_state()
+
+    asyncio.run(main())
+    if kind == "function":
+        assert seen == [None] * 5
+    else:  # a runner has one context, and each conversation its runner
+        assert seen[0] is seen[-1] is None
+        assert not any(isinstance(each, Box) for each in seen)
+
+
+# -- time ----------------------------------------------------------------------------------------------------
+
+
+class EarlyLoop(asyncio.SelectorEventLoop):
+    """A loop whose timers go two milliseconds early, and that counts how often it was armed."""
+
+    armed = 0
+
+    def call_later(  # type: ignore[override]
+        self, delay: float, callback: Any, *args: Any, **options: Any
+    ) -> asyncio.TimerHandle:
+        self.armed += 1
+        return super().call_later(delay - 0.002, callback, *args, **options)
+
+
+def test_a_loop_whose_timers_go_early_lets_none_begin_early_nor_runs_hot(registry: AsyncioRegistry) -> None:
+    """Case 28b, G9. Fault: what the loop says is believed; or it is armed again and again until it is true."""
+    early: list[float] = []
+
+    async def main() -> int:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, EarlyLoop)
+        for number in range(50):
+            due = loop.time() + number / 1000
+            registry.schedule_event(cid=f"c{number}", instance_id="main", delay_ms=number, event=("tick", due))
+        registry.install_dispatch(lambda cid, event: early.append(loop.time() - event.payload))
+        before = loop.armed
+        assert await registry.joined(PATIENCE)
+        return loop.armed - before
+
+    with asyncio.Runner(loop_factory=EarlyLoop) as runner:
+        armed = runner.run(main())
+    assert len(early) == 50
+    assert min(early) >= 0
+    assert armed < 50 * 10
+
+
+def test_no_timer_begins_early_on_any_loop(registry: AsyncioRegistry, run: Any) -> None:
+    """Case 28b, G9. Fault: a loop that counts whole milliseconds is believed."""
+    late: list[float] = []
+
+    async def main() -> None:
+        def dispatch(cid: str, event: Event) -> None:
+            late.append(stube.monotonic_ns() - event.payload)
+
+        registry.install_dispatch(dispatch)
+        for number in range(500):
+            delay_ms = number * 0.37
+            due = stube.monotonic_ns() + int(delay_ms * 1e6)
+            registry.schedule_event(cid=f"c{number}", instance_id="i", delay_ms=delay_ms, event=("tick", due))
+        assert await registry.joined(PATIENCE)
+
+    run(main())
+    assert len(late) == 500
+    assert min(late) >= 0
+
+
+def test_an_idle_registry_leaves_the_loop_alone(registry: AsyncioRegistry) -> None:
+    """G10, G13. Fault: polling; or an alarm, and what it holds, for each timer that ever was."""
+    rounds = 0
+
+    async def main() -> None:
+        nonlocal rounds
+        loop = asyncio.get_running_loop()
+        original = registry._round
+
+        def counting(instant: int | None) -> None:
+            nonlocal rounds
+            rounds += 1
+            original(instant)
+
+        registry._round = counting  # type: ignore[method-assign]
+        for number in range(100):
+            tick(registry, HOUR - number)
+            await asyncio.sleep(0)
+        scheduled = [handle for handle in loop._scheduled if not handle.cancelled()]  # type: ignore[attr-defined]
+        assert len(scheduled) == 1
+        await asyncio.sleep(0.01)
+        rounds = 0
+        await asyncio.sleep(0.1)  # real time, in which nothing must happen
+        assert rounds == 0
+        registry.reset_state()
+
+    asyncio.run(main())
+
+
+# -- the factory ---------------------------------------------------------------------------------------------
+
+
+def test_the_factory_gives_an_async_backend() -> None:
+    """Fault: the overload promises what the object has not."""
+    registry: stube.AsyncBackend = stube.create_registry("asyncio")
+    assert {"coroutine_dispatch", "own_clock"} <= registry.capabilities
+    dispatch: Callable[[str, Event], Awaitable[None]] = Recorder()
+    registry.install_dispatch(dispatch)
+    assert asyncio.run(registry.settled())
+    assert asyncio.run(registry.joined())
+    assert asyncio.run(registry.aclose())
+    assert isinstance(create(), AsyncioRegistry)
