@@ -401,6 +401,10 @@ class VirtualBackend(Backend, Protocol):
     `join` moves the clock as far as it must; its timeout is counted in virtual seconds.
     """
 
+    def install_dispatch(self, dispatch: Dispatch | Callable[[str, Event], Awaitable[None]], /) -> None:
+        """Say where deliveries go from now on: a function, or a coroutine function, which `advance_async` awaits."""
+        ...
+
     @property
     def now_ms(self) -> float:
         """The instant at which the virtual clock stands, in milliseconds."""
@@ -420,6 +424,42 @@ class VirtualBackend(Backend, Protocol):
                 two threads; or handlers that schedule or publish without end at one instant.
         """
         ...
+
+    async def advance_async(self, step: float | timedelta, /, *, patience: float | None = 5.0) -> None:
+        """`advance` for coroutine handlers: the next delivery begins when the handler before it has returned.
+
+        The handlers run in a task of their own, with an empty context.
+
+        Args:
+            step: milliseconds or a `timedelta`.
+            patience: seconds of real time that one handler may take; None for as long as it takes.
+
+        Raises:
+            VirtualTimeError: as `advance`; or a handler took longer, and was cancelled.
+        """
+        ...
+
+    async def settled(self, timeout: float | None = 5.0) -> bool:
+        """`settle` for coroutine handlers; False when one took longer than `timeout` seconds of real time."""
+        ...
+
+    async def joined(self, timeout: float | None = None) -> bool:
+        """`join` for coroutine handlers, of which each has five seconds of real time."""
+        ...
+
+    async def aclose(self, timeout: float | None = 5.0) -> bool:
+        """`close`, which has nothing to wait for."""
+        ...
+
+    async def __aenter__(self) -> Self: ...
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+        /,
+    ) -> None: ...
 
     def run_until_idle(self, limit: int = 100_000) -> int:
         """Move the clock from due instant to due instant until nothing is pending; how many deliveries that took.

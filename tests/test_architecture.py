@@ -55,7 +55,8 @@ ENGINE = "stube_backends.engine"
 LOCKED = {f"{ENGINE}._core", f"{ENGINE}._delivery", f"{ENGINE}._local", f"{ENGINE}._serving"}
 IMPURE = {"_thread", "asyncio", "concurrent", "logging", "multiprocessing", "os", "selectors", "signal", "threading"}
 IMPURE |= {"datetime", "queue", "sched", "socket", "subprocess", "time", "weakref"}
-THREADED = {f"{ENGINE}._threaded"}  # one thread, for the backends that have their own
+# One thread, for the backends that have their own; and coroutines, for those that await handlers.
+THREADED = {f"{ENGINE}._threaded", f"{ENGINE}._awaiting"}
 LOCKED_MAY_USE = {"get_ident", "Lock"}  # who am I, and a lock to wait on; the lock itself is handed in
 HEAVY = ("asyncio", "email", "http", "importlib.metadata", "logging", "multiprocessing", "socket", "subprocess")
 

@@ -58,6 +58,7 @@ MODULES: Final = (
     "_looking",
     "_mailboxes",
     "_backlogs",
+    "_awaiting",
     "_core",
     "_arguments",
     "_mending",

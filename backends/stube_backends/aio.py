@@ -42,7 +42,7 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Final, Self
 
-from stube import AsyncBackend, Dispatch, Event, RegistryClosed, monotonic_ns
+from stube import AsyncBackend, Dispatch, Event, monotonic_ns
 from stube_backends.engine import (
     AGAIN,
     EARLIEST,
@@ -162,11 +162,7 @@ class AsyncioRegistry(LocalRegistry):
         self._own.loop = loop
 
     def install_dispatch(self, dispatch: AnyDispatch, /) -> None:
-        awaited = is_coroutine_function(dispatch)
-        core = self._core
-        if core.engine.closed:
-            raise RegistryClosed("The registry is closed, so it delivers nothing any more. Create a new one.")
-        core.dispatch = _Awaited(dispatch) if awaited else dispatch
+        super().install_dispatch(dispatch)  # type: ignore[arg-type]
 
     # -- waiting -----------------------------------------------------------------------------------------------
 
@@ -484,6 +480,12 @@ class AsyncioRegistry(LocalRegistry):
             self._wake(core)
 
     # -- the hooks of LocalRegistry ----------------------------------------------------------------------------
+
+    def _check_dispatch(self, dispatch: Callable[..., Any]) -> None:
+        is_coroutine_function(dispatch)  # refuses what cannot be called
+
+    def _wrapped(self, dispatch: Any) -> Any:
+        return _Awaited(dispatch) if is_coroutine_function(dispatch) else dispatch
 
     def _unsubscribe(self, cid: str, instance_id: str | None, topic: str | None) -> int:
         count = super()._unsubscribe(cid, instance_id, topic)

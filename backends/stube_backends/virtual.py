@@ -4,26 +4,33 @@ The same engine and the same delivering as `memory`, so that what a test sees is
 waiting, and every run like the one before. Deliveries run on the caller's stack, inside `advance`, `run_until_idle`,
 `settle` and `join`; a handler sees its own instant, and what it schedules inside the window begins inside the window.
 Operations may be called from any thread; the clock is moved by one thread at a time.
+
+For a host on asyncio, dispatch may be a coroutine function: then `advance_async`, `settled` and `joined` deliver, and
+the next delivery begins when the handler before it has returned, so that every run is like the one before here, too.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from contextvars import Context
 from datetime import timedelta
 from math import isfinite
 from operator import attrgetter
-from typing import Any, Final
+from types import TracebackType
+from typing import Any, Final, Self
 
 from stube import Delivery, Dispatch, Event, VirtualBackend, VirtualTimeError
 from stube_backends.engine import (
     EARLIEST,
     NESTED,
+    AwaitingDeliverer,
     Burst,
     Core,
     Engine,
+    HandlerHangs,
     Limits,
     LocalRegistry,
     OnError,
@@ -33,6 +40,7 @@ from stube_backends.engine import (
     checked_limits,
     checked_timeout,
     delay_in_nanoseconds,
+    is_coroutine_function,
     milliseconds,
     name_of,
 )
@@ -43,6 +51,13 @@ _TRACE_LENGTH: Final = 10_000  # deliveries
 _MANY: Final = 100_000  # deliveries, after which something is taken to re-arm itself for ever
 _LONGEST_CHAIN: Final = 10_000  # rounds of arrivals at one instant
 _MICROSECOND: Final = timedelta(microseconds=1)
+
+
+_AWAITING: Final = frozenset({"advance_async", "settled", "joined"})
+
+
+class _HandlerIsStuck(VirtualTimeError):  # noqa: N818 - a state that is met, not a mistake
+    """A coroutine handler has not returned in time."""
 
 
 class _Clock:
@@ -147,7 +162,7 @@ class _VirtualEngine(Engine):
             )
 
 
-class VirtualRegistry(LocalRegistry):
+class VirtualRegistry(AwaitingDeliverer, LocalRegistry):
     """One engine on a virtual clock.
 
     >>> registry = VirtualRegistry()
@@ -157,7 +172,7 @@ class VirtualRegistry(LocalRegistry):
     1800000.0 c1 Event('main', 'idle')
     """
 
-    capabilities = LocalRegistry.capabilities | {"virtual_time"}
+    capabilities = LocalRegistry.capabilities | {"coroutine_dispatch", "virtual_time"}
     _handed_on = (KeyboardInterrupt,)
 
     def __init__(
@@ -184,6 +199,9 @@ class VirtualRegistry(LocalRegistry):
         self._mover = _Mover()
         self._window: _Window | None = None  # set by whoever holds the mover's lock
 
+    def install_dispatch(self, dispatch: Dispatch | Callable[[str, Event], Awaitable[None]], /) -> None:
+        super().install_dispatch(dispatch)  # type: ignore[arg-type]
+
     # -- the clock ---------------------------------------------------------------------------------------------
 
     @property
@@ -203,6 +221,12 @@ class VirtualRegistry(LocalRegistry):
         nanoseconds = _step_in_nanoseconds(step)
         with self._moving("advance"):
             self._move(self._core, self._time.now + nanoseconds, to_its_end=True)
+
+    async def advance_async(self, step: float | timedelta, /, *, patience: float | None = 5.0) -> None:
+        nanoseconds = _step_in_nanoseconds(step)
+        patience = checked_timeout(patience)
+        with self._moving("advance_async"):
+            await self._move_awaiting(self._core, self._time.now + nanoseconds, patience, to_its_end=True)
 
     def run_until_idle(self, limit: int = _MANY) -> int:
         if isinstance(limit, bool) or not isinstance(limit, int):
@@ -236,13 +260,54 @@ class VirtualRegistry(LocalRegistry):
             if not mine:
                 return False
             if timeout is None:
-                pending = self._core.engine.ledger.timers + self._core.engine.ledger.queued
-                self._move(self._core, None, pending + _MANY)
+                self._move(self._core, None, self._most())
                 return True
             self._move(self._core, self._time.now + int(timeout * 1e9))
             return self.next_due_ms() is None
 
+    async def settled(self, timeout: float | None = 5.0) -> bool:
+        return await self._awaited("settled", timeout, self._time.now)
+
+    async def joined(self, timeout: float | None = None) -> bool:
+        timeout = checked_timeout(timeout)
+        end = None if timeout is None else self._time.now + int(timeout * 1e9)
+        return await self._awaited("joined", 5.0, end) and self.next_due_ms() is None
+
+    async def aclose(self, timeout: float | None = 5.0) -> bool:
+        checked_timeout(timeout)
+        return self.close(0)  # nothing runs but what another task awaits
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+        /,
+    ) -> None:
+        await self.aclose()
+
+    async def _awaited(self, what: str, patience: float | None, end: int | None) -> bool:
+        """Deliver up to an instant, None for no end; whether every handler has returned in time."""
+        patience = checked_timeout(patience)
+        with self._moving(what, waits=True):
+            try:
+                await self._move_awaiting(self._core, end, patience, None if end is not None else self._most())
+            except _HandlerIsStuck:
+                return False
+        return True
+
+    def _most(self) -> int:
+        """How many deliveries `join` takes for an end that will come."""
+        ledger = self._core.engine.ledger
+        return ledger.timers + ledger.queued + _MANY
+
     # -- who delivers ------------------------------------------------------------------------------------------
+
+    def _check_dispatch(self, dispatch: Callable[..., Any]) -> None:
+        is_coroutine_function(dispatch)  # refuses what cannot be called
 
     def _new_core(self, dispatch: Dispatch) -> Core:
         return Core(threading.RLock(), _VirtualEngine(self._max_pending, self._limits, self._tracer), dispatch)
@@ -303,6 +368,7 @@ class VirtualRegistry(LocalRegistry):
             note((clock.now, cid, event.instance_id, event.name, tracer.cause))
             return dispatch(cid, event)
 
+        traced.awaited = is_coroutine_function(dispatch)  # type: ignore[attr-defined]
         return traced
 
     def _start_anew(self) -> None:
@@ -315,6 +381,11 @@ class VirtualRegistry(LocalRegistry):
     def _moving(self, what: str, *, patience: float | None = None, waits: bool = False) -> Iterator[bool]:
         """Be the thread that moves the clock; what waits for another one may have to give up after `patience`."""
         core, mover = self._core, self._mover
+        if getattr(core.dispatch, "awaited", False) and what not in _AWAITING:
+            raise VirtualTimeError(
+                f"{what}() cannot await the coroutine function that was installed as dispatch. "
+                "Await advance_async(), settled() or joined() instead."
+            )
         if self._delivering(core):
             error = RuntimeError if waits else VirtualTimeError
             raise error(f"{what}() was called from inside a delivery and would overtake it. Return first.")
@@ -345,20 +416,56 @@ class VirtualRegistry(LocalRegistry):
         `_nothing_ready_locked` moves the clock. It stays at the last delivery when nothing is pending any more, unless
         the window is to be gone through `to_its_end`.
         """
+        with self._opened(core, end, limit, to_its_end=to_its_end) as window:
+            count = self._deliver(core, self._time.now)
+            self._refuse_passed(core, window, limit, count)
+            return count
+
+    async def _move_awaiting(
+        self,
+        core: Core,
+        end: int | None,
+        patience: float | None,
+        limit: int | None = None,
+        *,
+        to_its_end: bool = False,
+    ) -> None:
+        """`_move`, awaiting the handlers: in a task with an empty context, which is cancelled with this call."""
+        from asyncio import create_task  # heavy, and loaded already where anybody awaits this
+
+        async def move() -> None:
+            with self._opened(core, end, limit, to_its_end=to_its_end) as window:
+                count = await self._deliver_awaiting(core, self._time.now, patience)
+                self._refuse_passed(core, window, limit, count)
+
+        try:
+            await create_task(move(), context=Context())
+        except HandlerHangs as exc:
+            cid, event = exc.cid, exc.event
+            raise _HandlerIsStuck(
+                f"The handler of {event.name!r} of instance {event.instance_id!r} of conversation {cid!r} has not "
+                f"returned within {patience} s of real time, and was cancelled. See what it waits for: the clock "
+                "stands still meanwhile."
+            ) from None
+
+    @contextmanager
+    def _opened(self, core: Core, end: int | None, limit: int | None, *, to_its_end: bool) -> Iterator[_Window]:
+        """A window, for the length of the block."""
         ledger = core.engine.ledger
         most = None if limit is None else ledger.delivered + ledger.failed + limit
         self._window = window = _Window(end, most, to_its_end=to_its_end)
         try:
-            count = self._deliver(core, self._time.now)
-            # In a child that a handler forked the window was the parent's.
-            if window.passed and self._core is core:
-                more = f", and next is {_describe_next(core.engine)}" if window.more else ""
-                raise VirtualTimeError(
-                    f"More than {limit} deliveries: {count} so far{more}. End what re-arms itself, or raise the limit."
-                )
-            return count
+            yield window
         finally:
             self._window = None
+
+    def _refuse_passed(self, core: Core, window: _Window, limit: int | None, count: int) -> None:
+        # In a child that a handler forked the window was the parent's.
+        if window.passed and self._core is core:
+            more = f", and next is {_describe_next(core.engine)}" if window.more else ""
+            raise VirtualTimeError(
+                f"More than {limit} deliveries: {count} so far{more}. End what re-arms itself, or raise the limit."
+            )
 
     def _next_due_locked(self, core: Core) -> int | None:
         return self._time.now if _has_ready(core.engine) else core.engine.order.wheel.next_due()

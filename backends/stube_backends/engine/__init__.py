@@ -19,6 +19,7 @@ from stube_backends.engine._arguments import (
     plain_event,
     plain_name,
 )
+from stube_backends.engine._awaiting import AwaitingDeliverer, HandlerHangs
 from stube_backends.engine._backlogs import ConversationFull, Limits, OnFull, Overflow, checked_limits
 from stube_backends.engine._core import FOREVER, NESTED, Core, ReentrantLock, Siblings, Waiter, log, together
 from stube_backends.engine._delivery import Deliverer, OnError
@@ -41,12 +42,14 @@ __all__ = [
     "LONG",
     "NESTED",
     "SLOT_BITS",
+    "AwaitingDeliverer",
     "Burst",
     "ConversationFull",
     "Core",
     "Deliverer",
     "Engine",
     "Group",
+    "HandlerHangs",
     "Ledger",
     "Limits",
     "LocalRegistry",

@@ -165,7 +165,7 @@ class Deliverer:
                                 continue
                             if target_name is LEAVING:
                                 cancelled += 1
-                                core.exclusively(_nothing)  # until whoever marked it has done
+                                core.exclusively(nothing)  # until whoever marked it has done
                                 if target.name is LEAVING:  # of a reset
                                     cancelled, dropped = cancelled - 1, 1
                                     return delivered + failed
@@ -251,5 +251,5 @@ class Deliverer:
                 waiter.lock.release()
 
 
-def _nothing() -> None:
+def nothing() -> None:
     """What is done under a lock that is only waited for."""

@@ -69,7 +69,7 @@ class LocalRegistry(Deliverer):
     # -- the twelve operations ---------------------------------------------------------------------------------
 
     def install_dispatch(self, dispatch: Dispatch, /) -> None:
-        checked_dispatch(dispatch)
+        self._check_dispatch(dispatch)
         core = self._core
         if core.engine.closed:
             raise RegistryClosed("The registry is closed, so it delivers nothing any more. Create a new one.")
@@ -293,6 +293,10 @@ class LocalRegistry(Deliverer):
     def _stop_serving(self, core: Core, timeout: float | None) -> bool:
         """After a close: end whoever delivers; whether everything has stopped."""
         raise NotImplementedError
+
+    def _check_dispatch(self, dispatch: Callable[..., Any]) -> None:
+        """Refuse what cannot be called for a delivery."""
+        checked_dispatch(dispatch)
 
     def _wrapped(self, dispatch: Dispatch) -> Dispatch:
         """What to call for a delivery, made of what the host installed."""
