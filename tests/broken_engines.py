@@ -4,7 +4,7 @@ A fault is a change of at most five lines, made on a copy of the packages; `catc
 suite that must fail, in a process of its own. `python tests/broken_engines.py` prints the table.
 
 What only shards can break stands in `SHARDED_FAULTS`, and beside the tests of the suite those of `test_sharded.py`,
-which know what conversations live in which shard, and need no luck.
+which know what conversations live in which shard, and need no luck. What only loops can break: `broken_loops.py`.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ SHARDED: Final = "stube_backends/sharded.py"
 BOTH: Final = ("memory", "virtual")
 SHARDS: Final = ("sharded://?shards=7",)
 OWN: Final = "test_sharded.py::"
+OWN_FILES: Final = ("test_sharded.py", "test_aio.py")
 MOST_LINES: Final = 5
 
 _LIMIT: Final = 120  # seconds; a test that hangs has not caught anything
@@ -559,9 +560,10 @@ def catch(fault: Fault | None, tests: Iterable[str], backends: Sequence[str], fo
     command = [sys.executable, "-m", "pytest", "-q", "-p", "outcomes", "-p", "no:cacheprovider"]
     command += [f"--stube-backend={name}" for name in backends]
     for test in tests:
-        if test.startswith(OWN):
-            shutil.copy(Path(__file__).parent / "backends" / OWN.removesuffix("::"), folder)
-        command.append(str((folder if test.startswith(OWN) else folder / "stube/testing/suite") / test))
+        file = test.partition("::")[0]
+        if file in OWN_FILES:
+            shutil.copy(Path(__file__).parent / "backends" / file, folder)
+        command.append(str((folder if file in OWN_FILES else folder / "stube/testing/suite") / test))
     environment = {**os.environ, "PYTHONPATH": str(folder), "OUTCOMES": str(folder / "outcomes.json")}
     environment["PYTHONDONTWRITEBYTECODE"] = "1"
     done = subprocess.run(
@@ -587,7 +589,9 @@ def _change(path: Path, old: str, new: str) -> None:
 
 def main(numbers: Sequence[str]) -> int:
     """Print the table: which fault, and on each backend the test and the assertion that caught it."""
-    for fault in (*FAULTS, *SHARDED_FAULTS):
+    from tests.broken_loops import ASYNCIO_FAULTS
+
+    for fault in (*FAULTS, *SHARDED_FAULTS, *ASYNCIO_FAULTS):
         if numbers and fault.guarantee not in numbers:
             continue
         with TemporaryDirectory() as folder:

@@ -688,12 +688,18 @@ def test_a_thread_schedules_while_the_loop_sleeps(registry: AsyncioRegistry, run
 
         registry.install_dispatch(dispatch)
         tick(registry, HOUR, "far")
-        await asyncio.sleep(0.02)  # real time: until the loop sleeps, of which there is no event
-        threading.Thread(target=tick, args=(registry,)).start()
+        # Real time: until the loop sleeps, of which there is no event.
+        threading.Timer(0.05, tick, args=(registry,)).start()
         loop = asyncio.get_running_loop()
-        alarm = loop.call_later(PATIENCE, arrived.set)  # a loop that nobody wakes would sleep for an hour
+        late: list[None] = []
+        alarms = [  # a loop that nobody wakes would sleep for an hour
+            loop.call_later(PATIENCE, late.append, None),
+            loop.call_later(PATIENCE, arrived.set),
+        ]
         await arrived.wait()
-        alarm.cancel()
+        for alarm in alarms:
+            alarm.cancel()
+        assert not late
         assert threads == [loop_thread]
         registry.cancel_timers("c1")
 

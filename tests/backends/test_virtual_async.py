@@ -394,7 +394,7 @@ def test_a_handler_may_end_everything(registry: VirtualRegistry, recorder: Recor
     """G18, G24. Fault: what was behind it begins."""
 
     async def main() -> None:
-        recorder.handlers["said"] = lambda: [registry.reset_state() if how == "reset" else registry.close(), None][1]
+        recorder.handlers["said"] = lambda: [registry.reset_state() if how == "reset" else registry.close(), None][1]  # type: ignore[func-returns-value]
         listen(registry, "a", "b", "c")
         registry.publish("t", 1)
         tick(registry, 5)

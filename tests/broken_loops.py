@@ -1,0 +1,142 @@
+"""Registries on an event loop, broken on purpose as only these can be; `broken_engines.py` prints the table.
+
+The tests that must notice are those of `test_aio.py`, for the suite calls a registry from outside of its loop.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from tests.broken_engines import ENGINE, Fault
+
+AIO: Final = "stube_backends/aio.py"
+LOOPS: Final = ("asyncio",)
+OWN: Final = "test_aio.py::"
+
+ASYNCIO_FAULTS: Final[tuple[Fault, ...]] = (
+    Fault(
+        "G1",
+        "a conversation that is busy gets a second runner",
+        ENGINE + "_mailboxes.py",
+        "            box = self.boxes.get(cid)\n            if box is not None:\n",
+        "            box = None\n            if box is not None:\n",
+        (OWN + "test_a_slow_coroutine_of_one_conversation_delays_no_other",),
+        LOOPS,
+    ),
+    Fault(
+        "G2",
+        "what is parked last is claimed first",
+        ENGINE + "_mailboxes.py",
+        "        while (entry := box.after) is not box:\n            unlink(entry)\n",
+        "        while (entry := box.before) is not box:\n            unlink(entry)\n",
+        (OWN + "test_what_became_ready_behind_a_slow_handler_begins_in_its_order",),
+        LOOPS,
+    ),
+    Fault(
+        "G5",
+        "a delivery is claimed where its runner is made, and entered a turn of the loop later",
+        AIO,
+        "            self._start(core, box, None, None)\n",
+        "            event = core.exclusively(core.engine.claim, box)\n"
+        "            if event is not None:\n"
+        "                self._start(core, box, event, None)\n",
+        (OWN + "test_what_is_cancelled_before_its_runner_has_begun_is_never_entered",),
+        LOOPS,
+    ),
+    Fault(
+        "G9",
+        "a timer of the loop that goes early is believed",
+        AIO,
+        "        began = now = self._clock()\n",
+        "        began = now = self._clock() + 3_000_000\n",
+        (
+            OWN + "test_a_loop_whose_timers_go_early_lets_none_begin_early_nor_runs_hot",
+            OWN + "test_no_timer_begins_early_on_any_loop",
+        ),
+        LOOPS,
+    ),
+    Fault(
+        "G10",
+        "a loop whose timers go early is armed again and again until it is true",
+        AIO,
+        "        if core.early:\n",
+        "        if False:\n",
+        (OWN + "test_a_loop_whose_timers_go_early_lets_none_begin_early_nor_runs_hot",),
+        LOOPS,
+    ),
+    Fault(
+        "G13",
+        "tasks are known to nobody but the loop, and collected while they wait",
+        AIO,
+        "        runner = box.server = asyncio.current_task()\n",
+        "        runner = asyncio.current_task()\n        box.server = weakref.ref(runner)\n",
+        (OWN + "test_a_thousand_coroutines_survive_the_collector",),
+        LOOPS,
+    ),
+    Fault(
+        "G13",
+        "the loop's alarm keeps the context of whoever scheduled",
+        AIO,
+        "core.anchor, instant, context=Context())\n",
+        "core.anchor, instant)\n",
+        (OWN + "test_no_context_of_a_caller_is_kept_or_seen",),
+        LOOPS,
+    ),
+    Fault(
+        "G19",
+        "the coroutine of a handler never runs",
+        AIO,
+        "                if isinstance(result, Awaitable):\n                    await result\n",
+        "                if isinstance(result, Awaitable):\n                    getattr(result, 'close', id)()\n",
+        (OWN + "test_what_a_plain_function_returns_is_awaited_if_it_can_be",),
+        LOOPS,
+    ),
+    Fault(
+        "G19",
+        "Ctrl-C in a handler is swallowed",
+        AIO,
+        "    _handed_on = (KeyboardInterrupt,)\n",
+        "    _handed_on = ()\n",
+        (OWN + "test_ctrl_c_is_counted_and_raised_with_the_state_whole",),
+        LOOPS,
+    ),
+    Fault(
+        "G21",
+        "the loop is called from another thread as if it were its own, and sleeps on",
+        AIO,
+        "            self._call(core, loop.call_soon_threadsafe)\n",
+        "            self._call(core, loop.call_soon)\n",
+        (OWN + "test_a_thread_schedules_while_the_loop_sleeps",),
+        LOOPS,
+    ),
+    Fault(
+        "G21",
+        "the registry stays with its first loop, closed or not",
+        AIO,
+        "        if loop is None or loop.is_closed():\n            self._bind(core)\n",
+        "        if loop is None:\n            self._bind(core)\n",
+        (
+            OWN + "test_one_registry_serves_two_runs",
+            OWN + "test_what_ran_on_a_loop_that_was_just_closed_is_broken_off",
+        ),
+        LOOPS,
+    ),
+    Fault(
+        "G18",
+        "a runner that was cancelled before its first step counts as serving for ever",
+        AIO,
+        "        if box.server is runner:  # it could not go on\n",
+        "        if False:\n",
+        (OWN + "test_a_runner_that_is_cancelled_before_its_first_step_loses_nothing",),
+        LOOPS,
+    ),
+    Fault(
+        "G24",
+        "what ran when its loop was closed runs for ever",
+        AIO,
+        "            if isinstance(runner, Task):\n                _break_off(runner)\n",
+        "            if isinstance(runner, Task):\n                continue\n",
+        (OWN + "test_what_ran_on_a_loop_that_was_just_closed_is_broken_off",),
+        LOOPS,
+    ),
+)
