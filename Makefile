@@ -72,7 +72,7 @@ clean: ## remove the virtual environment and everything that was built or cached
 # shows as the missing stamp of this one.
 
 $(VENV)/has-demo: EXTRAS := demo
-$(VENV)/has-testing: EXTRAS := bench,demo,report,testing
+$(VENV)/has-testing: EXTRAS := bench,browser,demo,examples,report,testing
 $(VENV)/has-mutants: EXTRAS := mutants
 $(VENV)/has-dev: EXTRAS := dev
 $(VENV)/has-bench: EXTRAS := bench,report

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from types import TracebackType
 from typing import Any, Self
@@ -116,7 +116,9 @@ class Conversation:
             registry.cancel_timers(self._cid)
             registry.remove_subscriptions_for_cid(self._cid)
             registry.forget_pending_flow(self._cid)
-            self._conversations._forget(self)
+            first = self._conversations._forget(self)
+        if first and self._conversations.on_end is not None:
+            self._conversations.on_end(self)
 
     def __enter__(self) -> Self:
         return self
@@ -149,6 +151,9 @@ class Conversations:
 
     Args:
         registry: where their timers, subscriptions and batons live.
+        on_end: called as `on_end(conversation)`, once for each, when it has ended and nothing of it remains: for what
+            the host keeps of a conversation elsewhere. On the thread that ended it, which may be a handler's, and
+            under no lock; so it should neither wait nor fail.
 
     >>> from stube import Conversations, create_registry
     >>> conversations = Conversations(create_registry("virtual"))
@@ -160,8 +165,9 @@ class Conversations:
     (True, 0)
     """
 
-    def __init__(self, registry: Registry) -> None:
+    def __init__(self, registry: Registry, *, on_end: Callable[[Conversation], object] | None = None) -> None:
         self.registry = registry
+        self.on_end = on_end
         # Guards _open. Re-entrant, for a finalizer may open or end a conversation in the middle of another call.
         self._lock = threading.RLock()
         self._open: dict[str, Conversation] = {}
@@ -211,8 +217,11 @@ class Conversations:
     def _is_taken_over(self, conversation: Conversation) -> bool:
         return self._open.get(conversation.cid, conversation) is not conversation
 
-    def _forget(self, conversation: Conversation) -> None:
+    def _forget(self, conversation: Conversation) -> bool:
+        """Forget the handle; whether this very call did, for of several ends one calls `on_end`."""
         # A cid may have been opened anew since (race 2): forget the handle that ended, not its successor.
         with self._lock:
-            if self._open.get(conversation.cid) is conversation:
-                del self._open[conversation.cid]
+            if self._open.get(conversation.cid) is not conversation:
+                return False
+            del self._open[conversation.cid]
+            return True

@@ -33,7 +33,7 @@ ROOT: Final = Path(__file__).parents[1]
 # What pip installs: as `make test` does; on a free-threaded build, for which few packages are built, the least, and an
 # older version where the newest would have to be compiled.
 WANTED: Final = {
-    False: ["--editable", ".[bench,demo,report,testing]"],
+    False: ["--editable", ".[bench,browser,demo,examples,report,testing]"],
     True: ["--prefer-binary", "--editable", ".[demo,testing]"],
 }
 _PATIENCE: Final = 20.0  # seconds for an interpreter to say what it is; one that takes longer is none

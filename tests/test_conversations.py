@@ -1,0 +1,103 @@
+"""`Conversations(on_end=...)`: how what a host keeps elsewhere learns that a conversation has ended."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+import stube
+
+
+def test_end_is_told_once_when_nothing_remains_and_before_it_returns() -> None:
+    """Fault: told too early, twice, or not at all by an end that comes from elsewhere."""
+    told: list[tuple[str, dict[str, stube.ConversationInfo], int]] = []
+    with stube.create_registry("virtual") as registry:
+
+        def on_end(conversation: stube.Conversation) -> None:
+            assert conversation.ended
+            assert conversations.get(conversation.cid) is None
+            told.append((conversation.cid, registry.inspect(), len(conversations)))
+
+        conversations = stube.Conversations(registry, on_end=on_end)
+        registry.install_dispatch(lambda cid, event: conversations.open(cid).end())
+        by_host, by_handler = conversations.open("by-host"), conversations.open("by-handler")
+        with conversations.open("by-block") as by_block:
+            by_block.subscribe("t", "said")
+        assert told == [("by-block", {}, 2)]
+        by_host.put_flow("flow")
+        by_host.schedule("late", 10)
+        by_host.end()
+        by_host.end()
+        assert told[1:] == [("by-host", {}, 1)]
+        by_handler.schedule("go", 0)
+        registry.settle()
+        assert [cid for cid, _, _ in told] == ["by-block", "by-host", "by-handler"]
+
+
+def test_end_is_told_once_however_many_end_it() -> None:
+    """Fault: two threads that end one conversation both believe to be the first, or neither."""
+    told: list[str] = []
+    with stube.create_registry("virtual") as registry:
+        conversations = stube.Conversations(registry, on_end=lambda conversation: told.append(conversation.cid))
+        with ThreadPoolExecutor(4) as pool:
+            for number in range(200):
+                conversation = conversations.open(str(number))
+                barrier = threading.Barrier(4)
+
+                def end(conversation: stube.Conversation = conversation, barrier: Any = barrier) -> None:
+                    barrier.wait(20)
+                    conversation.end()
+
+                for done in [pool.submit(end) for _ in range(4)]:
+                    done.result(20)
+    assert told == [str(number) for number in range(200)]
+
+
+def test_successor_of_the_same_name_is_told_of_for_itself() -> None:
+    """Fault: the second end of the first handle is taken for the end of the second."""
+    told: list[stube.Conversation] = []
+    with stube.create_registry("virtual") as registry:
+        conversations = stube.Conversations(registry, on_end=told.append)
+        first = conversations.open("c1")
+        first.end()
+        second = conversations.open("c1")
+        first.end()
+        assert told == [first]
+        second.end()
+        assert told == [first, second]
+
+
+def test_on_end_runs_under_no_lock() -> None:
+    """Fault: whoever is told waits for another thread that needs the same conversation, for ever."""
+
+    def end_and_open(conversation: stube.Conversation) -> None:
+        conversation.end()
+        conversations.open(conversation.cid)
+
+    with stube.create_registry("virtual") as registry:
+
+        def on_end(conversation: stube.Conversation) -> None:
+            thread = threading.Thread(target=end_and_open, args=(conversation,))
+            thread.start()
+            thread.join(20)
+            assert not thread.is_alive()
+
+        conversations = stube.Conversations(registry, on_end=on_end)
+        conversations.open("c1").end()
+        assert len(conversations) == 1
+
+
+def test_what_on_end_raises_reaches_the_caller_and_nothing_is_left() -> None:
+    def on_end(conversation: stube.Conversation) -> None:
+        raise ZeroDivisionError
+
+    with stube.create_registry("virtual") as registry:
+        conversation = stube.Conversations(registry, on_end=on_end).open("c1")
+        conversation.schedule("late", 10)
+        with pytest.raises(ZeroDivisionError):
+            conversation.end()
+        conversation.end()
+        assert registry.inspect() == {}
