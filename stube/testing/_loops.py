@@ -137,10 +137,17 @@ def _install_in_coroutines(registry: Any) -> None:
     """Let the registry install what is a plain function in a coroutine function."""
     install = type(registry).install_dispatch
     reference = weakref.ref(registry)
+    inside: set[str] = set()
 
     def install_dispatch(dispatch: Any, /) -> None:
         async def awaited(cid: str, event: Event) -> None:
-            dispatch(cid, event)
+            assert cid not in inside, f"two deliveries at once in {cid!r} (G1)"
+            inside.add(cid)
+            try:
+                dispatch(cid, event)
+                await asyncio.sleep(0)  # a turn of the loop in which others may begin, and it goes on running
+            finally:
+                inside.discard(cid)
 
         plain = callable(dispatch) and not asyncio.iscoroutinefunction(dispatch)
         install(reference(), awaited if plain else dispatch)
