@@ -24,7 +24,9 @@ Numbered races, which the order of the lines avoids:
    the adder sees it, and its call comes after this callback (G10).
 2. The loop closes between two lines of a call: then the call finds it closed, and so does the next operation.
 3. A runner is cancelled before its first step, which none of its own lines sees: its done callback does.
-4. A signal handler raises in a round: the round is called again, whatever it came to.
+4. A signal handler raises in a round: what the round had in its hands is left, and the round is called again.
+5. `asyncio.run` cancels all tasks in the end and lets the loop go on meanwhile: nothing is begun until some task of the
+   loop is not being cancelled, so that what waits is for the next loop.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ import logging
 import threading
 import weakref
 from asyncio import AbstractEventLoop, CancelledError, Task
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from contextvars import Context
 from functools import partial
@@ -71,6 +73,10 @@ _LONGEST_SLEEP: Final = 3600  # seconds; a far timer is looked at once an hour, 
 # true, it is armed for this at least after it was early, in seconds, and for twice as much each time that it is again.
 _COARSE: Final = 0.001
 
+# How long nothing is begun after a round that raised, or while all tasks of the loop are being cancelled.
+_BREATH: Final = 0.05  # seconds
+_STALE: Final = 1_000_000_000  # nanoseconds after which a call that was not answered has been lost
+
 AnyDispatch = Callable[[str, Event], Awaitable[None] | None]
 
 
@@ -89,7 +95,7 @@ class _Awaited:
 class _LoopCore(Core):
     """A core, and the loop that delivers for it."""
 
-    __slots__ = ("alarm", "called", "early", "loop")
+    __slots__ = ("alarm", "called", "early", "loop", "paused")
 
     engine: MailboxEngine
 
@@ -99,7 +105,8 @@ class _LoopCore(Core):
         self.loop: AbstractEventLoop | None = None  # changed under the lock; None while there is none
         self.alarm: asyncio.TimerHandle | None = None  # touched on the loop only
         self.early = 0  # how many times in a row the alarm rang too early; touched on the loop only
-        self.called = False  # whether a round is on its way; set by whoever calls it, unset by the round
+        self.called: int | None = None  # since when a round is on its way; set by who calls it, unset by the round
+        self.paused = False  # whether nothing is begun, for the loop is coming to its end; touched on the loop only
 
 
 class _Release:
@@ -267,20 +274,26 @@ class AsyncioRegistry(LocalRegistry):
     def _part(self, core: _LoopCore, loop: AbstractEventLoop) -> None:
         """Leave a loop that has been closed: what was under way on it has failed, what waits will be delivered on the
         next. Silent, for nobody can do anything about it any more."""
-        boxes = core.exclusively(self._part_locked, core, loop)
-        if boxes is NESTED:
-            return
-        for box, runner in boxes:
-            if isinstance(runner, Task):
-                _break_off(runner)
-            core.exclusively(self._leave_locked, core, box)
+        left: list[tuple[Mailbox, object]] = []
+        try:
+            if core.exclusively(self._part_locked, core, loop, left) is NESTED:
+                return
+            for box, runner in left:
+                if isinstance(runner, Task):
+                    _break_off(runner)
+                core.exclusively(self._leave_locked, core, box)
+        finally:  # a signal handler may have raised
+            for box, runner in left:
+                if box.server is runner:
+                    core.exclusively(self._leave_locked, core, box)
+        self._wake(core)  # somebody may have bound it anew meanwhile; and who waits for this may go on
 
-    def _part_locked(self, core: _LoopCore, loop: AbstractEventLoop) -> list[tuple[Mailbox, object]]:
-        if core.loop is not loop:
-            return []  # another thread was first
-        core.loop = core.alarm = None
-        core.called = False
-        return [(box, box.server) for box in core.engine.boxes.values()]
+    def _part_locked(self, core: _LoopCore, loop: AbstractEventLoop, left: list[tuple[Mailbox, object]]) -> None:
+        if core.loop is loop:  # else another thread was first
+            left += [(box, box.server) for box in core.engine.boxes.values()]
+            core.loop = core.alarm = core.called = None
+            core.sleep_until = FOREVER
+            core.paused = False
 
     # -- who delivers ------------------------------------------------------------------------------------------
 
@@ -298,18 +311,26 @@ class AsyncioRegistry(LocalRegistry):
         return self._wait_until_idle(core, timeout, timers_too=False)
 
     def _wake(self, core: Core) -> None:
+        # One call is enough until it is answered, so `sleep_until` is left alone. A call that a signal handler's
+        # exception has eaten, between the loop and the first line of `_look`, is not answered.
         assert isinstance(core, _LoopCore)
         loop = core.loop
-        if loop is None or core.called:
+        if loop is None:
+            if core.waiters:
+                core.exclusively(self._release_waiters_locked, core, self._clock())
+            return
+        now = monotonic_ns()
+        if core.called is not None and now - core.called < _STALE:
             return
         try:
-            core.called = True
-            core.sleep_until = EARLIEST
+            core.called = now
             self._call(core, loop.call_soon_threadsafe)
         except RuntimeError:  # it has been closed, and what waits is for the next
-            core.called = False
+            core.called = None
+            if core.loop is not loop:  # which is there already, and was not called because this one was
+                self._wake(core)
         except BaseException:
-            core.called, core.sleep_until = False, FOREVER  # a signal handler raised: let the next one call
+            core.called = None  # a signal handler raised: let the next one call
             raise
 
     def _call(self, core: _LoopCore, call: Callable[..., Any], instant: int | None = None) -> Any:
@@ -323,24 +344,37 @@ class AsyncioRegistry(LocalRegistry):
         loop = core.loop
         if loop is None or loop is not asyncio._get_running_loop():
             return  # the loop has been left, or this is its copy in a forked child
-        core.called = False
-        if core.alarm is not None:
-            core.alarm.cancel()
-            core.alarm = None
-        again: int | None = EARLIEST
         try:
-            again = self._deliver_for_a_while(core)
-        finally:
-            if again == EARLIEST:
-                self._wake(core)
-        if again is None or again == EARLIEST:
+            core.called = None
+            if core.alarm is not None:
+                core.alarm.cancel()
+                core.alarm = None
+            if not core.paused:
+                self._arm(core, loop, self._deliver_for_a_while(core), instant)
+        except BaseException:  # a handler's or a signal handler's; or no task can be made
+            core.exclusively(self._recover_locked, core)
+            core.called = monotonic_ns()
+            self._call(core, partial(loop.call_later, _BREATH))
+            raise
+
+    def _arm(self, core: _LoopCore, loop: AbstractEventLoop, next_instant: int | None, instant: int | None) -> None:
+        """Have the next round called when it is time."""
+        if next_instant is None:
+            return
+        if next_instant == EARLIEST:
+            self._wake(core)
             return
         now = self._clock()
         core.early = min(core.early + 1, 7) if instant is not None and now < instant else 0
-        seconds = min(again - now, _LONGEST_SLEEP * 10**9) / 1e9
+        seconds = min(next_instant - now, _LONGEST_SLEEP * 10**9) / 1e9
         if core.early:
             seconds = max(seconds, _COARSE * 2 ** (core.early - 1))
-        core.alarm = self._call(core, partial(loop.call_later, seconds), again)
+        core.alarm = self._call(core, partial(loop.call_later, seconds), next_instant)
+
+    def _recover_locked(self, core: _LoopCore) -> None:
+        """After a round that was broken off: leave what it had in its hands."""
+        for box in [box for box in core.engine.boxes.values() if box.server is self]:
+            self._leave_locked(core, box)
 
     def _deliver_for_a_while(self, core: _LoopCore) -> int | None:
         """Deliver until nothing is ready: the instant at which something will be, None for never; or until the slice of
@@ -376,7 +410,7 @@ class AsyncioRegistry(LocalRegistry):
         """Start a runner for the next conversation that has something ready and no runner."""
         box: Mailbox | None = core.exclusively(core.engine.next_box, now, self)
         if box is not None and box is not AGAIN:
-            self._start(core, box, None, None)
+            self._start(core, box)
         return box
 
     def _deliver_one(self, core: _LoopCore, now: int) -> Mailbox | None:
@@ -393,7 +427,8 @@ class AsyncioRegistry(LocalRegistry):
         except BaseException as exc:  # noqa: BLE001 - whatever it raises, it stops no other (G19)
             failed, handed_on = self._judge(box.cid, event, exc)
         if isinstance(result, Awaitable):
-            self._start(core, box, event, result)
+            box.begun = (event, result)
+            self._start(core, box)
             return box
         core.exclusively(self._leave_locked, core, box, failed)
         if handed_on is not None:
@@ -416,24 +451,29 @@ class AsyncioRegistry(LocalRegistry):
         core.engine.leave(box)
         self._let_go_locked(core)
 
-    def _start(self, core: _LoopCore, box: Mailbox, event: Event | None, result: Awaitable[object] | None) -> None:
+    def _start(self, core: _LoopCore, box: Mailbox) -> None:
         """Start a runner for a conversation; its first delivery may have been begun."""
         loop = core.loop
         assert loop is not None
-        runner = self._run(core, box, event, result)
+        runner = self._run(core, box)
         try:
-            task = loop.create_task(runner, name="stube: a conversation", context=Context())
+            # Not by the argument `context`, of which not every task factory knows.
+            task: Task[None] = Context().run(loop.create_task, runner)
         except BaseException:
             runner.close()
-            core.exclusively(self._leave_locked, core, box)
+            self._end_unbegun(box)
             raise
+        _keep_silent(task)
         if box.server is self:  # else it has begun, and perhaps ended: an eager one
             box.server = task
         task.add_done_callback(partial(self._runner_is_over, core, box), context=Context())
 
-    async def _run(self, core: _LoopCore, box: Mailbox, event: Event | None, result: Awaitable[object] | None) -> None:
+    async def _run(self, core: _LoopCore, box: Mailbox) -> None:
         """Deliver to one conversation, one after the other, until nothing waits for it."""
         runner = box.server = asyncio.current_task()
+        begun, box.begun = box.begun or (None, None), None
+        event, result = begun
+        del begun
         while self._own is core:
             if event is None:
                 event = core.exclusively(self._claim_locked, core, box)
@@ -475,9 +515,37 @@ class AsyncioRegistry(LocalRegistry):
     def _runner_is_over(self, core: _LoopCore, box: Mailbox, runner: Task[None]) -> None:
         if not runner.cancelled():
             runner.exception()  # has been counted, logged and raised; the loop need not tell of it again
-        if box.server is runner:  # it could not go on
-            core.exclusively(self._leave_locked, core, box)
+        if box.server is not runner:
+            return
+        # It could not go on.
+        self._end_unbegun(box)
+        core.exclusively(self._leave_locked, core, box)
+        loop = core.loop
+        if loop is not None and (runner.cancelled() or runner.cancelling()) and _is_ending(loop):
+            core.paused = True
+            loop.call_later(_BREATH, self._resume, core, context=Context())
+        else:
             self._wake(core)
+
+    def _resume(self, core: _LoopCore) -> None:
+        """Go on, unless the loop is still coming to its end: what waits is for the next one then."""
+        loop = core.loop
+        if loop is None or loop is not asyncio._get_running_loop():
+            return
+        if asyncio.all_tasks(loop) and _is_ending(loop):
+            loop.call_later(_BREATH, self._resume, core, context=Context())
+            return
+        core.paused = False
+        self._wake(core)
+
+    def _end_unbegun(self, box: Mailbox) -> None:
+        """Tell of a delivery whose awaitable nobody awaits, for its runner ended before its first step."""
+        begun, box.begun = box.begun, None
+        if begun is not None:
+            event, result = begun
+            if isinstance(result, Coroutine):
+                result.close()
+            self._judge(box.cid, event, CancelledError("the task of the delivery ended before it began"))
 
     # -- the hooks of LocalRegistry ----------------------------------------------------------------------------
 
@@ -496,12 +564,14 @@ class AsyncioRegistry(LocalRegistry):
 
     def _tell_overflow(self, overflow: Overflow) -> None:
         loop = self._own.loop
+        if loop is None:
+            super()._tell_overflow(overflow)
+            return
         with suppress(RuntimeError):  # the loop has been closed, and nobody listens any more
-            if loop is not None:
-                loop.call_soon_threadsafe(super()._tell_overflow, overflow, context=Context())
+            loop.call_soon_threadsafe(super()._tell_overflow, overflow, context=Context())
 
-    def __repr__(self) -> str:
-        return self._described(self._own)
+    def _core_as_it_is(self) -> Core:
+        return self._own
 
 
 def _look(reference: weakref.ref[AsyncioRegistry], anchor: list[object], instant: int | None) -> None:
@@ -518,10 +588,19 @@ def _is_over(runner: Task[Any] | None) -> bool:
     return runner.cancelling() > 0
 
 
+def _is_ending(loop: AbstractEventLoop) -> bool:
+    """Whether every task of a loop is being cancelled, as `asyncio.run` does it in the end."""
+    return all(task.cancelling() for task in asyncio.all_tasks(loop))
+
+
+def _keep_silent(task: Task[None]) -> None:
+    """A runner that is not over when its loop is gone is broken off, and asyncio need not tell of it."""
+    with suppress(AttributeError):  # of another class, by a task factory
+        task._log_destroy_pending = False  # type: ignore[attr-defined]
+
+
 def _break_off(runner: Task[None]) -> None:
     """End a runner whose loop is closed: its handler's clean-up runs, and the loop has nothing to complain of."""
-    with suppress(AttributeError):  # of another class, by a task factory
-        runner._log_destroy_pending = False  # type: ignore[attr-defined]
     coroutine = runner.get_coro()
     try:
         if coroutine is not None:
@@ -545,10 +624,11 @@ def create(
         clock: monotonic nanoseconds as `int`, advancing in real time; `time.monotonic_ns` by default.
         loop: the event loop; by default the one that runs when the first operation is called on one.
         max_pending: the bound of timers and queued messages together; None for none.
-        max_queued: the bound of timers and queued messages together of each conversation; None, the default, for none.
-            A timer that would pass it raises `RegistryFull`. With a bound, `publish` costs its caller O(subscribers).
+        max_queued: how many messages may wait for one conversation, and how many timers; None, the default, for no
+            bound. A timer too many raises `RegistryFull`. With a bound `publish` costs its caller O(subscribers), and
+            scheduling O(timers of the conversation).
         on_error: called as `on_error(cid, event, exception)` on the loop's thread after a delivery failed.
-        on_full: what gives way to a message that would pass it: the oldest message of the conversation, or, with
+        on_full: what gives way to a message too many: the oldest message of the conversation, or, with
             `"end"`, all that the registry holds of it. Logged, and handed to `on_error` with a `RegistryFull`, once
             for each burst, on the loop's thread.
     """

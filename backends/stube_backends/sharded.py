@@ -592,10 +592,11 @@ def create(
             interpreter lock twice that, and 32 at most.
         clock: monotonic nanoseconds as `int`, advancing in real time; `time.monotonic_ns` by default.
         max_pending: the bound of timers and queued messages together, in all shards; None for none.
-        max_queued: the bound of timers and queued messages together of each conversation; None, the default, for none.
-            A timer that would pass it raises `RegistryFull`. With a bound, `publish` costs its caller O(subscribers).
+        max_queued: how many messages may wait for one conversation, and how many timers; None, the default, for no
+            bound. A timer too many raises `RegistryFull`. With a bound `publish` costs its caller O(subscribers), and
+            scheduling O(timers of the conversation).
         on_error: called as `on_error(cid, event, exception)` after a delivery failed, by several threads at a time.
-        on_full: what gives way to a message that would pass it: the oldest message of the conversation, or, with
+        on_full: what gives way to a message too many: the oldest message of the conversation, or, with
             `"end"`, all that the registry holds of it. Logged, and handed to `on_error` with a `RegistryFull`, once
             for each burst, on the thread that publishes.
         slow_dispatch_ms: warn of a delivery that took longer than this; no warning by default.

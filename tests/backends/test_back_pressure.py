@@ -131,8 +131,8 @@ def test_each_burst_is_told_of_once(make: Any, caplog: pytest.LogCaptureFixture)
     assert [(cid, event.name, event.payload) for cid, event, _ in bounded.told] == [("c1", "said", 0)] * 2
     assert all(type(exc) is RegistryFull for _, _, exc in bounded.told)
     assert str(bounded.told[0][2]) == (
-        "The conversation 'c1' had max_queued=2 timers and messages waiting when another message came: its oldest "
-        "messages are dropped until nothing waits for it. See whether its handler hangs, or raise max_queued."
+        "The conversation 'c1' had max_queued=2 messages waiting when another came: its oldest messages are dropped "
+        "until nothing waits for it. See whether its handler hangs, or raise max_queued."
     )
     lines = [record for record in caplog.records if record.name == "stube" and record.levelno == logging.WARNING]
     assert [record.getMessage() for record in lines] == [str(exc) for _, _, exc in bounded.told]
@@ -141,7 +141,7 @@ def test_each_burst_is_told_of_once(make: Any, caplog: pytest.LogCaptureFixture)
 
 def test_a_conversation_may_be_ended_instead(make: Any) -> None:
     """Fault: something of it stays, or its timers count as cancelled though nobody cancelled them."""
-    bounded = make(max_queued=3, on_full="end")
+    bounded = make(max_queued=2, on_full="end")
     run, registry = bounded.run, bounded.registry
     for cid in ("a", "b"):
         run.subscribe(cid=cid)
@@ -187,32 +187,33 @@ def test_a_timer_that_would_pass_the_bound_is_refused(make: Any) -> None:
     with unchanged(registry), pytest.raises(RegistryFull) as caught:
         run.schedule(HOUR, instance_id="third")
     assert str(caught.value) == (
-        "The conversation 'c1' holds 2 timers and messages, and one more timer would pass max_queued=2. "
+        "The conversation 'c1' holds 2 timers, and one more would pass max_queued=2. "
         "Raise max_queued, or schedule less."
     )
     run.schedule(HOUR, cid="c2")
     assert first.cancel()
     run.schedule(HOUR)
-    run.subscribe()
-    with bounded.held():
-        assert registry.publish("t", 1) == 1  # there is no room for any message, so it gives way to the timers
-        assert bounded.queued("c1") == 0
-    assert run.stats() == Stats(subscriptions=1, timers=3, accepted=5, cancelled=1, dropped=1)
+    with pytest.raises(RegistryFull):
+        run.schedule(0)
+    assert registry.cancel_timers("c1") == 2
+    run.schedule(0)
+    run.settle()
+    run.schedule(0)
+    assert run.stats() == Stats(timers=1, accepted=6, delivered=2, cancelled=3)
 
 
-def test_messages_take_room_from_timers(make: Any) -> None:
-    """Fault: the two are counted apart."""
-    bounded = make(max_queued=3)
+def test_messages_and_timers_take_no_room_from_each_other(make: Any) -> None:
+    """Fault: a conversation with many timers hears nothing any more, and is told of at every message."""
+    bounded = make(max_queued=2)
     bounded.run.subscribe()
+    for _ in range(2):
+        bounded.run.schedule(HOUR)
     with bounded.held():
-        for number in range(3):
+        for number in range(2):
             bounded.registry.publish("t", number)
-        with pytest.raises(RegistryFull, match="max_queued=3"):
-            bounded.run.schedule(0)
+        assert bounded.told == []
     bounded.run.settle()
-    bounded.run.schedule(0)
-    bounded.run.settle()
-    assert bounded.run.recorder.payloads[:3] == [0, 1, 2]
+    assert bounded.run.recorder.payloads == [0, 1]
 
 
 def test_what_nobody_wants_any_more_counts_as_cancelled_not_as_dropped(make: Any) -> None:

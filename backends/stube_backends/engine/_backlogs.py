@@ -2,7 +2,7 @@
 
 With a bound for each conversation a publication is taken apart when it is accepted, into one for each subscriber: only
 so can the oldest message of one conversation go, at once, and its memory with it. So `publish` costs its caller a step
-for each subscriber then, and each of these a step for each timer of the conversation.
+for each subscriber then; and scheduling a step for each timer of the conversation.
 
 A conversation whose messages do not fit is told of once for each burst: from the first drop until nothing waits for it.
 """
@@ -33,7 +33,7 @@ class Limits(NamedTuple):
     """How much may wait for one conversation."""
 
     max_queued: int
-    """Timers and messages together."""
+    """Messages; and as many timers."""
     on_full: OnFull
     """What gives way to a message that does not fit: the oldest message, or the conversation."""
 
@@ -75,13 +75,16 @@ class Backlogs:
         if self.is_full(engine, cid):
             most = self.limits.max_queued
             raise ConversationFull(
-                f"The conversation {cid!r} holds {most} timers and messages, and one more timer would pass "
-                f"max_queued={most}. Raise max_queued, or schedule less."
+                f"The conversation {cid!r} holds {most} timers, and one more would pass max_queued={most}. "
+                "Raise max_queued, or schedule less."
             )
 
     def is_full(self, engine: Engine, cid: str) -> bool:
-        """Whether one more would be too much."""
-        return self._waiting(engine, cid) >= self.limits.max_queued
+        """Whether one more timer would be too much."""
+        most = self.limits.max_queued
+        if engine.ledger.timers < most:
+            return False
+        return sum(1 for group in engine.groups.by_cid.get(cid, {}).values() for _ in group) >= most
 
     def publish(self, engine: Engine, topic: Topic, publication: Publication) -> None:
         """Accept a publication for each of its targets; what does not fit gives way."""
@@ -98,7 +101,7 @@ class Backlogs:
             if backlog is None:
                 backlog = self.by_cid[target.cid] = Backlog()
             backlog.messages.append(message)
-            if self._waiting(engine, target.cid) > self.limits.max_queued:
+            if len(backlog.messages) > self.limits.max_queued:
                 self._give_way(engine, target.cid, backlog)
 
     def forget(self, message: Publication) -> None:
@@ -123,13 +126,6 @@ class Backlogs:
         for message in publications:
             self.by_cid.setdefault(message.entries[0].cid, Backlog()).messages.append(message)
 
-    def _waiting(self, engine: Engine, cid: str) -> int:
-        backlog = self.by_cid.get(cid)
-        messages = 0 if backlog is None else len(backlog.messages)
-        if messages + engine.ledger.timers < self.limits.max_queued:
-            return messages + engine.ledger.timers  # more than there are, and few enough
-        return messages + sum(1 for group in engine.groups.by_cid.get(cid, {}).values() for _ in group)
-
     def _give_way(self, engine: Engine, cid: str, backlog: Backlog) -> None:
         oldest = backlog.messages[0]
         target = oldest.entries[0]
@@ -139,14 +135,8 @@ class Backlogs:
         if self.limits.on_full == "end":
             self._end(engine, cid, backlog, held)
         else:
-            self._drop_oldest(engine, cid, backlog, held)
-        self.overflows.append(Overflow(cid, event, self.limits.on_full == "end", first, held))
-
-    def _drop_oldest(self, engine: Engine, cid: str, backlog: Backlog, held: list[Any]) -> None:
-        while backlog.messages and self._waiting(engine, cid) > self.limits.max_queued:
             self._discard(engine, backlog.messages.popleft(), held)
-        if not backlog.messages:
-            self._drop(cid)
+        self.overflows.append(Overflow(cid, event, self.limits.on_full == "end", first, held))
 
     def _end(self, engine: Engine, cid: str, backlog: Backlog, held: list[Any]) -> None:
         """Drop everything of a conversation: its fate is an overflow policy's, not a canceller's."""

@@ -488,6 +488,7 @@ class Engine:
         self.topics = TopicIndex(self.topics.epoch)
         if self.backlogs is not None:
             self.backlogs.rebuild(())
+            held.append(self.backlogs.take_overflows())
         return held
 
     def halt(self) -> list[Any]:
@@ -561,6 +562,10 @@ class Engine:
     def unpark(self) -> list[Arrival]:
         """Take out what is parked, in no ring any more."""
         return []
+
+    def count_running(self) -> int:
+        """How many deliveries have begun and are not over, by what knows of it beside the ledger, if anything does."""
+        return self.ledger.running
 
     def running(self) -> set[str]:
         """The conversations that have a delivery running."""

@@ -274,9 +274,7 @@ class LocalRegistry(Deliverer):
         }
 
     def __repr__(self) -> str:
-        return self._described(self._core)
-
-    def _described(self, core: Core) -> str:
+        core = self._core_as_it_is()
         figures = core.engine.ledger
         state = " closed" if core.engine.closed else ""
         return f"<{type(self).__name__}{state}: {figures.timers} timers, {figures.queued} queued>"
@@ -293,6 +291,10 @@ class LocalRegistry(Deliverer):
     def _stop_serving(self, core: Core, timeout: float | None) -> bool:
         """After a close: end whoever delivers; whether everything has stopped."""
         raise NotImplementedError
+
+    def _core_as_it_is(self) -> Core:
+        """The core, for what is no operation; where an operation does more than read it, see there."""
+        return self._core
 
     def _check_dispatch(self, dispatch: Callable[..., Any]) -> None:
         """Refuse what cannot be called for a delivery."""
@@ -321,8 +323,8 @@ class LocalRegistry(Deliverer):
         cid, event = overflow.cid, overflow.event
         what = "it has been ended" if overflow.ended else "its oldest messages are dropped until nothing waits for it"
         error = RegistryFull(
-            f"The conversation {cid!r} had max_queued={self._limits.max_queued} timers and messages waiting when "
-            f"another message came: {what}. See whether its handler hangs, or raise max_queued."
+            f"The conversation {cid!r} had max_queued={self._limits.max_queued} messages waiting when another came: "
+            f"{what}. See whether its handler hangs, or raise max_queued."
         )
         log(logging.WARNING, "%s", error)
         if self._on_error is not None:
@@ -409,7 +411,7 @@ class LocalRegistry(Deliverer):
 
     def _start_anew(self) -> None:
         """In a forked child: an empty registry with the same options and the same dispatch."""
-        old = self._core
+        old = self._core_as_it_is()
         self._core = self._new_core(old.dispatch)
         if old.engine.closed:
             self._core.engine.refuse()

@@ -34,13 +34,15 @@ _PARKED_AT_MOST: Final = 256  # in one call, so that others get their turn of th
 class Mailbox:
     """What waits for one conversation, in the ready order: the head of its ring, and who sees to it."""
 
-    __slots__ = ("after", "before", "cid", "running", "server")
+    __slots__ = ("after", "before", "begun", "cid", "running", "server")
 
     def __init__(self, cid: str, server: object) -> None:
         self.cid = cid
         self.before: Any = self
         self.after: Any = self
         self.running = False  # whether a delivery of it has begun and is not over
+        # For who serves it: what has been begun and is still to be gone on with.
+        self.begun: tuple[Event, Any] | None = None
         self.server = server  # who delivers it, one after the other; None when that is over
 
     def __iter__(self) -> Iterator[Arrival]:
@@ -136,20 +138,19 @@ class MailboxEngine(Engine):
 
     def leave(self, box: Mailbox) -> None:
         """Nobody serves this mailbox any more: it is gone, and what is parked in it waits in the order again."""
-        box.server = None
-        if self.boxes.get(box.cid) is not box:
-            return  # in a registry that has been reset it may be another one's
-        del self.boxes[box.cid]
-        if not self.boxes:
-            self.boxes.clear()  # gives the table back
         place: Any = self.order.arrivals
-        for entry in _emptied(box):
+        while (entry := box.after) is not box:  # one after the other, so that `mend` finds the rest
             # Behind the one before it, and before those of the same instant, which were not taken when it was.
             while place.after is not self.order.arrivals and place.after.due < entry.due:
                 place = place.after
+            unlink(entry)
             entry.before, entry.after = place, place.after
             place.after.before = entry
             place.after = place = entry
+        self.boxes.pop(box.cid, None)
+        if not self.boxes:
+            self.boxes.clear()  # gives the table back
+        box.server = None
 
     def unsubscribe(self, cid: str, instance_id: str | None, topic: str | None) -> list[PlainEvent | None]:
         """Remove the subscriptions that fit; their events. With all of a conversation's its parked messages are gone,
@@ -183,7 +184,7 @@ class MailboxEngine(Engine):
         """What waits in mailboxes, and what is on its way into them."""
         entries = [entry for box in self.boxes.values() for entry in box]
         entries.sort(key=lambda entry: entry.due)
-        if self.publication is not None:
+        if self.publication is not None and self.publication.after is None:  # else it has not left the order
             entries.append(part_of(self.publication, self.targets[::-1]))
         return entries
 
@@ -212,6 +213,10 @@ class MailboxEngine(Engine):
                 self._drop_messages(entry.targeted, count_live(entry.entries))
         return held
 
+    def count_running(self) -> int:
+        """See `Engine.count_running`."""
+        return sum(box.running for box in self.boxes.values())
+
     def running(self) -> set[str]:
         """The conversations that have a delivery running."""
         return {box.cid for box in self.boxes.values() if box.running}
@@ -239,17 +244,23 @@ class MailboxEngine(Engine):
                     self.ledger.cancelled += 1
                 self.spent.append(self.publication)
                 self.publication = None
-            entry = self.order.take(now)
-            if not isinstance(entry, Publication):
-                return entry
-            if self.backlogs is not None:
-                return entry  # to one target already
-            targets = entry.topic.targets(entry.entries, entry.length)
-            cancelled = entry.targeted - len(targets)  # those who left between the publishing and now
+            head: Any = self.order.arrivals.after
+            timer = self.order.wheel.take_due(now if head is self.order.arrivals else head.due)
+            if timer is not None:
+                return timer
+            if head is self.order.arrivals:
+                return None
+            if type(head) is not Publication or self.backlogs is not None:  # which is to one target already
+                unlink(head)
+                return head  # type: ignore[no-any-return]
+            targets = head.topic.targets(head.entries, head.length)
+            cancelled = head.targeted - len(targets)  # those who left between the publishing and now
             self.ledger.cancelled += cancelled
             self.ledger.queued -= cancelled
             targets.reverse()
-            self.publication, self.targets = entry, targets
+            # First kept and then taken out, so that it is not lost with all its targets in between.
+            self.publication, self.targets = head, targets
+            unlink(head)
 
     def _check(self) -> None:
         super()._check()

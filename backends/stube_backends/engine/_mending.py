@@ -27,6 +27,7 @@ def mend(engine: Engine) -> None:
     if engine.backlogs is not None:
         engine.backlogs.rebuild(publications)
     ledger = engine.ledger
+    ledger.running = engine.count_running()
     burst = engine.burst
     rest = [] if burst is None else burst.stop()  # they go back to where they came from
     ledger.timers = _mend_timers(engine, arrivals, rest)
