@@ -18,7 +18,7 @@ unexport PYTHONHOME
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .SUFFIXES:
-.PHONY: help demo test test-all soak mutants lint types wheel bench bench-quick clean
+.PHONY: help demo test test-all soak mutants lint types wheel bench bench-quick load clean
 
 help: ## this list
 	@echo "stube: what make does here. Each target sets up what it needs in $(VENV)/, once."
@@ -63,6 +63,9 @@ bench: $(VENV)/has-bench ## measure everything, beside what else there is, and w
 
 bench-quick: $(VENV)/has-bench ## a first look at that within two minutes, written elsewhere
 	@$(PY) bench/run.py --quick $(ARGS)
+
+load: $(VENV)/has-bench ## open 2,000 streams at once, on stube and on a host by hand, for bench/RESULTS.md; 3 minutes
+	@$(PY) -m bench.load --json bench/load.json $(ARGS)
 
 clean: ## remove the virtual environment and everything that was built or cached
 	@rm -rf $(VENV) .venvs dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

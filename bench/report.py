@@ -1,6 +1,7 @@
 """The page that tells what was measured: `python bench/report.py RESULTS_JSON [--into FOLDER]`.
 
-Writes RESULTS.md and its pictures (plots/*.svg, for light and for dark pages) out of what `bench/run.py` has measured.
+Writes RESULTS.md and its pictures (plots/*.svg, for light and for dark pages) out of what `bench/run.py` has measured,
+and what `make load` has, when its file load.json lies beside the results.
 Whether a target is met is decided here again, out of its figure and its limits; results that say something else are
 refused. Why a target is missed is written by hand, in bench/analysis.md, which is taken into the page whole; a missed
 target that is not mentioned there, in the words of its row, is named on the page and on stderr.
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from bench import pictures
+from bench.load import figures
 from bench.results import PARTS, ResultsError, read
 from bench.units import UNITS, counted, ratio, shown
 
@@ -117,6 +119,8 @@ class Page:
     analysis: str
     plots: Mapping[str, Sequence[Path]]
     """Name of a picture to its files, in the order of the themes, as the page refers to them."""
+    load: Mapping[str, Any] | None = None
+    """What was measured under load."""
 
     def __post_init__(self) -> None:
         self.targets = [Target.read(row) for row in self.results["targets"]]
@@ -149,6 +153,7 @@ class Page:
             "## Beside others",
             *_comparison_tables(self.comparisons),
             *self._pictures(),
+            *self._load(),
             "## Memory",
             *_matrix(self.results["memory"], "what", "backend", lambda row: shown(row["bytes"], "B")),
             "## Start-up",
@@ -200,6 +205,32 @@ class Page:
                 )
             else:
                 yield "Not measured in this run."
+
+    def _load(self) -> Iterator[str]:
+        load = self.load
+        if load is None:
+            return
+        yield "## Load"
+        yield (
+            f"{load['streams']:,} streams on one process at once, for {load['seconds']:g} s. Each is a conversation "
+            "with a clock that ticks every second, and hears the one room (messages in it a second: "
+            f"{load['messages_per_second']:g}). The server is uvicorn with one worker, its loop {load['loop']}'s; the "
+            "pages are in another process on the same machine. Beside `stube.asgi` stands the same host as people "
+            "write it by hand: a dict of `asyncio.Queue`s, a task for each "
+            "clock, sse-starlette. Either clock is set anew when it has ticked, so its lateness adds up, to ticks that "
+            "it does not make."
+        )
+        yield _machine(load["machine"], load["made"])
+        names = figures.names(load)
+        yield from _table(["", *names], "l" + "r" * len(names), figures.rows(load))
+        yield (
+            "Memory is what the process occupies more than before its first stream, so the connection and its tasks "
+            "are in it. The host with stube also keeps the last 256 events of each conversation, for a page that was "
+            f"cut and comes back, and waits {figures.GRACE_SECONDS:g} s for it before the conversation is gone."
+        )
+        for name, host in zip(names, load["hosts"], strict=True):
+            if host["ledger"]:
+                yield f"The ledger of {name}: {host['ledger']}."
 
     def _wakeups(self) -> Iterator[str]:
         yield (
@@ -368,8 +399,11 @@ def _median(row: Mapping[str, Any]) -> str:
 # All of it
 
 
-def write(results: Mapping[str, Any], folder: Path, analysis: str) -> list[str]:
+def write(results: Mapping[str, Any], folder: Path, analysis: str, load: Mapping[str, Any] | None = None) -> list[str]:
     """Write RESULTS.md and its pictures into a folder; the warnings.
+
+    Args:
+        load: what was measured under load, if anything was.
 
     Raises:
         ValueError: the results contradict themselves.
@@ -377,10 +411,11 @@ def write(results: Mapping[str, Any], folder: Path, analysis: str) -> list[str]:
     warnings = [f"The results have no {name!r}." for name in PARTS if results.get(name, ()) in ((), [], {})]
     complete = {**PARTS, **results}
     own = _in_order({*_OWN, *(row["backend"] for row in complete["targets"])})
-    page = Page(complete, analysis, pictures.draw(complete["series"], own, folder))
+    page = Page(complete, analysis, pictures.draw(complete["series"], own, folder), load)
     missing = [name for name in pictures.PICTURES if name not in page.plots]
     warnings += [f"There is no picture {name!r}, for nothing was measured of it." for name in missing]
     warnings += [f"A target is missed and bench/analysis.md does not mention it: {work}." for work in page.unexplained]
+    warnings += [] if load is None else figures.wrong(load)
     (folder / "RESULTS.md").write_text(page.text(), encoding="utf-8")
     return warnings
 
@@ -400,8 +435,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder = arguments.into or arguments.results.parent
     folder.mkdir(parents=True, exist_ok=True)
     analysis = arguments.analysis.read_text(encoding="utf-8") if arguments.analysis.is_file() else ""
+    beside = arguments.results.with_name("load.json")
     try:
-        warnings = write(read(arguments.results), folder, analysis)
+        load = figures.read(beside) if beside.exists() else None
+        warnings = write(read(arguments.results), folder, analysis, load)
     except (OSError, ValueError, ResultsError) as exc:
         print(f"report.py: {exc}", file=sys.stderr)
         return 1

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -25,10 +26,12 @@ httpx = pytest.importorskip("httpx", reason=NEEDED)
 for module in ("starlette", "uvicorn"):
     pytest.importorskip(module, reason=NEEDED)
 
-from stube.demo import _stream, check, self_check, serve  # noqa: E402
+from stube.demo import _panel, _stream, check, self_check, serve  # noqa: E402
+from stube.demo._freezer import Freezer  # noqa: E402
+from stube.demo._meter import Meter  # noqa: E402
 from stube.demo._panel import name_of  # noqa: E402
 from stube.demo._stream import QUEUE_LIMIT, Stream  # noqa: E402
-from stube.demo.app import BODY_LIMIT, TEXT_LIMIT, Host, create_app  # noqa: E402
+from stube.demo.app import BODY_LIMIT, STEP_LIMIT_MS, TEXT_LIMIT, Host, create_app  # noqa: E402
 from stube.demo.server import running  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
@@ -52,6 +55,10 @@ class Events:
                 data: dict[str, Any] = json.loads(value)
                 return data
         raise AssertionError(f"the stream ended before any {wanted!r}")
+
+    def kind(self) -> str:
+        """What kind the next event is."""
+        return next(str(line).removeprefix("event: ") for line in self._lines if line.startswith("event: "))
 
     def rest(self) -> list[str]:
         """The lines up to the end of the stream."""
@@ -90,15 +97,34 @@ class Browser:
     def say(self, cid: str, text: str) -> Any:
         return self.http.post(f"/say/{cid}", json={"text": text})
 
+    def timers(self, cid: str) -> list[str]:
+        """The names of its timers, the next one first."""
+        return [_name(timer.event) for timer in self.registry.inspect(cid)[cid].timers]
+
+    def panel(self, cid: str, met: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
+        """The conversation as the inspector shows it, as soon as it shows what is waited for."""
+        end, held = time.monotonic() + 5, []
+        while time.monotonic() < end:
+            held = self.http.get("/registry").raise_for_status().json()["conversations"]
+            for shown in held:
+                if shown["name"] == name_of(cid) and met(shown):
+                    return dict(shown)
+        raise AssertionError(f"the inspector never showed it: {held}")
+
+
+def _name(event: stube.EventSpec) -> str:
+    return event if isinstance(event, str) else event[0]
+
 
 @pytest.fixture
 def browser() -> Iterator[Callable[..., Browser]]:
-    """Serves an application on a memory registry; gives what it takes to use it."""
+    """Serves an application on a registry; gives what it takes to use it."""
     with ExitStack() as stack:
 
-        def start(*, max_pending: int = 1000, **times: float) -> Browser:
-            registry = stack.enter_context(stube.create_registry("memory", max_pending=max_pending))
-            defaults: dict[str, float] = {"sweep_ms": LONG_MS, "grace_ms": LONG_MS, "tick_ms": LONG_MS}
+        def start(spec: str = "memory", *, max_pending: int = 1000, **times: float) -> Browser:
+            registry = stack.enter_context(stube.create_registry(spec, max_pending=max_pending))
+            waits = ("sweep_ms", "grace_ms", "tick_ms", "idle_ms", "freeze_ms")
+            defaults: dict[str, float] = dict.fromkeys(waits, LONG_MS)
             app = create_app(registry, **{**defaults, **times})
             url = stack.enter_context(running(app))
             return Browser(url, registry, app.state.host, stack)
@@ -135,11 +161,11 @@ def test_first_stream_takes_the_baton_and_boots_the_flow(browser: Callable[..., 
     cid = used.mount()
     held = used.registry.inspect()[cid]
     assert held.pending_flow
-    assert [timer.event for timer in held.timers] == ["sweep"]
-    assert used.connect(cid).next("hello") == {"name": name_of(cid), "resumed": False}
+    assert used.timers(cid) == ["sweep"]
+    assert used.connect(cid).next("hello") == {"name": name_of(cid), "resumed": False, "frozen": False}
     held = used.registry.inspect()[cid]
     assert not held.pending_flow
-    assert [timer.event for timer in held.timers] == [("tick", 1)]
+    assert used.timers(cid) == ["tick", "idle"]
     assert [subscription.topic for subscription in held.subscriptions] == ["room"]
 
 
@@ -196,9 +222,9 @@ def test_resuming_cancels_the_grace_timer(browser: Callable[..., Browser]) -> No
     with used.stream(cid) as events:
         events.next("hello")
     assert cut.wait(5)
-    assert [timer.event for timer in used.registry.inspect(cid)[cid].timers] == [("tick", 1), "gone"]
+    assert used.timers(cid) == ["tick", "idle", "gone"]
     used.connect(cid).next("hello")
-    assert [timer.event for timer in used.registry.inspect(cid)[cid].timers] == [("tick", 1)]
+    assert used.timers(cid) == ["tick", "idle"]
 
 
 def test_stream_that_does_not_come_back_ends_the_conversation(browser: Callable[..., Browser]) -> None:
@@ -223,7 +249,7 @@ def test_second_stream_replaces_the_first(browser: Callable[..., Browser]) -> No
     used.say(cid, "to the second")
     assert second.next("said")["text"] == "to the second"
     # That the first one is over must not count as a cut.
-    assert [timer.event for timer in used.registry.inspect(cid)[cid].timers] == [("tick", 1)]
+    assert used.timers(cid) == ["tick", "idle"]
 
 
 def test_head_does_not_take_the_baton(browser: Callable[..., Browser]) -> None:
@@ -269,6 +295,200 @@ def test_say_refuses_what_is_no_message(browser: Callable[..., Browser], body: b
     assert used.registry.stats().accepted == 1  # the sweep
 
 
+def test_silence_is_remarked_on_and_a_message_begins_it_anew(browser: Callable[..., Browser]) -> None:
+    used = browser("virtual", idle_ms=60_000)
+    cid = used.mount()
+    events = used.connect(cid)
+    used.http.post(f"/advance/{cid}", json={"ms": 40_000})
+    used.say(cid, "still here")
+    used.http.post(f"/advance/{cid}", json={"ms": 40_000})
+    assert used.registry.inspect(cid)[cid].timers[0].remaining_ms == 20_000
+    used.http.post(f"/advance/{cid}", json={"ms": 20_000})
+    assert events.next("said")["text"] == "still here"
+    assert events.next("idle") == {"minutes": 1}
+    assert used.timers(cid) == ["tick"]
+
+
+# Handlers that stand still
+
+
+def test_frozen_handler_stalls_whoever_shares_its_thread(browser: Callable[..., Browser]) -> None:
+    """Fault: the freeze blocks the server instead of the handler, or nobody sees that the other one waits."""
+    used = browser(tick_ms=20)
+    cid, other = used.mount(), used.mount()
+    events, others = used.connect(cid), used.connect(other)
+    others.next("tick")
+    assert used.http.post(f"/freeze/{cid}").status_code == 202
+    assert events.next("frozen") == {"seconds": LONG_MS / 1000}
+    assert used.panel(cid, lambda held: held["frozen"])["running"] == 1
+    used.say(other, "anybody?")
+    assert used.panel(other, lambda held: held["waiting_ms"] > 0)["queued"] == 1
+    assert used.http.post(f"/thaw/{cid}").status_code == 204
+    assert events.next("thawed")["seconds"] >= 0
+    assert others.next("said")["text"] == "anybody?"
+    used.panel(other, lambda held: held["waiting_ms"] == 0)
+
+
+def test_frozen_handler_goes_on_by_itself(browser: Callable[..., Browser]) -> None:
+    used = browser(freeze_ms=20)
+    cid = used.mount()
+    events = used.connect(cid)
+    used.http.post(f"/freeze/{cid}")
+    assert events.next("frozen") == {"seconds": 0.02}
+    assert 0 <= events.next("thawed")["seconds"] < 5
+    assert not used.host._freezer.is_asked(cid)
+
+
+def test_frozen_page_that_leaves_keeps_nobody_waiting(browser: Callable[..., Browser]) -> None:
+    used = browser()
+    cid = used.mount()
+    events = used.connect(cid)
+    used.http.post(f"/freeze/{cid}")
+    events.next("frozen")
+    assert used.http.post(f"/leave/{cid}").status_code == 204
+    assert used.registry.settle(5)
+    assert used.registry.inspect() == {}
+
+
+def test_freeze_that_is_taken_back_before_its_turn_never_begins(browser: Callable[..., Browser]) -> None:
+    """Fault: what waits in the queue behind a frozen handler freezes after its own thaw."""
+    used = browser()
+    cid, other = used.mount(), used.mount()
+    events, others = used.connect(cid), used.connect(other)
+    used.http.post(f"/freeze/{cid}")
+    events.next("frozen")
+    assert [used.http.post(f"/freeze/{other}").status_code for _ in range(2)] == [202, 202]
+    used.http.post(f"/thaw/{other}")
+    used.http.post(f"/thaw/{cid}")
+    assert used.registry.settle(5)
+    used.say(other, "never frozen")
+    while (kind := others.kind()) != "said":
+        assert kind == "hello"
+
+
+def test_thaw_does_not_take_back_the_freeze_after_it() -> None:
+    freezer = Freezer(LONG_MS)
+    assert freezer.ask("c1")
+    first = freezer.begin("c1")
+    assert first is not None
+    assert freezer.thaw("c1")
+    assert freezer.ask("c1")
+    freezer.end("c1", first)  # the first one gets to its end late
+    assert freezer.begin("c1") is not None
+
+
+def test_server_that_stops_lets_a_frozen_handler_go() -> None:
+    with stube.create_registry("memory") as registry:
+        app = create_app(registry, freeze_ms=LONG_MS)
+        with running(app) as url, httpx.Client(base_url=url, timeout=5, trust_env=False) as http:
+            used = re.search(r'data-cid="([\w-]+)"', http.get("/").text)
+            assert used is not None
+            with http.stream("GET", f"/stream/{used[1]}") as response:
+                events = Events(response)
+                http.post(f"/freeze/{used[1]}")
+                events.next("frozen")
+        assert registry.settle(5)
+
+
+def test_handler_that_awaits_stands_still_alone() -> None:
+    """Fault: on a registry that awaits its dispatch the frozen handler blocks the loop."""
+
+    async def scenario() -> None:
+        with stube.create_registry("memory") as registry:
+            host: Host = create_app(registry, freeze_ms=LONG_MS).state.host
+            frozen, other = host.conversations.open(), host.conversations.open()
+            host._freezer.ask(frozen.cid)
+            standing = asyncio.create_task(host.dispatch_awaiting(frozen.cid, stube.Event("freezer", "freeze")))
+            while not host._freezer.is_frozen(frozen.cid):
+                await asyncio.sleep(0)
+            await host.dispatch_awaiting(other.cid, stube.Event("clock", "tick", (1, 0.0)))
+            assert [timer.event[1] for timer in registry.inspect(other.cid)[other.cid].timers] == [2]
+            assert not standing.done()
+            host._freezer.thaw(frozen.cid)
+            async with asyncio.timeout(5):
+                await standing
+
+    asyncio.run(scenario())
+
+
+# A clock that stands still
+
+
+def test_virtual_time_moves_when_a_page_says_so(browser: Callable[..., Browser]) -> None:
+    used = browser("virtual", tick_ms=1000, grace_ms=5000)
+    cid, lost = used.mount(), used.mount()
+    events = used.connect(cid)
+    cut = threading.Event()
+    # Watched, not replaced: the server notices a cut in its own time.
+    original = used.host._stream_over
+
+    def stream_over(session: Any, stream: Any) -> None:
+        original(session, stream)
+        cut.set()
+
+    used.host._stream_over = stream_over  # type: ignore[method-assign]
+    with used.stream(lost) as stream:
+        stream.next("hello")
+    assert cut.wait(5)
+    assert used.timers(lost) == ["tick", "gone", "idle"]
+    answer = used.http.post(f"/advance/{cid}", json={"ms": 1_800_000})
+    assert (answer.status_code, answer.json()) == (200, {"now_ms": 1_800_000})
+    assert events.next("tick") == {"number": 1800}
+    assert set(used.registry.inspect()) == {cid}
+    panel = used.http.get("/registry").json()
+    assert panel["deliveries"] == [1] * 60
+    assert panel["lateness_ms"] == [0.0] * 60
+
+
+def test_message_arrives_while_virtual_time_stands_still(browser: Callable[..., Browser]) -> None:
+    used = browser("virtual")
+    cid = used.mount()
+    events = used.connect(cid)
+    assert used.say(cid, "hello").json() == {"targets": 1}
+    assert events.next("said")["text"] == "hello"
+    assert used.http.get("/registry").json()["at_ms"] == 0
+
+
+@pytest.mark.parametrize("ms", [0, -1, 1.5, True, "1000", None, STEP_LIMIT_MS + 1])
+def test_advance_refuses_what_is_no_step(browser: Callable[..., Browser], ms: object) -> None:
+    used = browser("virtual")
+    cid = used.mount()
+    assert used.http.post(f"/advance/{cid}", json={"ms": ms}).status_code == 422
+    assert used.http.get("/registry").json()["at_ms"] == 0
+
+
+def test_only_one_moves_the_clock_at_a_time(browser: Callable[..., Browser]) -> None:
+    used = browser("virtual")
+    cid = used.mount()
+    moving, go_on = threading.Event(), threading.Event()
+    dispatch = used.host.dispatch
+
+    def held(cid: str, event: stube.Event) -> None:
+        moving.set()
+        assert go_on.wait(5)
+        dispatch(cid, event)
+
+    used.registry.install_dispatch(held)
+    registry: Any = used.registry
+    mover = threading.Thread(target=registry.advance, args=(LONG_MS,))
+    mover.start()
+    try:
+        assert moving.wait(5)
+        answer = used.http.post(f"/advance/{cid}", json={"ms": 1})
+    finally:
+        go_on.set()
+        mover.join(5)
+    assert (answer.status_code, answer.text) == (409, "Somebody else is moving the clock at this moment. Try again.")
+
+
+def test_a_page_offers_what_its_registry_can_do(browser: Callable[..., Browser]) -> None:
+    live, standing = browser("memory"), browser("virtual")
+    assert 'data-ability="freeze"' in live.http.get("/").text
+    assert 'data-ability="advance"' in standing.http.get("/").text
+    assert live.http.post(f"/advance/{live.mount()}", json={"ms": 1}).status_code == 404
+    assert standing.http.post(f"/freeze/{standing.mount()}").status_code == 404
+
+
 # The end
 
 
@@ -285,7 +505,7 @@ def test_leaving_ends_everything_at_once(browser: Callable[..., Browser]) -> Non
     assert used.http.get(f"/stream/{cid}").status_code == 404
     assert used.say(cid, "anybody?").status_code == 404
     assert used.http.post(f"/leave/{cid}").status_code == 404
-    assert used.registry.stats() == stube.Stats(accepted=2, cancelled=2)
+    assert used.registry.stats() == stube.Stats(accepted=3, cancelled=3)
 
 
 def test_output_that_is_on_its_way_does_not_arrive_after_the_end() -> None:
@@ -343,12 +563,15 @@ def test_client_that_never_reads_is_given_up(browser: Callable[..., Browser], mo
 
 
 def test_full_registry_is_said_so_and_keeps_nothing(browser: Callable[..., Browser]) -> None:
-    used = browser(max_pending=1)
-    cid = used.mount()
+    used = browser(max_pending=2)
+    cid, other = used.mount(), used.mount()
     assert used.http.get("/").status_code == 503
-    assert set(used.registry.inspect()) == {cid}
+    assert set(used.registry.inspect()) == {cid, other}
+    used.http.post(f"/leave/{other}")
     assert used.connect(cid).next("hello")["resumed"] is False
     assert used.say(cid, "no room").status_code == 503
+    assert used.http.post(f"/freeze/{cid}").status_code == 503
+    assert used.timers(cid) == ["tick", "idle"]
 
 
 def test_event_without_a_handler_is_an_error() -> None:
@@ -375,7 +598,7 @@ def test_panel_shows_the_registry_and_no_cid(browser: Callable[..., Browser]) ->
     assert panel["backend"] == "MemoryRegistry"
     assert panel["topics"] == {"room": 1}
     assert panel["balanced"] is True
-    assert panel["equation"].startswith("3 accepted == 0 delivered + 0 failed + 1 cancelled + 0 dropped + 2 timers")
+    assert panel["equation"].startswith("4 accepted == 0 delivered + 0 failed + 1 cancelled + 0 dropped + 3 timers")
     by_name = {held["name"]: held for held in panel["conversations"]}
     assert by_name[name_of(cid)]["topics"] == ["room"]
     assert by_name[name_of(cid)]["timers"][0]["event"] == "tick 1"
@@ -383,16 +606,68 @@ def test_panel_shows_the_registry_and_no_cid(browser: Callable[..., Browser]) ->
     assert by_name[name_of(waiting)]["pending_flow"] is True
 
 
+def test_all_pages_share_one_snapshot(browser: Callable[..., Browser], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fault: each page that asks makes the registry stand still once more."""
+    monkeypatch.setattr(_panel, "SNAPSHOT_SECONDS", LONG_MS)
+    monkeypatch.setattr(_panel, "LONGEST_SECONDS", LONG_MS)
+    used = browser()
+    answers = {used.http.get("/registry").content}
+    for _ in range(5):
+        used.mount()
+        answers.add(used.http.get("/registry").content)
+    assert len(answers) == 1
+
+
+def test_snapshot_is_never_old(browser: Callable[..., Browser], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fault: what was taken while others had the processor is shown for many times as long."""
+    monkeypatch.setattr(_panel, "SNAPSHOT_SECONDS", 0.0)
+    used = browser()
+    taken, original = 0, used.registry.inspect
+
+    def inspect(cid: str | None = None) -> dict[str, stube.ConversationInfo]:
+        nonlocal taken
+        taken += 1
+        threading.Event().wait(0.2)  # a wait is no work
+        return original(cid)
+
+    used.registry.inspect = inspect  # type: ignore[method-assign]
+    for _ in range(3):
+        used.http.get("/registry")
+    assert taken == 3
+
+
+def test_panel_lists_so_many_and_counts_the_rest(
+    browser: Callable[..., Browser], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_panel, "PANEL_LIMIT", 2)
+    used = browser()
+    for _ in range(5):
+        used.mount()
+    panel = used.http.get("/registry").json()
+    assert (panel["total"], len(panel["conversations"])) == (5, 2)
+
+
+def test_meter_remembers_a_minute_and_no_more() -> None:
+    now = 0.0
+    meter = Meter(lambda: now)
+    for step in range(1000):
+        now = step * 500.0
+        meter.note(now - 2 if step % 2 else None)
+    assert meter.deliveries() == [2] * 60
+    assert meter.lateness() == [2.0] * 60
+    assert len(meter._deliveries) + len(meter._lateness) <= 2 * 62
+    now += 3_600_000
+    assert (meter.deliveries(), meter.lateness()) == ([0] * 60, [None] * 60)
+
+
 # Serving
 
 
-@pytest.mark.parametrize("run", [serve, self_check])
-def test_virtual_registry_is_refused(run: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
-    more = {"host": "127.0.0.1", "port": 0} if run is serve else {"clients": 1, "json": False}
-    assert run("virtual", **more) == 2
+def test_self_check_refuses_a_virtual_registry(capsys: pytest.CaptureFixture[str]) -> None:
+    assert self_check("virtual", clients=1, json=False) == 2
     assert capsys.readouterr() == (
         "",
-        "The virtual registry cannot serve a live page, for its clock only moves by advance(): "
+        "The virtual registry cannot be checked by live clients, for its clock only moves by advance(): "
         "choose one whose time is real, such as memory.\n",
     )
 
@@ -408,7 +683,7 @@ def test_registry_comes_from_the_environment(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("STUBE_REGISTRY", "virtual")
-    assert serve(None, host="127.0.0.1", port=0) == 2
+    assert self_check(None, clients=1, json=False) == 2
     assert "virtual registry" in capsys.readouterr().err
 
 

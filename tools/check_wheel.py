@@ -23,6 +23,8 @@ PACKAGES = {"stube": ROOT / "stube", "stube_backends": ROOT / "backends" / "stub
 NEEDED = (
     "stube/py.typed",
     "stube/demo/page.html",
+    "stube/demo/page.css",
+    "stube/demo/page.js",
     "stube/testing/plugin.py",
     "stube/testing/suite/__init__.py",
     "stube/testing/suite/test_publish.py",

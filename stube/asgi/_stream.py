@@ -102,6 +102,9 @@ class Session:
             if stream is None or self._waking:
                 return
             self._waking = True
+        if asyncio._get_running_loop() is self._loop:
+            stream.wake()  # a call from another thread costs a write to the loop's pipe
+            return
         try:
             self._loop.call_soon_threadsafe(stream.wake)
         except RuntimeError:

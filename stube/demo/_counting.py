@@ -5,7 +5,10 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from inspect import iscoroutinefunction
+from typing import Any, cast
 
 import stube
 
@@ -41,20 +44,32 @@ class CountingRegistry:
 
     def install_dispatch(self, dispatch: stube.Dispatch, /) -> None:
         def counting(cid: str, event: stube.Event) -> None:
-            self._enter(cid, event)
-            try:
+            with self._counted(cid, event):
                 dispatch(cid, event)
-            except stube.ConversationEnded:
-                raise  # the contract counts it as delivered
-            except BaseException:
-                with self._lock:
-                    self.failed += 1
-                raise
-            finally:
-                with self._lock:
-                    self._inside[cid] -= 1
 
-        self._registry.install_dispatch(counting)
+        async def counting_awaiting(cid: str, event: stube.Event) -> None:
+            with self._counted(cid, event):
+                await cast("Callable[[str, stube.Event], Awaitable[None]]", dispatch)(cid, event)
+
+        if iscoroutinefunction(dispatch):
+            cast("stube.AsyncBackend", self._registry).install_dispatch(counting_awaiting)
+        else:
+            self._registry.install_dispatch(counting)
+
+    @contextmanager
+    def _counted(self, cid: str, event: stube.Event) -> Iterator[None]:
+        self._enter(cid, event)
+        try:
+            yield
+        except stube.ConversationEnded:
+            raise  # the contract counts it as delivered
+        except BaseException:
+            with self._lock:
+                self.failed += 1
+            raise
+        finally:
+            with self._lock:
+                self._inside[cid] -= 1
 
     def schedule_event(
         self, *, cid: str, instance_id: str, delay_ms: float, event: stube.EventSpec

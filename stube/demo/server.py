@@ -14,11 +14,7 @@ from starlette.applications import Starlette
 import stube
 from stube.demo.app import create_app
 
-__all__ = ["CannotServe", "Server", "open_registry", "running", "serve"]
-
-
-class CannotServe(Exception):  # noqa: N818 - an answer to the person at the command line, not a fault
-    """The registry is no good for a live page; the message says why."""
+__all__ = ["Server", "open_registry", "running", "serve"]
 
 
 class Server(uvicorn.Server):
@@ -40,15 +36,8 @@ class Server(uvicorn.Server):
 
 
 def open_registry(spec: str | Mapping[str, object] | None) -> stube.Backend:
-    """The registry of a spec; of the environment when it is None. Raises `CannotServe` for a virtual one."""
-    registry = stube.registry_from_env() if spec is None else stube.create_registry(spec)
-    if "virtual_time" in registry.capabilities:
-        registry.close()
-        raise CannotServe(
-            "The virtual registry cannot serve a live page, for its clock only moves by advance(): "
-            "choose one whose time is real, such as memory."
-        )
-    return registry
+    """The registry of a spec; of the environment when it is None."""
+    return stube.registry_from_env() if spec is None else stube.create_registry(spec)
 
 
 @contextmanager
@@ -78,12 +67,7 @@ def serve(registry_spec: str | Mapping[str, object] | None, *, host: str, port: 
     Returns:
         The exit code: 0 after Ctrl-C, 2 when it cannot serve with these arguments.
     """
-    try:
-        registry = open_registry(registry_spec)
-    except CannotServe as exc:
-        print(exc, file=sys.stderr)
-        return 2
-    with registry:
+    with open_registry(registry_spec) as registry:
         try:
             family = socket.AF_INET6 if ":" in host else socket.AF_INET
             listener = socket.create_server((host, port), family=family, backlog=512)
