@@ -223,6 +223,7 @@ class AsyncioRegistry(LocalRegistry):
         waiter = Waiter(timers_too, self._clock(), release)
         if core.exclusively(self._enlist_locked, core, waiter):
             return True
+        core.called = None  # whatever has become of the call that is under way
         self._wake(core)
         try:
             async with asyncio.timeout(timeout):
@@ -340,11 +341,11 @@ class AsyncioRegistry(LocalRegistry):
     def _round(self, instant: int | None) -> None:
         """Deliver what is ready, and see that the next round comes. `instant` is what the alarm was set for, that rang;
         None when somebody called."""
-        core = self._own
-        loop = core.loop
-        if loop is None or loop is not asyncio._get_running_loop():
-            return  # the loop has been left, or this is its copy in a forked child
         try:
+            core = self._own
+            loop = core.loop
+            if loop is None or loop is not asyncio._get_running_loop():
+                return  # the loop has been left, or this is its copy in a forked child
             core.called = None
             if core.alarm is not None:
                 core.alarm.cancel()
@@ -352,9 +353,11 @@ class AsyncioRegistry(LocalRegistry):
             if not core.paused:
                 self._arm(core, loop, self._deliver_for_a_while(core), instant)
         except BaseException:  # a handler's or a signal handler's; or no task can be made
+            core = self._own
             core.exclusively(self._recover_locked, core)
-            core.called = monotonic_ns()
-            self._call(core, partial(loop.call_later, _BREATH))
+            if core.loop is not None:
+                core.called = monotonic_ns()
+                self._call(core, partial(core.loop.call_later, _BREATH))
             raise
 
     def _arm(self, core: _LoopCore, loop: AbstractEventLoop, next_instant: int | None, instant: int | None) -> None:
@@ -522,21 +525,24 @@ class AsyncioRegistry(LocalRegistry):
         core.exclusively(self._leave_locked, core, box)
         loop = core.loop
         if loop is not None and (runner.cancelled() or runner.cancelling()) and _is_ending(loop):
-            core.paused = True
-            loop.call_later(_BREATH, self._resume, core, context=Context())
+            if not core.paused:
+                core.paused = True
+                loop.call_later(_BREATH, self._resume, core, False, context=Context())
         else:
             self._wake(core)
 
-    def _resume(self, core: _LoopCore) -> None:
-        """Go on, unless the loop is still coming to its end: what waits is for the next one then."""
+    def _resume(self, core: _LoopCore, lived: bool) -> None:
+        """Go on when the loop lives, now and a moment before; what waits is for the next one if it has come to its end.
+        (In the end `asyncio.run` runs tasks of its own, which nobody cancels, for a moment.)"""
         loop = core.loop
         if loop is None or loop is not asyncio._get_running_loop():
             return
-        if asyncio.all_tasks(loop) and _is_ending(loop):
-            loop.call_later(_BREATH, self._resume, core, context=Context())
-            return
-        core.paused = False
-        self._wake(core)
+        lives = not asyncio.all_tasks(loop) or not _is_ending(loop)
+        if lives and lived:
+            core.paused = False
+            self._wake(core)
+        else:
+            loop.call_later(_BREATH, self._resume, core, lives, context=Context())
 
     def _end_unbegun(self, box: Mailbox) -> None:
         """Tell of a delivery whose awaitable nobody awaits, for its runner ended before its first step."""

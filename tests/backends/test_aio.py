@@ -6,17 +6,19 @@ import asyncio
 import contextvars
 import gc
 import logging
+import sys
 import threading
 import weakref
 from asyncio import AbstractEventLoop
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from types import FrameType
 from typing import Any, Final
 
 import pytest
 
 import stube
 from stube import Event, RegistryClosed, Stats
-from stube.testing._drive import PATIENCE, check_ledger, run_script
+from stube.testing._drive import PATIENCE, Injector, check_ledger, run_script, tracing
 from stube_backends.aio import AsyncioRegistry, create
 
 HOUR: Final = 3_600_000
@@ -1044,6 +1046,343 @@ def test_tasks_may_be_eager(registry: AsyncioRegistry, factory: Any) -> None:
         assert not registry._own.engine.boxes
 
     asyncio.run(main())
+
+
+# -- what comes at the wrong moment ----------------------------------------------------------------------------
+
+
+def test_the_end_of_a_run_begins_nothing_new(registry: AsyncioRegistry, run: Any) -> None:
+    """Race 5. Fault: what waits behind handlers that `asyncio.run` cancels is begun on the dying loop."""
+    recorder = Recorder()
+
+    async def main() -> None:
+        recorder.hold("slow")
+        registry.install_dispatch(recorder)
+        for number in range(20):
+            tick(registry, event="slow", cid=f"c{number}")
+            tick(registry, event="next", cid=f"c{number}")
+        await until(lambda: len(recorder.begun) == 20)
+
+    async def clean_up_that_takes_a_while() -> None:
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            await asyncio.sleep(0.15)  # longer than the registry holds its breath
+
+    async def with_company() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: None)
+        company = asyncio.create_task(clean_up_that_takes_a_while())
+        await main()
+        assert not company.done()
+
+    run(with_company())
+    assert {name for _, name in recorder.begun} == {"slow"}
+    assert registry.stats() == Stats(accepted=40, failed=20, timers=20)
+    recorder.gates.clear()
+    run(registry.settled())
+    assert len(recorder.ended) == 20
+
+
+class Within(Injector):
+    """Looks at lines of backends and the engine only, and knows in which function it fired."""
+
+    function = ""
+
+    def __call__(self, frame: FrameType, event: str, argument: Any) -> Any:
+        if "stube_backends" not in frame.f_code.co_filename:
+            return None
+        if not self.fired:
+            self.function = frame.f_code.co_name
+        return super().__call__(frame, event, argument)
+
+
+# Ctrl-C between the call of a coroutine function and the await leaves a coroutine, as it does everywhere.
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")
+@pytest.mark.parametrize("kind", ["function", "coroutine"])
+def test_ctrl_c_at_any_line_of_the_registry_kills_no_conversation(kind: str) -> None:
+    """Race 4, G19. Fault: a round that is broken off leaves a conversation that nobody serves, or is never called
+    again; or a delivery counts as running for ever.
+
+    Not at the first line of what the loop calls: a call that is eaten there is made again when it is a second old.
+    """
+    lost, at = 0, 0
+    while True:
+        fired, gone = _lost_to_ctrl_c(at, kind)
+        if not fired:
+            break
+        lost += gone
+        at += 5
+    assert at > 100
+    assert lost <= at / 5 * 2, "more is lost than what was under way"
+
+
+def _lost_to_ctrl_c(at: int, kind: str) -> tuple[str, int]:
+    """Ctrl-C at a line, and what comes after: the line, and how many deliveries of before did not come."""
+    registry = AsyncioRegistry()
+    delivered: list[str] = []
+
+    def function(cid: str, event: Event) -> None:
+        delivered.append(event.name)
+
+    async def coroutine(cid: str, event: Event) -> None:
+        function(cid, event)
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    injector = Within(at, interrupt)
+
+    async def before() -> None:
+        registry.install_dispatch(function if kind == "function" else coroutine)
+        listen(registry, "a")
+        listen(registry, "b")
+        for cid in "abc":
+            tick(registry, event="one", cid=cid)
+        registry.publish("t", 1)
+        with tracing(injector):
+            for _ in range(8):
+                await asyncio.sleep(0)
+
+    async def after() -> None:
+        for cid in "abc":
+            tick(registry, event="two", cid=cid)
+        assert await registry.settled(5), f"{injector.function} {injector.fired} {registry.inspect()}"
+
+    loop = asyncio.new_event_loop()
+    loop.set_exception_handler(lambda loop, context: None)
+    try:
+        playing = loop.create_task(before())
+        try:
+            loop.run_until_complete(playing)
+        except KeyboardInterrupt:
+            sys.settrace(None)
+            playing.cancel()
+        if injector.function != "_look":
+            loop.run_until_complete(after())
+            registry._check()
+            assert delivered.count("two") == 3, injector.fired
+            assert registry.stats().balanced, injector.fired
+            return injector.fired, 5 - (len(delivered) - 3)
+        return injector.fired, 0
+    finally:
+        sys.settrace(None)
+        loop.close()
+        registry.close(0)
+
+
+def test_a_task_factory_need_not_know_of_contexts(registry: AsyncioRegistry) -> None:
+    """Fault: a TypeError for each conversation, again and again."""
+    recorder = Recorder()
+
+    def factory(loop: AbstractEventLoop, coroutine: Any) -> Any:
+        return asyncio.Task(coroutine, loop=loop)
+
+    async def main() -> None:
+        registry.install_dispatch(recorder)
+        loop: Any = asyncio.get_running_loop()
+        loop.set_task_factory(factory)
+        tick(registry)
+        assert await registry.settled()
+        loop.set_task_factory(None)
+
+    asyncio.run(main())
+    assert recorder.ended == [("c1", "tick")]
+
+
+def test_a_loop_that_makes_no_task_at_all_is_not_asked_all_the_time(registry: AsyncioRegistry) -> None:
+    """G10. Fault: the round that failed is called again at once, and the loop runs hot."""
+    asked = 0
+
+    def factory(loop: AbstractEventLoop, coroutine: Any, **options: Any) -> Any:
+        nonlocal asked
+        asked += 1
+        raise MemoryError("no task today")
+
+    async def main() -> None:
+        loop: Any = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda loop, context: None)
+        registry.install_dispatch(Recorder())
+        loop.set_task_factory(factory)
+        tick(registry)
+        await asyncio.sleep(0.2)  # real time, in which little must happen
+        loop.set_task_factory(None)
+        assert await registry.settled()
+
+    asyncio.run(main())
+    assert 1 <= asked <= 10
+
+
+def test_who_waits_in_another_thread_is_released_when_the_loop_is_gone(registry: AsyncioRegistry) -> None:
+    """Fault: `join` waits for a delivery that was broken off with its loop, or for a timer that was cancelled while
+    there was no loop."""
+    recorder = Recorder()
+
+    async def first() -> None:
+        recorder.hold("slow")
+        registry.install_dispatch(recorder)
+        tick(registry, event="slow")
+        await recorder.entered["slow"].wait()
+
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(first())
+    joined: list[bool] = []
+
+    def join() -> None:
+        joined.append(registry.join(PATIENCE))
+
+    for ends in (loop.close, lambda: registry.cancel_timers("c1")):
+        thread = threading.Thread(target=join)
+        thread.start()
+        while not registry._own.waiters:
+            pass  # until it waits, of which there is no event
+        ends()
+        registry.stats()  # any operation finds the loop closed
+        thread.join(PATIENCE)
+        tick(registry, HOUR)
+    assert joined == [True, True]
+    assert registry.cancel_timers("c1") == 1
+
+
+def test_a_loop_that_binds_while_another_one_is_parted_from_gets_what_is_given_back(
+    registry: AsyncioRegistry,
+) -> None:
+    """Fault: the next loop has looked, and sleeps, before what was parked on the closed one is given back."""
+    delivered: list[str] = []
+    breaking, go_on = threading.Event(), threading.Event()
+
+    async def dispatch(cid: str, event: Event) -> None:
+        delivered.append(event.name)
+        if event.name == "slow":
+            try:
+                await asyncio.get_running_loop().create_future()
+            finally:
+                breaking.set()
+                go_on.wait(PATIENCE)
+
+    async def first() -> None:
+        registry.install_dispatch(dispatch)
+        tick(registry, event="slow")
+        await until(lambda: delivered)
+        tick(registry, event="parked")
+        await _sorted(registry)
+
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(first())
+    loop.close()
+    parting = threading.Thread(target=registry.stats)
+    parting.start()
+    assert breaking.wait(PATIENCE)
+
+    async def second() -> None:
+        tick(registry, event="other", cid="c2")
+        await until(lambda: "other" in delivered)
+        await asyncio.sleep(0.02)  # real time: until the loop sleeps
+        go_on.set()
+        await until(lambda: "parked" in delivered)
+
+    asyncio.run(second())
+    parting.join(PATIENCE)
+    assert registry.stats().failed == 1
+
+
+def test_a_call_that_finds_its_loop_closed_calls_the_next(registry: AsyncioRegistry) -> None:
+    """Race 2. Fault: the next loop was not called because this call was under way, and now nobody calls it."""
+
+    class Closing(asyncio.SelectorEventLoop):
+        def call_soon_threadsafe(self, *args: Any, **options: Any) -> Any:  # type: ignore[override]
+            registry._own.loop = asyncio.get_running_loop()  # bound meanwhile, by another thread
+            raise RuntimeError("Event loop is closed")
+
+    async def main() -> None:
+        registry.install_dispatch(lambda cid, event: None)
+        assert await registry.settled()
+        core = registry._own
+        closing = Closing()
+        core.loop, core.called = closing, None
+        tick(registry)
+        assert core.loop is asyncio.get_running_loop()
+        await until(lambda: registry.stats().delivered)
+        closing.close()
+
+    asyncio.run(main())
+    assert registry.stats().delivered == 1
+
+
+def test_a_forked_child_has_no_part_in_the_end_of_the_parents_loop() -> None:
+    """G25. Fault: the fork itself finds the loop closed, and breaks off the parent's deliveries in the child."""
+    printed = run_script(
+        "asyncio",
+        {},
+        """
+import asyncio
+
+registry = stube.create_registry("asyncio", on_error=lambda cid, event, exc: print("on_error", os.getpid(), flush=True))
+
+async def dispatch(cid, event):
+    try:
+        await asyncio.sleep(3600)
+    finally:
+        print("clean-up", os.getpid(), flush=True)
+
+async def main():
+    registry.install_dispatch(dispatch)
+    registry.schedule_event(cid="c", instance_id="i", delay_ms=0, event="tick")
+    while not registry.stats().running:
+        await asyncio.sleep(0)
+
+loop = asyncio.new_event_loop()
+loop.run_until_complete(main())
+loop.close()
+child = os.fork()
+if not child:
+    assert registry.stats() == stube.Stats(), registry.stats()
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+print(os.getpid(), flush=True)
+assert registry.stats().failed == 1
+""",
+    )
+    me, *rest = printed.splitlines()
+    assert rest == [f"clean-up {me}", f"on_error {me}"]
+
+
+def test_a_delivery_whose_awaitable_is_never_awaited_is_told_of(
+    make: Make, caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
+) -> None:
+    """G19. Fault: its runner ended before its first step, and it failed in silence, or with "never awaited"."""
+    errors: list[BaseException] = []
+    registry = make(on_error=lambda cid, event, exc: errors.append(exc))
+
+    async def work() -> None:
+        raise AssertionError("it must not run")
+
+    async def main() -> None:
+        registry.install_dispatch(lambda cid, event: work())
+        tick(registry)
+        await until(lambda: registry._own.engine.boxes)
+        (box,) = registry._own.engine.boxes.values()
+        assert isinstance(box.server, asyncio.Task)
+        box.server.cancel()
+        registry.install_dispatch(lambda cid, event: None)
+        assert await registry.settled()
+
+    asyncio.run(main())
+    gc.collect()
+    assert [type(error) for error in errors] == [asyncio.CancelledError]
+    assert [record.levelname for record in caplog.records if record.name == "stube"] == ["ERROR"]
+    assert registry.stats() == Stats(accepted=1, failed=1)
+    assert not recwarn.list
+
+
+def test_what_gives_way_while_there_is_no_loop_is_told_of_at_once(make: Make) -> None:
+    """Fault: it waits for a loop, which may never come, or is lost."""
+    told: list[Any] = []
+    registry = make(max_queued=1, on_error=lambda cid, event, exc: told.append(event.payload))
+    listen(registry)
+    for number in range(3):
+        registry.publish("t", number)
+    assert told == [0]
+    assert registry.sizes()["overflows"] == 0
 
 
 # -- contexts ------------------------------------------------------------------------------------------------
