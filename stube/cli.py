@@ -65,6 +65,7 @@ examples:
   stube conformance mypackage.backend:create --html report.html
   stube conformance 'memory://?max_pending=10000' --guarantee G5 --guarantee G7
   stube conformance memory -q --json report.json
+  stube conformance asyncio --loop uvloop --dispatch coroutine
 
 exit codes: 0 everything promised is held, 1 something is broken or unproven, 2 a wrong usage or configuration,
 130 interrupted
@@ -206,6 +207,16 @@ def _add_conformance(commands: Any) -> None:
         "--limit", type=_limit, default=120.0, metavar="SECONDS", help="for one test (default: %(default)g)"
     )
     command.add_argument("-q", "--quiet", action="store_true", help="show no progress")
+    asynchronous = command.add_argument_group("a backend on an event loop")
+    asynchronous.add_argument(
+        "--loop", choices=("asyncio", "uvloop"), default="asyncio", help="which loop serves it (default: %(default)s)"
+    )
+    asynchronous.add_argument(
+        "--dispatch",
+        choices=("function", "coroutine"),
+        default="function",
+        help="what the tests install (default: %(default)s)",
+    )
 
 
 def _add_demo(commands: Any) -> None:
@@ -289,6 +300,8 @@ def _conformance(arguments: argparse.Namespace) -> int:
             json_file=arguments.json,
             html_file=arguments.html,
             quiet=arguments.quiet,
+            loop=arguments.loop,
+            dispatch=arguments.dispatch,
         )
     except ModuleNotFoundError as exc:
         _refuse_without(exc, "The conformance suite", "testing")

@@ -281,6 +281,7 @@ def test_conformance_takes_its_arguments(conform: list[tuple[object, ...]]) -> N
     """Fault: an option that is parsed and not passed on, or a code that is lost."""
     assert cli.main(["conformance", "memory"]) == 1
     arguments = ["--guarantee", "G5", "--guarantee", "G7", "--json", "a", "--html", "b", "--limit", "2.5", "-q"]
+    arguments += ["--loop", "uvloop", "--dispatch", "coroutine"]
     assert cli.main(["conformance", "acme", *arguments]) == 1
     nothing: dict[str, object] = {
         "guarantees": [],
@@ -288,8 +289,11 @@ def test_conformance_takes_its_arguments(conform: list[tuple[object, ...]]) -> N
         "html_file": None,
         "limit": 120.0,
         "quiet": False,
+        "loop": "asyncio",
+        "dispatch": "function",
     }
     options = {"json_file": Path("a"), "html_file": Path("b"), "limit": 2.5, "quiet": True}
+    options |= {"loop": "uvloop", "dispatch": "coroutine"}
     assert conform == [("memory", nothing), ("acme", {"guarantees": ["G5", "G7"], **options})]
 
 

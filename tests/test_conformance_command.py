@@ -233,6 +233,18 @@ def test_a_good_backend_holds_what_was_asked(conformance: Any) -> None:
     assert not [test for test in ran.report["tests"] if "virtual" in test["name"]]
 
 
+@pytest.mark.parametrize(("loop", "dispatch"), [("asyncio", "function"), ("uvloop", "coroutine")])
+def test_a_backend_on_an_event_loop_is_served_by_the_loop_that_was_chosen(
+    conformance: Any, monkeypatch: pytest.MonkeyPatch, loop: str, dispatch: str
+) -> None:
+    """Fault: nobody runs a loop for it, so that every test hangs; or the choice does not reach the tests' process."""
+    monkeypatch.setenv("STUBE_TEST_LOOP", "nosuchloop")  # which the command's own choice goes before
+    monkeypatch.setenv("STUBE_TEST_DISPATCH", "nosuchkind")
+    ran = conformance("asyncio", "--loop", loop, "--dispatch", dispatch, "--guarantee", "G3")
+    assert ran.code == 0, ran.out
+    assert ran.out.splitlines()[-1].startswith("asyncio holds 1 of 1 guarantee")
+
+
 def test_a_broken_backend_is_told_with_its_shortest_story(conformance: Any) -> None:
     """Fault: exit code 0 in spite of a failure, or a story without its values or its place."""
     ran = conformance("outsider:Generous", "--guarantee", "G8", "-q")

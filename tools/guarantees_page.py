@@ -24,11 +24,11 @@ from stube.testing import GUARANTEES
 ROOT: Final = Path(__file__).resolve().parents[1]
 PAGE: Final = ROOT / "docs" / "guarantees.md"
 # The columns of these come first, in this order; then the others by name.
-FIRST: Final = ("memory", "virtual", "sharded")
+FIRST: Final = ("memory", "virtual", "sharded", "asyncio")
 SIGNS: Final = {"held": "held", "not promised": "not promised", "broken": "**broken**", "unproven": "**unproven**"}
 STALE: Final = """\
 {} is stale. Write it anew, and commit it:
-  pytest tests/test_conformance.py --stube-report reports
+  pytest tests/test_conformance.py tests/test_conformance_asyncio.py --stube-report reports
   stube conformance acme --json reports/acme.json        (with examples/acme_stube installed)
   python tools/guarantees_page.py reports/*.json"""
 

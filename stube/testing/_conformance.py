@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,6 +24,7 @@ from stube import StubeError
 from stube.testing._capabilities import backend_name
 from stube.testing._child import Config
 from stube.testing._html import write_page
+from stube.testing._loops import DISPATCH, DISPATCHES, LOOP, LOOPS
 from stube.testing._records import Facts, Record, Story, place
 from stube.testing._report import Report, report_of, write_report
 from stube.testing._terminal import Progress, table_of
@@ -52,6 +53,8 @@ def conform(
     json_file: Path | None = None,
     html_file: Path | None = None,
     quiet: bool = False,
+    loop: str = LOOPS[0],
+    dispatch: str = DISPATCHES[0],
 ) -> int:
     """Run the suite on a backend, show what it says, and write the reports.
 
@@ -61,6 +64,7 @@ def conform(
         limit: seconds for one test, its fixtures included.
         json_file, html_file: where the reports go; None for nowhere.
         quiet: show no progress.
+        loop, dispatch: of `LOOPS` and `DISPATCHES`; for a backend that is served by an event loop.
 
     Returns:
         0 when everything that the backend promises is held, 1 when something is broken or unproven, 130 when the run
@@ -72,6 +76,8 @@ def conform(
     """
     if importlib.util.find_spec("hypothesis") is None:  # which only the suite's files import, in the child
         raise ModuleNotFoundError("No module named 'hypothesis'", name="hypothesis")
+    if importlib.util.find_spec(loop) is None:
+        raise ConformanceError(f"The loop {loop!r} is not installed. Install it with: pip install {loop}")
     outputs: list[tuple[Path, Callable[[Path, Report], None]]] = []
     if json_file is not None:
         outputs.append((json_file, write_report))
@@ -80,7 +86,8 @@ def conform(
     for file, _ in outputs:
         _check_writable(file)
     progress = Progress(sys.stderr, quiet=quiet)
-    runner = Runner(spec, guarantees=guarantees, limit=limit, progress=progress)
+    served = {LOOP: loop, DISPATCH: dispatch}
+    runner = Runner(spec, guarantees=guarantees, limit=limit, progress=progress, environment=served)
     interrupted = False
     begin = time.monotonic()
     try:
@@ -128,10 +135,20 @@ class Runner:
         guarantees: those to test; none for all.
         limit: seconds for one test.
         progress: is shown every step.
+        environment: more variables for the processes.
     """
 
-    def __init__(self, spec: str, *, guarantees: Sequence[str], limit: float, progress: Progress) -> None:
+    def __init__(
+        self,
+        spec: str,
+        *,
+        guarantees: Sequence[str],
+        limit: float,
+        progress: Progress,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self._spec = spec
+        self._more_environment = dict(environment or {})
         self._guarantees = list(guarantees)
         self._limit = limit
         self._progress = progress
@@ -225,7 +242,7 @@ class Runner:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=_environment(folder),
+                env={**_environment(folder), **self._more_environment},
                 start_new_session=True,
             )
         try:
