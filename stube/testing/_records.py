@@ -185,7 +185,8 @@ def _under_test(item: pytest.Item) -> tuple[Any, list[str] | None]:
     if UNDER_TEST in item.stash:
         return item.stash[UNDER_TEST]
     parameters = getattr(getattr(item, "callspec", None), "params", {})
-    spec = parameters.get("stube_backend", getattr(item, "funcargs", {}).get("stube_backend", "unnamed"))
+    # What the fixture gave goes before its parameter, from which a file may make its spec.
+    spec = getattr(item, "funcargs", {}).get("stube_backend", parameters.get("stube_backend", "unnamed"))
     return spec, None
 
 
