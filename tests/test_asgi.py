@@ -1161,6 +1161,21 @@ def test_an_application_without_a_host_has_no_streams() -> None:
         conversation_stream(request, "c1")
 
 
+def test_application_is_told_of_each_end_once(serve: Serve) -> None:
+    """Fault: what an application keeps of a conversation outlives it, or a hook of its own replaces the host's."""
+    ended: list[str] = []
+    used = serve(on_end=lambda conversation: ended.append(conversation.cid))
+    cids = [used.mount() for _ in range(3)]
+    with used.stream(cids[0]) as page:
+        used.host.end(cids[0])
+        used.host.end(cids[0])
+        assert page.rest()[-1][0] == "bye"
+    used.handle(cids[1]).end()
+    assert ended == cids[:2]
+    used.server.stop()
+    assert ended == cids
+
+
 def test_own_lifespan_surrounds_the_conversations(serve: Serve) -> None:
     """Fault: what handlers need is gone while they still run, or the registry is not there yet at the start."""
     order: list[str] = []

@@ -74,6 +74,8 @@ class Host:
             `stube.registry_from_env`. Or a registry that exists already, which is not closed at the end.
         lifespan: the application's own lifespan. It is entered when the registry is there, and left when the last
             conversation has ended: what handlers need is there as long as handlers run.
+        on_end: called as `on_end(conversation)`, once for each, when it has ended and nothing of it remains; for what
+            the application keeps of a conversation elsewhere. See `stube.Conversations`.
         sweep_seconds: how long a page may take to connect.
         grace_seconds: how long a cut stream may take to come back.
         heartbeat_seconds: how long a stream is silent at most.
@@ -97,6 +99,7 @@ class Host:
         *,
         registry: str | Mapping[str, object] | stube.Backend | None = None,
         lifespan: Lifespan | None = None,
+        on_end: Callable[[stube.Conversation], object] | None = None,
         sweep_seconds: float = 10.0,
         grace_seconds: float = 30.0,
         heartbeat_seconds: float = 15.0,
@@ -110,6 +113,7 @@ class Host:
         self._own_lifespan: Lifespan = (
             _callable("lifespan", lifespan) if lifespan is not None else lambda app: nullcontext()
         )
+        self._own_on_end = _callable("on_end", on_end) if on_end is not None else None
         self._sweep_seconds = _seconds("sweep_seconds", sweep_seconds, zero=True)
         self._grace_seconds = _seconds("grace_seconds", grace_seconds, zero=True)
         self._heartbeat_seconds = _seconds("heartbeat_seconds", heartbeat_seconds)
@@ -314,6 +318,8 @@ class Host:
         if session is not None and session.conversation is conversation:
             del self._sessions[conversation.cid]
             self._on_loop(self._ended, session)
+        if self._own_on_end is not None:
+            self._own_on_end(conversation)
 
     def _on_loop(self, function: Callable[..., None], *arguments: Any) -> None:
         try:

@@ -7,13 +7,16 @@ real HTTP and compares what the clients saw with what the registry says.
 try:
     from stube.demo.check import self_check
     from stube.demo.server import serve
-except ModuleNotFoundError as exc:
-    if exc.name not in {"httpx", "starlette", "uvicorn"}:
+except ImportError as exc:
+    # What stube.asgi misses it says itself, and names its own extra; here another one is meant.
+    cause = exc if isinstance(exc, ModuleNotFoundError) else exc.__cause__
+    missing = cause.name if isinstance(cause, ModuleNotFoundError) and cause.name is not None else ""
+    if missing.partition(".")[0] not in {"anyio", "httpx", "sse_starlette", "starlette", "uvicorn"}:
         raise
     raise ImportError(
-        f"The demo needs the package {exc.name!r}, which is not installed. "
+        f"The demo needs the package {missing!r}, which is not installed. "
         "Install what it needs with: pip install 'stube[demo]'",
-        name=exc.name,
+        name=missing,
     ) from exc
 
 __all__ = ["self_check", "serve"]

@@ -47,15 +47,19 @@ class Client:
         self._http = httpx.AsyncClient(base_url=url, timeout=patience, trust_env=False, verify=False)
         self._pulse = pulse
         self._reader: asyncio.Task[None] | None = None
+        # As a browser's EventSource does: what came last, for a stream that goes on from there.
+        self._last_event_id = ""
         self.cid = ""
-        self.hellos: list[dict[str, Any]] = []
-        """One for each stream that connected."""
+        self.hellos = 0
+        """How often a flow was booted."""
         self.ticks: list[list[int]] = []
-        """The clock's numbers, for each stream."""
+        """The clock's numbers, for each stream that connected."""
         self.heard: list[str] = []
         """Messages, over all streams."""
         self.byes: list[str] = []
         """Why the server ended a stream."""
+        self.gaps = 0
+        """How often the server said that something was missed."""
 
     async def mount(self) -> None:
         page = (await self._http.get("/")).raise_for_status().text
@@ -65,7 +69,7 @@ class Client:
         self.cid = found[1]
 
     async def connect(self) -> None:
-        """Open a stream in the background; `hellos` grows by one once it is there."""
+        """Open a stream in the background; `ticks` grows by one once it is there."""
         self._reader = asyncio.create_task(self._read(), name=f"stream {self.cid}")
 
     async def cut(self) -> None:
@@ -103,25 +107,32 @@ class Client:
             return answer.status_code == 404
 
     async def _read(self) -> None:
-        async with self._http.stream("GET", f"/stream/{self.cid}") as answer:
+        headers = {"Last-Event-ID": self._last_event_id} if self._last_event_id else {}
+        async with self._http.stream("GET", f"/stream/{self.cid}", headers=headers) as answer:
             answer.raise_for_status()
-            kind = ""
+            self.ticks.append([])
+            self._pulse.beat()
+            event_id = kind = ""
             async for line in answer.aiter_lines():
                 field, _, value = line.partition(": ")
-                if field == "event":
+                if field == "id":
+                    event_id = value
+                elif field == "event":
                     kind = value
                 elif field == "data":
+                    self._last_event_id = event_id
                     self._receive(kind, json.loads(value))
                     self._pulse.beat()
 
     def _receive(self, kind: str, data: dict[str, Any]) -> None:
         match kind:
             case "hello":
-                self.hellos.append(data)
-                self.ticks.append([])
+                self.hellos += 1
             case "tick":
                 self.ticks[-1].append(data["number"])
             case "said":
                 self.heard.append(data["text"])
+            case "gap":
+                self.gaps += 1
             case "bye":
                 self.byes.append(data["reason"])

@@ -1,4 +1,7 @@
-"""How many deliveries begin in a second and how late the clocks' ticks are: a minute of it, for the charts."""
+"""How many deliveries begin in a second and how late the clocks' ticks are: a minute of it, for the charts.
+
+The deliveries that come to the application: the host keeps its own to itself, a sweep or a grace timer now and then.
+"""
 
 from __future__ import annotations
 

@@ -31,6 +31,10 @@ LONGEST_SECONDS = 5.0
 QUESTIONS_PER_SECOND = 100
 """How often all pages together ask, about: the more there are, the longer each waits before it asks again."""
 
+HOST = "stube.asgi"
+"""The instance that is the host's own. It has a subscription of its own in each connected conversation, on which nobody
+publishes; who lists topics to see who hears what leaves it out."""
+
 _FIRST = ("amber", "brisk", "calm", "dusty", "early", "fern", "gentle", "hazel",
           "ivory", "jolly", "keen", "lunar", "mellow", "noble", "quiet", "rusty")  # fmt: skip
 _SECOND = ("badger", "crane", "dormouse", "egret", "finch", "goose", "heron", "ibex",
@@ -95,7 +99,7 @@ class Panel:
             "capabilities": sorted(self._registry.capabilities),
             "total": len(held),
             "conversations": [self._conversation(cid, info, now) for cid, info in islice(held.items(), PANEL_LIMIT)],
-            "topics": Counter(held_on.topic for info in held.values() for held_on in info.subscriptions),
+            "topics": Counter(topic for info in held.values() for topic in _topics(info)),
             "stats": asdict(stats),
             "equation": stats.equation,
             "balanced": stats.balanced,
@@ -111,7 +115,7 @@ class Panel:
                 for timer in info.timers[:TIMER_LIMIT]
             ],
             "timer_count": len(info.timers),
-            "topics": [subscription.topic for subscription in info.subscriptions],
+            "topics": _topics(info),
             "queued": info.queued,
             "running": info.running,
             "pending_flow": info.pending_flow,
@@ -123,6 +127,10 @@ class Panel:
 def _waits(info: stube.ConversationInfo) -> bool:
     """Whether something of it is ready and has not begun."""
     return info.queued > 0 or any(timer.remaining_ms == 0 for timer in info.timers[:1])
+
+
+def _topics(info: stube.ConversationInfo) -> list[str]:
+    return [subscription.topic for subscription in info.subscriptions if subscription.instance_id != HOST]
 
 
 def _text(event: stube.EventSpec) -> str:

@@ -5,8 +5,9 @@ What each kind of broken registry shows up as:
 - one that loses a message: "messages heard", "delivered"; one that loses a timer: "clocks running";
 - one that delivers twice: "messages heard twice", "ticks out of order", "delivered";
 - one that reorders: "messages out of order"; one that overlaps deliveries: "deliveries at once";
-- one whose timers are early: "ticks too early"; one whose cancel does nothing: "sweeps", "grace timers",
-  "timers left", "deliveries after the end"; one that does not remove: "subscriptions left";
+- one whose timers are early: "ticks too early"; one whose handles cancel nothing: "sweeps", "grace timers";
+- one whose `cancel_timers` does nothing: "timers left", "deliveries after the end"; one that does not remove:
+  "subscriptions left";
 - one that miscounts: the figure of the ledger that it miscounts, or "ledger balanced".
 """
 
@@ -17,15 +18,15 @@ import sys
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping
-from itertools import pairwise
+from collections.abc import Callable, Iterable, Mapping
+from itertools import chain, pairwise
 from typing import cast
 
 import stube
 from stube.demo._client import Client, Pulse
 from stube.demo._counting import CountingRegistry
 from stube.demo._report import Figure, Report
-from stube.demo.app import Host, create_app
+from stube.demo.app import Demo, create_app
 from stube.demo.server import open_registry, running
 
 __all__ = ["self_check"]
@@ -88,7 +89,7 @@ class Check:
         await self._connect(connecting)
         await self._see_clocks(connecting)
         await self._chat("first", staying, connecting)
-        await self._cut_and_resume(staying[::2])
+        await self._cut_and_resume(staying[::2], vanishing, connecting)
         await self._lose(absent, vanishing)
         await self._chat("second", staying, staying)
         self._judge_streams(connecting)
@@ -109,7 +110,7 @@ class Check:
         for client in clients:
             await client.connect()
         await self._pulse.until(lambda: all(client.hellos for client in clients), PATIENCE_SECONDS)
-        booted = sum(client.hellos[:1] != [] and not client.hellos[0]["resumed"] for client in clients)
+        booted = sum(client.hellos for client in clients)
         self._figure("flows booted", len(clients), booted)
         if booted < len(clients):
             raise RuntimeError("not every stream connected")
@@ -150,8 +151,9 @@ class Check:
         )
         self._figure(f"messages heard, {label} round", expected, _different(hearers) - before)
 
-    async def _cut_and_resume(self, clients: list[Client]) -> None:
+    async def _cut_and_resume(self, clients: list[Client], speaker: Client, hearers: list[Client]) -> None:
         self._begin("cut streams and resume them")
+        before = _different(hearers)
         for client in clients:
             await client.cut()
         # The server notices in its own time. A stream that comes back before that would merely replace the
@@ -159,15 +161,24 @@ class Check:
         scheduled = self._counts.scheduled
         await self._pulse.until(lambda: scheduled["gone"] >= len(clients), PATIENCE_SECONDS)
         self._figure("streams seen cut", len(clients), scheduled["gone"])
+        # What is said now waits for whoever comes back.
+        texts = [f"cut {index}" for index in range(self._messages)]
+        await speaker.say(texts)
         for client in clients:
             await client.connect()
+        expected = len(texts) * len(hearers)
         await self._pulse.until(
-            lambda: all(len(client.ticks) == 2 and len(client.ticks[1]) >= 2 for client in clients),
+            lambda: (
+                all(len(client.ticks) == 2 and len(client.ticks[1]) >= 2 for client in clients)
+                and _different(hearers) - before == expected
+            ),
             PATIENCE_SECONDS,
         )
-        self._figure("streams resumed", len(clients), sum(c.hellos[-1]["resumed"] for c in clients))
-        goes_on = sum(len(c.ticks) == 2 and c.ticks[1][:1] > c.ticks[0][-1:] for c in clients)
+        self._figure("streams resumed", len(clients), sum(len(c.ticks) == 2 and c.hellos == 1 for c in clients))
+        again = [c.ticks for c in clients if len(c.ticks) == 2 and c.ticks[1]]
+        goes_on = sum(not _gaps(first[-1:] + second[:1]) for first, second in again)
         self._figure("clocks that went on", len(clients), goes_on)
+        self._figure("messages heard, said while streams were cut", expected, _different(hearers) - before)
 
     async def _lose(self, absent: Client, vanishing: Client) -> None:
         self._begin("sweep the page that never connected, end the one that vanished")
@@ -183,7 +194,9 @@ class Check:
         self._figure("pages given up", 2, sum(gone))
 
     def _judge_streams(self, clients: list[Client]) -> None:
-        self._figure("ticks out of order", 0, sum(_gaps(numbers) for c in clients for numbers in c.ticks))
+        # Over all streams of a page: what it missed while it was cut is repeated.
+        self._figure("ticks out of order", 0, sum(_gaps(chain.from_iterable(c.ticks)) for c in clients))
+        self._figure("gaps", 0, sum(client.gaps for client in clients))
         self._figure("ticks too early", 0, self._counts.early)
         self._figure("messages heard twice", 0, sum(len(c.heard) for c in clients) - _different(clients))
         self._figure("messages out of order", 0, sum(_disorder(client.heard) for client in clients))
@@ -210,8 +223,8 @@ class Check:
         await asyncio.sleep(3 * self._tick_ms / 1000)
         self._figure("deliveries after the end", 0, self._counts.handled.total() - self._handled_at_end)
         self._figure("conversations on the panel", 0, (await onlooker.panel())["total"])
-        host: Host = self._app.state.host
-        self._figure("handles left", 0, len(host.conversations))
+        demo: Demo = self._app.state.demo
+        self._figure("handles left", 0, len(demo.host.conversations))
 
     def _judge_ledger(self) -> None:
         self._begin("compare the ledger")
@@ -235,8 +248,8 @@ class Check:
         self.report.figures.append(Figure(name, int(expected), int(seen)))
 
 
-def _gaps(numbers: list[int]) -> int:
-    """How many ticks of one stream do not follow the one before."""
+def _gaps(numbers: Iterable[int]) -> int:
+    """How many ticks of one page do not follow the one before."""
     return sum(after != before + 1 for before, after in pairwise(numbers))
 
 

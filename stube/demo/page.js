@@ -22,34 +22,40 @@ function seconds(ms) {
   return `${Math.floor(whole / 3600)}:${pad(Math.floor(whole / 60) % 60)}:${pad(whole % 60)}`;
 }
 
-/* The conversation: one EventSource. It reconnects by itself; a 404 makes it give up. */
+/* The conversation: one EventSource. It reconnects by itself, says what it has seen last, and is sent what came since.
+   An answer that is no stream, as a 404 is, makes it give up. */
 
-let over = false, lost = false;
+let over = false, lost = false, frozen = false, unsure = false;
 const source = new EventSource(`/stream/${cid}`);
 const listen = (kind, heard) => source.addEventListener(kind, (event) => heard(JSON.parse(event.data)));
-listen("hello", ({frozen}) => {
-  if (lost) note("Connected again.");
+listen("hello", showConnected);
+source.addEventListener("open", () => {
+  if (!lost) return;
   lost = false;
-  setStatus("live", "connected");
-  setFrozen(frozen);
+  note("Connected again.");
+  showConnected();
 });
 listen("tick", ({number}) => showTick(number));
 listen("said", showMessage);
 listen("idle", ({minutes}) => note(`You have said nothing for ${minutes} minutes.`));
 listen("frozen", ({seconds}) => {
-  setFrozen(true);
-  setStatus("frozen", "handler frozen");
+  showFrozen(true);
   note(`Your handler stands still, for ${seconds} seconds at most. See in the inspector who waits with it.`);
 });
 listen("thawed", ({seconds}) => {
-  setFrozen(false);
-  setStatus("live", "connected");
+  showFrozen(false);
   note(`Your handler goes on, after ${seconds} seconds.`);
+});
+listen("gap", ({missed}) => {
+  // A new page would not know more of what was said meanwhile; but that of this one must not be taken for all.
+  note(`Too much happened meanwhile: ${missed === null ? "some of it" : plural(missed, "event")} never reached this page.`);
+  unsure = true;
 });
 listen("bye", ({reason}) => {
   if (reason === "ended") end("This conversation has ended.");
   else if (reason === "replaced") end("This conversation continues in another connection.");
-  // "stalled" and "shutdown": the source connects again and finds out what is left.
+  else if (reason === "shutdown") end("The server has been stopped, and with it this conversation.");
+  // "behind": the source connects again, and a gap says what is lost.
 });
 source.addEventListener("error", () => {
   if (source.readyState === EventSource.CLOSED) end("This conversation has ended: it was away for too long.");
@@ -59,6 +65,18 @@ source.addEventListener("error", () => {
     note("The connection is lost; the page tries again.");
   }
 });
+
+// What the handler does; the button says what has been asked of it, which may come later.
+function showFrozen(now) {
+  frozen = now;
+  setFrozen(now);
+  showConnected();
+}
+
+function showConnected() {
+  if (frozen) setStatus("frozen", "handler frozen");
+  else setStatus("live", "connected");
+}
 
 function setStatus(state, text) {
   if (over) return;
@@ -137,15 +155,15 @@ addEventListener("pageshow", (event) => { if (event.persisted) location.reload()
 $("freeze-controls").hidden = ability !== "freeze";
 $("advance-controls").hidden = ability !== "advance";
 
-function setFrozen(frozen) {
-  $("freeze").setAttribute("aria-pressed", frozen);
-  setText($("freeze"), frozen ? "Unfreeze it" : "Freeze my handler");
+function setFrozen(asked) {
+  $("freeze").setAttribute("aria-pressed", asked);
+  setText($("freeze"), asked ? "Unfreeze it" : "Freeze my handler");
 }
 
 $("freeze").addEventListener("click", async () => {
-  const frozen = $("freeze").getAttribute("aria-pressed") !== "true";
-  setFrozen(frozen); // before the answer, for the news that it has begun may be faster
-  if (!await post(frozen ? "freeze" : "thaw")) setFrozen(!frozen);
+  const wanted = $("freeze").getAttribute("aria-pressed") !== "true";
+  setFrozen(wanted); // before the answer, for the news that it has begun may be faster
+  if (!await post(wanted ? "freeze" : "thaw")) setFrozen(!wanted);
 });
 
 $("steps").addEventListener("click", async ({target}) => {
@@ -169,6 +187,11 @@ function showRegistry(state) {
   ahead = Math.min(ahead, performance.now() - state.at_ms);
   setText($("backend"), state.backend);
   setText($("now"), `Time stands still at ${seconds(state.at_ms)}.`);
+  const mine = state.conversations.find((held) => held.name === name);
+  if (unsure && mine) {
+    unsure = false;
+    showFrozen(mine.frozen); // that it froze or went on may be among what was missed
+  }
   showLedger(state);
   showDeliveries(state.deliveries);
   showLateness(state.lateness_ms);

@@ -14,25 +14,14 @@ from starlette.applications import Starlette
 import stube
 from stube.demo.app import create_app
 
-__all__ = ["Server", "open_registry", "running", "serve"]
+__all__ = ["open_registry", "running", "serve"]
 
 
-class Server(uvicorn.Server):
-    """A uvicorn server that lets the streams end before it waits for them.
-
-    Without that a stop would wait for every open page, and cut them off in the end.
-    """
-
-    def __init__(self, app: Starlette) -> None:
-        self._app = app
-        # No log_config: the logging of the process is not the server's to set up.
-        config = uvicorn.Config(app, log_config=None, log_level="warning", access_log=False, ws="none")
-        config.lifespan, config.timeout_graceful_shutdown = "on", 5
-        super().__init__(config)
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self._app.state.host.close_streams()
-        await super().shutdown(sockets)
+def _server(app: Starlette) -> uvicorn.Server:
+    # No log_config: the logging of the process is not the server's to set up.
+    config = uvicorn.Config(app, log_config=None, log_level="warning", access_log=False, ws="none")
+    config.lifespan, config.timeout_graceful_shutdown = "on", 5
+    return uvicorn.Server(config)
 
 
 def open_registry(spec: str | Mapping[str, object] | None) -> stube.Backend:
@@ -43,7 +32,7 @@ def open_registry(spec: str | Mapping[str, object] | None) -> stube.Backend:
 @contextmanager
 def running(app: Starlette) -> Iterator[str]:
     """The application on a loopback port of the system's choosing, in a thread; gives its URL."""
-    server = Server(app)
+    server = _server(app)
     # Listening from here on: who connects before the server has started waits in the socket's backlog.
     with socket.create_server(("127.0.0.1", 0), backlog=512) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
@@ -78,7 +67,7 @@ def serve(registry_spec: str | Mapping[str, object] | None, *, host: str, port: 
             shown = f"[{host}]" if ":" in host else host
             print(f"Serving http://{shown}:{listener.getsockname()[1]}/ (Ctrl-C ends it)", flush=True)
             try:
-                Server(create_app(registry)).run([listener])
+                _server(create_app(registry)).run([listener])
             except KeyboardInterrupt:
                 pass  # uvicorn stops in good order first and then raises the signal anew
     return 0

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 NEEDED = "needs the extra 'demo': pip install 'stube[demo]'"
-for module in ("starlette", "uvicorn"):
+for module in ("sse_starlette", "starlette", "uvicorn"):
     pytest.importorskip(module, reason=NEEDED)
 
 from tests.browser.stage import Stage, chromium, staged  # noqa: E402

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import pytest
 
 import stube
-from stube.demo.app import Host, create_app
+from stube.demo.app import Demo, create_app
 from stube.demo.server import running
 
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
@@ -133,8 +133,8 @@ def _break(end: socket.socket) -> None:
 class Stage:
     """The demo on one registry, and whoever looks at it."""
 
-    def __init__(self, browser: Any, registry: stube.Backend, host: Host, url: str, stack: ExitStack) -> None:
-        self.registry, self.host, self.url = registry, host, url
+    def __init__(self, browser: Any, registry: stube.Backend, demo: Demo, url: str, stack: ExitStack) -> None:
+        self.registry, self.demo, self.url = registry, demo, url
         self._browser, self._stack = browser, stack
         self.complaints: list[str] = []
         """What any page wrote to its console, and what it asked of anybody but this server."""
@@ -173,7 +173,7 @@ class Stage:
         """Whether nothing of any conversation is left, neither in the registry nor in the host."""
         stats = self.registry.stats()
         pending = (stats.timers, stats.queued, stats.running, stats.subscriptions, stats.pending_flows)
-        return not any(pending) and not self.registry.inspect() and not len(self.host.conversations)
+        return not any(pending) and not self.registry.inspect() and not len(self.demo.host.conversations)
 
     def _complain(self, text: str) -> None:
         if not any(known in text for known in CUT):
@@ -191,7 +191,7 @@ def staged(browser: Any, spec: str, **times: float) -> Iterator[Stage]:
         registry = stack.enter_context(stube.create_registry(spec))
         app = create_app(registry, **times)
         url = stack.enter_context(running(app))
-        stage = Stage(browser, registry, app.state.host, url, stack)
+        stage = Stage(browser, registry, app.state.demo, url, stack)
         yield stage
         assert stage.complaints == []
 

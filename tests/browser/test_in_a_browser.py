@@ -44,7 +44,8 @@ def test_chat_goes_both_ways_and_shows_markup_as_text(stage: Staging, spec: str)
 
 
 def test_cut_stream_resumes_where_the_clock_is(stage: Staging, spec: str) -> None:
-    """Fault: a page whose network fails for a moment loses its conversation, or its clock begins anew."""
+    """Fault: a page whose network fails for a moment loses its conversation or what is said meanwhile, or its clock
+    begins anew."""
     used = stage(spec, grace_ms=60_000)
     line = used.line()
     page, other = used.tab(url=line.url), used.tab()
@@ -53,12 +54,17 @@ def test_cut_stream_resumes_where_the_clock_is(stage: Staging, spec: str) -> Non
     line.cut()
     page.get_by_text("connection lost, trying again").wait_for()
     row(other, name).get_by_text("stream cut").wait_for()
+    say(other, "can you hear me?")
+    hears(other, "can you hear me?")
     line.mend()
     page.get_by_text("Connected again.").wait_for()
+    hears(page, "can you hear me?")
     clock(page, 3)
     assert name_in(page) == name
     say(other, "welcome back")
     hears(page, "welcome back")
+    # Each once, and nothing else.
+    assert page.locator(".log li > div").all_inner_texts() == ["can you hear me?", "welcome back"]
     row(other, name).get_by_text("live").wait_for()
 
 
@@ -73,6 +79,31 @@ def test_stream_that_does_not_come_back_ends(stage: Staging, spec: str) -> None:
     page.get_by_text("This conversation has ended: it was away for too long.").wait_for()
     assert page.get_by_role("button", name="Send").is_disabled()
     assert page.evaluate("document.activeElement.id") == "reload"
+
+
+def test_page_that_missed_too_much_says_so(stage: Staging) -> None:
+    """Fault: a page shows what it has as if it were all there was."""
+    used = stage("memory", grace_ms=60_000)
+    line = used.line()
+    page, other = used.tab(url=line.url), used.tab()
+    clock(page, 1)
+    line.cut()
+    row(other, name_in(page)).get_by_text("stream cut").wait_for()
+    for number in range(300):
+        used.registry.publish("room", {"from": "somebody", "text": f"{number}."})
+    line.mend()
+    page.get_by_text(re.compile(r"Too much happened meanwhile: \d+ events never reached this page\.")).wait_for()
+    hears(page, "299.")
+    page.get_by_text("connected", exact=True).wait_for()
+
+
+def test_page_says_that_the_server_has_stopped(stage: Staging) -> None:
+    used = stage("memory")
+    page = used.tab()
+    clock(page, 1)
+    used.demo.host.close_streams()
+    page.get_by_text("The server has been stopped, and with it this conversation.").wait_for()
+    assert page.get_by_role("button", name="Send").is_disabled()
 
 
 def test_closed_tab_falls_to_nothing(stage: Staging, spec: str) -> None:
@@ -109,7 +140,7 @@ def test_a_hundred_conversations_at_once(stage: Staging, spec: str) -> None:
         if pages:
             context.add_init_script("Object.defineProperty(document, 'hidden', {value: true})")
         pages += [used.tab(context) for _ in range(5)]
-    used.until(lambda: len(used.host._sessions) == 100, pages[0])
+    used.until(lambda: len(used.registry.subscriptions().get("room", ())) == 100, pages[0])
     assert used.registry.stats().pending_flows == 0
     pages[0].get_by_text("and 60 more").wait_for()
     say(pages[0], "all of you")
