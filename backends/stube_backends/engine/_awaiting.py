@@ -86,8 +86,9 @@ class AwaitingDeliverer(Deliverer):
         """Call dispatch in the same step as the claim; whether it failed, and what to hand on."""
         from asyncio import current_task, timeout  # heavy, and loaded already where anybody awaits this
 
+        limit = timeout(patience)
         try:
-            async with timeout(patience) as limit:
+            async with limit:
                 result: Any = core.dispatch(cid, event)
                 if isinstance(result, Awaitable):
                     await result
