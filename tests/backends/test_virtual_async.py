@@ -8,13 +8,15 @@ import threading
 from collections.abc import Callable, Coroutine, Iterator
 from datetime import timedelta
 from functools import partial
-from typing import Any, Final
+from types import FrameType
+from typing import Any, ClassVar, Final
 
 import pytest
 
 import stube
 from stube import Event, Stats, VirtualTimeError
-from stube.testing._drive import check_ledger
+from stube.testing._drive import Injector, check_ledger, tracing
+from stube_backends.engine import LEAVING, Publication, Walk
 from stube_backends.virtual import VirtualRegistry
 
 HOUR: Final = 3_600_000
@@ -416,6 +418,78 @@ def test_a_handler_may_close_and_wait(registry: VirtualRegistry, recorder: Recor
         assert registry.stats() == Stats(accepted=1, delivered=1)
 
     run(main)
+
+
+class Within(Injector):
+    """Looks at the lines of the awaiting deliverer only, but for those under the lock, where others wait."""
+
+    def __call__(self, frame: FrameType, event: str, argument: Any) -> Any:
+        code = frame.f_code
+        if not code.co_filename.endswith("_awaiting.py") or code.co_name == "_begin_locked":
+            return None
+        return super().__call__(frame, event, argument)
+
+
+@pytest.mark.parametrize("kind", ["burst", "walk"])
+def test_at_whatever_line_another_thread_cancels_each_has_one_fate(kind: str) -> None:
+    """G5. Fault: the look for a timer and the claim are two steps, and somebody takes the last one in between."""
+    at = 0
+    while True:
+        registry = VirtualRegistry()
+        recorder = Recorder(registry)
+        registry.install_dispatch(recorder)
+        if kind == "burst":
+            for _ in range(3):
+                tick(registry, 1)
+        else:
+            for topic in ("t", "u"):  # who leaves several topics is marked first
+                registry.subscribe(cid="c1", instance_id="main", topic=topic, event="said")
+            registry.publish("t", 1)
+
+        def leave(registry: VirtualRegistry = registry) -> None:
+            def call() -> None:
+                registry.cancel_timers("c1")
+                registry.remove_subscriptions_for_cid("c1")
+
+            thread = threading.Thread(target=call)
+            thread.start()
+            thread.join()
+
+        injector = Within(at, leave)
+
+        async def main(registry: VirtualRegistry = registry, injector: Within = injector) -> None:
+            with tracing(injector):
+                await registry.advance_async(5)
+
+        asyncio.run(main())
+        registry._check()
+        assert {name for _, _, name in recorder.seen} <= {"tick", "said"}, injector.fired
+        stats = registry.stats()
+        assert stats.accepted == stats.delivered + stats.cancelled, f"{injector.fired} {stats}"
+        assert stats.delivered == len(recorder.seen)
+        if not injector.fired:
+            break
+        at += 1
+    assert at > 20
+
+
+def test_a_message_is_claimed_by_one_look() -> None:
+    """G5. Fault: the name is read twice, and in between it became the mark of those who are leaving."""
+
+    class Leaving:
+        cid, instance_id = "c1", "main"
+        names: ClassVar[list[str]] = ["said", LEAVING]
+
+        @property
+        def name(self) -> str:
+            return self.names.pop(0)
+
+    registry = VirtualRegistry()
+    publication = Publication()
+    publication.topic_name, publication.message = "t", 1
+    claims = registry._claims_of_walk(registry._core, Walk(publication, [Leaving()]))  # type: ignore[list-item]
+    assert next(claims) == ("c1", Event("main", "said", 1))
+    claims.close()
 
 
 current: contextvars.ContextVar[str] = contextvars.ContextVar("current", default="nobody's")

@@ -127,7 +127,10 @@ class AwaitingDeliverer(Deliverer):
     def _claims_of_burst(self, core: Core, burst: Burst) -> Claims:
         """Each is claimed by the pop; `Engine.begin` counts their fates."""
         while burst.timers:
-            timer = burst.timers.pop()
+            try:
+                timer = burst.timers.pop()
+            except IndexError:
+                return  # a cancel or a reset took the last one at this moment
             group, spec = timer.group, timer.event
             timer.event = timer.group = None
             assert group is not None
@@ -141,12 +144,13 @@ class AwaitingDeliverer(Deliverer):
         delivered = cancelled = failed = dropped = 0
         try:
             for target in walk.iterator:
-                if target.name is LEAVING:
+                name = target.name
+                if name is LEAVING:
                     core.exclusively(nothing)  # until whoever marked it has done
-                    if target.name is LEAVING:  # of a reset
+                    name = target.name
+                    if name is LEAVING:  # of a reset
                         dropped = 1
                         return
-                name = target.name
                 if name is None:
                     cancelled += 1
                     continue
