@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, get_args
 
 from stube import Event, RegistryFull
 from stube_backends.engine._order import Publication, part_of
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from stube_backends.engine._topics import Topic
 
 OnFull: TypeAlias = Literal["drop_oldest", "end"]
-ON_FULL: Final = ("drop_oldest", "end")
 
 
 class ConversationFull(RegistryFull):
@@ -172,12 +171,12 @@ class Backlogs:
             assert all(message.entries[0].cid == cid for message in backlog.messages), f"a stranger waits for {cid!r}"
 
 
-def checked_limits(max_queued: int | None, on_full: str) -> Limits | None:
+def checked_limits(max_queued: int | None, on_full: OnFull) -> Limits | None:
     """The limits that a host chose; None for none."""
-    if on_full not in ON_FULL:
+    if on_full not in get_args(OnFull):
         raise ValueError(f"on_full must be 'drop_oldest' or 'end', not {on_full!r}. Choose one of them.")
     if max_queued is None:
         return None
     if max_queued < 1:
         raise ValueError(f"max_queued must be at least 1, not {max_queued!r}. Leave it out, or give None.")
-    return Limits(max_queued, "end" if on_full == "end" else "drop_oldest")
+    return Limits(max_queued, on_full)
