@@ -41,8 +41,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from contextvars import Context
 from functools import partial
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final
 
 from stube import AsyncBackend, Dispatch, Event, monotonic_ns
 from stube_backends.engine import (
@@ -50,6 +49,7 @@ from stube_backends.engine import (
     EARLIEST,
     FOREVER,
     NESTED,
+    AsyncClosing,
     Core,
     LocalRegistry,
     Mailbox,
@@ -128,7 +128,7 @@ class _Release:
             self.future.set_result(None)
 
 
-class AsyncioRegistry(LocalRegistry):
+class AsyncioRegistry(AsyncClosing, LocalRegistry):
     """One engine and one lock on an event loop.
 
     >>> async def main():
@@ -194,18 +194,6 @@ class AsyncioRegistry(LocalRegistry):
         if self.close(0) or self._delivers_here(core):
             return not core.engine.boxes
         return await self._waited(timeout, timers_too=False, call="aclose")
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-        /,
-    ) -> None:
-        await self.aclose()
 
     def _wait(self, timeout: float | None, *, timers_too: bool, call: str, instead: str) -> bool:
         timeout = checked_timeout(timeout)

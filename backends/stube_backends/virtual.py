@@ -19,13 +19,13 @@ from contextvars import Context
 from datetime import timedelta
 from math import isfinite
 from operator import attrgetter
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final
 
 from stube import Delivery, Dispatch, Event, VirtualBackend, VirtualTimeError
 from stube_backends.engine import (
     EARLIEST,
     NESTED,
+    AsyncClosing,
     AwaitingDeliverer,
     Burst,
     Core,
@@ -162,7 +162,7 @@ class _VirtualEngine(Engine):
             )
 
 
-class VirtualRegistry(AwaitingDeliverer, LocalRegistry):
+class VirtualRegistry(AsyncClosing, AwaitingDeliverer, LocalRegistry):
     """One engine on a virtual clock.
 
     >>> registry = VirtualRegistry()
@@ -276,18 +276,6 @@ class VirtualRegistry(AwaitingDeliverer, LocalRegistry):
     async def aclose(self, timeout: float | None = 5.0) -> bool:
         checked_timeout(timeout)
         return self.close(0)  # nothing runs but what another task awaits
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-        /,
-    ) -> None:
-        await self.aclose()
 
     async def _awaited(self, what: str, patience: float | None, end: int | None) -> bool:
         """Deliver up to an instant, None for no end; whether every handler has returned in time."""

@@ -25,7 +25,7 @@ from stube_backends.engine._core import FOREVER, NESTED, Core, ReentrantLock, Si
 from stube_backends.engine._delivery import Deliverer, OnError
 from stube_backends.engine._engine import Engine, raise_closed, registry_full
 from stube_backends.engine._ledger import Ledger
-from stube_backends.engine._local import LocalRegistry, live_registries
+from stube_backends.engine._local import AsyncClosing, LocalRegistry, live_registries
 from stube_backends.engine._mailboxes import AGAIN, Mailbox, MailboxEngine
 from stube_backends.engine._order import EARLIEST, Burst, Publication, ReadyOrder, Walk
 from stube_backends.engine._serving import ServedCore, ServedRegistry, close_at_exit
@@ -42,6 +42,7 @@ __all__ = [
     "LONG",
     "NESTED",
     "SLOT_BITS",
+    "AsyncClosing",
     "AwaitingDeliverer",
     "Burst",
     "ConversationFull",

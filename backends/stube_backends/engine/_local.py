@@ -422,6 +422,25 @@ class LocalRegistry(Deliverer):
         self._core.exclusively(self._core.engine._check)
 
 
+class AsyncClosing:
+    """`async with`, for a registry that can be closed by awaiting."""
+
+    async def aclose(self, timeout: float | None = 5.0) -> bool:
+        raise NotImplementedError
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+        /,
+    ) -> None:
+        await self.aclose()
+
+
 # A plain set, for it is copied in one step: a WeakSet cannot be gone through while another thread adds to it.
 _registries: set[weakref.ref[LocalRegistry]] = set()
 
