@@ -32,6 +32,7 @@ from stube import (
 from stube.testing._audit import AuditedHandle, AuditedRegistry, negative_figures
 from stube.testing._drive import PATIENCE, switching_often
 from stube.testing._loops import create as create_backend
+from stube.testing._loops import live_threads
 
 __all__ = ["ChaosFailed", "ChaosFigures", "chaos"]
 
@@ -110,7 +111,7 @@ def chaos(
             own["max_pending"] = _SMALL
         return create_backend(spec, **{**(options or {}), **own})
 
-    before = set(threading.enumerate())
+    before = set(live_threads())
     unrest = _Unrest(create, seed, threads, operations, patience)
     if "virtual_time" in unrest.audited.capabilities:
         unrest.audited.close()
@@ -123,7 +124,7 @@ def chaos(
             unrest.let_go()
             unrest.audited.close(0)
         else:
-            stayed = [thread.name for thread in set(threading.enumerate()) - before]
+            stayed = [thread.name for thread in set(live_threads()) - before]
             if stayed:
                 differences.append(f"threads that outlived the registry: {', '.join(stayed)}.")
     if differences:

@@ -453,7 +453,7 @@ import json, os, signal, sys, threading, time, warnings
 warnings.filterwarnings("ignore", message=".*fork.*", category=DeprecationWarning)
 import stube
 from stube.testing._drive import PATIENCE, Driver, run_threads
-from stube.testing._loops import create, create_apart, start
+from stube.testing._loops import create, create_apart, live_threads, start
 
 if os.environ.pop("STUBE_LOOP_IS_NEEDED", ""):
     start()

@@ -7,7 +7,6 @@ the environment, so that one run of the suite holds one kind of loop and of disp
 
 from __future__ import annotations
 
-import _thread
 import asyncio
 import os
 import threading
@@ -17,7 +16,7 @@ from typing import Any, Final, cast
 
 from stube import Backend, Event, create_registry
 
-__all__ = ["DISPATCHES", "LOOPS", "create", "create_apart", "loop_is_needed", "start"]
+__all__ = ["DISPATCHES", "LOOPS", "create", "create_apart", "live_threads", "loop_is_needed", "start"]
 
 LOOP: Final = "STUBE_TEST_LOOP"
 DISPATCH: Final = "STUBE_TEST_DISPATCH"
@@ -31,17 +30,16 @@ _PATIENCE: Final = 30.0  # seconds until a loop that must answer counts as stuck
 _served: Final[weakref.WeakSet[Any]] = weakref.WeakSet()
 
 
-class _LoopThread:
+class _LoopThread(threading.Thread):
     """An event loop that runs until the process ends."""
 
     def __init__(self, kind: str) -> None:
-        self.kind = kind
+        super().__init__(name=f"stube-testing-{kind}", daemon=True)
         self.process = os.getpid()
         self.loop = _new_loop(kind)
-        # Not a threading.Thread: tests count those of the backend, and this one is not its.
-        _thread.start_new_thread(self._run, ())
+        self.start()
 
-    def _run(self) -> None:
+    def run(self) -> None:
         asyncio.set_event_loop(self.loop)
         while True:
             try:
@@ -64,7 +62,7 @@ class _LoopThread:
         return done.wait(patience)
 
 
-_threads: list[_LoopThread] = []  # at most one, the one that is used
+_in_use: Final[dict[str, _LoopThread]] = {}  # one for each kind
 
 
 def create(spec: Any, **options: Any) -> Backend:
@@ -79,9 +77,9 @@ def create(spec: Any, **options: Any) -> Backend:
 
 def create_apart(spec: Any, **options: Any) -> Backend:
     """`create`, with a loop for this one alone, which others cannot hold up."""
-    _threads.clear()
+    _in_use.clear()
     registry = create(spec, **options)
-    _threads.clear()
+    _in_use.clear()
     return registry
 
 
@@ -89,6 +87,11 @@ def loop_is_needed(spec: Any, options: Mapping[str, Any]) -> bool:
     """Whether registries of this spec are served by a loop."""
     with create_registry(spec, **options) as registry:
         return _is_async(registry)
+
+
+def live_threads() -> list[threading.Thread]:
+    """The process's threads, but for those that run the loops here: they are not a registry's."""
+    return [thread for thread in threading.enumerate() if not isinstance(thread, _LoopThread)]
 
 
 def start() -> None:
@@ -106,7 +109,7 @@ def _serve(registry: Backend) -> None:
         os.register_at_fork(after_in_child=_serve_all_anew)  # now, for it must come after the registry's own
     _served.add(registry)
     if not _current().call(registry.stats, _PATIENCE):
-        _threads.clear()  # a test holds it up for ever; the next one has a loop that runs
+        _in_use.clear()  # a test holds it up for ever; the next one has a loop that runs
         _current().call(registry.stats, _PATIENCE)
 
 
@@ -118,9 +121,9 @@ def _serve_all_anew() -> None:
 
 def _current() -> _LoopThread:
     kind = os.environ.get(LOOP) or LOOPS[0]
-    if not _threads or _threads[0].kind != kind or _threads[0].process != os.getpid():
-        _threads[:] = [_LoopThread(kind)]
-    return _threads[0]
+    if kind not in _in_use or _in_use[kind].process != os.getpid():
+        _in_use[kind] = _LoopThread(kind)
+    return _in_use[kind]
 
 
 def _new_loop(kind: str) -> asyncio.AbstractEventLoop:

@@ -15,7 +15,7 @@ import pytest
 from stube import Backend, Event, RegistryClosed, Stats
 from stube.testing._capabilities import requires
 from stube.testing._drive import PATIENCE, Driver, Injector, run_script, run_threads, tracing
-from stube.testing._loops import create
+from stube.testing._loops import create, live_threads
 from stube.testing.plugin import MakeRegistry
 from stube.testing.suite._fixtures import HOUR, OPERATIONS, MakeRun, guarantee, unchanged
 
@@ -34,11 +34,11 @@ def test_importing_and_creating_start_nothing(stube_backend: Any, stube_options:
         """
 files = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
 registries = [make() for _ in range(50)]
-assert threading.active_count() == 1, threading.enumerate()
+assert len(live_threads()) == 1, live_threads()
 for registry in registries:
     registry.install_dispatch(lambda cid, event: None)
     assert registry.stats() == stube.Stats() and registry.subscriptions() == {} and registry.inspect() == {}
-assert threading.active_count() == 1, threading.enumerate()
+assert len(live_threads()) == 1, live_threads()
 assert files == 0 or len(os.listdir("/proc/self/fd")) == files
 print("lazy")
 """,
@@ -290,20 +290,20 @@ def test_a_closed_registry_stays_as_it_is(run: Driver) -> None:
     """Fault: an operation on a closed registry starts its thread anew, or counts something."""
     run.schedule(HOUR)
     run.registry.close()
-    threads = threading.active_count()
+    before = len(live_threads())
     with unchanged(run.registry):
         for operation in OPERATIONS.values():
             try:
                 operation(run.registry, "c1")
             except RegistryClosed:
                 pass
-    assert threading.active_count() == threads
+    assert len(live_threads()) == before
 
 
 @guarantee("G24", "G13")
 def test_closing_ends_the_threads(make_run: MakeRun) -> None:
     """Fault: the scheduler's thread goes on, asleep or polling, after the close."""
-    before = threading.active_count()
+    before = len(live_threads())
     runs = [make_run() for _ in range(5)]
     for run in runs:
         run.schedule(0)
@@ -311,7 +311,7 @@ def test_closing_ends_the_threads(make_run: MakeRun) -> None:
         run.settle()
     for run in runs:
         assert run.registry.close(PATIENCE)
-    assert threading.active_count() == before
+    assert len(live_threads()) == before
 
 
 @guarantee("G13")
@@ -320,7 +320,7 @@ def test_a_registry_that_is_dropped_with_nothing_pending_is_collected(
     stube_backend: Any, stube_options: Mapping[str, Any]
 ) -> None:
     """Fault: the scheduler's thread, an `atexit` hook or a fork hook holds the registry for ever."""
-    before = threading.active_count()
+    before = len(live_threads())
     watched: list[weakref.ref[Backend]] = []
     for _ in range(3):
         registry = create(stube_backend, **stube_options)
@@ -342,7 +342,7 @@ def test_a_registry_whose_last_timer_goes_while_it_sleeps_is_collected(
     stube_backend: Any, stube_options: Mapping[str, Any], how: str
 ) -> None:
     """Fault: the thread sleeps until the timer's hour and holds the registry for as long."""
-    before = threading.active_count()
+    before = len(live_threads())
     driver = Driver(create(stube_backend, **stube_options))
     driver.schedule(HOUR)
     driver.pass_time(50)  # real time, for there is no event for a thread that has gone to sleep
@@ -355,14 +355,14 @@ def test_a_registry_whose_last_timer_goes_while_it_sleeps_is_collected(
     _wait_until_gone(watched, before)
 
 
-def _wait_until_gone(watched: list[weakref.ref[Backend]], threads: int) -> None:
+def _wait_until_gone(watched: list[weakref.ref[Backend]], before: int) -> None:
     deadline = _monotonic() + PATIENCE
     pause = threading.Event()
     while True:
         gc.collect()
-        if not any(reference() for reference in watched) and threading.active_count() == threads:
+        if not any(reference() for reference in watched) and len(live_threads()) == before:
             break
-        assert _monotonic() < deadline, f"alive: {watched}, threads: {threading.enumerate()}"
+        assert _monotonic() < deadline, f"alive: {watched}, threads: {live_threads()}"
         pause.wait(0.005)  # a thread's end has no event that a stranger could wait for
 
 
