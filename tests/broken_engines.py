@@ -556,7 +556,8 @@ def catch(fault: Fault | None, tests: Iterable[str], backends: Sequence[str], fo
         # What must happen at once and does not is waited for in vain; in this way an assertion says so sooner.
         _change(folder / "stube/testing/_drive.py", "PATIENCE: Final = 30.0", "PATIENCE: Final = 3.0")
     (folder / "outcomes.py").write_text(_OUTCOMES, encoding="utf-8")
-    (folder / "pytest.ini").write_text("[pytest]\n", encoding="utf-8")
+    # A test that hangs tells where, before it is killed.
+    (folder / "pytest.ini").write_text(f"[pytest]\nfaulthandler_timeout = {_LIMIT / 2}\n", encoding="utf-8")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "outcomes", "-p", "no:cacheprovider"]
     command += [f"--stube-backend={name}" for name in backends]
     for test in tests:
@@ -566,9 +567,13 @@ def catch(fault: Fault | None, tests: Iterable[str], backends: Sequence[str], fo
         command.append(str((folder if file in OWN_FILES else folder / "stube/testing/suite") / test))
     environment = {**os.environ, "PYTHONPATH": str(folder), "OUTCOMES": str(folder / "outcomes.json")}
     environment["PYTHONDONTWRITEBYTECODE"] = "1"
-    done = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=_LIMIT, check=False
-    )
+    try:
+        done = subprocess.run(
+            command, cwd=folder, env=environment, capture_output=True, text=True, timeout=_LIMIT, check=False
+        )
+    except subprocess.TimeoutExpired as exc:
+        printed = "\n".join((said or b"").decode(errors="replace") for said in (exc.stdout, exc.stderr))
+        raise AssertionError(f"it did not end within {_LIMIT} s:\n{printed}") from None
     try:
         found = json.loads((folder / "outcomes.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
