@@ -5,6 +5,7 @@ Needs no pytest, so that a scenario may also run in a process of its own (`run_s
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import os
@@ -36,6 +37,7 @@ __all__ = [
     "passes_through",
     "run_script",
     "run_threads",
+    "settle_awaiting",
     "switching_often",
     "tracing",
     "tripped",
@@ -434,6 +436,15 @@ class Injector:
                 self.fired = f"{frame.f_code.co_filename}:{frame.f_lineno}"
                 action()
         return self
+
+
+def settle_awaiting(registry: Backend) -> None:
+    """`settle`, where what dispatch returns may have to be awaited, which a virtual clock does only if it is too."""
+    if {"virtual_time", "coroutine_dispatch"} <= registry.capabilities:
+        settled = asyncio.run(cast(VirtualBackend, registry).settled(PATIENCE))
+    else:
+        settled = registry.settle(PATIENCE)
+    assert settled, f"does not settle: {registry.stats().equation}"
 
 
 @contextmanager

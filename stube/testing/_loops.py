@@ -11,7 +11,7 @@ import asyncio
 import os
 import threading
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, cast
 
 from stube import Backend, Event, create_registry
@@ -147,7 +147,9 @@ def _install_in_coroutines(registry: Any) -> None:
             assert cid not in inside, f"two deliveries at once in {cid!r} (G1)"
             inside.add(cid)
             try:
-                dispatch(cid, event)
+                result = dispatch(cid, event)
+                if isinstance(result, Awaitable):
+                    await result
                 await asyncio.sleep(0)  # a turn of the loop in which others may begin, and it goes on running
             finally:
                 inside.discard(cid)
