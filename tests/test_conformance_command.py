@@ -245,11 +245,14 @@ def test_a_backend_on_an_event_loop_is_served_by_the_loop_that_was_chosen(
     assert ran.out.splitlines()[-1].startswith("asyncio holds 1 of 1 guarantee")
 
 
-def test_a_broken_backend_is_told_with_its_shortest_story(conformance: Any) -> None:
-    """Fault: exit code 0 in spite of a failure, or a story without its values or its place."""
+def test_a_broken_backend_is_told_with_its_shortest_story(conformance: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fault: exit code 0 in spite of a failure, or a story without its values or its place. Or a test that has found
+    something and hangs, for in CI pytest works out the whole difference of two thousand batons."""
+    monkeypatch.setenv("CI", "true")
     ran = conformance("outsider:Generous", "--guarantee", "G8", "-q")
     assert (ran.code, ran.err, ran.report["ok"]) == (1, "", False)
     one = ran.report["guarantees"]["G8"]
+    assert set(outcomes(ran.report)) == {"failed"}
     stories = [story for stories in outcomes(ran.report).values() for story in stories]
     assert one["verdict"] == "broken"
     assert one["failed"] == len(stories) > 1
