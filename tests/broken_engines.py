@@ -567,7 +567,6 @@ def catch(fault: Fault | None, tests: Iterable[str], backends: Sequence[str], fo
         command.append(str((folder if file in OWN_FILES else folder / "stube/testing/suite") / test))
     environment = {**os.environ, "PYTHONPATH": str(folder), "OUTCOMES": str(folder / "outcomes.json")}
     environment["PYTHONDONTWRITEBYTECODE"] = "1"
-    environment.pop("CI", None)  # there pytest shows the whole of a difference, and may take minutes to work it out
     try:
         done = subprocess.run(
             command, cwd=folder, env=environment, capture_output=True, text=True, timeout=_LIMIT, check=False
