@@ -94,9 +94,7 @@ class Demo:
             self.dispatch_awaiting if awaits else self.dispatch,
             self.boot,
             registry=registry,
-            on_end=lambda conversation: self._freezer.thaw(
-                conversation.cid
-            ),  # its handler, if it stands still, goes on
+            on_end=self._ended,
             sweep_seconds=sweep_ms / 1000,
             grace_seconds=grace_ms / 1000,
         )
@@ -110,6 +108,10 @@ class Demo:
         self._schedule_tick(conversation, 1)
         self._schedule_idle(conversation)
         self._show(conversation, "hello", {"name": name_of(conversation.cid)})
+
+    def _ended(self, conversation: stube.Conversation) -> None:
+        """A conversation has ended: its handler, if it stands still, goes on."""
+        self._freezer.thaw(conversation.cid)
 
     # The handlers: on the registry's thread, one at a time per conversation.
 

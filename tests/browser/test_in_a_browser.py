@@ -98,6 +98,7 @@ def test_page_that_missed_too_much_says_so(stage: Staging) -> None:
 
 
 def test_page_says_that_the_server_has_stopped(stage: Staging) -> None:
+    """Fault: the page goes on as if somebody heard it, or connects to a server that wants to stop, again and again."""
     used = stage("memory")
     page = used.tab()
     clock(page, 1)
