@@ -9,7 +9,9 @@ from typing import Final
 
 from tests.broken_engines import ENGINE, Fault
 
-AIO: Final = "stube_backends/aio.py"
+DRIVER: Final = "stube_backends/aio/_driver.py"
+LINK: Final = "stube_backends/aio/_link.py"
+RUNNERS: Final = "stube_backends/aio/_runners.py"
 LOOPS: Final = ("asyncio",)
 OWN: Final = "test_aio.py::"
 
@@ -35,20 +37,20 @@ ASYNCIO_FAULTS: Final[tuple[Fault, ...]] = (
     Fault(
         "G5",
         "a delivery is claimed where its runner is made, and entered a turn of the loop later",
-        AIO,
-        "        if box is not None and box is not AGAIN:\n            self._start(core, box)\n",
+        DRIVER,
+        "        if box is not None and box is not AGAIN:\n            self._runners.start(box, self)\n",
         "        if box is not None and box is not AGAIN:\n"
-        "            event = core.exclusively(core.engine.claim, box)\n"
+        "            event = self.core.run_locked(self._engine.claim, box)\n"
         "            if event is not None:\n"
-        "                box.begun = (event, core.dispatch(box.cid, event))\n"
-        "                self._start(core, box)\n",
+        "                box.begun = (event, self.core.dispatch(box.cid, event))\n"
+        "                self._runners.start(box, self)\n",
         (OWN + "test_what_is_cancelled_before_its_runner_has_begun_is_never_entered",),
         LOOPS,
     ),
     Fault(
         "G9",
         "a timer of the loop that goes early is believed",
-        AIO,
+        DRIVER,
         "        began = now = self._clock()\n",
         "        began = now = self._clock() + 3_000_000\n",
         (
@@ -60,8 +62,8 @@ ASYNCIO_FAULTS: Final[tuple[Fault, ...]] = (
     Fault(
         "G10",
         "a loop whose timers go early is armed again and again until it is true",
-        AIO,
-        "        if core.early:\n",
+        LINK,
+        "        if self.early_wakeups:\n",
         "        if False:\n",
         (OWN + "test_a_loop_whose_timers_go_early_lets_none_begin_early_nor_runs_hot",),
         LOOPS,
@@ -69,25 +71,25 @@ ASYNCIO_FAULTS: Final[tuple[Fault, ...]] = (
     Fault(
         "G13",
         "tasks are known to nobody but the loop, and collected while they wait",
-        AIO,
+        RUNNERS,
         "        runner = box.server = asyncio.current_task()\n",
-        "        runner = asyncio.current_task()\n        box.server = weakref.ref(runner)\n",
+        "        import weakref\n\n        runner = asyncio.current_task()\n        box.server = weakref.ref(runner)\n",
         (OWN + "test_a_thousand_coroutines_survive_the_collector",),
         LOOPS,
     ),
     Fault(
         "G13",
         "the loop's alarm keeps the context of whoever scheduled",
-        AIO,
-        "core.anchor, instant, context=Context())\n",
-        "core.anchor, instant)\n",
+        LINK,
+        "self.core.keepalive, rang_for, context=Context())\n",
+        "self.core.keepalive, rang_for)\n",
         (OWN + "test_no_context_of_a_caller_is_kept_or_seen",),
         LOOPS,
     ),
     Fault(
         "G19",
         "the coroutine of a handler never runs",
-        AIO,
+        RUNNERS,
         "                if isinstance(result, Awaitable):\n                    await result\n",
         "                if isinstance(result, Awaitable):\n                    getattr(result, 'close', id)()\n",
         (OWN + "test_what_a_plain_function_returns_is_awaited_if_it_can_be",),
@@ -96,27 +98,27 @@ ASYNCIO_FAULTS: Final[tuple[Fault, ...]] = (
     Fault(
         "G19",
         "Ctrl-C in a handler is swallowed",
-        AIO,
-        "    _handed_on = (KeyboardInterrupt,)\n",
-        "    _handed_on = ()\n",
+        DRIVER,
+        "Failures(options.on_error, reraised=(KeyboardInterrupt,))",
+        "Failures(options.on_error)",
         (OWN + "test_ctrl_c_is_counted_and_raised_with_the_state_whole",),
         LOOPS,
     ),
     Fault(
         "G21",
         "the loop is called from another thread as if it were its own, and sleeps on",
-        AIO,
-        "            self._call(core, loop.call_soon_threadsafe)\n",
-        "            self._call(core, loop.call_soon)\n",
+        LINK,
+        "            self._request(loop.call_soon_threadsafe)\n",
+        "            self._request(loop.call_soon)\n",
         (OWN + "test_a_thread_schedules_while_the_loop_sleeps",),
         LOOPS,
     ),
     Fault(
         "G21",
         "the registry stays with its first loop, closed or not",
-        AIO,
-        "        if loop is None or loop.is_closed():\n            self._bind(core)\n",
-        "        if loop is None:\n            self._bind(core)\n",
+        DRIVER,
+        "        if loop is None or loop.is_closed():\n            self._bind()\n",
+        "        if loop is None:\n            self._bind()\n",
         (
             OWN + "test_one_registry_serves_two_runs",
             OWN + "test_what_ran_on_a_loop_that_was_just_closed_is_broken_off",
@@ -126,7 +128,7 @@ ASYNCIO_FAULTS: Final[tuple[Fault, ...]] = (
     Fault(
         "G18",
         "a runner that was cancelled before its first step counts as serving for ever",
-        AIO,
+        RUNNERS,
         "        if box.server is not runner:\n            return\n",
         "        return\n",
         (OWN + "test_a_runner_that_is_cancelled_before_its_first_step_loses_nothing",),
@@ -135,8 +137,8 @@ ASYNCIO_FAULTS: Final[tuple[Fault, ...]] = (
     Fault(
         "G24",
         "what ran when its loop was closed runs for ever",
-        AIO,
-        "                if isinstance(runner, Task):\n                    _break_off(runner)\n",
+        RUNNERS,
+        "                if isinstance(runner, Task):\n                    _close_coroutine_of(runner)\n",
         "                if isinstance(runner, Task):\n                    continue\n",
         (OWN + "test_what_ran_on_a_loop_that_was_just_closed_is_broken_off",),
         LOOPS,

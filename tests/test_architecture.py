@@ -52,12 +52,12 @@ THIRD_PARTIES: dict[str, set[str]] = {
 }
 # The engine has no clock, thread or log, but for what puts it behind a lock and delivers.
 ENGINE = "stube_backends.engine"
-LOCKED = {f"{ENGINE}._core", f"{ENGINE}._delivery", f"{ENGINE}._local", f"{ENGINE}._serving"}
+LOCKED = {f"{ENGINE}.{name}" for name in ("_core", "_deferred", "_failures", "_local", "_process", "_waiting")}
 IMPURE = {"_thread", "asyncio", "concurrent", "logging", "multiprocessing", "os", "selectors", "signal", "threading"}
 IMPURE |= {"datetime", "queue", "sched", "socket", "subprocess", "time", "weakref"}
 # One thread, for the backends that have their own; and coroutines, for those that await handlers.
-THREADED = {f"{ENGINE}._threaded", f"{ENGINE}._awaiting"}
-LOCKED_MAY_USE = {"get_ident", "Lock"}  # who am I, and a lock to wait on; the lock itself is handed in
+THREADED = {f"{ENGINE}._thread_driver", f"{ENGINE}._awaiting"}
+LOCKED_MAY_USE = {"get_ident", "Lock", "RLock"}  # who am I, and a lock to wait on; the lock itself is handed in
 HEAVY = ("asyncio", "email", "http", "importlib.metadata", "logging", "multiprocessing", "socket", "subprocess")
 
 
@@ -182,14 +182,11 @@ def backends_stand_on_the_engine(module: Module) -> Iterator[str]:
     """A backend takes public names of the engine and nothing of another backend; the engine takes only its own."""
     if not module.within("stube_backends"):
         return
-    inside = module.within(ENGINE)
     for one in _imports(module):
         if not _within(one.module, "stube_backends"):
             continue
-        if inside:
-            allowed = _within(one.module, ENGINE)
-        else:
-            allowed = one.module == ENGINE and one.name in stube_backends.engine.__all__
+        own = ".".join(module.name.split(".")[:2])
+        allowed = _within(one.module, own) or (one.module == ENGINE and one.name in stube_backends.engine.__all__)
         if not allowed:
             yield f"{module.name}:{one.line}: {one}"
 

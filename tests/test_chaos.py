@@ -18,7 +18,7 @@ import stube
 from stube import Backend, ConversationInfo, Dispatch, Event, RegistryFull, Stats, TimerHandle
 from stube.testing._audit import AuditedRegistry, Tally
 from stube.testing._chaos import ChaosFailed, ChaosFigures, chaos
-from stube_backends.engine import OnError, log
+from stube_backends.engine import Deliverer, Failures, OnError, ThreadDriver, log
 from stube_backends.memory import MemoryRegistry
 from tools import soak
 
@@ -49,11 +49,18 @@ class Faulty(MemoryRegistry):
     def every(self, number: int) -> bool:
         return next(self.count) % number == 0
 
+    def install_dispatch(self, dispatch: Dispatch, /) -> None:
+        super().install_dispatch(self.altered(dispatch))
+
+    def altered(self, dispatch: Dispatch) -> Dispatch:
+        """What is called in place of the dispatch that was installed."""
+        return dispatch
+
 
 class Losing(Faulty):
     """Loses a delivery and counts it."""
 
-    def _wrapped(self, dispatch: Dispatch) -> Dispatch:
+    def altered(self, dispatch: Dispatch) -> Dispatch:
         return lambda cid, event: None if self.every(20) else dispatch(cid, event)
 
 
@@ -105,7 +112,7 @@ class Forgetful(Faulty):
 class Parallel(Faulty):
     """Does not wait for the end of a delivery before it begins the next."""
 
-    def _wrapped(self, dispatch: Dispatch) -> Dispatch:
+    def altered(self, dispatch: Dispatch) -> Dispatch:
         def deliver(cid: str, event: Event) -> None:
             thread = threading.Thread(target=self.deliver_quietly, args=(dispatch, cid, event), daemon=True)
             thread.start()
@@ -153,7 +160,7 @@ class Direct(Faulty):
     def schedule_event(self, *, cid: str, instance_id: str, delay_ms: float, event: Any) -> TimerHandle:
         handle = super().schedule_event(cid=cid, instance_id=instance_id, delay_ms=delay_ms, event=event)
         if delay_ms == 0 and handle.cancel():
-            self._core.dispatch(cid, Event(instance_id, *event))
+            self._driver.core.dispatch(cid, Event(instance_id, *event))
         return handle
 
 
@@ -193,24 +200,38 @@ class LeakingInside(Faulty):
         return {**super().sizes(), "rings": 3}
 
 
+def reporting_with(failures: type[Failures], driver: ThreadDriver) -> ThreadDriver:
+    """Let a driver report the exceptions of its deliveries in another way."""
+    driver._deliverer = Deliverer(driver.core, failures(None))
+    return driver
+
+
 class Loud(Faulty):
     """Logs a failure twice."""
 
-    def _judge(self, cid: str, event: Event, exc: BaseException, level: int = logging.ERROR) -> Any:
-        log(logging.ERROR, "once more", exc_info=exc)
-        return super()._judge(cid, event, exc)
+    class LoudFailures(Failures):
+        def report(self, cid: str, event: Event, exc: BaseException, level: int = logging.ERROR) -> bool:
+            log(logging.ERROR, "once more", exc_info=exc)
+            return super().report(cid, event, exc)
+
+    def _new_driver(self, dispatch: Dispatch) -> ThreadDriver:
+        return reporting_with(self.LoudFailures, super()._new_driver(dispatch))
 
 
 class Silent(Faulty):
     """Does not log a failure."""
 
-    def _judge(self, cid: str, event: Event, exc: BaseException, level: int = logging.ERROR) -> Any:
-        logger = logging.getLogger("stube")
-        logger.disabled = True
-        try:
-            return super()._judge(cid, event, exc)
-        finally:
-            logger.disabled = False
+    class SilentFailures(Failures):
+        def report(self, cid: str, event: Event, exc: BaseException, level: int = logging.ERROR) -> bool:
+            logger = logging.getLogger("stube")
+            logger.disabled = True
+            try:
+                return super().report(cid, event, exc)
+            finally:
+                logger.disabled = False
+
+    def _new_driver(self, dispatch: Dispatch) -> ThreadDriver:
+        return reporting_with(self.SilentFailures, super()._new_driver(dispatch))
 
 
 class Secretive(Faulty):
@@ -278,7 +299,7 @@ class Held(Faulty):
         self.delivering = threading.RLock()
         super().__init__(**options)
 
-    def _wrapped(self, dispatch: Dispatch) -> Dispatch:
+    def altered(self, dispatch: Dispatch) -> Dispatch:
         def deliver(cid: str, event: Event) -> Any:
             with self.delivering:
                 return cast(Any, dispatch)(cid, event)
@@ -396,7 +417,7 @@ class Watched(MemoryRegistry):
             called.add((name, inside))
         return object.__getattribute__(self, name)
 
-    def _wrapped(self, dispatch: Dispatch) -> Dispatch:
+    def install_dispatch(self, dispatch: Dispatch, /) -> None:
         def deliver(cid: str, event: Event) -> Any:
             self.delivering.now = True
             try:
@@ -404,7 +425,7 @@ class Watched(MemoryRegistry):
             finally:
                 self.delivering.now = False
 
-        return deliver
+        super().install_dispatch(deliver)
 
 
 OPERATIONS = {name for name in dir(stube.Registry) if not name.startswith("_")} | {"stats", "inspect", "settle", "join"}

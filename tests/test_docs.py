@@ -303,7 +303,7 @@ $ stube is-not-run-without-being-marked
 ```
 ```toml part-of=examples/acme_stube/pyproject.toml
 [project.entry-points."stube.backends"]
-acme = "acme_stube:create"
+acme = "acme_stube:AcmeRegistry"
 ```
 ```python
 import tomllib
@@ -346,7 +346,7 @@ WRONG = {
         "line 2: this is no part of examples/acme_stube/pyproject.toml",
     ),
     "half a line": (
-        '```toml part-of=examples/acme_stube/pyproject.toml\n= "acme_stube:create"\n```\n',
+        '```toml part-of=examples/acme_stube/pyproject.toml\n= "acme_stube:AcmeRegistry"\n```\n',
         DocumentError,
         "this is no part of",
     ),

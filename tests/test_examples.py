@@ -99,9 +99,9 @@ def test_a_private_name_is_found(source: str) -> None:
 def test_the_entry_point_is_the_factory(acme: ModuleType) -> None:
     """Fault: the name that is installed leads to no function, or to one whose options cannot be read."""
     project = tomllib.loads((EXAMPLE / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    assert project["entry-points"] == {"stube.backends": {"acme": "acme_stube:create"}}
-    assert acme.create.__module__ == "acme_stube"
-    with stube.create_registry("acme_stube:create", max_pending=1) as one:
+    assert project["entry-points"] == {"stube.backends": {"acme": "acme_stube:AcmeRegistry"}}
+    assert acme.AcmeRegistry.__module__ == "acme_stube"
+    with stube.create_registry("acme_stube:AcmeRegistry", max_pending=1) as one:
         assert isinstance(one, acme.AcmeRegistry)
 
 
@@ -165,7 +165,7 @@ def test_the_example_passes_a_selection_of_the_suite(tmp_path: Path) -> None:
     assert names <= set(suite.__all__)
     done = _run(
         tmp_path, "-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider",
-        "--stube-backend=acme_stube:create", *(f"test_acme.py::{name}" for name in sorted(names)),
+        "--stube-backend=acme_stube:AcmeRegistry", *(f"test_acme.py::{name}" for name in sorted(names)),
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert "skipped" not in done.stdout
@@ -186,7 +186,7 @@ def test_the_executor_is_the_hosts_and_the_close_shuts_it_down(acme: ModuleType)
         seen.add(threading.current_thread().name)
         running -= 1
 
-    with acme.create(executor=lambda: ThreadPoolExecutor(4, thread_name_prefix="host")) as registry:
+    with acme.AcmeRegistry(executor=lambda: ThreadPoolExecutor(4, thread_name_prefix="host")) as registry:
         assert threading.active_count() == threads
         registry.install_dispatch(dispatch)
         for number in range(200):
@@ -210,7 +210,7 @@ from warnings import filterwarnings
 import acme_stube
 filterwarnings("ignore", category=DeprecationWarning)  # a fork with threads about is what this is for
 made = []
-registry = acme_stube.create(executor=lambda: made.append(os.getpid()) or ThreadPoolExecutor(1))
+registry = acme_stube.AcmeRegistry(executor=lambda: made.append(os.getpid()) or ThreadPoolExecutor(1))
 registry.install_dispatch(lambda cid, event: made.append(event.name))
 registry.schedule_event(cid="c1", instance_id="main", delay_ms=0, event="of the parent")
 assert registry.settle(30)
@@ -251,7 +251,7 @@ def test_a_start_that_is_broken_off_has_changed_nothing_and_the_next_one_serves(
             return task
 
     seen: list[str] = []
-    with acme.create(executor=Flaky) as registry:
+    with acme.AcmeRegistry(executor=Flaky) as registry:
         registry.install_dispatch(lambda cid, event: seen.append(event.name))
         with pytest.raises(BrokenOff):
             registry.schedule_event(cid="c1", instance_id="main", delay_ms=0, event="lost")
@@ -296,7 +296,7 @@ def test_a_task_of_a_start_that_was_broken_off_never_delivers_beside_another(acm
         else:
             second.set()
 
-    with acme.create(executor=Flaky, clock=clock) as registry:
+    with acme.AcmeRegistry(executor=Flaky, clock=clock) as registry:
         registry.install_dispatch(dispatch)
         with pytest.raises(BrokenOff):
             registry.schedule_event(cid="c1", instance_id="main", delay_ms=0, event="lost")
@@ -324,7 +324,7 @@ def test_a_close_in_the_middle_of_a_start_waits_for_nobody(acme: ModuleType) -> 
             with lock:
                 super().shutdown(wait)
 
-    registry = acme.create(executor=Locking)
+    registry = acme.AcmeRegistry(executor=Locking)
     with watchdog(30), pytest.raises(stube.RegistryClosed):
         registry.schedule_event(cid="c1", instance_id="main", delay_ms=0, event="tick")
     assert registry.close(30)

@@ -1004,7 +1004,7 @@ def test_importing_the_factory_alone_needs_no_inspection_of_signatures() -> None
 def test_creating_one_backend_loads_no_other() -> None:
     loaded = run("""
         import stube
-        stube.create_registry("stube_backends.virtual:create").close()
+        stube.create_registry("stube_backends.virtual:VirtualRegistry").close()
         print(*sys.modules)
     """).split()
     assert "stube_backends.virtual" in loaded

@@ -233,7 +233,7 @@ def test_an_outsiders_whole_file_is_one_line_and_a_fixture(pytester: pytest.Pyte
 
         @pytest.fixture
         def stube_backend():
-            return "stube_backends.virtual:create"
+            return "stube_backends.virtual:VirtualRegistry"
         """,
         "-k",
         "unsubscribe or virtual_clock or clock_may_start",

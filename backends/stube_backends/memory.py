@@ -1,10 +1,10 @@
-"""The embedded default: one timer wheel, one scheduler thread that also delivers.
+"""The embedded default: one timer wheel, one thread that sleeps and delivers.
 
 For threads and for scripts, in one process. Every operation costs what it touches; `publish` costs its caller the
 same at any number of subscribers. Deliveries run one after another on the thread `stube-memory`, so a handler that
 blocks holds up all conversations: hand long work to a pool, or use a backend with more threads.
 
-Callers' threads run the operations; the scheduler thread runs dispatch and `on_error`, starts with the first timer
+Callers' threads run the operations; the delivery thread runs dispatch and `on_error`, starts with the first timer
 or publication, and ends with `close()`, with the registry's collection, or with the program.
 """
 
@@ -12,14 +12,29 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from stube import Backend
-from stube_backends.engine import OnError, OnFull, ThreadedRegistry, checked_limits
+from typing_extensions import override
 
-__all__ = ["MemoryRegistry", "create"]
+from stube import Dispatch
+from stube_backends.engine import (
+    Core,
+    Engine,
+    LocalRegistry,
+    OnError,
+    OnFull,
+    Options,
+    ThreadDriver,
+    daemon_thread,
+)
+
+__all__ = ["MemoryRegistry"]
 
 
-class MemoryRegistry(ThreadedRegistry):
-    """One engine, one lock, one thread.
+class MemoryRegistry(LocalRegistry):
+    """One engine, one lock, one thread. The entry point `memory`.
+
+    Args:
+        clock, max_pending, max_queued, on_error, on_full: see `stube_backends.engine.Options`.
+        slow_dispatch_ms: log a warning about a delivery that took longer than this; no warning by default.
 
     >>> registry = MemoryRegistry()
     >>> registry.install_dispatch(lambda cid, event: print(cid, event))
@@ -28,6 +43,10 @@ class MemoryRegistry(ThreadedRegistry):
     c1 Event('main', 'tick')
     (True, True)
     """
+
+    capabilities = LocalRegistry.capabilities | {"own_clock"}
+
+    _driver: ThreadDriver
 
     def __init__(
         self,
@@ -39,44 +58,14 @@ class MemoryRegistry(ThreadedRegistry):
         on_full: OnFull = "drop_oldest",
         slow_dispatch_ms: float | None = None,
     ) -> None:
+        self._slow_dispatch_ms = slow_dispatch_ms
         super().__init__(
-            "stube-memory",
-            clock=clock,
-            max_pending=max_pending,
-            on_error=on_error,
-            slow_dispatch_ms=slow_dispatch_ms,
-            limits=checked_limits(max_queued, on_full),
+            Options.checked(
+                clock=clock, max_pending=max_pending, max_queued=max_queued, on_error=on_error, on_full=on_full
+            )
         )
 
-
-def create(
-    *,
-    clock: Callable[[], int] | None = None,
-    max_pending: int | None = 1_000_000,
-    max_queued: int | None = None,
-    on_error: OnError | None = None,
-    on_full: OnFull = "drop_oldest",
-    slow_dispatch_ms: float | None = None,
-) -> Backend:
-    """The entry point `memory`.
-
-    Args:
-        clock: monotonic nanoseconds as `int`, advancing in real time; `time.monotonic_ns` by default.
-        max_pending: the bound of timers and queued messages together; None for none.
-        max_queued: how many messages may wait for one conversation, and how many timers; None, the default, for no
-            bound. A timer too many raises `RegistryFull`. With a bound `publish` costs its caller O(subscribers), and
-            scheduling O(timers of the conversation).
-        on_error: called as `on_error(cid, event, exception)` after a delivery failed.
-        on_full: what gives way to a message too many: the oldest message of the conversation, or, with
-            `"end"`, all that the registry holds of it. Logged, and handed to `on_error` with a `RegistryFull`, once
-            for each burst, on the thread that publishes.
-        slow_dispatch_ms: warn of a delivery that took longer than this; no warning by default.
-    """
-    return MemoryRegistry(
-        clock=clock,
-        max_pending=max_pending,
-        max_queued=max_queued,
-        on_error=on_error,
-        on_full=on_full,
-        slow_dispatch_ms=slow_dispatch_ms,
-    )
+    @override
+    def _new_driver(self, dispatch: Dispatch) -> ThreadDriver:
+        core = Core(Engine(self._options.max_pending, limits=self._options.limits), dispatch)
+        return ThreadDriver(core, self._options, daemon_thread("stube-memory"), self._slow_dispatch_ms)

@@ -19,7 +19,8 @@ import pytest
 import stube
 from stube import Event, RegistryClosed, Stats
 from stube.testing._drive import PATIENCE, Injector, check_ledger, run_script, tracing
-from stube_backends.aio import AsyncioRegistry, create
+from stube_backends.aio import AsyncioRegistry
+from stube_backends.aio._driver import LoopDriver
 
 HOUR: Final = 3_600_000
 
@@ -407,7 +408,7 @@ def test_what_threads_added_before_there_was_a_loop_is_delivered_on_the_first(
         lambda registry: registry.remove_subscriptions_for_cid("c2"),
         lambda registry: registry.publish("nobody", 1),
         lambda registry: registry.subscriptions(),
-        lambda registry: registry.install_dispatch(registry._own.dispatch),
+        lambda registry: registry.install_dispatch(registry._driver.core.dispatch),
         lambda registry: registry.stats(),
         lambda registry: registry.inspect(),
     ],
@@ -433,7 +434,7 @@ def test_a_repr_does_not_bind(registry: AsyncioRegistry) -> None:
         assert repr(registry) == "<AsyncioRegistry: 0 timers, 0 queued>"
 
     asyncio.run(main())
-    assert registry._own.loop is None
+    assert registry._driver._link.loop is None
 
 
 def test_a_loop_may_be_given(make: Make) -> None:
@@ -528,7 +529,7 @@ def test_what_ran_on_a_loop_that_was_just_closed_is_broken_off(
     registry.install_dispatch(recorder)
     cleaned: list[str] = []
     errors: list[str] = []
-    registry._on_error = lambda cid, event, exc: errors.append(type(exc).__name__)
+    registry._driver._failures._on_error = lambda cid, event, exc: errors.append(type(exc).__name__)
 
     async def dispatch(cid: str, event: Event) -> None:
         try:
@@ -662,8 +663,8 @@ def test_a_runner_that_is_cancelled_before_its_first_step_loses_nothing(registry
     async def main() -> None:
         registry.install_dispatch(recorder)
         tick(registry)
-        await until(lambda: registry._own.engine.boxes)
-        (box,) = registry._own.engine.boxes.values()
+        await until(lambda: registry._driver._engine.boxes)
+        (box,) = registry._driver._engine.boxes.values()
         assert not recorder.begun
         assert isinstance(box.server, asyncio.Task)
         box.server.cancel()
@@ -735,7 +736,7 @@ def test_waiting_from_another_thread_and_from_another_loop(registry: AsyncioRegi
         await until(lambda: registry.stats().running)
         in_thread = asyncio.create_task(asyncio.to_thread(registry.settle, PATIENCE))
         on_a_loop = asyncio.create_task(asyncio.to_thread(lambda: asyncio.run(registry.joined(PATIENCE))))
-        await until(lambda: len(registry._own.waiters) == 2)
+        await until(lambda: len(registry._driver.core.waiters) == 2)
         release.set()
         assert await in_thread is True
         assert await on_a_loop is True
@@ -750,7 +751,7 @@ def test_settled_and_joined_say_whether_it_came_about(registry: AsyncioRegistry)
         tick(registry, HOUR)
         assert await registry.settled(0.01)
         assert not await registry.joined(0.01)
-        assert not registry._own.waiters
+        assert not registry._driver.core.waiters
         tick(registry, 5)
         waiting = asyncio.create_task(registry.joined(PATIENCE))
         await asyncio.sleep(0)
@@ -850,7 +851,7 @@ def test_async_with_closes_and_waits_for_what_runs(make: Make) -> None:
             await until(lambda: registry.stats().running)
         assert ended == ["tick"]
         assert registry.stats() == Stats(accepted=2, delivered=1, dropped=1)
-        assert registry._own.alarm is None
+        assert registry._driver._link.alarm is None
 
     asyncio.run(main())
 
@@ -1043,7 +1044,7 @@ def test_tasks_may_be_eager(registry: AsyncioRegistry, factory: Any) -> None:
         recorder.gates["e1"].set()
         assert await registry.settled()
         assert sorted(name for _, name in recorder.ended) == [f"e{number}" for number in range(10)]
-        assert not registry._own.engine.boxes
+        assert not registry._driver._engine.boxes
 
     asyncio.run(main())
 
@@ -1157,7 +1158,7 @@ def _lost_to_ctrl_c(at: int, kind: str) -> tuple[str, int]:
         except KeyboardInterrupt:
             sys.settrace(None)
             playing.cancel()
-        if injector.function != "_look":
+        if injector.function != "_on_loop":
             loop.run_until_complete(after())
             registry._check()
             assert delivered.count("two") == 3, injector.fired
@@ -1233,7 +1234,7 @@ def test_who_waits_in_another_thread_is_released_when_the_loop_is_gone(registry:
     for ends in (loop.close, lambda: registry.cancel_timers("c1")):
         thread = threading.Thread(target=join)
         thread.start()
-        while not registry._own.waiters:
+        while not registry._driver.core.waiters:
             pass  # until it waits, of which there is no event
         ends()
         registry.stats()  # any operation finds the loop closed
@@ -1290,17 +1291,17 @@ def test_a_call_that_finds_its_loop_closed_calls_the_next(registry: AsyncioRegis
 
     class Closing(asyncio.SelectorEventLoop):
         def call_soon_threadsafe(self, *args: Any, **options: Any) -> Any:  # type: ignore[override]
-            registry._own.loop = asyncio.get_running_loop()  # bound meanwhile, by another thread
+            registry._driver._link.loop = asyncio.get_running_loop()  # bound meanwhile, by another thread
             raise RuntimeError("Event loop is closed")
 
     async def main() -> None:
         registry.install_dispatch(lambda cid, event: None)
         assert await registry.settled()
-        core = registry._own
+        link = registry._driver._link
         closing = Closing()
-        core.loop, core.called = closing, None
+        link.loop, link.requested_at = closing, None
         tick(registry)
-        assert core.loop is asyncio.get_running_loop()
+        assert link.loop is asyncio.get_running_loop()
         await until(lambda: registry.stats().delivered)
         closing.close()
 
@@ -1359,8 +1360,8 @@ def test_a_delivery_whose_awaitable_is_never_awaited_is_told_of(
     async def main() -> None:
         registry.install_dispatch(lambda cid, event: work())
         tick(registry)
-        await until(lambda: registry._own.engine.boxes)
-        (box,) = registry._own.engine.boxes.values()
+        await until(lambda: registry._driver._engine.boxes)
+        (box,) = registry._driver._engine.boxes.values()
         assert isinstance(box.server, asyncio.Task)
         box.server.cancel()
         registry.install_dispatch(lambda cid, event: None)
@@ -1488,21 +1489,21 @@ def test_no_timer_begins_early_on_any_loop(registry: AsyncioRegistry, run: Any) 
     assert min(late) >= 0
 
 
-def test_an_idle_registry_leaves_the_loop_alone(registry: AsyncioRegistry) -> None:
+def test_an_idle_registry_leaves_the_loop_alone(registry: AsyncioRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
     """G10, G13. Fault: polling; or an alarm, and what it holds, for each timer that ever was."""
     rounds = 0
 
     async def main() -> None:
         nonlocal rounds
         loop = asyncio.get_running_loop()
-        original = registry._round
+        original = LoopDriver.run_round
 
-        def counting(instant: int | None) -> None:
+        def counting(driver: LoopDriver, rang_for: int | None) -> None:
             nonlocal rounds
             rounds += 1
-            original(instant)
+            original(driver, rang_for)
 
-        registry._round = counting  # type: ignore[method-assign]
+        monkeypatch.setattr(LoopDriver, "run_round", counting)
         for number in range(100):
             tick(registry, HOUR - number)
             await asyncio.sleep(0)
@@ -1529,4 +1530,4 @@ def test_the_factory_gives_an_async_backend() -> None:
     assert asyncio.run(registry.settled())
     assert asyncio.run(registry.joined())
     assert asyncio.run(registry.aclose())
-    assert isinstance(create(), AsyncioRegistry)
+    assert isinstance(registry, AsyncioRegistry)

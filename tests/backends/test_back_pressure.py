@@ -281,8 +281,8 @@ def test_an_on_error_that_raises_stops_nothing(make: Any) -> None:
         bounded._tell(*arguments)
         raise SystemExit("no")
 
-    for part in (bounded.registry, *getattr(bounded.registry, "_shards", ())):
-        part._on_error = raises
+    for part in getattr(bounded.registry, "_shards", (bounded.registry,)):
+        part._options = part._options._replace(on_error=raises)
     with bounded.held():
         for number in range(3):
             assert bounded.registry.publish("t", number) == 1

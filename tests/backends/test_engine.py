@@ -7,7 +7,9 @@ import random
 import pytest
 
 from stube import RegistryFull
-from stube_backends.engine import LEAVING, SLOT_BITS, Burst, Engine, Timer, Walk
+from stube_backends.engine import Burst, Engine, Timer, Walk
+from stube_backends.engine._topics import LEAVING
+from stube_backends.engine._wheel import SLOT_BITS
 
 
 class Nobody:

@@ -14,14 +14,8 @@ import pytest
 
 import stube
 from stube import VirtualBackend
-from stube_backends.engine import (
-    checked_timeout,
-    delay_in_nanoseconds,
-    milliseconds,
-    name_of,
-    plain_event,
-    plain_name,
-)
+from stube_backends.engine import checked_timeout, delay_in_nanoseconds, milliseconds, name_of, plain_name
+from stube_backends.engine._arguments import plain_event
 
 
 class Name(str):

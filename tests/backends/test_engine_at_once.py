@@ -17,7 +17,9 @@ import pytest
 
 from stube import Event, Stats
 from stube.testing._drive import PATIENCE
-from stube_backends.engine import LEAVING, SLOT_BITS, Burst, Engine, Timer, Walk
+from stube_backends.engine import Burst, Engine, Timer, Walk
+from stube_backends.engine._topics import LEAVING
+from stube_backends.engine._wheel import SLOT_BITS
 from stube_backends.memory import MemoryRegistry
 from stube_backends.sharded import ShardedRegistry
 
@@ -193,7 +195,7 @@ def test_whoever_delivers_and_meets_one_that_leaves_waits_until_it_has_left(by_r
     For 50 ms the operation stands still, with the walk before the target that leaves: what is wrong begins in them.
     """
     registry = MemoryRegistry()
-    engine = registry._core.engine
+    engine = registry._driver.core.engine
     entered, let_go, seen = threading.Event(), threading.Event(), []
 
     def dispatch(cid: str, event: Event) -> None:
@@ -218,7 +220,7 @@ def test_whoever_delivers_and_meets_one_that_leaves_waits_until_it_has_left(by_r
         else:
             engine.unsubscribe("leaves", None, None)
 
-    registry._core.exclusively(leave_slowly)
+    registry._driver.core.run_locked(leave_slowly)
     assert registry.settle(PATIENCE)
     registry._check()
     if by_reset:

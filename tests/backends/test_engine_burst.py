@@ -9,7 +9,8 @@ import weakref
 import pytest
 
 from stube import Event, create_registry
-from stube_backends.engine import SLOT_BITS, Burst, Engine, Timer
+from stube_backends.engine import Burst, Engine, Timer
+from stube_backends.engine._wheel import SLOT_BITS
 
 SLOT = 1 << SLOT_BITS
 

@@ -19,15 +19,22 @@ from stube import ConversationEnded, Event, RegistryClosed, RegistryFull
 from stube_backends.engine import (
     EARLIEST,
     FOREVER,
-    NESTED,
-    SLOT_BITS,
+    REENTRANT,
     Core,
+    Deliverer,
+    Driver,
     Engine,
+    Failures,
     LocalRegistry,
+    Options,
     Timer,
     Waiter,
-    live_registries,
+    wait_until_idle,
 )
+from stube_backends.engine._arguments import checked_dispatch
+from stube_backends.engine._process import live_registries
+from stube_backends.engine._waiting import decide_sleep_locked
+from stube_backends.engine._wheel import SLOT_BITS
 
 SLOT = 1 << SLOT_BITS
 MS = 1_000_000
@@ -36,62 +43,106 @@ CLOSED = "The registry is closed, so nothing can be added to it. Create a new on
 LINK = {"cid": "c", "instance_id": "i"}
 
 
-class ByHand(LocalRegistry):
-    """Nobody delivers but `deliver`, and time stands where it is put."""
+class HandDriver(Driver):
+    """Nothing is delivered but by `deliver`, and the clock stands where a test puts it."""
 
-    _handed_on = (KeyboardInterrupt,)
+    __slots__ = ("_deliverer", "clock", "core", "reraised", "started", "stopped", "wakes")
 
-    def __init__(self, *, on_error: Any = None, max_pending: int | None = None) -> None:
-        self.now = 0
+    core: Core
+
+    def __init__(
+        self, core: Core, clock: Callable[[], int], on_error: Any, reraised: tuple[type[BaseException], ...]
+    ) -> None:
+        self.core = core
+        self.clock = clock
         self.started = 0
         self.wakes = 0
         self.stopped: list[float | None] = []
+        self._deliverer = Deliverer(core, Failures(on_error, reraised))
+
+    def deliver(self, now: int) -> int:
+        return self._deliverer.deliver(now, self._nothing_ready_locked)
+
+    def _nothing_ready_locked(self, now: int, fresh: bool) -> None:
+        decide_sleep_locked(self.core, now, fresh)
+
+    def prepare(self, dispatch: Callable[..., Any]) -> stube.Dispatch:
+        checked_dispatch(dispatch)
+        return dispatch
+
+    def start(self) -> None:
+        self.core.require_open()
+        self.started += 1
+        self.core.started = True
+
+    def stop(self, timeout: float | None) -> bool:
+        self.stopped.append(timeout)
+        return not self.core.is_reentrant()
+
+    def wake(self) -> None:
+        self.wakes += 1
+        self.core.sleep_until = EARLIEST
+
+    def wait(self, timeout: float | None, *, timers_too: bool) -> bool:
+        return wait_until_idle(self.core, self.wake, self.clock(), timeout, timers_too=timers_too)
+
+    def delivers_here(self) -> bool:
+        return False
+
+    def call_back(self, function: Callable[..., object], *arguments: Any) -> None:
+        function(*arguments)
+
+
+class ByHand(LocalRegistry):
+    """A registry that a test moves by hand."""
+
+    reraised: tuple[type[BaseException], ...] = (KeyboardInterrupt,)
+    _driver: HandDriver
+
+    def __init__(self, *, on_error: Any = None, max_pending: int | None = None) -> None:
+        self.now = 0
         self.seen: list[tuple[str, str, str, object]] = []
-        super().__init__(clock=self.read, new_lock=threading.RLock, on_error=on_error, max_pending=max_pending)
+        super().__init__(Options.checked(clock=self.read, max_pending=max_pending, on_error=on_error))
         self.install_dispatch(self.see)
+
+    def _new_engine(self) -> Engine:
+        return Engine(self._options.max_pending)
+
+    def _new_driver(self, dispatch: stube.Dispatch) -> HandDriver:
+        return HandDriver(Core(self._new_engine(), dispatch), self.read, self._options.on_error, self.reraised)
 
     def read(self) -> int:
         return self.now
 
     @property
+    def driver(self) -> HandDriver:
+        return self._driver
+
+    @property
     def core(self) -> Core:
-        return self._core
+        return self._driver.core
 
     @property
     def engine(self) -> Engine:
-        return self._core.engine
+        return self._driver.core.engine
 
     def see(self, cid: str, event: Event) -> None:
         self.seen.append((cid, event.instance_id, event.name, event.payload))
 
     def deliver(self) -> int:
-        count = self._deliver(self._core, self.now)
-        assert not self._core.busy
+        count = self._driver.deliver(self.now)
+        assert not self.core.mutating
         self._check()
         return count
 
     def within(self, operation: Callable[[], Any]) -> Any:
-        """Call it from within another operation, as a finalizer does."""
-        result = self._core.exclusively(operation)
+        """Call it from inside another operation, as a finalizer does."""
+        result = self.core.run_locked(operation)
         self._check()
-        assert not self._core.deferred
-        assert not self._core.busy
-        assert not self._core.nested()
+        assert not self.core.deferred
+        assert not self.core.mutating
+        assert not self.core.is_reentrant()
         return result
-
-    def _start_serving(self, core: Core) -> None:
-        self._refuse_if_closed(core)
-        self.started += 1
-        core.serving = True
-
-    def _stop_serving(self, core: Core, timeout: float | None) -> bool:
-        self.stopped.append(timeout)
-        return not core.nested()
-
-    def _wake(self, core: Core) -> None:
-        assert core is self._core
-        self.wakes += 1
-        core.sleep_until = EARLIEST
 
 
 class Hooked(Engine):
@@ -120,8 +171,8 @@ class Hooked(Engine):
 class HookedByHand(ByHand):
     """Moved by hand, on an engine with a hook."""
 
-    def _new_core(self, dispatch: Any) -> Core:
-        return Core(threading.RLock(), Hooked(None), dispatch)
+    def _new_engine(self) -> Engine:
+        return Hooked(None)
 
     def hook(self, hook: Callable[[], None]) -> None:
         assert isinstance(self.engine, Hooked)
@@ -140,7 +191,7 @@ def wait_in_thread(registry: ByHand, *, timers_too: bool) -> tuple[threading.Thr
     """Wait for a registry in a thread of its own; what came of it goes into the list."""
     before, results = len(registry.core.waiters), list[bool]()
     thread = threading.Thread(
-        target=lambda: results.append(registry._wait_until_idle(registry.core, PATIENCE, timers_too=timers_too)),
+        target=lambda: results.append(registry.driver.wait(PATIENCE, timers_too=timers_too)),
         daemon=True,
     )
     thread.start()
@@ -302,31 +353,31 @@ def test_what_is_looked_at_is_what_was_asked_for(registry: ByHand) -> None:
 def test_a_timer_wakes_who_would_sleep_past_it(registry: ByHand) -> None:
     """Fault: a new earliest timer is slept past, or every timer wakes the scheduler (G10)."""
     schedule(registry, 10)
-    assert (registry.started, registry.wakes) == (1, 1)
+    assert (registry.driver.started, registry.driver.wakes) == (1, 1)
     registry.deliver()
     assert registry.core.sleep_until == 10 * MS
     schedule(registry, 10)
     schedule(registry, 11)
-    assert registry.wakes == 1
+    assert registry.driver.wakes == 1
     schedule(registry, 9)
-    assert (registry.started, registry.wakes) == (1, 2)
+    assert (registry.driver.started, registry.driver.wakes) == (1, 2)
 
 
 def test_a_publication_wakes_who_sleeps_and_nobody_twice(registry: ByHand) -> None:
     """Fault: who sleeps is not woken, or is woken for nobody, or once for each message (G10)."""
     assert registry.publish("t", "m") == 0
-    assert (registry.started, registry.wakes) == (0, 0)
+    assert (registry.driver.started, registry.driver.wakes) == (0, 0)
     subscribe(registry)
     assert registry.publish("t", "m") == 1
-    assert (registry.started, registry.wakes) == (1, 1)
+    assert (registry.driver.started, registry.driver.wakes) == (1, 1)
     assert registry.publish("t", "m") == 1
-    assert registry.wakes == 1
+    assert registry.driver.wakes == 1
     registry.deliver()
     assert registry.core.sleep_until == FOREVER
     assert registry.publish("nobody", "m") == 0
-    assert registry.wakes == 1
+    assert registry.driver.wakes == 1
     assert registry.publish("t", "m") == 1
-    assert registry.wakes == 2
+    assert registry.driver.wakes == 2
 
 
 def test_what_is_refused_starts_nobody() -> None:
@@ -335,7 +386,7 @@ def test_what_is_refused_starts_nobody() -> None:
     subscribe(registry, "a", "b")
     with pytest.raises(RegistryFull):
         registry.publish("t", "m")
-    assert (registry.started, registry.wakes) == (0, 0)
+    assert (registry.driver.started, registry.driver.wakes) == (0, 0)
     subscribe(registry, "c", topic="u")
     assert registry.publish("u", "m") == 1
     registry.close()
@@ -343,7 +394,7 @@ def test_what_is_refused_starts_nobody() -> None:
         with pytest.raises(RegistryClosed) as caught:
             registry.publish(topic, "m")
         assert str(caught.value) == CLOSED
-    assert registry.started == 1
+    assert registry.driver.started == 1
 
 
 @pytest.mark.parametrize("operation", ["cancel", "cancel_timers", "reset_state"])
@@ -362,17 +413,17 @@ def test_who_waits_is_told_of_what_ends_the_waiting(registry: ByHand, operation:
     waiting, _ = wait_in_thread(registry, timers_too=True)
     registry.deliver()
     assert registry.core.sleep_until == EARLIEST or registry.core.waiters
-    wakes = registry.wakes
+    wakes = registry.driver.wakes
     act()
-    assert registry.wakes == wakes + 1
+    assert registry.driver.wakes == wakes + 1
     registry.deliver()
     waiting.join(PATIENCE)
     assert not waiting.is_alive()
     assert registry.core.waiters == []
     timer = schedule(registry, 10)
-    wakes = registry.wakes
+    wakes = registry.driver.wakes
     act()
-    assert registry.wakes == wakes
+    assert registry.driver.wakes == wakes
 
 
 # Waiting
@@ -380,19 +431,19 @@ def test_who_waits_is_told_of_what_ends_the_waiting(registry: ByHand, operation:
 
 def test_waiting_for_nothing_does_not_wait(registry: ByHand) -> None:
     """Fault: an idle registry is waited for, or wakes its scheduler."""
-    assert registry._wait_until_idle(registry.core, 0.0, timers_too=True) is True
+    assert registry.driver.wait(0.0, timers_too=True) is True
     schedule(registry, 10)
-    wakes = registry.wakes
-    assert registry._wait_until_idle(registry.core, 0.0, timers_too=False) is True
-    assert (registry.wakes, registry.core.waiters) == (wakes, [])
+    wakes = registry.driver.wakes
+    assert registry.driver.wait(0.0, timers_too=False) is True
+    assert (registry.driver.wakes, registry.core.waiters) == (wakes, [])
 
 
 def test_waiting_ends_with_its_timeout_and_leaves_nobody_waiting(registry: ByHand) -> None:
     """Fault: a waiter that gave up stays in the list (G13), or nobody is woken to look."""
     schedule(registry, 10)
-    wakes = registry.wakes
-    assert registry._wait_until_idle(registry.core, 0.001, timers_too=True) is False
-    assert (registry.wakes, registry.core.waiters) == (wakes + 1, [])
+    wakes = registry.driver.wakes
+    assert registry.driver.wait(0.001, timers_too=True) is False
+    assert (registry.driver.wakes, registry.core.waiters) == (wakes + 1, [])
 
 
 def test_each_waiter_is_released_when_what_it_waits_for_is_over(registry: ByHand) -> None:
@@ -423,7 +474,7 @@ def test_without_a_timeout_the_waiting_has_no_end(registry: ByHand) -> None:
     ended = threading.Event()
 
     def wait() -> None:
-        if registry._wait_until_idle(registry.core, None, timers_too=True):
+        if registry.driver.wait(None, timers_too=True):
             ended.set()
 
     threading.Thread(target=wait, daemon=True).start()
@@ -438,7 +489,7 @@ def test_a_waiter_waits_for_what_was_ready_when_it_came(registry: ByHand) -> Non
     schedule(registry, 10)
     registry.now = 20 * MS
     waiting, _ = wait_in_thread(registry, timers_too=False)
-    assert registry._deliver(registry.core, 5 * MS) == 0
+    assert registry.driver.deliver(5 * MS) == 0
     assert len(registry.core.waiters) == 1
     assert registry.deliver() == 1
     assert registry.deliver() == 0
@@ -460,7 +511,7 @@ def test_the_timeout_is_passed_on_to_the_lock(
 
     monkeypatch.setattr(threading, "Lock", Lock)
     schedule(registry, 10)
-    assert registry._wait_until_idle(registry.core, timeout, timers_too=True) is True
+    assert registry.driver.wait(timeout, timers_too=True) is True
     assert asked == [None, passed_on]
 
 
@@ -484,12 +535,12 @@ def test_a_registry_is_not_waited_for_from_within_its_own_operation(registry: By
 
     def wait() -> str:
         with pytest.raises(RuntimeError) as caught:
-            registry._wait_until_idle(registry.core, 0.0, timers_too=True)
+            registry.driver.wait(0.0, timers_too=True)
         return str(caught.value)
 
     assert registry.within(wait) == (
-        "A registry cannot be waited for from within one of its own operations, which stands still meanwhile. "
-        "Let the signal handler or the finalizer return first."
+        "settle() or join() would deadlock here, because a signal handler or finalizer called it in the middle of "
+        "another operation of this registry. Call it after that operation has returned."
     )
 
 
@@ -506,7 +557,7 @@ def test_a_waiter_is_released_once(registry: ByHand) -> None:
 def test_a_snapshot_is_taken_once_and_under_the_lock(registry: ByHand) -> None:
     """Fault: it is taken while another thread changes what it reads (G16)."""
     held: list[bool] = []
-    registry._look(registry.core, lambda: held.append(registry.core.nested()))
+    registry._read(registry.core, lambda: held.append(registry.core.is_reentrant()))
     assert held == [True]
 
 
@@ -520,11 +571,11 @@ def test_the_figures_are_read_under_the_lock(registry: ByHand, monkeypatch: pyte
 def test_no_operation_leaves_the_engine_busy(registry: ByHand) -> None:
     """Fault: the mark of a change in progress stays, and the next Ctrl-C mends what is whole (G20)."""
     schedule(registry, 10)
-    assert not registry.core.busy
+    assert not registry.core.mutating
     subscribe(registry)
-    assert not registry.core.busy
+    assert not registry.core.mutating
     registry.publish("t", "m")
-    assert not registry.core.busy
+    assert not registry.core.mutating
 
 
 # How long to sleep, and what keeps a registry alive
@@ -549,37 +600,37 @@ def test_who_delivers_sleeps_until_something_can_be_ready(registry: ByHand) -> N
 def test_a_registry_is_held_while_anything_is_pending_and_no_longer(registry: ByHand, how: str) -> None:
     """Fault: a registry dropped with a timer pending is collected, or one with nothing pending is not (G13)."""
     subscribe(registry)
-    assert registry.sizes()["anchor"] == 0
+    assert registry.sizes()["keepalive"] == 0
     first, _ = schedule(registry, 10), schedule(registry, 10)
-    assert registry.core.anchor == [registry]
+    assert registry.core.keepalive == [registry]
     registry.deliver()
-    assert registry.core.anchor == [registry]
+    assert registry.core.keepalive == [registry]
     first.cancel()
     assert registry.publish("t", "m") == 1
-    assert registry.sizes()["anchor"] == 1
+    assert registry.sizes()["keepalive"] == 1
     registry.cancel_timers("c")
-    assert registry.sizes()["anchor"] == 1  # the message
+    assert registry.sizes()["keepalive"] == 1  # the message
     if how == "delivered":
         registry.deliver()
     elif how.startswith("cancelled"):
         registry.deliver()
         timer = schedule(registry, 10)
-        assert registry.sizes()["anchor"] == 1
+        assert registry.sizes()["keepalive"] == 1
         timer.cancel() if how == "cancelled" else registry.cancel_timers("c")
     elif how == "reset":
         registry.reset_state()
     else:
         registry.close()
-    assert registry.core.anchor == []
+    assert registry.core.keepalive == []
 
 
 def test_a_message_alone_holds_the_registry(registry: ByHand) -> None:
     """Fault: only timers keep a registry alive, and a message is lost with it (G13)."""
     subscribe(registry)
     assert registry.publish("t", "m") == 1
-    assert registry.core.anchor == [registry]
+    assert registry.core.keepalive == [registry]
     registry.publish("t", "m")
-    assert registry.core.anchor == [registry]
+    assert registry.core.keepalive == [registry]
 
 
 def test_a_publication_to_nobody_holds_nothing(registry: ByHand) -> None:
@@ -587,7 +638,7 @@ def test_a_publication_to_nobody_holds_nothing(registry: ByHand) -> None:
     schedule(registry)
     registry.deliver()
     assert registry.publish("nobody", "m") == 0
-    assert registry.core.anchor == []
+    assert registry.core.keepalive == []
 
 
 # One operation within another
@@ -615,8 +666,8 @@ def test_a_timer_scheduled_within_another_operation_is_adopted_when_that_returns
         assert registry.engine.ledger.accepted == 0
 
     registry.within(act)
-    assert (registry.started, registry.wakes) == (1, 1)
-    assert registry.core.anchor == [registry]
+    assert (registry.driver.started, registry.driver.wakes) == (1, 1)
+    assert registry.core.keepalive == [registry]
     assert registry.stats().timers == 1
     assert repr(made[0]) == "<Timer 'e' of 'c', 'i'>"
     assert made[0].due == 10 * MS
@@ -637,7 +688,7 @@ def test_a_timer_scheduled_within_another_operation_can_be_cancelled_there(regis
     registry.within(act)
     assert registry.stats().timers == 0
     assert registry.stats().cancelled == 1
-    assert registry.core.anchor == []
+    assert registry.core.keepalive == []
 
 
 def test_a_timer_that_comes_too_late_to_be_adopted_holds_nothing(registry: ByHand) -> None:
@@ -649,7 +700,7 @@ def test_a_timer_that_comes_too_late_to_be_adopted_holds_nothing(registry: ByHan
 
     registry.within(act)
     assert registry.stats().dropped == 1
-    assert registry.core.anchor == []
+    assert registry.core.keepalive == []
 
 
 def test_a_timer_beyond_the_bound_is_refused_within_another_operation_too() -> None:
@@ -748,7 +799,7 @@ def test_a_reset_within_another_operation_forgets_everything(registry: ByHand) -
     registry.within(act)
     assert registry.subscriptions() == {"t": {("d", "i"): "said"}}
     assert registry.stats().dropped == 1
-    assert registry.core.anchor == []
+    assert registry.core.keepalive == []
 
 
 def test_a_close_within_another_operation_refuses_at_once_and_waits_for_nobody(registry: ByHand) -> None:
@@ -774,8 +825,8 @@ def test_a_close_within_another_operation_refuses_at_once_and_waits_for_nobody(r
         return stopped
 
     assert registry.within(act) is False
-    assert registry.stopped == [0.0, 0.0]
-    assert registry.core.serving is False
+    assert registry.driver.stopped == [0.0, 0.0]
+    assert registry.core.started is False
     assert registry.stats().dropped == 1
     assert set(registry.sizes().values()) == {0}
 
@@ -794,8 +845,9 @@ def test_what_comes_to_nothing_later_is_logged(registry: ByHand, caplog: pytest.
     assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
         (
             "WARNING",
-            "an operation made within another one came to nothing: The registry holds 0 timers and messages, and 2 "
-            "more would pass max_pending=1. Raise max_pending, or schedule and publish less.",
+            "a deferred operation (called from a signal handler or finalizer) failed: "
+            "The registry holds 0 timers and messages, and 2 more would pass max_pending=1. "
+            "Raise max_pending, or schedule and publish less.",
         )
     ]
     assert registry.stats().subscriptions == 3
@@ -810,7 +862,7 @@ def test_many_operations_within_one_are_a_loop_and_no_recursion(registry: ByHand
 
     registry.within(act)
     assert registry.stats().subscriptions == 10_000
-    assert registry.core.catching_up == set()
+    assert registry.core.deferred._running == set()
 
 
 # The core
@@ -824,11 +876,11 @@ def test_what_an_operation_raises_passes_through_and_leaves_the_lock(registry: B
         raise RegistryClosed("by the test")
 
     with pytest.raises(RegistryClosed, match="by the test"):
-        core.exclusively(fail)
-    assert (core.busy, core.nested()) == (False, False)
-    assert core.exclusively(lambda: (core.busy, core.nested())) == (True, True)
-    assert core.exclusively(lambda *parts: parts, 1, 2) == (1, 2)
-    assert core.exclusively(lambda: core.exclusively(lambda: 1)) is NESTED
+        core.run_locked(fail)
+    assert (core.mutating, core.is_reentrant()) == (False, False)
+    assert core.run_locked(lambda: (core.mutating, core.is_reentrant())) == (True, True)
+    assert core.run_locked(lambda *parts: parts, 1, 2) == (1, 2)
+    assert core.run_locked(lambda: core.run_locked(lambda: 1)) is REENTRANT
 
 
 def test_an_exception_out_of_nowhere_is_mended_and_a_refusal_is_not(
@@ -839,20 +891,20 @@ def test_an_exception_out_of_nowhere_is_mended_and_a_refusal_is_not(
     engine = registry.engine
 
     def break_off(error: BaseException) -> None:
-        registry.core.later(subscribe, registry)
+        registry.core.deferred.defer(subscribe, registry)
         engine.ledger.timers = 7
         raise error
 
     with pytest.raises(RegistryFull):
-        registry.core.exclusively(break_off, RegistryFull("refused"))
+        registry.core.run_locked(break_off, RegistryFull("refused"))
     assert engine.ledger.timers == 7
     assert engine.topics.count == 1  # what was noted is made up for all the same
     with pytest.raises(KeyboardInterrupt):
-        registry.core.exclusively(break_off, KeyboardInterrupt())
+        registry.core.run_locked(break_off, KeyboardInterrupt())
     assert engine.ledger.timers == 1
     registry._check()
     assert not registry.core.deferred
-    assert (registry.core.busy, registry.core.nested()) == (False, False)
+    assert (registry.core.mutating, registry.core.is_reentrant()) == (False, False)
 
 
 def test_an_exception_outside_of_the_lock_mends_nothing(registry: ByHand) -> None:
@@ -863,7 +915,7 @@ def test_an_exception_outside_of_the_lock_mends_nothing(registry: ByHand) -> Non
     registry.core.acquire()
     registry.core.recover(KeyboardInterrupt())  # the lock, but no change yet
     assert registry.engine.ledger.timers == 7
-    assert not registry.core.nested()
+    assert not registry.core.is_reentrant()
 
 
 def test_only_the_thread_that_noted_an_operation_makes_up_for_it(registry: ByHand) -> None:
@@ -871,15 +923,15 @@ def test_only_the_thread_that_noted_an_operation_makes_up_for_it(registry: ByHan
     noted, go = threading.Event(), threading.Event()
 
     def hold() -> None:
-        registry.core.later(subscribe, registry, "held")
+        registry.core.deferred.defer(subscribe, registry, "held")
         noted.set()
         assert go.wait(PATIENCE)
-        registry.core.catch_up()
+        registry.core.run_deferred()
 
     thread = threading.Thread(target=hold, daemon=True)
     thread.start()
     assert noted.wait(PATIENCE)
-    registry.core.catch_up()
+    registry.core.run_deferred()
     assert registry.subscriptions() == {}
     assert registry.sizes()["deferred"] == 1
     go.set()
@@ -906,21 +958,21 @@ def test_a_core_retired_by_a_fork_waits_for_nobody_and_its_walk_is_over(registry
         walked.append(cid)
         thread.start()
         assert held.wait(PATIENCE)
-        registry._start_anew()
+        registry.start_anew()
         walked.append("and the child goes on")
 
     registry.install_dispatch(dispatch)
     thread = threading.Thread(target=hold, daemon=True)
     lock = old.lock
-    assert registry._deliver(old, 0) == 1
+    assert registry.driver.deliver(0) == 1
     go.set()
     thread.join(PATIENCE)
     assert walked == ["a", "and the child goes on"]
     assert old.lock is not lock
     assert registry.core is not old
     assert registry.core.dispatch is old.dispatch
-    assert old.exclusively(lambda: 1) == 1
-    assert (registry.core.serving, registry.engine.closed) == (False, False)
+    assert old.run_locked(lambda: 1) == 1
+    assert (registry.core.started, registry.engine.closed) == (False, False)
     assert set(registry.sizes().values()) == {0}
 
 
@@ -930,7 +982,7 @@ def test_a_child_of_a_closed_registry_is_closed(registry: ByHand) -> None:
     registry.core.acquire()
     old = registry.core
     lock = old.lock
-    registry._start_anew()
+    registry.start_anew()
     assert registry.engine.closed is True
     assert old.lock is lock  # this thread has it, and will release it
     old.release()
@@ -1100,7 +1152,7 @@ def test_what_is_handed_on_is_counted_first_and_raised_without_a_context(
         assert caught.value is stop
         assert stop.__cause__ is None
         if kind == "timer":
-            registry.core.exclusively(registry.engine.abandon)
+            registry.core.run_locked(registry.engine.abandon)
         registry._check()
         assert (registry.stats().failed, registry.stats().delivered) == (1, 0)
         assert registry.deliver() == 1
@@ -1162,7 +1214,7 @@ def test_what_was_delivered_is_dropped_outside_of_the_lock(registry: ByHand) -> 
 
     class Payload:
         def __del__(self) -> None:
-            nested.append(registry.core.nested())
+            nested.append(registry.core.is_reentrant())
 
     registry.install_dispatch(lambda _cid, _event: None)
     subscribe(registry)
@@ -1182,7 +1234,7 @@ def test_what_is_discarded_is_dropped_outside_of_the_lock(registry: ByHand, how:
 
     class Payload:
         def __del__(self) -> None:
-            nested.append(registry.core.nested())
+            nested.append(registry.core.is_reentrant())
 
     timer = schedule(registry, 10)
     if "subscribe" in how:
@@ -1220,10 +1272,10 @@ def test_until_a_dispatch_is_installed_deliveries_go_nowhere() -> None:
 def test_a_registry_is_held_while_its_last_delivery_runs(registry: ByHand) -> None:
     """Fault: it is let go before, with the look that finds nothing more (G13)."""
     held: list[int] = []
-    registry.install_dispatch(lambda _cid, _event: held.append(len(registry.core.anchor)))
+    registry.install_dispatch(lambda _cid, _event: held.append(len(registry.core.keepalive)))
     schedule(registry)
     registry.deliver()
-    assert (held, registry.core.anchor) == ([1], [])
+    assert (held, registry.core.keepalive) == ([1], [])
 
 
 def test_several_targets_that_have_left_are_counted_each(registry: ByHand) -> None:
@@ -1243,7 +1295,7 @@ def test_several_targets_that_have_left_are_counted_each(registry: ByHand) -> No
 def test_by_default_nothing_is_handed_on(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fault: a KeyboardInterrupt of a handler ends the scheduler thread of a backend that has one (G19)."""
     monkeypatch.setattr(logging.getLogger("stube"), "disabled", True)
-    monkeypatch.setattr(ByHand, "_handed_on", LocalRegistry._handed_on)
+    monkeypatch.setattr(ByHand, "reraised", ())
 
     def dispatch(_cid: str, _event: Event) -> None:
         raise KeyboardInterrupt
@@ -1258,7 +1310,7 @@ def test_by_default_nothing_is_handed_on(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 HOOKED: dict[str, Callable[[HookedByHand], object]] = {
-    "deliver": lambda registry: registry._deliver(registry.core, 0),
+    "deliver": lambda registry: registry.driver.deliver(0),
     "schedule_event": lambda registry: schedule(registry),
     "publish": lambda registry: registry.publish("t", "m"),
 }
@@ -1273,7 +1325,7 @@ def test_an_operation_within_another_happens_before_that_returns(operation: str)
     def hook() -> None:
         registry.unsubscribe(cid="b", instance_id="i")
         inside.append(registry.engine.topics.count)
-        assert registry.core.busy
+        assert registry.core.mutating
 
     subscribe(registry, "a", "b")
     registry.publish("t", "m")
@@ -1281,7 +1333,7 @@ def test_an_operation_within_another_happens_before_that_returns(operation: str)
         registry.install_dispatch(lambda cid, _event: inside.append(registry.engine.topics.count))
     registry.hook(hook)
     HOOKED[operation](registry)
-    assert (registry.core.busy, registry.core.nested(), registry.core.deferred) == (False, False, {})
+    assert (registry.core.mutating, registry.core.is_reentrant(), registry.core.deferred) == (False, False, {})
     assert inside == ([2, 1] if operation == "deliver" else [2])
     assert registry.engine.topics.count == 1
 
@@ -1306,7 +1358,7 @@ def test_what_raises_leaves_the_lock_and_is_mended_if_it_was_broken_off(
     registry.hook(hook)
     with pytest.raises(error):
         HOOKED[operation](registry)
-    assert (registry.core.busy, registry.core.nested(), registry.core.deferred) == (False, False, {})
+    assert (registry.core.mutating, registry.core.is_reentrant(), registry.core.deferred) == (False, False, {})
     assert registry.engine.ledger.timers == (1 if mended else 7)
 
 
@@ -1329,7 +1381,7 @@ def test_an_operation_of_another_thread_waits_and_is_not_put_off(operation: str)
         other.start()
         threading.Event().wait(0.05)  # no event says that the other one waits; too short, and the fault goes unseen
 
-    registry.core.exclusively(hold)
+    registry.core.run_locked(hold)
     other.join(PATIENCE)
     assert not other.is_alive()
     assert registry.core.deferred == {}
@@ -1361,7 +1413,7 @@ def test_what_was_handed_on_is_free_without_the_collector(kind: str) -> None:
     gc.disable()
     try:
         try:
-            registry._deliver(registry.core, 0)
+            registry.driver.deliver(0)
         except Stop:
             pass
         assert references[0]() is None
@@ -1375,7 +1427,7 @@ def test_a_walk_that_is_broken_off_at_any_line_goes_on_and_delivers_each_target_
 
     One that comes while another exception is being judged may leave a target without a fate.
     """
-    code = LocalRegistry._deliver_walk.__code__
+    code = Deliverer._deliver_walk.__code__
     broken_off = 0
     for at in range(1, 100):
         registry = ByHand()
@@ -1411,13 +1463,13 @@ def test_a_walk_that_is_broken_off_at_any_line_goes_on_and_delivers_each_target_
             lines = 0
             sys.settrace(trace)
             try:
-                registry._deliver(registry.core, 0)
+                registry.driver.deliver(0)
             except Stop:
                 broken_off += 1
             finally:
                 sys.settrace(before)
-            registry.core.exclusively(registry.engine.abandon)
-        registry._deliver(registry.core, 0)
+            registry.core.run_locked(registry.engine.abandon)
+        registry.driver.deliver(0)
         logging.getLogger("stube").disabled = False
         assert calls == sorted(set(calls))
         stats = registry.stats()
@@ -1444,10 +1496,10 @@ def test_leaving_a_with_block_closes(registry: ByHand) -> None:
     """Fault: it does not, or it does not wait for what runs."""
     with registry as entered:
         assert entered is registry
-    assert registry.stopped == [5.0]
+    assert registry.driver.stopped == [5.0]
     assert registry.close(None) is True
     assert registry.close(0.5) is True
-    assert registry.stopped == [5.0, None, 0.5]
+    assert registry.driver.stopped == [5.0, None, 0.5]
 
 
 def test_what_a_close_discards_is_free_before_it_waits(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1460,11 +1512,11 @@ def test_what_a_close_discards_is_free_before_it_waits(monkeypatch: pytest.Monke
     reference = weakref.ref(payload)
     alive: list[bool] = []
 
-    def stop_serving(_registry: ByHand, _core: Core, _timeout: float | None) -> bool:
+    def stop(_driver: HandDriver, _timeout: float | None) -> bool:
         alive.append(reference() is not None)
         return True
 
-    monkeypatch.setattr(ByHand, "_stop_serving", stop_serving)
+    monkeypatch.setattr(HandDriver, "stop", stop)
     registry = ByHand()
     schedule(registry, 10, ("e", payload))
     del payload
@@ -1475,14 +1527,14 @@ def test_what_a_close_discards_is_free_before_it_waits(monkeypatch: pytest.Monke
 def test_sizes_count_what_stands_around_the_engine(registry: ByHand) -> None:
     """Fault: a container is not counted, so that a leak in it goes unseen (G13)."""
     sizes = registry.sizes()
-    assert {name: sizes[name] for name in ("deferred", "waiters", "anchor")} == {
+    assert {name: sizes[name] for name in ("deferred", "waiters", "keepalive")} == {
         "deferred": 0,
         "waiters": 0,
-        "anchor": 0,
+        "keepalive": 0,
     }
     registry.core.waiters.append(None)  # type: ignore[arg-type]
     assert registry.sizes()["waiters"] == 1
-    assert set(registry.sizes()) == {*registry.engine.sizes(), "deferred", "waiters", "anchor"}
+    assert set(registry.sizes()) == {*registry.engine.sizes(), "deferred", "waiters", "keepalive"}
 
 
 def test_a_local_registry_promises_what_it_can() -> None:
@@ -1501,12 +1553,16 @@ def test_a_live_registry_is_known_until_it_is_collected() -> None:
     assert reference() is None
 
 
-def test_without_a_subclass_nobody_serves() -> None:
-    """Fault: a backend that forgets who delivers is silent."""
-    registry = LocalRegistry(clock=lambda: 0, new_lock=threading.RLock, on_error=None, max_pending=None)
-    with pytest.raises(NotImplementedError):
-        registry.schedule_event(cid="c", instance_id="i", delay_ms=0, event="e")
-    with pytest.raises(NotImplementedError):
-        registry._wake(registry._core)
-    with pytest.raises(NotImplementedError):
-        registry.close()
+def test_a_registry_without_a_driver_is_refused_when_its_class_is_created() -> None:
+    """Fault: a backend that forgets the hook fails at its first operation, with an AttributeError."""
+    with pytest.raises(TypeError) as caught:
+        type("Idle", (LocalRegistry,), {})
+    assert str(caught.value) == "Idle lacks _new_driver. Define what LocalRegistry declares."
+
+
+def test_a_driver_that_lacks_a_member_is_refused_when_its_class_is_created() -> None:
+    """Fault: a driver without a wake-up is silent until a timer is late."""
+    members = {name: getattr(HandDriver, name) for name in ("prepare", "start", "stop", "wait", "call_back")}
+    with pytest.raises(TypeError) as caught:
+        type("Deaf", (Driver,), members)
+    assert str(caught.value) == "Deaf lacks wake, delivers_here. Define what Driver declares."

@@ -6,19 +6,12 @@ from collections.abc import Callable
 
 import pytest
 
-from stube_backends.engine import (
-    LEAVING,
-    LONG,
-    SLOT_BITS,
-    Burst,
-    Engine,
-    Publication,
-    Timer,
-    TimerGroups,
-    TopicIndex,
-    Walk,
-)
+from stube_backends.engine import Burst, Engine, Timer, Walk
 from stube_backends.engine._mending import mend
+from stube_backends.engine._order import Publication
+from stube_backends.engine._timers import TimerGroups
+from stube_backends.engine._topics import LEAVING, TopicIndex
+from stube_backends.engine._wheel import LONG, SLOT_BITS
 
 SLOT = 1 << SLOT_BITS
 

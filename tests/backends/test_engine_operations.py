@@ -12,7 +12,10 @@ from typing import Any
 import pytest
 
 from stube import ConversationInfo, RegistryClosed, RegistryFull, Stats, SubscriptionInfo, TimerInfo
-from stube_backends.engine import SLOT_BITS, Engine, Group, Publication, Timer, Walk
+from stube_backends.engine import Engine, Timer, Walk
+from stube_backends.engine._order import Publication
+from stube_backends.engine._timers import Group
+from stube_backends.engine._wheel import SLOT_BITS
 
 CLOSED = "The registry is closed, so nothing can be added to it. Create a new one."
 MS = 1_000_000

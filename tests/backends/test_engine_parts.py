@@ -11,23 +11,11 @@ from typing import Any
 import pytest
 
 from stube.testing._drive import Injector, tracing
-from stube_backends.engine import (
-    EARLIEST,
-    FOREVER,
-    LEAVING,
-    LONG,
-    SLOT_BITS,
-    Group,
-    Publication,
-    ReadyOrder,
-    Slot,
-    Subscription,
-    Timer,
-    TimerGroups,
-    TimerWheel,
-    TopicIndex,
-    Walk,
-)
+from stube_backends.engine import EARLIEST, FOREVER, Timer, Walk
+from stube_backends.engine._order import Publication, ReadyOrder
+from stube_backends.engine._timers import Group, TimerGroups
+from stube_backends.engine._topics import LEAVING, Subscription, TopicIndex
+from stube_backends.engine._wheel import LONG, SLOT_BITS, Slot, TimerWheel
 
 SLOT = 1 << SLOT_BITS
 

@@ -16,8 +16,9 @@ import pytest
 
 from stube import Event, RegistryClosed, RegistryFull, Stats
 from stube.testing._drive import PATIENCE, Injector, check_ledger, run_script, run_threads, tracing, watchdog
-from stube_backends.engine import EARLIEST
-from stube_backends.memory import MemoryRegistry, create
+from stube_backends.engine import EARLIEST, daemon_thread
+from stube_backends.engine import daemon_thread
+from stube_backends.memory import MemoryRegistry
 
 HOUR: Final = 3_600_000
 
@@ -253,13 +254,13 @@ def test_nothing_is_lost_between_the_decision_to_sleep_and_the_sleep(
     heard = Signal()
     registry.install_dispatch(heard)
     registry.subscribe(cid="c2", instance_id="main", topic="t", event="said")
-    wakeup = registry._core.wakeup = SteppedWakeup(registry._core.wakeup)  # type: ignore[assignment]
+    wakeup = registry._driver._wakeup = SteppedWakeup(registry._driver._wakeup)  # type: ignore[assignment]
     tick(registry, 0, "first")
     before(registry)
     # Let it go on until it stands before a sleep that follows a look at everything so far.
     while True:
         assert wakeup.decided.acquire(timeout=PATIENCE)
-        if registry._core.wakeup.inner.locked():  # type: ignore[attr-defined]  # no call is outstanding
+        if registry._driver._wakeup.inner.locked():  # type: ignore[attr-defined]  # no call is outstanding
             break
         wakeup.go_on.release()
     assert heard.names == ["first"]
@@ -311,13 +312,13 @@ def test_a_call_that_was_cut_off_does_not_silence_the_next(registry: MemoryRegis
         def release(self) -> None:
             raise KeyboardInterrupt  # where a signal handler may raise: on entry of the function that calls
 
-    core = registry._core
-    real = core.wakeup
+    driver = registry._driver
+    real = driver._wakeup
     # Only the caller sees the broken one; the thread sleeps on the real one already.
-    core.wakeup = CutOff(real)  # type: ignore[assignment]
+    driver._wakeup = CutOff(real)  # type: ignore[assignment]
     with pytest.raises(KeyboardInterrupt):
         tick(registry, 0, "interrupted")
-    core.wakeup = real
+    driver._wakeup = real
     tick(registry, 0, "next")
     assert heard.wait(2, 1), "the scheduler thread sleeps on"
     assert registry.settle(PATIENCE)
@@ -396,12 +397,12 @@ def test_a_clock_that_is_none_is_refused() -> None:
     """Fault: a clock in float seconds is taken, and every timer is due at once or never."""
     for clock in (time.monotonic, time.time, lambda: True, lambda: None):
         with pytest.raises(ValueError, match="nanoseconds"):
-            create(clock=clock)  # type: ignore[arg-type]
+            MemoryRegistry(clock=clock)  # type: ignore[arg-type]
     for limit in (0, -1):
         with pytest.raises(ValueError, match="slow_dispatch_ms"):
-            create(slow_dispatch_ms=limit)
+            MemoryRegistry(slow_dispatch_ms=limit)
     with pytest.raises(ValueError, match="max_pending"):
-        create(max_pending=0)
+        MemoryRegistry(max_pending=0)
 
 
 def test_replacing_the_time_module_changes_nothing(registry: MemoryRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -541,7 +542,7 @@ def test_waiting_inside_a_delivery_is_refused(registry: MemoryRegistry) -> None:
         if exc is None:
             raise ValueError
 
-    registry._on_error = wait
+    registry._driver._deliverer._failures._on_error = wait
     registry.install_dispatch(wait)
     tick(registry)
     assert registry.settle(PATIENCE)
@@ -564,8 +565,8 @@ def collected(reference: weakref.ref[Any]) -> bool:
 
 def fall_asleep(registry: MemoryRegistry) -> None:
     """Wait until the scheduler thread has looked at everything and sleeps, or is about to."""
-    core = registry._core
-    while core.sleep_until == EARLIEST or not core.wakeup.locked():
+    driver = registry._driver
+    while driver.core.sleep_until == EARLIEST or not driver._wakeup.locked():
         threading.Event().wait(0.001)  # no event tells that a thread has fallen asleep
 
 
@@ -618,7 +619,7 @@ def test_a_registry_dropped_with_nothing_pending_is_collected_and_its_thread_end
             assert registry.settle(PATIENCE)
         case "failed":
             registry.install_dispatch(lambda cid, event: 1 / 0)  # type: ignore[arg-type]
-            registry._on_error = None
+            registry._driver._deliverer._failures._on_error = None
             logger = logging.getLogger("stube")
             logger.disabled = True  # else pytest's own log keeps the traceback
             try:
@@ -1103,12 +1104,12 @@ parent = os.getpid()
 registry.install_dispatch(dispatch)
 for cid in "abcd":
     registry.subscribe(cid=cid, instance_id="i", topic="t", event="fork" if cid == "b" else "said")
-core = registry._core
+core = registry._driver.core
 def both():
     registry.publish("t", "parent")
     registry.schedule_event(cid="a", instance_id="i", delay_ms=0, event=("fork", "parent"))
     registry.schedule_event(cid="a", instance_id="i", delay_ms=0, event=("tick", "parent"))
-core.exclusively(both)
+core.run_locked(both)
 assert registry.join(20)
 print([reap(pid) for pid in children], len(seen), registry.stats().delivered, registry.stats().balanced)
 registry._check()
@@ -1172,10 +1173,10 @@ registry.install_dispatch(lambda cid, event: seen.append((event.name, event.payl
 registry.schedule_event(cid="c", instance_id="i", delay_ms=0, event=("tick", "parent"))
 assert registry.join(20)
 registry.schedule_event(cid="c", instance_id="i", delay_ms=3_600_000, event=("tick", "parent"))
-for name in ("lock", "start_lock"):
+for lock in (registry._driver.core.lock, registry._driver._start_lock):
     holding, go_on = threading.Event(), threading.Event()
     def hold():
-        with getattr(registry._core, name):
+        with lock:
             holding.set()
             go_on.wait(30)
     holder = threading.Thread(target=hold)
@@ -1215,7 +1216,7 @@ registry = stube.create_registry("memory", clock=clock)
 registry.install_dispatch(lambda cid, event: seen.append((event.name, event.payload)))
 registry.subscribe(cid="c", instance_id="i", topic="u", event="said")
 def hold():
-    with registry._core.lock:
+    with registry._driver.core.lock:
         holding.set()
         go_on.wait(30)
 codes = []
@@ -1320,8 +1321,8 @@ def test_repeated_use_keeps_the_engine_empty(registry: MemoryRegistry) -> None:
             registry.unsubscribe(cid=cid, instance_id="main")
             registry.cancel_timers(cid)
             if index % 50 == 0:
-                registry._core.exclusively(registry._core.engine.topics._check)
-                registry._core.exclusively(registry._core.engine.order._check)
+                registry._driver.core.run_locked(registry._driver.core.engine.topics._check)
+                registry._driver.core.run_locked(registry._driver.core.engine.order._check)
 
     with watchdog():
         run_threads(work, work, work, work)
@@ -1352,7 +1353,7 @@ def test_a_start_that_a_signal_handler_breaks_off_at_any_line_leaves_the_next_on
         def interrupt() -> None:
             raise KeyboardInterrupt
 
-        with create() as registry:
+        with MemoryRegistry() as registry:
             registry.install_dispatch(dispatch)
             injector = _OutsideThreading(at, interrupt)
             try:
@@ -1383,14 +1384,15 @@ def test_the_thread_of_a_start_that_was_broken_off_never_delivers_beside_another
             assert go_on.wait(PATIENCE)
         return time.monotonic_ns()
 
-    class BreaksOff(MemoryRegistry):
-        def _spawn(self, serve: Callable[[], None]) -> Callable[[float | None], bool]:
-            if broken:
-                return super()._spawn(serve)
-            broken.append(threading.Thread(target=serve, daemon=True))
-            broken[0].start()
-            assert looking.wait(PATIENCE)
-            raise KeyboardInterrupt
+    spawn = daemon_thread("stube-memory")
+
+    def spawn_and_raise(serve: Callable[[], None]) -> Callable[[float | None], bool]:
+        if broken:
+            return spawn(serve)
+        broken.append(threading.Thread(target=serve, daemon=True))
+        broken[0].start()
+        assert looking.wait(PATIENCE)
+        raise KeyboardInterrupt
 
     def dispatch(cid: str, event: Event) -> None:
         if event.name == "first":
@@ -1398,7 +1400,8 @@ def test_the_thread_of_a_start_that_was_broken_off_never_delivers_beside_another
         else:
             second.set()
 
-    with BreaksOff(clock=clock) as registry:
+    with MemoryRegistry(clock=clock) as registry:
+        registry._driver._spawn = spawn_and_raise
         registry.install_dispatch(dispatch)
         with pytest.raises(KeyboardInterrupt):
             registry.schedule_event(cid="c1", instance_id="main", delay_ms=0, event="lost")

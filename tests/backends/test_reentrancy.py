@@ -610,7 +610,7 @@ def test_a_handle_never_cancels_a_timer_that_has_been_claimed() -> None:
     registry.install_dispatch(lambda cid, event: seen.append(event.name))
     registry.schedule_event(cid="c1", instance_id="main", delay_ms=0, event="warm")
     assert registry.join(PATIENCE)
-    core = registry._core
+    core = registry._driver.core
     release = core.release
     claimed, cancelled = threading.Event(), threading.Event()
 
@@ -696,7 +696,7 @@ def test_a_nested_schedule_can_be_cancelled_by_its_handle() -> None:
     """Fault: the handle of a timer that is only noted does nothing, or its timer is adopted although it was
     cancelled."""
     registry = VirtualRegistry()
-    core = registry._core
+    core = registry._driver.core
     answers: list[bool] = []
 
     def half_way() -> None:
@@ -706,7 +706,7 @@ def test_a_nested_schedule_can_be_cancelled_by_its_handle() -> None:
         kept.append(registry.schedule_event(cid="c1", instance_id="main", delay_ms=5, event="tick"))
 
     kept: list[Any] = []
-    core.exclusively(half_way)
+    core.run_locked(half_way)
     registry._check()
     assert answers == [False, False], "nested in an operation its count may be 0"
     stats = registry.stats()
@@ -720,7 +720,7 @@ def test_a_nested_schedule_of_a_full_registry_is_refused_at_the_call() -> None:
     """Fault: it is noted, and lost later where nobody is told; or operations that need no room count against
     it."""
     registry = VirtualRegistry(max_pending=2)
-    core = registry._core
+    core = registry._driver.core
     registry.schedule_event(cid="c1", instance_id="main", delay_ms=5, event="tick")
 
     def half_way() -> None:
@@ -730,7 +730,7 @@ def test_a_nested_schedule_of_a_full_registry_is_refused_at_the_call() -> None:
         with pytest.raises(RegistryFull):
             registry.schedule_event(cid="c1", instance_id="main", delay_ms=5, event="tick")
 
-    core.exclusively(half_way)
+    core.run_locked(half_way)
     registry._check()
     stats = registry.stats()
     assert (stats.accepted, stats.timers) == (2, 2)
@@ -858,10 +858,10 @@ def test_destructors_never_run_under_the_lock(kind: str, drop: str, helper: Help
                         registry.unsubscribe(**names)
                     assert registry.settle(PATIENCE)
                 case "RegistryFull":
-                    registry._core.engine.max_pending = 0
+                    registry._driver.core.engine.max_pending = 0
                     with pytest.raises(RegistryFull):
                         registry.schedule_event(**names, delay_ms=0, event=("tick", watch.make()))
-                    registry._core.engine.max_pending = 1
+                    registry._driver.core.engine.max_pending = 1
                 case "install_dispatch":
                     registry.install_dispatch(Handler(watch.make()))
                     registry.install_dispatch(lambda cid, event: None)
@@ -953,12 +953,12 @@ def test_the_clock_is_read_outside_the_lock(helper: Helper) -> None:
     main_only = threading.Lock()  # the helper serves one thread at a time
     looking.set()
     with watchdog(), main_only:
-        registry._core.serving = True  # no thread yet: this one looks alone
+        registry._driver.core.started = True  # no thread yet: this one looks alone
         registry.schedule_event(cid="c1", instance_id="main", delay_ms=HOUR, event="tick")
         registry.publish("t", 1)
         registry.inspect()
         assert not registry.settle(0)
-        registry._round(None)
+        registry._driver._round(None)
     looking.clear()
     assert len(found) >= 4
     assert all(found), f"of {len(found)} readings {found.count(False)} were made under the lock"
@@ -1170,7 +1170,11 @@ def soundness(registry: AnyRegistry, helper: Helper) -> str | None:
     registry.subscriptions()
     registry.stats()
     registry.reset_state()
-    for part in (registry._core.engine.groups, registry._core.engine.order, registry._core.engine.topics):
+    for part in (
+        registry._driver.core.engine.groups,
+        registry._driver.core.engine.order,
+        registry._driver.core.engine.topics,
+    ):
         part._check()
     sizes = registry.sizes()
     if any(sizes.values()):
@@ -1224,8 +1228,8 @@ def test_an_interrupt_at_any_line_leaves_a_registry_that_a_reset_makes_whole(kin
             faults.append(f"{injector.where}: {fault}")
             if helper.stuck:
                 helper = Helper()
-            while registry._core.lock._is_owned():  # type: ignore[attr-defined]
-                registry._core.release()  # for the threads that wait
+            while registry._driver.core.lock._is_owned():  # type: ignore[attr-defined]
+                registry._driver.core.release()  # for the threads that wait
         registry.close(1 if fault is None else 0)
         if injector.where == "nowhere" or len(faults) == 8:
             break
@@ -1284,8 +1288,8 @@ def test_real_signals_that_raise_leave_a_registry_that_a_reset_makes_whole(kind:
                 faults.append(f"{where}: {fault}")
                 if helper.stuck:
                     helper = Helper()
-                while registry._core.lock._is_owned():  # type: ignore[attr-defined]
-                    registry._core.release()
+                while registry._driver.core.lock._is_owned():  # type: ignore[attr-defined]
+                    registry._driver.core.release()
                 registry.close(0)
                 registry = KINDS[kind]()
     finally:
@@ -1314,12 +1318,12 @@ def test_an_interrupt_of_a_nested_operation_leaves_the_lock_free() -> None:
             except Interrupted:
                 pass  # as the interpreter does with what leaves a finalizer
 
-        registry._core.exclusively(nested)
+        registry._driver.core.run_locked(nested)
         if not helper.can(registry.subscriptions, 0.3):
             faults.append(injector.where)
             helper = Helper()
-            while registry._core.lock._is_owned():  # type: ignore[attr-defined]
-                registry._core.release()
+            while registry._driver.core.lock._is_owned():  # type: ignore[attr-defined]
+                registry._driver.core.release()
         registry.reset_state()
         registry._check()
         if injector.where == "nowhere":
@@ -1364,8 +1368,8 @@ def test_an_interrupt_at_any_line_of_advance_loses_no_lock_and_no_count() -> Non
                 fault = repr(exc)
         elif helper.stuck:
             helper = Helper()
-            while registry._core.lock._is_owned():  # type: ignore[attr-defined]
-                registry._core.release()
+            while registry._driver.core.lock._is_owned():  # type: ignore[attr-defined]
+                registry._driver.core.release()
         if fault is not None:
             faults.append(f"{injector.where}: {fault}")
         if injector.where == "nowhere":
@@ -1413,7 +1417,7 @@ def test_an_interrupt_while_the_thread_starts_leaves_one_thread(monkeypatch: pyt
         registry.schedule_event(cid="c1", instance_id="main", delay_ms=0, event="tick")
     registry.join(PATIENCE)
     for thread in serving_threads() - before:
-        if thread.ident != registry._core.server:
+        if thread.ident != registry._driver._loop_thread_id:
             thread.join(PATIENCE)  # the one that is not wanted ends when it looks
     started = len(serving_threads() - before)
     closed = registry.close(2)

@@ -1,7 +1,7 @@
 """What only the sharded backend promises: its locks, its room, and what is one step for all shards.
 
 Where a test needs a thread that is half-way through an operation of a shard, it runs its own code as one
-(`Core.exclusively`): that is where a finalizer or a signal handler would be. Deadlocks show as threads that do not end.
+(`Core.run_locked`): that is where a finalizer or a signal handler would be. Deadlocks show as threads that do not end.
 """
 
 from __future__ import annotations
@@ -32,8 +32,10 @@ from stube.testing._drive import (
     watchdog,
 )
 from stube.testing.suite._fixtures import OPERATIONS
-from stube_backends.engine import ThreadedRegistry, together
-from stube_backends.sharded import ShardedRegistry, create
+from stube_backends.engine import ThreadDriver, run_all_locked
+from stube_backends.engine._deferred import DeferredCalls
+from stube_backends.sharded import ShardedRegistry
+from stube_backends.sharded._shard import Shard
 
 HOUR: Final = 3_600_000
 
@@ -90,7 +92,7 @@ def unsubscribe(registry: ShardedRegistry, cid: str) -> int:
 
 def within(registry: ShardedRegistry, shard: int, action: Callable[[], object]) -> None:
     """Run `action` where a finalizer would run that interrupts an operation of that shard."""
-    registry._shards[shard].core.exclusively(action)
+    registry._shards[shard].core.run_locked(action)
 
 
 def shares(registry: ShardedRegistry) -> list[int]:
@@ -100,7 +102,7 @@ def shares(registry: ShardedRegistry) -> list[int]:
 def pending(registry: ShardedRegistry) -> int:
     """What `max_pending` bounds, at one instant."""
     cores = [shard.core for shard in registry._shards]
-    return int(together(cores, lambda: sum(core.engine.pending() for core in cores)))
+    return int(run_all_locked(cores, lambda: sum(core.engine.pending() for core in cores)))
 
 
 def end_in_time(*functions: Callable[[], object], timeout: float = 5.0) -> None:
@@ -197,7 +199,7 @@ def test_the_class_checks_the_number_of_shards_itself(shards: Any, error: type[E
         ("sharded://?shards=7", {}),
         ("sharded", {"shards": 7}),
         ({"backend": "sharded", "shards": 7}, {}),
-        ("stube_backends.sharded:create", {"shards": 7}),
+        ("stube_backends.sharded:ShardedRegistry", {"shards": 7}),
     ],
 )
 def test_every_way_to_name_it_gives_so_many_shards(spec: Any, options: dict[str, Any]) -> None:
@@ -226,7 +228,7 @@ def test_the_default_is_that_of_a_thread_pool_or_twice_that_where_threads_run_si
     """Fault: one shard on a small machine, or hundreds of threads on a large one."""
     monkeypatch.setattr(os, "cpu_count", lambda: processors)
     monkeypatch.setattr(sys, "_is_gil_enabled", lambda: gil, raising=False)
-    with create() as registry:
+    with ShardedRegistry() as registry:
         assert isinstance(registry, ShardedRegistry)
         assert len(registry._shards) == expected
 
@@ -538,15 +540,17 @@ def test_nothing_is_taken_from_any_shard_while_a_dispatch_is_being_installed(
     assert registry.settle(PATIENCE)
     half_way, go_on, made = threading.Event(), threading.Event(), 0
 
-    def wrapped(shard: ThreadedRegistry, dispatch: Any) -> Any:
+    install = Shard.install_locked
+
+    def install_locked(shard: Shard, core: Any, dispatch: Any) -> Any:
         nonlocal made
         made += 1
         if made == 2:  # the first shard has it
             half_way.set()
             assert go_on.wait(PATIENCE)
-        return dispatch
+        return install(shard, core, dispatch)
 
-    monkeypatch.setattr(ThreadedRegistry, "_wrapped", wrapped)
+    monkeypatch.setattr(Shard, "install_locked", install_locked)
     adders = [threading.Thread(target=tick, args=(registry, cid, 0), daemon=True) for cid in names]
     installer = threading.Thread(
         target=registry.install_dispatch, args=(lambda cid, event: heard.append("new"),), daemon=True
@@ -630,35 +634,34 @@ def test_two_threads_inside_two_shards_call_into_each_others(make: Make, operati
 
 
 @pytest.mark.parametrize("waits_in", ["the shard", "the start"])
-def test_calls_that_interrupt_the_start_of_a_thread_do_not_wait_for_each_other(
-    make: Make, monkeypatch: pytest.MonkeyPatch, waits_in: str
-) -> None:
+def test_calls_that_interrupt_the_start_of_a_thread_do_not_wait_for_each_other(make: Make, waits_in: str) -> None:
     """G20. Fault: who is half-way through something waits for a thread to be started, and who starts it has been
     interrupted too, and waits for what the first one is half-way through."""
     registry = make()
     names = one_of_each(registry)
-    spawn = ThreadedRegistry._spawn
+    spawns = {shard._driver: shard._driver._spawn for shard in registry._shards}
     inside = threading.Event()  # the other one has come as far as it can
-    crossed: list[str] = []
+    crossed: list[ThreadDriver] = []
 
-    def interrupted(shard: ThreadedRegistry, serve: Callable[[], None]) -> Any:
+    def interrupted(driver: ThreadDriver, serve: Callable[[], None]) -> Any:
         if not crossed:
-            crossed.append(shard._thread_name)
+            crossed.append(driver)
             inside.set()
             # With one lock for all starts the other start cannot come; then this ends in vain, by its bound of 0.2 s.
             other.wait(0.2)
             if waits_in == "the shard":
                 subscribe(registry, names[0], instance_id="noted")
             else:
-                tick(registry, names[0 if shard is registry._shards[1] else 1])
+                tick(registry, names[0 if driver is registry._shards[1]._driver else 1])
         elif waits_in == "the start" and len(crossed) == 1:
-            crossed.append(shard._thread_name)
+            crossed.append(driver)
             other.set()
-            tick(registry, names[0 if shard is registry._shards[1] else 1])
-        return spawn(shard, serve)
+            tick(registry, names[0 if driver is registry._shards[1]._driver else 1])
+        return spawns[driver](serve)
 
     other = threading.Event()
-    monkeypatch.setattr(ThreadedRegistry, "_spawn", interrupted)
+    for driver in spawns:
+        driver._spawn = partial(interrupted, driver)
 
     def first() -> None:
         tick(registry, names[0])
@@ -680,7 +683,7 @@ def test_calls_that_interrupt_the_start_of_a_thread_do_not_wait_for_each_other(
     stats = registry.stats()
     assert stats.timers == stats.accepted >= 3
     for shard in registry._shards:
-        assert shard.core.serving, "timers, and nobody who delivers them"
+        assert shard.core.started, "timers, and nobody who delivers them"
 
 
 @pytest.mark.parametrize("later", ["publish", "unsubscribe", "cancel_timers", "reset_state"])
@@ -747,19 +750,19 @@ def test_a_finalizer_that_comes_while_its_thread_catches_up_is_not_forgotten(
     name = one_of_each(registry)[0]
     core = registry._shards[0].core
 
-    class Deferred(dict[int, Any]):
+    class Deferred(DeferredCalls):
         def pop(self, *arguments: Any) -> Any:  # a signal handler comes in, and its operation is interrupted too
             if not handled:
                 handled.append(True)
-                core.exclusively(subscribe, registry, name, "t", "in the gap")
+                core.run_locked(subscribe, registry, name, "t", "in the gap")
             return super().pop(*arguments)
 
     handled: list[bool] = []
     deferred = Deferred()
     for shard in registry._shards:
         shard.core.deferred = deferred
-    core.siblings.deferred = deferred
-    core.exclusively(subscribe, registry, name, "t", "first")
+    core.group.deferred = deferred
+    core.run_locked(subscribe, registry, name, "t", "first")
     assert handled
     assert sorted(instance_id for _, instance_id in registry.subscriptions()["t"]) == ["first", "in the gap"]
     assert deferred == {}
@@ -780,10 +783,10 @@ def test_another_threads_notes_are_no_nested_calls_business(make: Make) -> None:
         core = registry._shards[1].core
 
         def note() -> None:
-            core.later(wait)
-            core.later(done.clear)
+            core.deferred.defer(wait)
+            core.deferred.defer(done.clear)
 
-        core.exclusively(note)
+        core.run_locked(note)
         done.set()
 
     class Switch:
@@ -792,15 +795,13 @@ def test_another_threads_notes_are_no_nested_calls_business(make: Make) -> None:
         def __call__(self) -> None:
             """Nothing is to be done."""
 
-        def __eq__(self, another: object) -> bool:
+        @property
+        def __func__(self) -> None:
             go_on.set()
             assert done.wait(PATIENCE)
-            return False
-
-        __hash__ = None  # type: ignore[assignment]
 
     def finalizer() -> None:
-        registry._shards[0].core.later(Switch())
+        registry._shards[0].core.deferred.defer(Switch())
         tick(registry, names[0])
 
     thread = threading.Thread(target=other, daemon=True)
@@ -1408,21 +1409,21 @@ def test_a_forked_child_has_fresh_siblings_and_the_whole_bound() -> None:
 for _ in range(9):
     tick(1)
 def look():
-    siblings = {id(shard.core.siblings) for shard in shards}
+    siblings = {id(shard.core.group) for shard in shards}
     shares = [shard.core.engine.max_pending for shard in shards]
-    fresh = shards[0].core.siblings
+    fresh = shards[0].core.group
     cross = []
     def nested():
-        cross.append(fresh.nested())
+        cross.append(fresh.is_reentrant())
         tick(2)
-    shards[0].core.exclusively(nested)
+    shards[0].core.run_locked(nested)
     for _ in range(9):
         tick(2)
     try:
         tick(0)
     except stube.RegistryFull:
         cross.append("full")
-    return len(siblings), len(fresh.owned) >= 3, sum(shares), cross, registry.stats().timers
+    return len(siblings), len(fresh.held_by_me) >= 3, sum(shares), cross, registry.stats().timers
 child(look)
 print(registry.stats().timers)
 child(lambda: (registry.stats().timers, registry.settle(10), tick(0, 0), registry.settle(10), len(heard))[-1])
@@ -1472,7 +1473,7 @@ def finalizer():
     tick(1)
     reader, writer = os.pipe()
     pids.append((os.fork(), reader, writer))
-shards[0].core.exclusively(finalizer)
+shards[0].core.run_locked(finalizer)
 pid, reader, writer = pids[0]
 if pid == 0:
     os.write(writer, repr((registry.stats().subscriptions, registry.stats().timers)).encode())
@@ -1491,7 +1492,7 @@ def test_a_child_forked_while_other_threads_stand_in_every_shard_is_usable() -> 
     assert forked("""
 inside, go_on = threading.Barrier(4), threading.Event()
 def stand(shard):
-    shard.core.exclusively(lambda: (inside.wait(20), go_on.wait(20)))
+    shard.core.run_locked(lambda: (inside.wait(20), go_on.wait(20)))
 threads = [threading.Thread(target=stand, args=(shard,)) for shard in shards]
 for thread in threads:
     thread.start()

@@ -16,7 +16,7 @@ import pytest
 
 from stube import Delivery, Event, RegistryClosed, Stats, VirtualTimeError
 from stube.testing._drive import PATIENCE, Injector, check_ledger, run_threads, tracing, watchdog
-from stube_backends.virtual import VirtualRegistry, create
+from stube_backends.virtual import VirtualRegistry
 
 HOUR: Final = 3_600_000
 
@@ -176,7 +176,7 @@ def test_the_clock_starts_where_it_is_told(make: Callable[..., VirtualRegistry])
     assert registry.trace[0].at_ms == 1_700_000_000_010.5
     for start in (-1, float("nan"), float("inf")):
         with pytest.raises(ValueError, match="start_ms"):
-            create(start_ms=start)
+            VirtualRegistry(start_ms=start)
 
 
 def test_next_due(registry: VirtualRegistry, log: Log) -> None:

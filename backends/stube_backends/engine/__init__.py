@@ -1,95 +1,87 @@
-"""What local backends share, public for authors of backends (provisional until 1.0).
+"""The parts of a local registry, public for authors of backends (provisional until 1.0).
 
-From the inside out: `TimerWheel`, `TimerGroups` and `TopicIndex` hold what is pending; `ReadyOrder` merges timers and
-publications; `Ledger` counts; `Engine` is all of that together, one call at a time, without lock, thread or clock.
-`Core` puts one engine behind a lock that is handed in; `Deliverer` delivers from a core; `LocalRegistry` is the twelve
-operations on it, to which a backend adds the lock, a clock and whoever delivers; `ServedRegistry` is that with a loop
-which sleeps and delivers, to which a backend adds the thread; `ThreadedRegistry` has one. `Siblings` and `together` are
-for a registry on several cores.
+A registry in one process consists of a core and a driver. `LocalRegistry` is the twelve operations on a core; a backend
+derives from it and says in `_new_driver` which driver runs the deliveries. `Core` is one `Engine` behind a lock; the
+engine is all the state, without lock, thread or clock. `ThreadDriver` delivers on a thread of the registry's own; a
+backend that needs another kind of driver derives it from `Driver` and delivers with a `Deliverer`. `Options` are the
+options that every local backend has, `Failures` reports what handlers raise.
 """
 
 from stube_backends.engine._arguments import (
     PlainEvent,
-    checked_dispatch,
     checked_timeout,
     delay_in_nanoseconds,
     is_coroutine_function,
     milliseconds,
     name_of,
-    plain_event,
     plain_name,
 )
-from stube_backends.engine._awaiting import AwaitingDeliverer, HandlerHangs
-from stube_backends.engine._backlogs import ConversationFull, Limits, OnFull, Overflow, checked_limits
-from stube_backends.engine._core import FOREVER, NESTED, Core, ReentrantLock, Siblings, Waiter, log, together
-from stube_backends.engine._delivery import Deliverer, OnError
-from stube_backends.engine._engine import Engine, raise_closed, registry_full
-from stube_backends.engine._ledger import Ledger
-from stube_backends.engine._local import AsyncClosing, LocalRegistry, live_registries
+from stube_backends.engine._awaiting import AsyncClosing, AwaitingDeliverer, HandlerHangs
+from stube_backends.engine._backlogs import ConversationFull, Limits, OnFull
+from stube_backends.engine._core import FOREVER, REENTRANT, Core, ShardGroup, Waiter, run_all_locked
+from stube_backends.engine._delivery import Deliverer
+from stube_backends.engine._driver import Driver, refuse_inside, sleep_seconds
+from stube_backends.engine._engine import Engine, raise_closed_to_dispatch, registry_full
+from stube_backends.engine._failures import Failures, OnError, log
+from stube_backends.engine._local import LocalRegistry
 from stube_backends.engine._mailboxes import AGAIN, Mailbox, MailboxEngine
-from stube_backends.engine._order import EARLIEST, Burst, Publication, ReadyOrder, Walk
-from stube_backends.engine._serving import ServedCore, ServedRegistry, close_at_exit
-from stube_backends.engine._threaded import ThreadedRegistry
-from stube_backends.engine._timers import Group, Timer, TimerGroups, TimerOwner
-from stube_backends.engine._topics import LEAVING, Subscription, Topic, TopicIndex
-from stube_backends.engine._wheel import LONG, SLOT_BITS, Slot, TimerWheel
+from stube_backends.engine._options import Options
+from stube_backends.engine._order import EARLIEST, Burst, Walk
+from stube_backends.engine._thread_driver import Spawn, ThreadDriver, daemon_thread
+from stube_backends.engine._timers import Timer
+from stube_backends.engine._waiting import (
+    decide_sleep_locked,
+    delist_locked,
+    enlist_locked,
+    release_waiters_locked,
+    wait_until_idle,
+)
 
 __all__ = [
     "AGAIN",
     "EARLIEST",
     "FOREVER",
-    "LEAVING",
-    "LONG",
-    "NESTED",
-    "SLOT_BITS",
+    "REENTRANT",
     "AsyncClosing",
     "AwaitingDeliverer",
     "Burst",
     "ConversationFull",
     "Core",
     "Deliverer",
+    "Driver",
     "Engine",
-    "Group",
+    "Failures",
     "HandlerHangs",
-    "Ledger",
     "Limits",
     "LocalRegistry",
     "Mailbox",
     "MailboxEngine",
     "OnError",
     "OnFull",
-    "Overflow",
+    "Options",
     "PlainEvent",
-    "Publication",
-    "ReadyOrder",
-    "ReentrantLock",
-    "ServedCore",
-    "ServedRegistry",
-    "Siblings",
-    "Slot",
-    "Subscription",
-    "ThreadedRegistry",
+    "ShardGroup",
+    "Spawn",
+    "ThreadDriver",
     "Timer",
-    "TimerGroups",
-    "TimerOwner",
-    "TimerWheel",
-    "Topic",
-    "TopicIndex",
     "Waiter",
     "Walk",
-    "checked_dispatch",
-    "checked_limits",
     "checked_timeout",
-    "close_at_exit",
+    "daemon_thread",
+    "decide_sleep_locked",
     "delay_in_nanoseconds",
+    "delist_locked",
+    "enlist_locked",
     "is_coroutine_function",
-    "live_registries",
     "log",
     "milliseconds",
     "name_of",
-    "plain_event",
     "plain_name",
-    "raise_closed",
+    "raise_closed_to_dispatch",
+    "refuse_inside",
     "registry_full",
-    "together",
+    "release_waiters_locked",
+    "run_all_locked",
+    "sleep_seconds",
+    "wait_until_idle",
 ]

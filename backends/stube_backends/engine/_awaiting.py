@@ -1,18 +1,19 @@
-"""How what is ready is delivered to coroutine handlers, one after the other, by whoever awaits it.
+"""How what is ready on one core is delivered to coroutine handlers, one after the other, by a task that awaits each.
 
-The order, the claims and the fates are those of `Deliverer._deliver`; but here a delivery may take many turns of an
-event loop, and the next one begins when it is over.
+The order, the claims and the fates are those of `Deliverer`; but here a delivery may take many steps of an event loop,
+and the next one begins when it is over.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Generator
-from typing import Any
+from collections.abc import Awaitable, Callable, Generator
+from types import TracebackType
+from typing import Any, Self
 
 from stube import Event
 from stube_backends.engine._arguments import event_of
 from stube_backends.engine._core import Core
-from stube_backends.engine._delivery import Deliverer, nothing
+from stube_backends.engine._failures import Failures
 from stube_backends.engine._order import Burst, Walk
 from stube_backends.engine._timers import Timer
 from stube_backends.engine._topics import LEAVING
@@ -29,137 +30,123 @@ class HandlerHangs(Exception):  # noqa: N818 - a state that is met, not a mistak
         self.event = event
 
 
-class AwaitingDeliverer(Deliverer):
-    """What delivers from one core and awaits what dispatch returns."""
+class AwaitingDeliverer:
+    """Delivers from one core, for a driver, and awaits what dispatch returns."""
 
-    async def _deliver_awaiting(self, core: Core, now: int, patience: float | None) -> int:
-        """`_deliver`, for a task that has nothing else to do: it is cancelled with the handler that it awaits.
+    __slots__ = ("_core", "_failures")
+
+    def __init__(self, core: Core, failures: Failures) -> None:
+        self._core = core
+        self._failures = failures
+
+    async def deliver(
+        self, now: int, nothing_ready_locked: Callable[[int, bool], int | None], patience: float | None
+    ) -> int:
+        """Deliver as `Deliverer.deliver` does, in a task of its own: it is cancelled with the handler that it awaits.
 
         Args:
-            core: see there.
-            now: see there.
-            patience: seconds that one handler may take.
+            now, nothing_ready_locked: see there.
+            patience: seconds that one handler may take; None for no bound.
 
         Raises:
-            HandlerHangs: one took longer.
+            HandlerHangs: a handler took longer.
         """
+        core = self._core
         count = 0
-        while self._core is core:
-            begun: tuple[Timer | Burst | Walk | None, int]
-            begun = core.exclusively(self._begin_locked, core, now, not count)
-            work, now = begun
+        while not core.retired:
+            work, now = core.begin(now, None, nothing_ready_locked, not count)
             if work is None:
                 break
-            claims = self._claims(core, work)
-            del work, begun
+            claims = self._claims(work)
+            del work
             try:
                 claim = next(claims, None)
                 while claim is not None:
                     cid, event = claim
                     del claim
-                    failed, handed_on = await self._deliver_one(core, cid, event, patience)
+                    failed, hangs = await self._deliver_one(cid, event, patience)
                     count += 1
+                    if hangs:
+                        raise HandlerHangs(cid, event)
                     del event
-                    if handed_on is not None:
-                        try:
-                            raise handed_on from None
-                        finally:
-                            del handed_on
+                    self._failures.reraise()
                     claim = _send(claims, failed)
             finally:
                 claims.close()
         return count
 
-    def _begin_locked(self, core: Core, now: int, fresh: bool) -> tuple[Timer | Burst | Walk | None, int]:
-        work = core.engine.begin(now)
-        while work is None:
-            instant = self._nothing_ready_locked(core, now, fresh=fresh)
-            if instant is None:
-                break
-            now = instant
-            work = core.engine.begin(now)
-        return work, now
-
-    async def _deliver_one(
-        self, core: Core, cid: str, event: Event, patience: float | None
-    ) -> tuple[bool, BaseException | None]:
-        """Call dispatch in the same step as the claim; whether it failed, and what to hand on."""
-        from asyncio import current_task, timeout  # heavy, and loaded already where anybody awaits this
+    async def _deliver_one(self, cid: str, event: Event, patience: float | None) -> tuple[bool, bool]:
+        """Call dispatch in the same step as the claim; return whether it failed, and whether it hangs."""
+        from asyncio import current_task, timeout  # heavy, and loaded already where a task awaits this
 
         limit = timeout(patience)
         try:
             async with limit:
-                result: Any = core.dispatch(cid, event)
+                result: Any = self._core.dispatch(cid, event)
                 if isinstance(result, Awaitable):
                     await result
-            hangs = limit.expired()  # it did not let itself be cancelled
+            hangs = limit.expired()  # the handler ignored that it was cancelled
         except BaseException as exc:
             task = current_task()
             if task is None or task.cancelling() or isinstance(exc, GeneratorExit):
-                raise  # who waits for all this has given it up
+                raise  # the task that awaits all of this was cancelled
             hangs = isinstance(exc, TimeoutError) and limit.expired()
             if not hangs:
-                return self._judge(cid, event, exc)
+                return self._failures.report(cid, event, exc), False
         if hangs:
-            failed, _ = self._judge(cid, event, HandlerHangs(cid, event))
-            return failed, HandlerHangs(cid, event)
-        return False, None
+            return self._failures.report(cid, event, HandlerHangs(cid, event)), True
+        return False, False
 
-    def _claims(self, core: Core, work: Timer | Burst | Walk) -> Claims:
-        """Claim one delivery after the other of what was begun; the fate of each is sent in: whether it failed. One
-        that is not sent has failed."""
+    def _claims(self, work: Timer | Burst | Walk) -> Claims:
+        """Claim one delivery after the other of what was begun. The fate of each is sent in: whether it failed; one
+        whose fate is not sent has failed."""
         if isinstance(work, Timer):
-            return self._claims_of_timer(core, work)
-        return self._claims_of_burst(core, work) if isinstance(work, Burst) else self._claims_of_walk(core, work)
+            return self._claims_of_timer(work)
+        return self._claims_of_burst(work) if isinstance(work, Burst) else self._claims_of_walk(work)
 
-    def _claims_of_timer(self, core: Core, timer: Timer) -> Claims:
-        group, spec = timer.group, timer.event
-        timer.event = timer.group = None  # from now on it keeps nothing alive
-        assert group is not None
-        assert spec is not None
+    def _claims_of_timer(self, timer: Timer) -> Claims:
+        group, spec = timer.claim()
         failed = True
         try:
             failed = yield group.cid, event_of(group.instance_id, spec)
         finally:
-            if self._core is core:
-                core.exclusively(core.engine.finish_timer, failed)
+            if not self._core.retired:
+                self._core.run_locked(self._core.engine.finish_timer, failed)
 
-    def _claims_of_burst(self, core: Core, burst: Burst) -> Claims:
+    def _claims_of_burst(self, burst: Burst) -> Claims:
         """Each is claimed by the pop; `Engine.begin` counts their fates."""
         while burst.timers:
             try:
                 timer = burst.timers.pop()
             except IndexError:
                 return  # a cancel or a reset took the last one at this moment
-            group, spec = timer.group, timer.event
-            timer.event = timer.group = None
-            assert group is not None
-            assert spec is not None
-            core.engine.running_cid = group.cid
+            group, spec = timer.claim()
+            self._core.engine.running_cid = group.cid
             failed = yield group.cid, event_of(group.instance_id, spec)
             burst.delivered += not failed
 
-    def _claims_of_walk(self, core: Core, walk: Walk) -> Claims:
-        """Each is claimed by the look at its name."""
+    def _claims_of_walk(self, walk: Walk) -> Claims:
+        """Each is claimed by reading its name."""
+        core = self._core
         delivered = cancelled = failed = dropped = 0
         try:
             for target in walk.iterator:
                 name = target.name
                 if name is LEAVING:
-                    core.exclusively(nothing)  # until whoever marked it has done
+                    core.wait_for_lock()  # until the thread that marked it has removed it
                     name = target.name
-                    if name is LEAVING:  # of a reset
+                    if name is LEAVING:  # by a reset, which keeps the mark
                         dropped = 1
                         return
                 if name is None:
                     cancelled += 1
                     continue
-                failed += 1  # until it is known better
+                failed += 1  # until its fate is sent
                 if not (yield target.cid, Event(target.instance_id, name, walk.message)):
                     failed, delivered = failed - 1, delivered + 1
         finally:
-            if self._core is core:
-                core.exclusively(core.engine.finish_walk, walk, delivered, cancelled, failed, dropped)
+            if not core.retired:
+                core.run_locked(core.engine.finish_walk, walk, delivered, cancelled, failed, dropped)
 
 
 def _send(claims: Claims, failed: bool) -> tuple[str, Event] | None:
@@ -167,3 +154,23 @@ def _send(claims: Claims, failed: bool) -> tuple[str, Event] | None:
         return claims.send(failed)
     except StopIteration:
         return None
+
+
+class AsyncClosing:
+    """`async with`, for a registry that is closed by awaiting `aclose`."""
+
+    async def aclose(self, timeout: float | None = 5.0) -> bool:
+        """See `stube.AsyncBackend.aclose`."""
+        raise NotImplementedError
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+        /,
+    ) -> None:
+        await self.aclose()

@@ -54,6 +54,11 @@ def raise_closed() -> NoReturn:
     raise RegistryClosed("The registry is closed, so nothing can be added to it. Create a new one.")
 
 
+def raise_closed_to_dispatch() -> NoReturn:
+    """Refuse a dispatch for a closed registry."""
+    raise RegistryClosed("The registry is closed, so it delivers nothing any more. Create a new one.")
+
+
 class Engine:
     """All the state of one registry.
 

@@ -59,6 +59,13 @@ class Timer:
         timer.after = DETACHED
         return timer
 
+    def claim(self) -> tuple[Group, PlainEvent]:
+        """Take the group and the event of a timer that the caller has taken out of its ring. From then on the timer
+        keeps nothing alive."""
+        claimed = self.group, self.event
+        self.event = self.group = None
+        return claimed  # type: ignore[return-value]  # a pending timer has both
+
     def cancel(self) -> bool:
         """See `stube.TimerHandle`."""
         group = self.group

@@ -1,0 +1,72 @@
+"""Detects handlers that keep one instant of the virtual clock from ending."""
+
+from __future__ import annotations
+
+from operator import attrgetter
+from typing import Final
+
+from stube import VirtualTimeError
+from stube_backends.engine import Burst, Engine, Limits, Timer, Walk, milliseconds, name_of
+from stube_backends.virtual._trace import Tracer
+
+_LONGEST_CHAIN: Final = 10_000  # rounds of arrivals at one instant
+
+
+class ChainedEngine(Engine):
+    """The engine, which refuses endless chains and tells the tracer what causes a delivery.
+
+    What has arrived by now is one round; what its deliveries make arrive at the same instant is the next. A chain
+    shows in the number of rounds, however wide each is.
+    """
+
+    __slots__ = ("instant", "left", "rounds", "tracer")
+
+    def __init__(self, max_pending: int | None, limits: Limits | None, tracer: Tracer) -> None:
+        super().__init__(max_pending, limits=limits)
+        self.tracer = tracer
+        self.begin_window()
+
+    def begin_window(self) -> None:
+        """Count from zero, because a caller moves the clock, or has what is ready delivered."""
+        self.instant: int | None = None  # whose rounds are counted
+        self.rounds = 0
+        self.left = 0  # how many arrivals of this round have not begun
+
+    def begin(self, now: int, failed: bool | None = None) -> Timer | Burst | Walk | None:
+        if failed is not None:
+            self.finish_timer(failed)  # before anything can be raised
+        if now != self.instant:
+            self.instant, self.rounds, self.left = now, 0, 0
+        arrivals = self.order.arrivals
+        head = arrivals.after
+        if head is arrivals:
+            work = super().begin(now)
+        else:
+            interrupted = self.walk is not None or (self.burst is not None and self.burst.timers)
+            if not self.left and not interrupted:
+                self._begin_round()
+            work = super().begin(now)
+            if self.left and arrivals.after is not head:
+                self.left -= 1
+        if work is not None:
+            self.tracer.cause = f"topic {work.topic_name}" if isinstance(work, Walk) else "timer"
+        return work
+
+    def _begin_round(self) -> None:
+        self.left = sum(1 for _ in self.order.arrivals)
+        self.rounds += 1
+        if self.rounds > _LONGEST_CHAIN:
+            self.rounds = self.left = 0
+            raise VirtualTimeError(
+                f"Handlers keep scheduling work for the same instant ({milliseconds(self.tracer.clock.now)} ms) after "
+                f"{_LONGEST_CHAIN} rounds; next is {describe_next(self)}. Use a delay greater than 0."
+            )
+
+
+def describe_next(engine: Engine) -> str:
+    """Describe what begins next, for an error message."""
+    entry = next(iter(engine.order.arrivals), None) or min(engine.order.wheel, key=attrgetter("due"), default=None)
+    if isinstance(entry, Timer) and entry.event is not None and entry.group is not None:
+        group = entry.group
+        return f"the timer {name_of(entry.event)!r} of instance {group.instance_id!r} of conversation {group.cid!r}"
+    return f"a message on the topic {getattr(entry, 'topic_name', None)!r}"
