@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, overload
@@ -111,13 +112,14 @@ class BackendInfo:
 def available_backends() -> list[BackendInfo]:
     """Every backend that is installed, by name; also those that do not load, with the reason.
 
-    This imports each of them. A name that two distributions claim is listed once for each.
+    This imports each of them. A name that two distributions claim is listed once for each. Each call looks at what is
+    installed now; `create_registry` looks again only when `sys.path` has changed or when it does not find a name.
 
     >>> [info.name for info in available_backends() if info.distribution == "stube"]  # doctest: +ELLIPSIS
     [...'memory',...'virtual'...]
     """
     found = []
-    for name, sources in sorted(_installed().items()):
+    for name, sources in sorted(_scan().items()):
         for source in sources:
             try:
                 options = tuple(_load(_only(name, sources))[1])
@@ -203,6 +205,8 @@ def _find(backend: str) -> _Source:
     if TARGET.fullmatch(backend):
         return _Source(backend, backend)
     installed = _installed()
+    if backend not in installed:
+        installed = _scan()
     if backend in installed:
         return _only(backend, installed[backend])
     if not installed:
@@ -214,10 +218,26 @@ def _find(backend: str) -> _Source:
     raise UnknownBackendError(f"No backend is named {show(backend)}. {advice}")
 
 
+_latest_scan: tuple[list[str], dict[str, list[_Source]]] = ([], {})
+"""`sys.path` as it was, and what was installed there. Replaced as a whole and never changed, so it needs no lock."""
+
+
 def _installed() -> dict[str, list[_Source]]:
-    """The sources of each name, one for each distribution that claims it."""
+    """The sources of each name, from the latest scan if `sys.path` is still the same.
+
+    A scan reads the metadata of every distribution, which takes a hundred times as long as all else that creates a
+    registry. What was installed after it is missing here.
+    """
+    path, installed = _latest_scan
+    return installed if path == sys.path else _scan()
+
+
+def _scan() -> dict[str, list[_Source]]:
+    """The sources of each name, one for each distribution that claims it, as they are installed now."""
+    global _latest_scan
     from importlib.metadata import entry_points
 
+    path = sys.path.copy()
     installed: dict[str, dict[str, _Source]] = {}
     for entry in entry_points(group=GROUP):
         distribution, version = _origin(entry)
@@ -225,7 +245,9 @@ def _installed() -> dict[str, list[_Source]]:
         key = re.sub(r"[-_.]+", "-", distribution).lower()
         source = _Source(entry.name, entry.value, distribution, version)
         installed.setdefault(entry.name, {}).setdefault(key, source)
-    return {name: list(sources.values()) for name, sources in installed.items()}
+    found = {name: list(sources.values()) for name, sources in installed.items()}
+    _latest_scan = path, found
+    return found
 
 
 def _origin(entry: EntryPoint) -> tuple[str, str]:
@@ -243,6 +265,10 @@ def _only(name: str, sources: list[_Source]) -> _Source:
         f"The backend name {name!r} is claimed by the distributions {claims}. "
         f"Uninstall all but one of them, or use {targets} in place of the name."
     )
+
+
+_latest_schemas: dict[str, tuple[object, dict[str, Option]]] = {}
+"""For each target the factory that it named and that factory's schema, because reading a signature takes 0.3 ms."""
 
 
 def _load(source: _Source) -> tuple[Any, dict[str, Option]]:
@@ -269,7 +295,10 @@ def _load(source: _Source) -> tuple[Any, dict[str, Option]]:
         ) from exc
     except Exception as exc:  # a module's __getattr__ may import
         raise _load_error(source, exc) from exc
-    return factory, schema_of(factory, source.label)
+    latest = _latest_schemas.get(source.target)
+    if latest is None or latest[0] is not factory:  # the first use, or the module has been loaded anew
+        latest = _latest_schemas[source.target] = factory, schema_of(factory, source.label)
+    return latest
 
 
 def _load_error(source: _Source, exc: Exception) -> BackendLoadError:

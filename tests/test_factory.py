@@ -8,14 +8,17 @@ word.
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import logging
 import re
 import subprocess
 import sys
 import textwrap
+import threading
 import tomllib
 import traceback
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -838,6 +841,77 @@ def test_one_distribution_seen_twice_is_one(fakes: Site, monkeypatch: pytest.Mon
     monkeypatch.setattr(sys, "path", [*sys.path, str(again), sys.path[0]])
     assert options_of(create_registry("sharded"))["shards"] == 8
     assert [info.name for info in available_backends()] == ["server", "sharded", "strict"]
+
+
+# What is remembered between two calls
+
+
+@pytest.fixture
+def scans(fakes: Site, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """One entry for each time that the installed distributions are scanned."""
+    found: list[str] = []
+    real = importlib.metadata.entry_points
+
+    def entry_points(*, group: str) -> Any:
+        found.append(group)
+        return real(group=group)
+
+    monkeypatch.setattr(importlib.metadata, "entry_points", entry_points)
+    return found
+
+
+def test_the_distributions_are_scanned_once(scans: list[str]) -> None:
+    """Fault: each call reads the metadata of everything that is installed."""
+    for spec in ("sharded", "sharded://?shards=3", "server", {"backend": "strict", "url": "x"}, "acme.plain:create"):
+        create_registry(spec)
+    assert scans == ["stube.backends"]
+
+
+def test_a_distribution_installed_later_is_found(fakes: Site, scans: list[str]) -> None:
+    """Fault: a name that the first scan did not find stays unknown until the process ends."""
+    assert type(error_of(create_registry, "later")) is UnknownBackendError
+    fakes.add("other", {"later": "other_later:create"}, {"other_later.py": PLAIN})
+    before = len(scans)
+    assert options_of(create_registry("later", shards=3))["shards"] == 3
+    assert len(scans) == before + 1
+    assert options_of(create_registry("later", shards=4))["shards"] == 4
+    assert len(scans) == before + 1
+
+
+def test_the_list_shows_what_was_installed_after_the_first_scan(fakes: Site) -> None:
+    """Fault: the list comes from the scan that an earlier call made."""
+    create_registry("sharded")
+    fakes.add("other", {"later": "other_later:create"}, {"other_later.py": PLAIN})
+    assert [info.name for info in available_backends()] == ["later", "server", "sharded", "strict"]
+
+
+def test_a_changed_search_path_is_scanned_anew(fakes: Site, scans: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fault: a backend that was found on the old path is used although it is no longer there."""
+    create_registry("sharded")
+    monkeypatch.setattr(sys, "path", sys.path[1:])
+    assert type(error_of(create_registry, "sharded")) is UnknownBackendError
+
+
+def test_threads_that_create_registries_at_the_same_time_all_succeed(fakes: Site) -> None:
+    """Fault: one thread sees the scan of another one before it is complete."""
+    barrier = threading.Barrier(8)
+
+    def create(number: int) -> object:
+        barrier.wait(30)
+        return options_of(create_registry("sharded", shards=number))["shards"]
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(create, range(1, 9))) == list(range(1, 9))
+
+
+def test_a_module_that_was_loaded_anew_has_its_own_options(fakes: Site) -> None:
+    """Fault: the options are those of the module that was loaded first."""
+    fakes.add("other", {"later": "other_later:create"}, {"other_later.py": PLAIN})
+    create_registry("later", shards=3)
+    module = importlib.import_module("other_later")
+    module.create = lambda *, threads: module.Fake({"threads": threads})  # type: ignore[attr-defined]
+    assert options_of(create_registry("later", threads=2)) == {"threads": 2}
+    assert "has no option 'shards'" in str(error_of(create_registry, "later", shards=3))
 
 
 # The environment
