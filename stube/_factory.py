@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal, overload
 from stube._errors import BackendLoadError, ConfigError, UnknownBackendError
 from stube._options import Option, arguments_for, nearest, schema_of
 from stube._registry import AsyncBackend, Backend, VirtualBackend
-from stube._spec import TARGET, Secrets, parse_spec, show
+from stube._secrets import Secrets
+from stube._spec import TARGET, parse_spec, show
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint

@@ -13,7 +13,8 @@ from types import NoneType, UnionType
 from typing import Any, Final, Literal, Union, get_args, get_origin
 
 from stube._errors import BackendLoadError, ConfigError
-from stube._spec import Spec, redacted, show
+from stube._secrets import redacted
+from stube._spec import Spec, show
 
 __all__ = ["Option", "arguments_for", "nearest", "schema_of"]
 

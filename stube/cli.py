@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from stube import BackendInfo, StubeError, __version__, available_backends
-from stube._spec import redacted
+from stube._secrets import redacted
 
 __all__ = ["main"]
 

@@ -35,6 +35,7 @@ from stube import (
     create_registry,
     registry_from_env,
 )
+from stube._secrets import Secrets, shown
 
 ROOT = Path(__file__).parents[1]
 DEPENDENCIES = Path(sortedcontainers.__file__).parents[1]
@@ -677,14 +678,13 @@ def test_a_password_in_the_option_url_is_in_no_error(fakes: Site, fault: str) ->
 def test_what_is_hidden_stands_as_stars_and_the_rest_remains(fakes: Site) -> None:
     url = "server://user:hunter2@host?fault="
     assert str(error_of(create_registry, url + "value")) == (
-        "The backend 'server' refuses its options: cannot use server://user:***@host?fault=value. "
-        "Change what this names."
+        "The backend 'server' refuses its options: cannot use server://***@host?fault=value. Change what this names."
     )
     assert str(error_of(create_registry, url + "config")) == (
-        "The URL server://user:***@host?fault=config is bad. Use another."
+        "The URL server://***@host?fault=config is bad. Use another."
     )
     assert str(error_of(create_registry, url + "runtime")) == (
-        "The backend raised RuntimeError: no answer from server://user:***@host?fault=runtime. Change what this names."
+        "The backend raised RuntimeError: no answer from server://***@host?fault=runtime. Change what this names."
     )
 
 
@@ -711,6 +711,23 @@ def test_a_password_from_the_environment_is_in_no_error(fakes: Site, monkeypatch
         with pytest.raises(stube.StubeError) as caught:
             registry_from_env()
         assert_hidden(caught.value, ["hunter%2F2", "hunter/2", "hunter"])
+
+
+def test_a_user_without_a_password_is_hidden_in_urls_only() -> None:
+    """Fault: a token that stands in place of the user is shown, or a plain word is taken out of every sentence."""
+    secrets = Secrets("redis://user@host")
+    assert secrets.redact("the user of redis://user@host") == "the user of redis://***@host"
+    assert secrets.redact("the user of redis://USER@host") == "the user of redis://***@host"
+    assert Secrets("redis://host").redact("user@host") == "user@host"
+    assert Secrets("redis://@host").redact("user@host") == "user@host"
+
+
+@pytest.mark.parametrize("option", ["api_key", "KEY", "password", "client_secret", "x-auth", "token2", "credentials"])
+def test_options_named_like_a_password_are_hidden_in_every_form(option: str) -> None:
+    """Fault: the conformance report hides an option that the factory's errors show."""
+    for secrets in (Secrets(f"redis://?{option}=a%3Db"), Secrets({"backend": "redis"}, {option: "a=b"})):
+        assert secrets.redact("it was A=B, or a%3db") == "it was ***, or ***"
+    assert shown(f"redis://?{option}=a%3Db") == f"redis://?{option}=***"
 
 
 # Loading
@@ -1069,7 +1086,7 @@ def test_importing_stube_loads_no_backend_and_nothing_heavy() -> None:
 
 def test_importing_the_factory_alone_needs_no_inspection_of_signatures() -> None:
     # `inspect` comes with `dataclasses`, whoever asks for it; here nothing may ask for it before a call does.
-    for module in ("_factory", "_options", "_spec"):
+    for module in ("_factory", "_options", "_secrets", "_spec"):
         source = (Path(stube.__file__).parent / f"{module}.py").read_text(encoding="utf-8")
         late = "inspect|importlib|urllib|difflib|logging|asyncio"
         assert not re.search(rf"^(?:import|from) (?:{late})", source, re.MULTILINE)
