@@ -22,7 +22,16 @@ from stube._errors import (
 )
 from stube._events import NO_PAYLOAD, Dispatch, Event, EventSpec
 from stube._factory import BackendInfo, available_backends, create_registry, registry_from_env
-from stube._registry import AsyncBackend, Backend, Delivery, Registry, TimerHandle, VirtualBackend
+from stube._registry import (
+    AsyncBackend,
+    Backend,
+    Delivery,
+    Registry,
+    TimerHandle,
+    VirtualBackend,
+    is_async,
+    is_virtual,
+)
 from stube._stats import ConversationInfo, Stats, SubscriptionInfo, TimerInfo
 
 __version__ = "0.1.0"
@@ -56,6 +65,8 @@ __all__ = [
     "__version__",
     "available_backends",
     "create_registry",
+    "is_async",
+    "is_virtual",
     "monotonic_ns",
     "registry_from_env",
 ]

@@ -20,10 +20,12 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import sortedcontainers
+from typing_extensions import override
 
 import stube
 from stube import (
@@ -259,6 +261,7 @@ def test_a_str_subclass_serves_as_its_plain_string(fakes: Site) -> None:
     class Name(str):
         __slots__ = ()
 
+        @override
         def __str__(self) -> str:
             return "other"
 
@@ -1026,6 +1029,41 @@ def test_metadata_without_a_name_or_version_still_lists(site: Site) -> None:
     (directory / "acme-1.2.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\n")
     [info] = available_backends()
     assert (info.distribution, info.version, info.loads) == ("(unnamed)", "(unknown)", True)
+
+
+# The kinds of registry
+
+
+@pytest.mark.parametrize(
+    ("spec", "virtual", "awaits"),
+    [("memory", False, False), ("sharded", False, False), ("virtual", True, False), ("asyncio", False, True)],
+)
+def test_the_kind_of_a_registry_is_told(spec: str, virtual: bool, awaits: bool) -> None:
+    with create_registry(spec) as registry:
+        assert (stube.is_virtual(registry), stube.is_async(registry)) == (virtual, awaits)
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "methods", "virtual", "awaits"),
+    [
+        (["virtual_time"], ["advance", "advance_async", "run_until_idle"], True, False),
+        (["virtual_time"], ["advance", "advance_async"], False, False),
+        ([], ["advance", "advance_async", "run_until_idle"], False, False),
+        (["coroutine_dispatch"], ["settled", "joined", "aclose"], False, True),
+        (["coroutine_dispatch"], ["settled", "joined"], False, False),
+        ([], ["settled", "joined", "aclose"], False, False),
+        (["coroutine_dispatch", "virtual_time"], ["settled", "joined", "aclose"], False, False),
+        (None, ["advance", "advance_async", "run_until_idle", "settled", "joined", "aclose"], False, False),
+    ],
+)
+def test_a_kind_needs_the_capability_and_the_methods(
+    capabilities: list[str] | None, methods: list[str], virtual: bool, awaits: bool
+) -> None:
+    """Fault: a wrapper that hands on the capabilities, but not the methods, is taken for a virtual registry."""
+    registry: Any = SimpleNamespace(**dict.fromkeys(methods, print))
+    if capabilities is not None:
+        registry.capabilities = frozenset(capabilities)
+    assert (stube.is_virtual(registry), stube.is_async(registry)) == (virtual, awaits)
 
 
 # The shipped backends, and what importing costs

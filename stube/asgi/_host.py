@@ -24,7 +24,7 @@ import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext, suppress
-from typing import Any, TypeAlias, TypeGuard, TypeVar, cast
+from typing import Any, TypeAlias, TypeVar, cast
 
 from sse_starlette import ServerSentEvent
 from starlette.applications import Starlette
@@ -34,6 +34,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
+from typing_extensions import TypeIs, override
 
 import stube
 from stube.asgi._server import stopping
@@ -389,7 +390,7 @@ class Host:
 
     async def _run_boot(self, conversation: stube.Conversation, flow_id: Any) -> None:
         try:
-            if _is_async(self.registry) or inspect.iscoroutinefunction(self._boot):
+            if _awaits(self.registry) or inspect.iscoroutinefunction(self._boot):
                 answer = self._boot(conversation, flow_id)
             else:
                 answer = await run_in_threadpool(self._boot, conversation, flow_id)
@@ -456,7 +457,7 @@ class Host:
         self._close_streams()
         if self._responses:
             await asyncio.wait(list(self._responses), timeout=left())
-        if _is_async(registry):
+        if _awaits(registry):
             self._end_all()
             try:
                 stopped = await registry.settled(left())
@@ -490,6 +491,7 @@ class _StreamResponse(Response):
         super().__init__()
         self._host, self._cid = host, cid
 
+    @override
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["method"] == "HEAD":
             raise HTTPException(405)  # who only asks whether it is there must not take the baton
@@ -520,8 +522,8 @@ def _open_registry(spec: str | Mapping[str, object] | stube.Backend | None) -> s
     return stube.create_registry(spec) if isinstance(spec, str | Mapping) else spec
 
 
-def _is_async(registry: stube.Backend) -> TypeGuard[stube.AsyncBackend]:
-    return "coroutine_dispatch" in registry.capabilities and hasattr(registry, "aclose")
+def _awaits(registry: stube.Backend) -> TypeIs[stube.AsyncBackend | stube.VirtualBackend]:
+    return stube.is_async(registry) or stube.is_virtual(registry)
 
 
 @contextmanager
