@@ -12,6 +12,7 @@ from typing import Any, Self
 from stube._errors import ConversationEnded
 from stube._events import EventSpec
 from stube._registry import Registry, TimerHandle
+from stube._typing import override
 
 __all__ = ["Conversation", "Conversations"]
 
@@ -131,6 +132,7 @@ class Conversation:
     ) -> None:
         self.end()
 
+    @override
     def __repr__(self) -> str:
         return f"<Conversation {self._cid!r}{' ended' if self._ended else ''}>"
 
@@ -211,6 +213,7 @@ class Conversations:
     def __len__(self) -> int:
         return len(self._open)
 
+    @override
     def __repr__(self) -> str:
         return f"<Conversations: {len(self)} live>"
 

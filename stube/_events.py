@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, Final, TypeAlias, final
 
+from stube._typing import override
+
 __all__ = ["NO_PAYLOAD", "Dispatch", "Event", "EventSpec"]
 
 
@@ -15,9 +17,11 @@ class _NoPayload:
 
     __slots__ = ()
 
+    @override
     def __repr__(self) -> str:
         return "NO_PAYLOAD"
 
+    @override
     def __reduce__(self) -> str:
         return "NO_PAYLOAD"
 
@@ -91,17 +95,21 @@ class Event:
     def _key(self) -> tuple[Any, ...]:
         return (self._instance_id, self._name, self._payload, self._signals)
 
+    @override
     def __eq__(self, other: object) -> bool:
         return self._key() == other._key() if isinstance(other, Event) else NotImplemented
 
+    @override
     def __hash__(self) -> int:
         return hash((self._instance_id, self._name, self._payload))
 
+    @override
     def __reduce__(self) -> tuple[Any, ...]:
         # A mapping proxy cannot be pickled, so the default stays a default.
         arguments = self._key() if self._signals else self._key()[:3]
         return (Event, arguments)
 
+    @override
     def __repr__(self) -> str:
         signals = f", signals={dict(self._signals)!r}" if self._signals else ""
         payload = "" if self._payload is NO_PAYLOAD else f", {self._payload!r}"

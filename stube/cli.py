@@ -18,6 +18,7 @@ from typing import Any, Final, NoReturn
 
 from stube import BackendInfo, StubeError, __version__, available_backends
 from stube._secrets import redacted
+from stube._typing import override
 
 __all__ = ["main"]
 
@@ -104,6 +105,7 @@ class _Mistake(Exception):  # noqa: N818 - an answer to the person at the comman
 class _Parser(argparse.ArgumentParser):
     """A parser whose errors do not repeat a URL's password to whoever reads the log."""
 
+    @override
     def error(self, message: str) -> NoReturn:
         subject, colon, rest = message.partition(": ")
         super().error(subject + colon + redacted(rest))

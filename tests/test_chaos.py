@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Any, cast
 
 import pytest
+from typing_extensions import override
 
 import stube
 from stube import Backend, ConversationInfo, Dispatch, Event, RegistryFull, Stats, TimerHandle
@@ -53,6 +54,7 @@ class Faulty(MemoryRegistry):
 class Losing(Faulty):
     """Loses a delivery and counts it."""
 
+    @override
     def _wrapped(self, dispatch: Dispatch) -> Dispatch:
         return lambda cid, event: None if self.every(20) else dispatch(cid, event)
 
@@ -60,6 +62,7 @@ class Losing(Faulty):
 class Miscounting(Faulty):
     """Takes one failure for a success; the ledger balances."""
 
+    @override
     def stats(self) -> Stats:
         stats = super().stats()
         return replace(stats, failed=stats.failed - 1, delivered=stats.delivered + 1) if stats.failed else stats
@@ -68,6 +71,7 @@ class Miscounting(Faulty):
 class Unbalanced(Faulty):
     """Says that it accepted one more than it did."""
 
+    @override
     def stats(self) -> Stats:
         stats = super().stats()
         return replace(stats, accepted=stats.accepted + 1)
@@ -76,6 +80,7 @@ class Unbalanced(Faulty):
 class Negative(Faulty):
     """Has less than nothing queued at a moment."""
 
+    @override
     def stats(self) -> Stats:
         stats = super().stats()
         return replace(stats, queued=-1) if self.every(50) else stats
@@ -84,6 +89,7 @@ class Negative(Faulty):
 class Undead(Faulty):
     """Says of a timer now and then that it was cancelled."""
 
+    @override
     def cancel_timer(self, timer: Any) -> bool:
         return True if self.every(5) else super().cancel_timer(timer)
 
@@ -91,6 +97,7 @@ class Undead(Faulty):
 class Overcounting(Faulty):
     """Counts a timer too many when it cancels those of a conversation."""
 
+    @override
     def cancel_timers(self, cid: str, /, *, instance_id: str | None = None) -> int:
         return super().cancel_timers(cid, instance_id=instance_id) + self.every(5)
 
@@ -98,6 +105,7 @@ class Overcounting(Faulty):
 class Forgetful(Faulty):
     """Overlooks the timers of a conversation now and then."""
 
+    @override
     def cancel_timers(self, cid: str, /, *, instance_id: str | None = None) -> int:
         return 0 if self.every(3) else super().cancel_timers(cid, instance_id=instance_id)
 
@@ -105,6 +113,7 @@ class Forgetful(Faulty):
 class Parallel(Faulty):
     """Does not wait for the end of a delivery before it begins the next."""
 
+    @override
     def _wrapped(self, dispatch: Dispatch) -> Dispatch:
         def deliver(cid: str, event: Event) -> None:
             thread = threading.Thread(target=self.deliver_quietly, args=(dispatch, cid, event), daemon=True)
@@ -127,6 +136,7 @@ class Parallel(Faulty):
 class Doubling(Faulty):
     """Delivers a message twice now and then."""
 
+    @override
     def publish(self, topic: str, msg: Any, /) -> int:
         if self.every(7):
             super().publish(topic, msg)
@@ -136,6 +146,7 @@ class Doubling(Faulty):
 class Inventing(Faulty):
     """Delivers what nobody has sent."""
 
+    @override
     def publish(self, topic: str, msg: Any, /) -> int:
         return super().publish(topic, "new" if self.every(20) else msg)
 
@@ -143,6 +154,7 @@ class Inventing(Faulty):
 class Hasty(Faulty):
     """Its timers begin at half time."""
 
+    @override
     def schedule_event(self, *, delay_ms: float, **arguments: Any) -> TimerHandle:
         return super().schedule_event(delay_ms=delay_ms / 2, **arguments)
 
@@ -150,6 +162,7 @@ class Hasty(Faulty):
 class Direct(Faulty):
     """Delivers on the caller's stack what is due at once."""
 
+    @override
     def schedule_event(self, *, cid: str, instance_id: str, delay_ms: float, event: Any) -> TimerHandle:
         handle = super().schedule_event(cid=cid, instance_id=instance_id, delay_ms=delay_ms, event=event)
         if delay_ms == 0 and handle.cancel():
@@ -162,6 +175,7 @@ class Generous(Faulty):
 
     last: Any = None
 
+    @override
     def pending_flow(self, cid: str, /) -> Any | None:
         taken, self.last = super().pending_flow(cid) or self.last, None
         if self.every(3):
@@ -172,6 +186,7 @@ class Generous(Faulty):
 class HalfRefusing(Faulty):
     """Raises that it is full when it has taken the timer."""
 
+    @override
     def schedule_event(self, **arguments: Any) -> TimerHandle:
         handle = super().schedule_event(**arguments)
         if self.every(10):
@@ -182,6 +197,7 @@ class HalfRefusing(Faulty):
 class Leaking(Faulty):
     """Keeps the subscriptions of a conversation now and then."""
 
+    @override
     def remove_subscriptions_for_cid(self, cid: str, /) -> int:
         return 0 if self.every(2) else super().remove_subscriptions_for_cid(cid)
 
@@ -189,6 +205,7 @@ class Leaking(Faulty):
 class LeakingInside(Faulty):
     """Keeps something in a container that only `sizes` shows."""
 
+    @override
     def sizes(self) -> Mapping[str, int]:
         return {**super().sizes(), "rings": 3}
 
@@ -196,6 +213,7 @@ class LeakingInside(Faulty):
 class Loud(Faulty):
     """Logs a failure twice."""
 
+    @override
     def _judge(self, cid: str, event: Event, exc: BaseException, level: int = logging.ERROR) -> Any:
         log(logging.ERROR, "once more", exc_info=exc)
         return super()._judge(cid, event, exc)
@@ -204,6 +222,7 @@ class Loud(Faulty):
 class Silent(Faulty):
     """Does not log a failure."""
 
+    @override
     def _judge(self, cid: str, event: Event, exc: BaseException, level: int = logging.ERROR) -> Any:
         logger = logging.getLogger("stube")
         logger.disabled = True
@@ -225,6 +244,7 @@ class Staying(Faulty):
 
     over = threading.Event()
 
+    @override
     def close(self, timeout: float | None = 5.0) -> bool:
         threading.Thread(target=self.over.wait, name="a thread that stays", daemon=True).start()
         return super().close(timeout)
@@ -235,6 +255,7 @@ class Hanging(Faulty):
 
     over = threading.Event()
 
+    @override
     def unsubscribe(self, **arguments: Any) -> int:
         self.over.wait()
         return 0
@@ -243,6 +264,7 @@ class Hanging(Faulty):
 class Restless(Faulty):
     """Never settles."""
 
+    @override
     def settle(self, timeout: float | None = 5.0) -> bool:
         return False
 
@@ -250,6 +272,7 @@ class Restless(Faulty):
 class Unclosing(Faulty):
     """Says that something did not stop."""
 
+    @override
     def close(self, timeout: float | None = 5.0) -> bool:
         return super().close(timeout) and False
 
@@ -257,6 +280,7 @@ class Unclosing(Faulty):
 class Waiting(Faulty):
     """`settle` inside a delivery returns at once."""
 
+    @override
     def settle(self, timeout: float | None = 5.0) -> bool:
         try:
             return super().settle(timeout)
@@ -267,6 +291,7 @@ class Waiting(Faulty):
 class Hiding(Faulty):
     """Shows no running delivery."""
 
+    @override
     def inspect(self, cid: str | None = None) -> dict[str, ConversationInfo]:
         return {name: replace(info, running=0) for name, info in super().inspect(cid).items()}
 
@@ -278,6 +303,7 @@ class Held(Faulty):
         self.delivering = threading.RLock()
         super().__init__(**options)
 
+    @override
     def _wrapped(self, dispatch: Dispatch) -> Dispatch:
         def deliver(cid: str, event: Event) -> Any:
             with self.delivering:
@@ -285,10 +311,12 @@ class Held(Faulty):
 
         return deliver
 
+    @override
     def schedule_event(self, **arguments: Any) -> TimerHandle:
         with self.delivering:
             return super().schedule_event(**arguments)
 
+    @override
     def subscribe(self, **arguments: Any) -> None:
         with self.delivering:
             super().subscribe(**arguments)
@@ -297,6 +325,7 @@ class Held(Faulty):
 class Raising(Faulty):
     """An operation raises what it must not."""
 
+    @override
     def forget_pending_flow(self, cid: str, /) -> bool:
         raise LookupError("no such baton")
 
@@ -304,6 +333,7 @@ class Raising(Faulty):
 class Keeping(Faulty):
     """A reset keeps the timers of an hour, and counts them as dropped."""
 
+    @override
     def reset_state(self) -> None:
         kept = [
             (cid, timer.instance_id, timer.event)
@@ -390,12 +420,14 @@ class Watched(MemoryRegistry):
         self.delivering = threading.local()
         super().__init__(**options)
 
+    @override
     def __getattribute__(self, name: str) -> Any:
         if name in OPERATIONS:
             inside = getattr(object.__getattribute__(self, "delivering"), "now", False)
             called.add((name, inside))
         return object.__getattribute__(self, name)
 
+    @override
     def _wrapped(self, dispatch: Dispatch) -> Dispatch:
         def deliver(cid: str, event: Event) -> Any:
             self.delivering.now = True

@@ -12,6 +12,7 @@ from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler
 
 import pytest
+from typing_extensions import override
 
 import stube
 
@@ -61,7 +62,8 @@ def wsgi_host() -> Iterator[tuple[str, Any]]:
 class Quiet(WSGIRequestHandler):
     """Without a line on stderr for each request."""
 
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - its name there
+    @override
+    def log_message(self, format: str, *args: Any) -> None:
         pass
 
 

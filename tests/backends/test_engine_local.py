@@ -13,6 +13,7 @@ from types import FrameType
 from typing import Any
 
 import pytest
+from typing_extensions import override
 
 import stube
 from stube import ConversationEnded, Event, RegistryClosed, RegistryFull
@@ -79,15 +80,18 @@ class ByHand(LocalRegistry):
         assert not self._core.nested()
         return result
 
+    @override
     def _start_serving(self, core: Core) -> None:
         self._refuse_if_closed(core)
         self.started += 1
         core.serving = True
 
+    @override
     def _stop_serving(self, core: Core, timeout: float | None) -> bool:
         self.stopped.append(timeout)
         return not core.nested()
 
+    @override
     def _wake(self, core: Core) -> None:
         assert core is self._core
         self.wakes += 1
@@ -104,14 +108,17 @@ class Hooked(Engine):
         if hook is not None:
             hook()
 
+    @override
     def begin(self, now: int, failed: bool | None = None) -> Any:
         self._call_hook()
         return super().begin(now, failed)
 
+    @override
     def schedule(self, owner: Any, cid: str, instance_id: str, delay: int, event: Any, now: int) -> Timer:
         self._call_hook()
         return super().schedule(owner, cid, instance_id, delay, event, now)
 
+    @override
     def publish(self, topic_name: str, message: Any, now: int, *, checked: bool = False) -> int:
         self._call_hook()
         return super().publish(topic_name, message, now, checked=checked)
@@ -120,6 +127,7 @@ class Hooked(Engine):
 class HookedByHand(ByHand):
     """Moved by hand, on an engine with a hook."""
 
+    @override
     def _new_core(self, dispatch: Any) -> Core:
         return Core(threading.RLock(), Hooked(None), dispatch)
 
@@ -1075,6 +1083,7 @@ def test_what_is_handed_on_is_counted_first_and_raised_without_a_context(
             raise stop
 
     class Handler(logging.Handler):
+        @override
         def emit(self, record: logging.LogRecord) -> None:
             if where == "log":
                 raise stop
@@ -1208,6 +1217,7 @@ def test_until_a_dispatch_is_installed_deliveries_go_nowhere() -> None:
     """Fault: they fail, or are counted as failed."""
 
     class Silent(ByHand):
+        @override
         def install_dispatch(self, dispatch: Any, /) -> None:
             pass
 

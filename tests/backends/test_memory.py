@@ -13,6 +13,7 @@ from types import FrameType
 from typing import Any, Final
 
 import pytest
+from typing_extensions import override
 
 from stube import Event, RegistryClosed, RegistryFull, Stats
 from stube.testing._drive import PATIENCE, Injector, check_ledger, run_script, run_threads, tracing, watchdog
@@ -732,6 +733,7 @@ class Stepped:
 class Raising(logging.Handler):
     """A log handler that raises."""
 
+    @override
     def emit(self, record: logging.LogRecord) -> None:
         raise OSError("disk full")
 
@@ -1337,6 +1339,7 @@ def test_repeated_use_keeps_the_engine_empty(registry: MemoryRegistry) -> None:
 class _OutsideThreading(Injector):
     """Leaves the lines of `Thread.start` itself alone, where a lock of Python's own may be held for ever."""
 
+    @override
     def __call__(self, frame: FrameType, event: str, argument: Any) -> Any:
         return None if frame.f_code.co_filename == threading.__file__ else super().__call__(frame, event, argument)
 
@@ -1384,6 +1387,7 @@ def test_the_thread_of_a_start_that_was_broken_off_never_delivers_beside_another
         return time.monotonic_ns()
 
     class BreaksOff(MemoryRegistry):
+        @override
         def _spawn(self, serve: Callable[[], None]) -> Callable[[float | None], bool]:
             if broken:
                 return super()._spawn(serve)

@@ -18,6 +18,7 @@ from functools import partial
 from typing import Any, Final
 
 import pytest
+from typing_extensions import override
 
 import stube
 from stube import Conversations, Event, RegistryClosed, RegistryFull, Stats
@@ -281,6 +282,7 @@ def test_a_name_of_a_subclass_leads_to_the_shard_of_the_plain_string(make: Make)
     """Fault: an enum, or a string with a hash of its own, is hashed as itself, and its conversation cannot be found."""
 
     class Odd(str):
+        @override
         def __hash__(self) -> int:
             return 1 + str.__hash__(self)
 
@@ -748,6 +750,7 @@ def test_a_finalizer_that_comes_while_its_thread_catches_up_is_not_forgotten(
     core = registry._shards[0].core
 
     class Deferred(dict[int, Any]):
+        @override
         def pop(self, *arguments: Any) -> Any:  # a signal handler comes in, and its operation is interrupted too
             if not handled:
                 handled.append(True)
@@ -792,6 +795,7 @@ def test_another_threads_notes_are_no_nested_calls_business(make: Make) -> None:
         def __call__(self) -> None:
             """Nothing is to be done."""
 
+        @override
         def __eq__(self, another: object) -> bool:
             go_on.set()
             assert done.wait(PATIENCE)
