@@ -1,5 +1,7 @@
 """From a spec to a running backend: finds the entry point, loads it, checks the options, calls the factory.
 
+A factory is what an entry point names: the backend's class, or a function that returns a backend.
+
 Backends are entry points of the group `stube.backends`; those that ship with stube stand there exactly as
 those of anyone else. Nothing of a backend is imported before it is asked for, and everything that only a call
 needs is imported by the call, so that `import stube` stays cheap.
@@ -42,7 +44,7 @@ def create_registry(spec: str | Mapping[str, object] = "memory", /, **options: o
         spec: which backend, in one of four forms: a name (`"sharded"`); a URL whose query holds options
             (`"sharded://?shards=8"`); a mapping with the key `"backend"`, whose other keys are options
             (`{"backend": "sharded", "shards": 8}`, as it comes out of TOML or JSON; its `"backend"` may be
-            any of the other forms); or a factory (`"package.module:factory"`).
+            any of the other forms); or a class or function (`"package.module:factory"`).
         options: options of the backend. In a URL they are text and are converted (`none` for `None`, `true`
             and `false`); elsewhere they must have the type that the backend declares.
 
@@ -107,7 +109,7 @@ class BackendInfo:
     error: str | None = None
     """Why it does not load, in two sentences; None when it does."""
     options: tuple[str, ...] = ()
-    """The names of its options, in the order of its factory's signature; empty when it does not load."""
+    """The names of its options, in the order of the signature of its class; empty when it does not load."""
 
 
 def available_backends() -> list[BackendInfo]:
@@ -190,7 +192,7 @@ def _two_sentences(text: str) -> str:
 
 
 class _Source:
-    """Where a factory is to be found, and who brings it."""
+    """Where to find a factory, and which distribution brings it."""
 
     def __init__(self, name: str, target: str, distribution: str = "", version: str = "") -> None:
         self.name = name

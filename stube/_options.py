@@ -1,8 +1,8 @@
 """The options of a backend: the annotated, keyword-only signature of its factory is their schema.
 
-Text from a URL is converted by the annotation; a value from a mapping or a keyword is checked against it. The
-annotations that count are `int`, `float`, `bool`, `str`, `None`, `Literal`, callables, and unions of these. A
-value for any other annotation is the factory's own affair.
+A factory is the backend's class, or a function that returns a backend. Text from a URL is converted by the annotation;
+a value from a mapping or a keyword is checked against it. The annotations that count are `int`, `float`, `bool`, `str`,
+`None`, `Literal`, callables, and unions of these. The factory itself must check a value for any other annotation.
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ _WORDS: Final = {
     **dict.fromkeys(("true", "yes", "on", "1"), True),
     **dict.fromkeys(("false", "no", "off", "0"), False),
 }
+_NAME_A_FACTORY: Final = "Name a class or a function that is written in Python and takes (*, option: type = default)."
 _ARTICLES: Final = {int: "an int", float: "a float", bool: "a bool", str: "a str", NoneType: "None"}
 
 
 class Option:
-    """One parameter of a factory."""
+    """One keyword-only parameter of a factory."""
 
     __slots__ = ("default", "name", "parts")
 
@@ -76,32 +77,31 @@ def schema_of(factory: object, label: str) -> dict[str, Option]:
     """The options of a factory by their names, in the order of its signature.
 
     Args:
-        factory: what the entry point or the spec names.
+        factory: what the entry point or the spec names: a class, or a function that returns a backend.
         label: whose factory it is, for the errors, such as `backend 'sharded'`.
 
     Raises:
         BackendLoadError: it is not callable, has a parameter that is not keyword-only, or has no signature.
     """
-    from inspect import Parameter, signature
+    from inspect import Parameter, isclass, signature
 
     if not callable(factory):
         raise BackendLoadError(
-            f"The factory of the {label} is {show(factory)}, which is not callable. "
-            "Name a function create(*, option: type = default) that returns the backend."
+            f"The factory of the {label} is {show(factory)}, which is not callable. {_NAME_A_FACTORY}"
         )
+    kind = "class" if isclass(factory) else "factory"
     try:
         parameters = signature(factory).parameters.values()
     except (TypeError, ValueError, NameError) as exc:
         raise BackendLoadError(
-            f"The factory of the {label} has no signature that can be read. "
-            "Name a Python function create(*, option: type = default)."
+            f"The {kind} of the {label} has no signature that can be read. {_NAME_A_FACTORY}"
         ) from exc
     for parameter in parameters:
         if parameter.kind is not Parameter.KEYWORD_ONLY:
             stars = "**" if parameter.kind is Parameter.VAR_KEYWORD else ""
             stars = "*" if parameter.kind is Parameter.VAR_POSITIONAL else stars
             raise BackendLoadError(
-                f"The factory of the {label} has the parameter '{stars}{parameter.name}', "
+                f"The {kind} of the {label} has the parameter '{stars}{parameter.name}', "
                 "which is not keyword-only. Put every parameter behind a '*' and give it a name."
             )
     namespace = _namespace(factory)

@@ -20,7 +20,7 @@ NAME: Final = re.compile(r"[\w.+-]+")
 """A backend's name."""
 _DOTTED: Final = r"[^\W\d]\w*(?:\.[^\W\d]\w*)*"
 TARGET: Final = re.compile(rf"(?P<module>{_DOTTED}):(?P<attribute>{_DOTTED})")
-"""`package.module:factory`; the factory may be a dotted path."""
+"""`package.module:factory`; the factory, a class or a function, may be a dotted path."""
 
 _FORMS: Final = "Write a name ('memory'), a URL ('memory://?option=value') or 'package.module:factory'."
 _LONGEST: Final = 120  # characters of a value that a message shows

@@ -79,7 +79,7 @@ of its own use that page and compares what they saw with what the registry says.
 
 _DEMO_EXAMPLES: Final = """\
 the registry, the first of these that is given:
-  --registry SPEC                    a name, a URL or a factory
+  --registry SPEC                    a name, a URL or package.module:factory
   --config FILE                      a TOML file with a table such as
                                          [registry]
                                          backend = "memory"

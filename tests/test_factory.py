@@ -298,6 +298,67 @@ def test_any_callable_with_a_keyword_only_signature_is_a_factory(site: Site, mak
     )
 
 
+CLASS = """
+    from __future__ import annotations
+
+    from collections.abc import Callable
+
+    class Base:
+        def __init__(self, *, shards: int = 8, on_error: Callable[[str], None] | None = None):
+            if shards < 1:
+                raise ValueError(f"shards must be at least 1, not {shards}.")
+            self.options = {"shards": shards, "on_error": on_error}
+
+    class Registry(Base):
+        "It has no __init__ of its own."
+
+    class Bare:
+        options = {}
+"""
+
+
+@pytest.fixture
+def classes(site: Site) -> Site:
+    """Backends whose entry points name classes."""
+    entries = {"wide": "acme_class:Registry", "bare": "acme_class:Bare [fast]"}
+    site.add("acme", entries, {"acme_class.py": CLASS})
+    return site
+
+
+def test_the_signature_of_a_class_is_the_schema(classes: Site) -> None:
+    """Fault: a class whose __init__ is inherited from another module or class has no options."""
+    assert options_of(create_registry("wide")) == {"shards": 8, "on_error": None}
+    assert options_of(create_registry("wide://?shards=3&on_error=none")) == {"shards": 3, "on_error": None}
+    assert options_of(create_registry("wide", shards=3, on_error=print)) == {"shards": 3, "on_error": print}
+    assert options_of(create_registry("bare")) == {}
+    assert [(info.name, info.options) for info in available_backends()] == [
+        ("bare", ()),
+        ("wide", ("shards", "on_error")),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("spec", "options", "message"),
+    [
+        ("wide", {"shard": 3}, "The backend 'wide' has no option 'shard'. "
+         "Use one of on_error, shards; 'shards' is the nearest."),
+        ("wide", {"shards": "3"}, "The option 'shards' of the backend 'wide' must be an int, not '3'. "
+         "Give such a value, or leave it out for 8."),
+        ("wide://?on_error=print", {}, "The option 'on_error' of the backend 'wide' cannot be given in a URL. "
+         "Pass it as a keyword of create_registry."),
+        ("wide", {"shards": 0}, "The backend 'wide' refuses its options: shards must be at least 1, not 0. "
+         "Change what this names."),
+        ("bare", {"shards": 3}, "The backend 'bare' has no option 'shards'. It takes none, so leave this one out."),
+    ],
+)  # fmt: skip
+def test_errors_about_the_options_of_a_class(
+    classes: Site, spec: str, options: dict[str, object], message: str
+) -> None:
+    error = error_of(create_registry, spec, **options)
+    assert type(error) is ConfigError
+    assert str(error) == message
+
+
 # Conversion of text, and the check of values
 
 
@@ -808,11 +869,13 @@ def test_a_factory_that_is_not_there(fakes: Site) -> None:
     )
 
 
+NAME_A_FACTORY = "Name a class or a function that is written in Python and takes (*, option: type = default)."
+
+
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("create = 5", "The factory of the backend 'odd' is 5, which is not callable. "
-         "Name a function create(*, option: type = default) that returns the backend."),
+        ("create = 5", f"The factory of the backend 'odd' is 5, which is not callable. {NAME_A_FACTORY}"),
         ("def create(shards=8): ...", "The factory of the backend 'odd' has the parameter 'shards', which is not "
          "keyword-only. Put every parameter behind a '*' and give it a name."),
         ("def create(shards, /): ...", "The factory of the backend 'odd' has the parameter 'shards', which is not "
@@ -821,8 +884,15 @@ def test_a_factory_that_is_not_there(fakes: Site) -> None:
          "not keyword-only. Put every parameter behind a '*' and give it a name."),
         ("def create(*, a=1, **rest): ...", "The factory of the backend 'odd' has the parameter '**rest', which "
          "is not keyword-only. Put every parameter behind a '*' and give it a name."),
-        ("create = type", "The factory of the backend 'odd' has no signature that can be read. "
-         "Name a Python function create(*, option: type = default)."),
+        ("create = type", f"The class of the backend 'odd' has no signature that can be read. {NAME_A_FACTORY}"),
+        ("create = 'x'.join", "The factory of the backend 'odd' has the parameter 'iterable', which is not "
+         "keyword-only. Put every parameter behind a '*' and give it a name."),
+        ("class create:\n    def __init__(self, shards=8): ...", "The class of the backend 'odd' has the parameter "
+         "'shards', which is not keyword-only. Put every parameter behind a '*' and give it a name."),
+        ("class create:\n    def __init__(self, *shards): ...", "The class of the backend 'odd' has the parameter "
+         "'*shards', which is not keyword-only. Put every parameter behind a '*' and give it a name."),
+        ("class create:\n    def __init__(self, *, a=1, **rest): ...", "The class of the backend 'odd' has the "
+         "parameter '**rest', which is not keyword-only. Put every parameter behind a '*' and give it a name."),
     ],
 )  # fmt: skip
 def test_a_factory_of_the_wrong_shape_is_refused(site: Site, source: str, message: str) -> None:
