@@ -8,6 +8,7 @@
 1800000.0 c1 Event('main', 'idle')
 """
 
+from stube._callables import is_coroutine_function
 from stube._clock import monotonic_ns
 from stube._conversations import Conversation, Conversations
 from stube._errors import (
@@ -66,6 +67,7 @@ __all__ = [
     "available_backends",
     "create_registry",
     "is_async",
+    "is_coroutine_function",
     "is_virtual",
     "monotonic_ns",
     "registry_from_env",

@@ -19,6 +19,7 @@ import tomllib
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -1134,6 +1135,31 @@ def test_a_kind_needs_the_capability_and_the_methods(
     if capabilities is not None:
         registry.capabilities = frozenset(capabilities)
     assert (stube.is_virtual(registry), stube.is_async(registry)) == (virtual, awaits)
+
+
+class Callables:
+    async def method(self, *arguments: object) -> None: ...
+
+    async def __call__(self, *arguments: object) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("function", "awaited"),
+    [
+        (Callables().method, True),
+        (Callables(), True),
+        (partial(Callables().method, 1), True),
+        (partial(partial(Callables(), 1), 2), True),
+        (Callables, False),
+        (partial(Callables), False),
+        (print, False),
+        (lambda cid, event: None, False),
+        (5, False),
+    ],
+)
+def test_a_coroutine_function_is_recognised_in_every_wrapping(function: object, awaited: bool) -> None:
+    """Fault: an object with an async `__call__`, or a partial of one, is taken for a plain function."""
+    assert stube.is_coroutine_function(function) is awaited
 
 
 # The shipped backends, and what importing costs
