@@ -138,7 +138,7 @@ def test_fastapi_host_has_a_clock_a_chat_and_streams_that_come_back(monkeypatch:
             assert again.rest()[-1] == ("bye", '{"reason": "ended"}')
             assert listening.rest()[-1] == ("bye", '{"reason": "ended"}')
         nothing_is_left(host)
-        assert host._sessions == {}
+        assert len(host._sessions) == 0
         assert browser.status(first) == 404
 
 
