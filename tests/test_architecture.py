@@ -10,6 +10,7 @@ import ast
 import importlib
 import io
 import json
+import re
 import subprocess
 import sys
 import tokenize
@@ -344,6 +345,24 @@ def test_the_modules_that_rules_name_exist() -> None:
 def test_a_comment_or_docstring_is_no_line_of_code() -> None:
     source = '"""One.\n\nTwo."""\n\n# three\nx = """a\nb"""\n\n\ndef f(\n    y: int,\n) -> None:\n    """Four."""\n'
     assert _lines_of_code(_module("stube.x", source)) == 5
+
+
+# The cases
+
+
+def _cases(text: str) -> set[str]:
+    return set(re.findall(r"\bCase (\d+[a-z]?)\b", text))
+
+
+def test_the_page_of_cases_has_the_cases_that_tests_name() -> None:
+    """Fault: a test names a case that a reader cannot look up, or the page has one that no test proves."""
+    page = (ROOT / "docs" / "cases.md").read_text(encoding="utf-8")
+    tests = [*(ROOT / "tests").rglob("*.py"), *(ROOT / "stube" / "testing").rglob("*.py")]
+    named = {case for path in tests for case in _cases(path.read_text(encoding="utf-8"))}
+    described: list[str] = re.findall(r"^\*\*Case (\d+[a-z]?): ", page, re.MULTILINE)
+    assert sorted(set(described)) == sorted(described)
+    assert set(described) == named
+    assert _cases(page) == named
 
 
 # What is public
