@@ -1,4 +1,4 @@
-"""What is registered, and what dispatch receives: the event spec and the event."""
+"""The event spec, with which timers and subscriptions are registered, and the event, which dispatch receives."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ class _NoPayload:
 
 
 NO_PAYLOAD: Final = _NoPayload()
-"""The payload of an event that carries none. It is not `None`, for `None` is a payload like any other."""
+"""The payload of an event that carries none. It is not `None`, because `None` is a payload like any other."""
 
 _NO_SIGNALS: Final[Mapping[str, Any]] = MappingProxyType({})
 
 EventSpec: TypeAlias = str | tuple[str, *tuple[Any, ...]] | list[Any]
-"""What a timer or a subscription is registered with: a name, or `(name, *payload)` as a tuple or a list."""
+"""The event with which a timer or a subscription is registered: a name, or `(name, *payload)` as a tuple or a list."""
 
 
 class Event:
-    """What a handler receives: which instance it is for, what happened, and with what.
+    """One delivery, as a handler receives it: for which instance, what happened, and with which payload.
 
     Args:
         instance_id: the component of the conversation that the event is for.
@@ -79,17 +79,17 @@ class Event:
 
     @property
     def name(self) -> str:
-        """What happened."""
+        """The name of the event: what happened."""
         return self._name
 
     @property
     def payload(self) -> Any:
-        """What came with it, or `NO_PAYLOAD`."""
+        """The payload, or `NO_PAYLOAD`."""
         return self._payload
 
     @property
     def signals(self) -> Mapping[str, Any]:
-        """What a browser posted along; empty for timers and publications."""
+        """The signals that a browser posted along; empty for timers and publications."""
         return self._signals
 
     def _key(self) -> tuple[Any, ...]:

@@ -2,9 +2,9 @@
 
 A factory is what an entry point names: the backend's class, or a function that returns a backend.
 
-Backends are entry points of the group `stube.backends`; those that ship with stube stand there exactly as
-those of anyone else. Nothing of a backend is imported before it is asked for, and everything that only a call
-needs is imported by the call, so that `import stube` stays cheap.
+Backends are entry points of the group `stube.backends`; those that ship with stube are registered in the same way as
+those of any other distribution. A backend is imported when a spec asks for it, and a module that only a call needs is
+imported by the call, so that `import stube` stays cheap.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def create_registry(spec: Literal["asyncio"], /, **options: object) -> AsyncBack
 @overload
 def create_registry(spec: str | Mapping[str, object] = "memory", /, **options: object) -> Backend: ...
 def create_registry(spec: str | Mapping[str, object] = "memory", /, **options: object) -> Backend:
-    """A new registry.
+    """Create a registry.
 
     Args:
         spec: which backend, in one of four forms: a name (`"sharded"`); a URL whose query holds options
@@ -49,7 +49,7 @@ def create_registry(spec: str | Mapping[str, object] = "memory", /, **options: o
             and `false`); elsewhere they must have the type that the backend declares.
 
     Returns:
-        A registry that nobody else has. No thread runs and no connection is open yet (G23).
+        A new registry, which only the caller has. No thread runs and no connection is open yet (G23).
 
     Raises:
         UnknownBackendError: no installed backend has the name.
@@ -73,7 +73,7 @@ def create_registry(spec: str | Mapping[str, object] = "memory", /, **options: o
 
 
 def registry_from_env(default: str | Mapping[str, object] = "memory", **options: object) -> Backend:
-    """A new registry, of the spec in the environment variable `STUBE_REGISTRY`.
+    """Create a registry from the spec in the environment variable `STUBE_REGISTRY`.
 
     Args:
         default: the spec to use when the variable is unset or empty.
@@ -102,18 +102,18 @@ class BackendInfo:
 
     name: str
     distribution: str
-    """What is installed that brings the backend."""
+    """The name of the distribution that brings the backend."""
     version: str
     loads: bool
-    """Whether `create_registry` could use it."""
+    """True when `create_registry` can use it."""
     error: str | None = None
-    """Why it does not load, in two sentences; None when it does."""
+    """The reason why it does not load, in two sentences; None when it loads."""
     options: tuple[str, ...] = ()
     """The names of its options, in the order of the signature of its class; empty when it does not load."""
 
 
 def available_backends() -> list[BackendInfo]:
-    """Every backend that is installed, by name; also those that do not load, with the reason.
+    """List every installed backend by name; also those that do not load, with the reason.
 
     This imports each of them. A name that two distributions claim is listed once for each. Each call looks at what is
     installed now; `create_registry` looks again only when `sys.path` has changed or when it does not find a name.
@@ -137,7 +137,7 @@ def available_backends() -> list[BackendInfo]:
 
 
 def _create(spec: object, options: dict[str, object], origin: str = "") -> Backend:
-    """`_build`, its errors made fit to be seen: no password in or behind them, and where the spec is from."""
+    """Call `_build`, and rewrite its errors: no password in them or in their chain, and where the spec came from."""
     secrets = Secrets(spec, options)
     try:
         return _build(spec, options)
@@ -147,12 +147,12 @@ def _create(spec: object, options: dict[str, object], origin: str = "") -> Backe
             raise
         if cause is not None and secrets.shown_by(cause):
             cause = None
-    # Out here the original is not the context of what is raised, so nothing that prints a chain can show it.
+    # Outside the `except` block the original error is not the context of the new one, so no traceback can show it.
     raise error from cause
 
 
 def _presentable(exc: Exception, secrets: Secrets, origin: str) -> Exception:
-    """The error to raise in place of `exc`; `exc` itself when there is nothing to hide and nothing to add."""
+    """Return the error to raise in place of `exc`; `exc` itself when there is nothing to hide and nothing to add."""
     own = isinstance(exc, (UnknownBackendError, BackendLoadError, ConfigError))
     if not secrets.shown_by(exc) and not (own and origin):
         return exc
@@ -181,7 +181,7 @@ def _build(spec: object, options: dict[str, object]) -> Backend:
 
 
 def _two_sentences(text: str) -> str:
-    """What a backend says, with the second sentence that it may lack."""
+    """Add a second sentence, what to do, to the text of a backend that has only one."""
     text = text.strip() or "it does not say more"
     if re.search(r"[.!?]\s+[A-Z]", text):
         return text
@@ -213,7 +213,7 @@ def _find(backend: str) -> _Source:
     if backend in installed:
         return _only(backend, installed[backend])
     if not installed:
-        advice = f"Install a distribution with entry points in the group {GROUP!r}, for there is none."
+        advice = f"Install a distribution with entry points in the group {GROUP!r}, because there is none."
     else:
         near = nearest(backend, installed)
         hint = f"; {near!r} is the nearest" if near else ""
@@ -226,17 +226,17 @@ _latest_scan: tuple[list[str], dict[str, list[_Source]]] = ([], {})
 
 
 def _installed() -> dict[str, list[_Source]]:
-    """The sources of each name, from the latest scan if `sys.path` is still the same.
+    """Return the sources of each name, from the latest scan if `sys.path` is still the same.
 
-    A scan reads the metadata of every distribution, which takes a hundred times as long as all else that creates a
-    registry. What was installed after it is missing here.
+    A scan reads the metadata of every distribution, which takes a hundred times as long as everything else that creates
+    a registry. A distribution that was installed after the scan is missing here.
     """
     path, installed = _latest_scan
     return installed if path == sys.path else _scan()
 
 
 def _scan() -> dict[str, list[_Source]]:
-    """The sources of each name, one for each distribution that claims it, as they are installed now."""
+    """Scan what is installed now: the sources of each name, one for each distribution that claims it."""
     global _latest_scan
     from importlib.metadata import entry_points
 
@@ -254,7 +254,7 @@ def _scan() -> dict[str, list[_Source]]:
 
 
 def _origin(entry: EntryPoint) -> tuple[str, str]:
-    # Metadata in the wild may lack either.
+    # The metadata of a distribution may lack its name, its version, or both.
     metadata: Any = entry.dist.metadata if entry.dist else {}
     return metadata.get("Name") or "(unnamed)", metadata.get("Version") or "(unknown)"
 
@@ -275,7 +275,7 @@ _latest_schemas: dict[str, tuple[object, dict[str, Option]]] = {}
 
 
 def _load(source: _Source) -> tuple[Any, dict[str, Option]]:
-    """The factory and its schema."""
+    """Import the factory; return it with its schema."""
     from functools import reduce
     from importlib import import_module
 
@@ -287,7 +287,7 @@ def _load(source: _Source) -> tuple[Any, dict[str, Option]]:
         )
     try:
         module = import_module(target["module"])
-    except Exception as exc:  # whatever a stranger's module raises
+    except Exception as exc:  # a backend's module may raise anything
         raise _load_error(source, exc) from exc
     try:
         factory = reduce(getattr, target["attribute"].split("."), module)
@@ -308,7 +308,7 @@ def _load_error(source: _Source, exc: Exception) -> BackendLoadError:
     module = source.target.partition(":")[0].strip()
     if isinstance(exc, ModuleNotFoundError) and exc.name:
         missing = exc.name.partition(".")[0]
-        # A missing part of the backend's own package is a fault of that package; no extra would bring it.
+        # If a module of the backend's own package is missing, the package is broken, and no extra would install it.
         if missing not in (module.partition(".")[0], "stube"):
             return BackendLoadError(
                 f"The {source.label} needs the module {exc.name!r}, which is not installed. {_how_to_install(source)}",
@@ -317,7 +317,7 @@ def _load_error(source: _Source, exc: Exception) -> BackendLoadError:
     first_line = f"{type(exc).__name__}: {exc}".partition("\n")[0]
     cure = f"Repair or reinstall {source.distribution!r}" if source.distribution else "Correct spec or module"
     return BackendLoadError(
-        f"The module {module!r} of the {source.label} cannot be imported, for it raises {first_line!r}. {cure}."
+        f"The module {module!r} of the {source.label} cannot be imported, because it raises {first_line!r}. {cure}."
     )
 
 

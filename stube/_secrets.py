@@ -22,18 +22,18 @@ def is_secret(option: str) -> bool:
 
 
 def redacted(text: str) -> str:
-    """`text` without whatever may be a password in it: all between the first ':' and the last '@'.
+    """Remove from `text` what may be a password: everything between the first ':' and the last '@'.
 
     >>> redacted("redis://:p@ss@host/0"), redacted("redis://:pass/0")
     ('redis:***@host/0', 'redis://:***/0')
     """
     text = re.sub(r":.*@", f":{HIDDEN}@", text, flags=re.DOTALL)
-    # What stands at the place of a port and is no number is a password whose '@' was forgotten.
+    # A text in the place of the port that is not a number is a password whose '@' was forgotten.
     return re.sub(r"(://[^/?#@]*):(?!\d*(?:[/?#]|$))[^/?#@]*", rf"\1:{HIDDEN}", text)
 
 
 def shown(spec: object) -> str:
-    """The backend of a spec as the name of a test shows it, without options of a mapping and without passwords.
+    """Return the backend of a spec as the name of a test shows it, without options of a mapping and without passwords.
 
     >>> shown("redis://me:hunter2@host?db=1&token=abc"), shown({"backend": "virtual://?start_ms=5", "url": "x"})
     ('redis://***@host?db=1&token=***', 'virtual://?start_ms=5')
@@ -64,18 +64,18 @@ class Secrets:
         self._pattern = re.compile("|".join(longest_first), re.IGNORECASE) if longest_first else None
 
     def redact(self, text: str) -> str:
-        """`text` with every form of every secret replaced."""
+        """Replace every form of every secret in `text`."""
         return self._pattern.sub(HIDDEN, text) if self._pattern else text
 
     def shown_by(self, exc: BaseException) -> bool:
-        """Whether a secret is in the error, or in one that it was raised from, while handling, or with."""
+        """Tell whether a secret is in the error, in its cause or context, or in an error of its group."""
         return self._pattern is not None and any(
             self._pattern.search(text) for error in _linked(exc) for text in _texts_of(error)
         )
 
 
 def _secrets(spec: object, keywords: Mapping[str, object]) -> tuple[set[str], set[str]]:
-    """What to hide anywhere, and what to hide in front of an '@', both in every form."""
+    """Collect the texts to hide anywhere, and those to hide in front of an '@', both in every form."""
     hidden: set[str] = set()
     users: set[str] = set()
     options = {**spec, **keywords} if isinstance(spec, Mapping) else {"backend": spec, **keywords}
@@ -97,7 +97,7 @@ def _secrets(spec: object, keywords: Mapping[str, object]) -> tuple[set[str], se
 
 
 def _forms(secret: str, *, in_pieces: bool = False) -> set[str]:
-    """The ways in which a text may repeat a secret; with `in_pieces` also its longer pieces.
+    """Return the ways in which a text may repeat a secret; with `in_pieces` also its longer pieces.
 
     A parser that meets a bare delimiter in a decoded password complains about one piece of it.
     """

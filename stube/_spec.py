@@ -1,4 +1,4 @@
-"""The forms of a spec, and what of it may be shown.
+"""The forms of a spec, and how a message shows a value.
 
 A spec says which backend is meant and with which options: a name, a URL, a mapping, or
 `package.module:factory`. `parse_spec` brings the four to one form without knowing any backend, and `show` writes
@@ -27,7 +27,7 @@ _LONGEST: Final = 120  # characters of a value that a message shows
 
 
 class Spec:
-    """A parsed spec. A plain class, for the repr of anything richer would show the URL and its password."""
+    """A parsed spec. It is a plain class, because the repr of a dataclass would show the URL with its password."""
 
     __slots__ = ("address", "backend", "texts", "url", "values")
 
@@ -35,9 +35,9 @@ class Spec:
         self.backend = backend
         """A name, or `package.module:factory`."""
         self.url = url
-        """The whole URL; None when the spec is none."""
+        """The whole URL; None when the spec is not a URL."""
         self.address = False
-        """Whether the URL says more than a name and options: user, host, port, path or fragment."""
+        """True when the URL has more than a name and options: a user, host, port, path or fragment."""
         self.texts: dict[str, str] = {}
         """The options of the URL's query: decoded, and still text."""
         self.values: dict[str, object] = {}
@@ -45,11 +45,11 @@ class Spec:
 
 
 def parse_spec(spec: object, keywords: Mapping[str, object]) -> Spec:
-    """One form for every spec.
+    """Bring a spec in any of its forms to one form.
 
     Args:
-        spec: what the caller of `create_registry` gave; anything at all.
-        keywords: the options that came with it.
+        spec: the argument of `create_registry`; it may be any object.
+        keywords: the options that were given with it.
 
     Raises:
         ConfigError: the spec has a wrong type or a wrong form, or gives an option twice.
@@ -93,10 +93,10 @@ def _parse_text(text: str) -> Spec:
         return Spec(text)
     if not is_url or not NAME.fullmatch(name):
         raise ConfigError(f"The spec {show(text)} is malformed. {_FORMS}")
-    # Split by hand: urllib drops tabs and newlines, and quotes the user and the password in its own errors.
+    # The URL is not split by urllib, which drops tabs and newlines and quotes the user and the password in its errors.
     authority, behind = re.fullmatch(r"([^/?#]*)(.*)", rest, re.DOTALL).groups()  # type: ignore[union-attr]
     if "@" in behind:
-        # A password with a bare '/', '?' or '#' looks like this: what seems to be path and query is its end.
+        # A password that contains an unencoded '/', '?' or '#' looks like this: the seeming path and query are its end.
         raise ConfigError(
             f"The URL {show(text)} has an '@' behind its host. "
             "Percent-encode special characters: '@' as %40, '/' as %2F, '?' as %3F, '#' as %23."
@@ -129,16 +129,16 @@ def _percent_decoded(text: str) -> str | None:
 
     try:
         return unquote_plus(text, errors="strict")
-    except UnicodeDecodeError:  # it holds the bytes, so it must not even become the context of another error
+    except UnicodeDecodeError:  # it contains the secret bytes, so it must not become the context of another error
         return None
 
 
 def show(value: object, option: str = "") -> str:
-    """How a message shows a value: plain ones as Python writes them, others by their type.
+    """Return a value as a message shows it: a plain value as Python writes it, any other by its type.
 
     Args:
-        value: what a caller gave. No code of its class runs.
-        option: the name of the option that it is for; the values of those named like a password are hidden.
+        value: any object that a caller gave. No code of its class runs.
+        option: the name of the option; if it is named like a password, the value is hidden.
 
     >>> show("redis://:secret@host"), show([1, 2]), show("abc", "auth_token")
     ("'redis:***@host'", 'a list', "'***'")

@@ -587,9 +587,9 @@ def test_an_unknown_keyword_is_refused(fakes: Site) -> None:
         ({"backend": "sharded://?shards=8", "shards": 8}, {},
          "The option 'shards' is given twice, in the URL and in the mapping. Give it once."),
         ("server://h", {"url": "server://i"},
-         "The option 'url' is given twice, for the spec is a URL itself. Give it once."),
+         "The option 'url' is given twice, because the spec itself is a URL. Give it once."),
         ("server://h?url=server://i", {},
-         "The option 'url' is given twice, for the spec is a URL itself. Give it once."),
+         "The option 'url' is given twice, because the spec itself is a URL. Give it once."),
     ],
 )  # fmt: skip
 def test_an_option_given_twice_is_refused(fakes: Site, spec: Any, keywords: dict[str, Any], message: str) -> None:
@@ -601,7 +601,7 @@ def test_an_option_given_twice_is_refused(fakes: Site, spec: Any, keywords: dict
 def test_without_any_backend_the_message_says_what_to_install(site: Site) -> None:
     assert str(error_of(create_registry, "memory")) == (
         "No backend is named 'memory'. "
-        "Install a distribution with entry points in the group 'stube.backends', for there is none."
+        "Install a distribution with entry points in the group 'stube.backends', because there is none."
     )
 
 
@@ -832,7 +832,7 @@ def test_a_missing_driver_names_the_extra(site: Site) -> None:
         "Install the distribution that brings it."
     )
     assert str(error_of(create_registry, "inner")) == (
-        "The module 'acme_inner.backend' of the backend 'inner' cannot be imported, for it raises "
+        "The module 'acme_inner.backend' of the backend 'inner' cannot be imported, because it raises "
         "\"ModuleNotFoundError: No module named 'acme_inner.forgotten'\". Repair or reinstall 'acme-stube'."
     )
 
@@ -854,7 +854,7 @@ def test_a_module_that_fails_to_import_keeps_its_cause(site: Site, source: str, 
     assert cause is not None
     shown = shown or repr(f"{type(cause).__name__}: {cause}")
     assert str(error) == (
-        f"The module 'acme_broken' of the backend 'broken' cannot be imported, for it raises {shown}. "
+        f"The module 'acme_broken' of the backend 'broken' cannot be imported, because it raises {shown}. "
         "Repair or reinstall 'acme'."
     )
 
@@ -865,7 +865,7 @@ def test_a_factory_that_is_not_there(fakes: Site) -> None:
         "Correct the part behind the ':' or install another version."
     )
     assert str(error_of(create_registry, "acme.nope:create")) == (
-        "The module 'acme.nope' of the backend 'acme.nope:create' cannot be imported, for it raises "
+        "The module 'acme.nope' of the backend 'acme.nope:create' cannot be imported, because it raises "
         "\"ModuleNotFoundError: No module named 'acme.nope'\". Correct spec or module."
     )
 
