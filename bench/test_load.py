@@ -23,6 +23,8 @@ pytest.importorskip("resource", reason="this system has no limit of open files")
 
 import resource
 
+from typing_extensions import override
+
 from bench import report
 from bench.load import __main__ as command
 from bench.load import figures
@@ -146,9 +148,11 @@ class Wire(asyncio.Transport):
         self.asked: list[bytes] = []
         self.closed = False
 
+    @override
     def write(self, data: bytes | bytearray | memoryview) -> None:
         self.asked.append(bytes(data).partition(b" HTTP")[0])
 
+    @override
     def close(self) -> None:
         self.closed = True
 

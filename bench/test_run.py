@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typing_extensions import override
 
 from bench import run
 from bench.results import ResultsError, empty, merge_free_threaded, merged, read
@@ -140,6 +141,7 @@ def test_an_interrupted_step_leaves_no_process(tmp_path: Path, monkeypatch: pyte
     children: list[Any] = []
 
     class Interrupted(subprocess.Popen):  # type: ignore[type-arg]
+        @override
         def wait(self, timeout: float | None = None) -> int:
             children.append(self)
             if len(children) == 1:

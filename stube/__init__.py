@@ -8,6 +8,7 @@
 1800000.0 c1 Event('main', 'idle')
 """
 
+from stube._callables import is_coroutine_function
 from stube._clock import monotonic_ns
 from stube._conversations import Conversation, Conversations
 from stube._errors import (
@@ -22,7 +23,16 @@ from stube._errors import (
 )
 from stube._events import NO_PAYLOAD, Dispatch, Event, EventSpec
 from stube._factory import BackendInfo, available_backends, create_registry, registry_from_env
-from stube._registry import AsyncBackend, Backend, Delivery, Registry, TimerHandle, VirtualBackend
+from stube._registry import (
+    AsyncBackend,
+    Backend,
+    Delivery,
+    Registry,
+    TimerHandle,
+    VirtualBackend,
+    is_async,
+    is_virtual,
+)
 from stube._stats import ConversationInfo, Stats, SubscriptionInfo, TimerInfo
 
 __version__ = "0.1.0"
@@ -56,6 +66,9 @@ __all__ = [
     "__version__",
     "available_backends",
     "create_registry",
+    "is_async",
+    "is_coroutine_function",
+    "is_virtual",
     "monotonic_ns",
     "registry_from_env",
 ]

@@ -1,4 +1,4 @@
-"""The clock of every registry that is given no other, taken before anybody can replace the `time` module's."""
+"""The default clock of every registry, imported before a test can replace the function in the `time` module."""
 
 from time import monotonic_ns
 

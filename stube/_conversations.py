@@ -12,6 +12,7 @@ from typing import Any, Self
 from stube._errors import ConversationEnded
 from stube._events import EventSpec
 from stube._registry import Registry, TimerHandle
+from stube._typing import override
 
 __all__ = ["Conversation", "Conversations"]
 
@@ -21,9 +22,9 @@ _ONE_MILLISECOND = timedelta(milliseconds=1)
 class Conversation:
     """One live session, as its host holds it. Made by `Conversations.open`.
 
-    Any thread may call any method. As a context manager it ends at the end of the block. After `end()` nothing
-    of it fires again and nothing of it remains, even when a handler is re-arming its timers at that moment: the
-    methods that add raise `ConversationEnded`, and an add that races with `end()` is undone before it raises.
+    Any thread may call any method. As a context manager it ends at the end of the block. After `end()` no timer or
+    message of it is delivered and nothing of it remains, even if a handler schedules a timer of it at that moment: the
+    methods that add raise `ConversationEnded`, and an addition that races with `end()` is undone before it raises.
 
     >>> from stube import Conversations, create_registry
     >>> with create_registry("virtual") as registry:
@@ -37,17 +38,17 @@ class Conversation:
     """
 
     # Numbered races that the order of the lines avoids:
-    # 1. The immortal clock: `_ended` is set once and never unset. Every adding method reads it AFTER it has added, and
-    #    end() sets it BEFORE it removes: whichever comes first, one of the two sees the other.
-    # 2. A successor under the same cid: nobody opens one before `_lock` is free, so what end() removes, and what an
-    #    adding method undoes, both under that lock, is never the successor's.
+    # 1. A timer that cannot be stopped: `_ended` is set once and never unset. Every adding method reads it AFTER it has
+    #    added, and end() sets it BEFORE it removes. In each order, one of the two sees the other.
+    # 2. A successor under the same cid: `Conversations.open` makes one only when `_lock` is free. end() removes, and an
+    #    adding method undoes, under that lock, so neither of them removes anything of a successor.
     __slots__ = ("_cid", "_conversations", "_ended", "_lock")
 
     def __init__(self, conversations: Conversations, cid: str) -> None:
         self._conversations = conversations
         self._cid = cid
         self._ended = False
-        self._lock = threading.RLock()  # held while the end is made; re-entrant, for a finalizer may end it as well
+        self._lock = threading.RLock()  # held by end(); re-entrant, because a finalizer may call end() too
 
     @property
     def cid(self) -> str:
@@ -56,11 +57,11 @@ class Conversation:
 
     @property
     def ended(self) -> bool:
-        """Whether `end()` has been called."""
+        """True when `end()` has been called."""
         return self._ended
 
     def put_flow(self, flow_id: Any) -> None:
-        """Put the baton: the flow that the first stream must boot. See `Registry.put_pending_flow`."""
+        """Put the baton, which is the flow that the first stream must boot. See `Registry.put_pending_flow`."""
         registry = self._registry_if_live()
         registry.put_pending_flow(self._cid, flow_id)
         if self._ended:
@@ -70,7 +71,7 @@ class Conversation:
             raise self._error()
 
     def take_flow(self) -> Any | None:
-        """Take the baton, or None when there is none: taken, never put, or the conversation has ended."""
+        """Take the baton; None if it was taken, was never put, or the conversation has ended."""
         return self._conversations.registry.pending_flow(self._cid)
 
     def schedule(self, event: EventSpec, delay: float | timedelta, *, instance_id: str = "main") -> TimerHandle:
@@ -85,7 +86,7 @@ class Conversation:
         return handle
 
     def subscribe(self, topic: str, event: EventSpec, *, instance_id: str = "main") -> None:
-        """From now on messages on `topic` arrive as `event`. See `Registry.subscribe`."""
+        """Deliver each later message on `topic` as `event`. See `Registry.subscribe`."""
         registry = self._registry_if_live()
         registry.subscribe(cid=self._cid, instance_id=instance_id, topic=topic, event=event)
         if self._ended:
@@ -95,23 +96,23 @@ class Conversation:
             raise self._error()
 
     def unsubscribe(self, topic: str | None = None, *, instance_id: str = "main") -> int:
-        """Remove one subscription of the instance, or all of them; how many. Silent after the end."""
+        """Remove one subscription of the instance, or all; return how many. Silent after the end."""
         return self._conversations.registry.unsubscribe(cid=self._cid, instance_id=instance_id, topic=topic)
 
     def cancel_timers(self) -> int:
-        """Cancel every timer of the conversation; how many this call cancelled. Silent after the end."""
+        """Cancel every timer of the conversation; return how many this call cancelled. Silent after the end."""
         return self._conversations.registry.cancel_timers(self._cid)
 
     def end(self) -> None:
-        """End the conversation: when this returns nothing of it begins any more, and nothing of it remains.
+        """End the conversation: after the return no delivery of it begins, and nothing of it remains.
 
-        Idempotent; silent on a closed registry. A delivery that is running runs to its end, and may be the one
-        that called. Costs in proportion to what the conversation itself holds.
+        Idempotent; silent on a closed registry. A running delivery runs to its end, and may itself be the caller. The
+        cost is proportional to what the conversation holds.
         """
         with self._lock:
             self._ended = True
             if self._conversations._is_taken_over(self):
-                return  # what the registry holds under this cid is a successor's
+                return  # everything that the registry holds under this cid belongs to a successor
             registry = self._conversations.registry
             registry.cancel_timers(self._cid)
             registry.remove_subscriptions_for_cid(self._cid)
@@ -131,6 +132,7 @@ class Conversation:
     ) -> None:
         self.end()
 
+    @override
     def __repr__(self) -> str:
         return f"<Conversation {self._cid!r}{' ended' if self._ended else ''}>"
 
@@ -150,10 +152,10 @@ class Conversations:
     """The live conversations of a host, one handle per cid, on any registry.
 
     Args:
-        registry: where their timers, subscriptions and batons live.
-        on_end: called as `on_end(conversation)`, once for each, when it has ended and nothing of it remains: for what
-            the host keeps of a conversation elsewhere. On the thread that ended it, which may be a handler's, and
-            under no lock; so it should neither wait nor fail.
+        registry: where their timers, subscriptions and batons live. on_end: called as `on_end(conversation)`, once for
+        each, when it has ended and nothing of it remains, so that the host can remove what it keeps of the conversation
+        elsewhere. The thread that ended the conversation calls it, which may be the delivery thread, and holds no lock.
+        It should neither wait nor fail.
 
     >>> from stube import Conversations, create_registry
     >>> conversations = Conversations(create_registry("virtual"))
@@ -168,18 +170,18 @@ class Conversations:
     def __init__(self, registry: Registry, *, on_end: Callable[[Conversation], object] | None = None) -> None:
         self.registry = registry
         self.on_end = on_end
-        # Guards _open. Re-entrant, for a finalizer may open or end a conversation in the middle of another call.
+        # Guards _open. Re-entrant, because a finalizer may open or end a conversation in the middle of another call.
         self._lock = threading.RLock()
         self._open: dict[str, Conversation] = {}
 
     def open(self, cid: str | None = None) -> Conversation:
-        """The handle of a conversation: that of `cid` if it is live, else a new one. O(1).
+        """Return the handle of a conversation: that of `cid` if it is live, otherwise a new one. O(1).
 
         Args:
-            cid: its name; by default a random one that nobody can guess (128 bits).
+            cid: its name; by default a random one of 128 bits, which cannot be guessed.
 
         Raises:
-            TypeError: `cid` is no `str`.
+            TypeError: `cid` is not a `str`.
             ValueError: `cid` is empty.
         """
         if cid is None:
@@ -196,21 +198,22 @@ class Conversations:
                     conversation = self._open[cid] = Conversation(self, cid)
                 if not conversation.ended:
                     return conversation
-            conversation.end()  # waits until the end that is being made is over, or makes it
+            conversation.end()  # waits until a running end() is over, or ends it
 
     def get(self, cid: str) -> Conversation | None:
-        """The handle of a live conversation, or None. O(1)."""
+        """Return the handle of a live conversation, or None. O(1)."""
         conversation = self._open.get(cid)
         return None if conversation is None or conversation.ended else conversation
 
     def __iter__(self) -> Iterator[Conversation]:
-        """The live handles at this moment; others may come and go meanwhile."""
+        """Iterate over the handles that are live at this moment, even if other threads open or end some."""
         with self._lock:
             return iter(list(self._open.values()))
 
     def __len__(self) -> int:
         return len(self._open)
 
+    @override
     def __repr__(self) -> str:
         return f"<Conversations: {len(self)} live>"
 
@@ -218,7 +221,7 @@ class Conversations:
         return self._open.get(conversation.cid, conversation) is not conversation
 
     def _forget(self, conversation: Conversation) -> bool:
-        """Forget the handle; whether this very call did, for of several ends one calls `on_end`."""
+        """Forget the handle. Return True if this call did so, because only one of several ends may call `on_end`."""
         # A cid may have been opened anew since (race 2): forget the handle that ended, not its successor.
         with self._lock:
             if self._open.get(conversation.cid) is not conversation:

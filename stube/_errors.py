@@ -1,6 +1,6 @@
 """The errors of stube: one small tree, each also the builtin that a Python user expects.
 
-Wrong arguments of operations are plain `TypeError` and `ValueError` and do not stand here.
+Wrong arguments of operations raise plain `TypeError` and `ValueError`, which are not defined here.
 """
 
 
@@ -29,7 +29,7 @@ class RegistryFull(StubeError, RuntimeError):  # noqa: N818
 
 
 class ConversationEnded(StubeError, RuntimeError):  # noqa: N818
-    """An adding method was called on a conversation that has ended; whatever it added is undone."""
+    """An adding method was called on a conversation that has ended; the addition is undone."""
 
 
 class VirtualTimeError(StubeError, RuntimeError):

@@ -1,10 +1,12 @@
-"""What is registered, and what dispatch receives: the event spec and the event."""
+"""The event spec, with which timers and subscriptions are registered, and the event, which dispatch receives."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, Final, TypeAlias, final
+
+from stube._typing import override
 
 __all__ = ["NO_PAYLOAD", "Dispatch", "Event", "EventSpec"]
 
@@ -15,24 +17,26 @@ class _NoPayload:
 
     __slots__ = ()
 
+    @override
     def __repr__(self) -> str:
         return "NO_PAYLOAD"
 
+    @override
     def __reduce__(self) -> str:
         return "NO_PAYLOAD"
 
 
 NO_PAYLOAD: Final = _NoPayload()
-"""The payload of an event that carries none. It is not `None`, for `None` is a payload like any other."""
+"""The payload of an event that carries none. It is not `None`, because `None` is a payload like any other."""
 
 _NO_SIGNALS: Final[Mapping[str, Any]] = MappingProxyType({})
 
 EventSpec: TypeAlias = str | tuple[str, *tuple[Any, ...]] | list[Any]
-"""What a timer or a subscription is registered with: a name, or `(name, *payload)` as a tuple or a list."""
+"""The event with which a timer or a subscription is registered: a name, or `(name, *payload)` as a tuple or a list."""
 
 
 class Event:
-    """What a handler receives: which instance it is for, what happened, and with what.
+    """One delivery, as a handler receives it: for which instance, what happened, and with which payload.
 
     Args:
         instance_id: the component of the conversation that the event is for.
@@ -75,33 +79,37 @@ class Event:
 
     @property
     def name(self) -> str:
-        """What happened."""
+        """The name of the event: what happened."""
         return self._name
 
     @property
     def payload(self) -> Any:
-        """What came with it, or `NO_PAYLOAD`."""
+        """The payload, or `NO_PAYLOAD`."""
         return self._payload
 
     @property
     def signals(self) -> Mapping[str, Any]:
-        """What a browser posted along; empty for timers and publications."""
+        """The signals that a browser posted along; empty for timers and publications."""
         return self._signals
 
     def _key(self) -> tuple[Any, ...]:
         return (self._instance_id, self._name, self._payload, self._signals)
 
+    @override
     def __eq__(self, other: object) -> bool:
         return self._key() == other._key() if isinstance(other, Event) else NotImplemented
 
+    @override
     def __hash__(self) -> int:
         return hash((self._instance_id, self._name, self._payload))
 
+    @override
     def __reduce__(self) -> tuple[Any, ...]:
         # A mapping proxy cannot be pickled, so the default stays a default.
         arguments = self._key() if self._signals else self._key()[:3]
         return (Event, arguments)
 
+    @override
     def __repr__(self) -> str:
         signals = f", signals={dict(self._signals)!r}" if self._signals else ""
         payload = "" if self._payload is NO_PAYLOAD else f", {self._payload!r}"

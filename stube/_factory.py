@@ -1,14 +1,17 @@
 """From a spec to a running backend: finds the entry point, loads it, checks the options, calls the factory.
 
-Backends are entry points of the group `stube.backends`; those that ship with stube stand there exactly as
-those of anyone else. Nothing of a backend is imported before it is asked for, and everything that only a call
-needs is imported by the call, so that `import stube` stays cheap.
+A factory is what an entry point names: the backend's class, or a function that returns a backend.
+
+Backends are entry points of the group `stube.backends`; those that ship with stube are registered in the same way as
+those of any other distribution. A backend is imported when a spec asks for it, and a module that only a call needs is
+imported by the call, so that `import stube` stays cheap.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, overload
@@ -16,7 +19,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal, overload
 from stube._errors import BackendLoadError, ConfigError, UnknownBackendError
 from stube._options import Option, arguments_for, nearest, schema_of
 from stube._registry import AsyncBackend, Backend, VirtualBackend
-from stube._spec import TARGET, Secrets, parse_spec, show
+from stube._secrets import Secrets
+from stube._spec import TARGET, parse_spec, show
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -34,18 +38,18 @@ def create_registry(spec: Literal["asyncio"], /, **options: object) -> AsyncBack
 @overload
 def create_registry(spec: str | Mapping[str, object] = "memory", /, **options: object) -> Backend: ...
 def create_registry(spec: str | Mapping[str, object] = "memory", /, **options: object) -> Backend:
-    """A new registry.
+    """Create a registry.
 
     Args:
         spec: which backend, in one of four forms: a name (`"sharded"`); a URL whose query holds options
             (`"sharded://?shards=8"`); a mapping with the key `"backend"`, whose other keys are options
             (`{"backend": "sharded", "shards": 8}`, as it comes out of TOML or JSON; its `"backend"` may be
-            any of the other forms); or a factory (`"package.module:factory"`).
+            any of the other forms); or a class or function (`"package.module:factory"`).
         options: options of the backend. In a URL they are text and are converted (`none` for `None`, `true`
             and `false`); elsewhere they must have the type that the backend declares.
 
     Returns:
-        A registry that nobody else has. No thread runs and no connection is open yet (G23).
+        A new registry, which only the caller has. No thread runs and no connection is open yet (G23).
 
     Raises:
         UnknownBackendError: no installed backend has the name.
@@ -69,7 +73,7 @@ def create_registry(spec: str | Mapping[str, object] = "memory", /, **options: o
 
 
 def registry_from_env(default: str | Mapping[str, object] = "memory", **options: object) -> Backend:
-    """A new registry, of the spec in the environment variable `STUBE_REGISTRY`.
+    """Create a registry from the spec in the environment variable `STUBE_REGISTRY`.
 
     Args:
         default: the spec to use when the variable is unset or empty.
@@ -98,26 +102,27 @@ class BackendInfo:
 
     name: str
     distribution: str
-    """What is installed that brings the backend."""
+    """The name of the distribution that brings the backend."""
     version: str
     loads: bool
-    """Whether `create_registry` could use it."""
+    """True when `create_registry` can use it."""
     error: str | None = None
-    """Why it does not load, in two sentences; None when it does."""
+    """The reason why it does not load, in two sentences; None when it loads."""
     options: tuple[str, ...] = ()
-    """The names of its options, in the order of its factory's signature; empty when it does not load."""
+    """The names of its options, in the order of the signature of its class; empty when it does not load."""
 
 
 def available_backends() -> list[BackendInfo]:
-    """Every backend that is installed, by name; also those that do not load, with the reason.
+    """List every installed backend by name; also those that do not load, with the reason.
 
-    This imports each of them. A name that two distributions claim is listed once for each.
+    This imports each of them. A name that two distributions claim is listed once for each. Each call looks at what is
+    installed now; `create_registry` looks again only when `sys.path` has changed or when it does not find a name.
 
     >>> [info.name for info in available_backends() if info.distribution == "stube"]  # doctest: +ELLIPSIS
     [...'memory',...'virtual'...]
     """
     found = []
-    for name, sources in sorted(_installed().items()):
+    for name, sources in sorted(_scan().items()):
         for source in sources:
             try:
                 options = tuple(_load(_only(name, sources))[1])
@@ -132,7 +137,7 @@ def available_backends() -> list[BackendInfo]:
 
 
 def _create(spec: object, options: dict[str, object], origin: str = "") -> Backend:
-    """`_build`, its errors made fit to be seen: no password in or behind them, and where the spec is from."""
+    """Call `_build`, and rewrite its errors: no password in them or in their chain, and where the spec came from."""
     secrets = Secrets(spec, options)
     try:
         return _build(spec, options)
@@ -142,12 +147,12 @@ def _create(spec: object, options: dict[str, object], origin: str = "") -> Backe
             raise
         if cause is not None and secrets.shown_by(cause):
             cause = None
-    # Out here the original is not the context of what is raised, so nothing that prints a chain can show it.
+    # Outside the `except` block the original error is not the context of the new one, so no traceback can show it.
     raise error from cause
 
 
 def _presentable(exc: Exception, secrets: Secrets, origin: str) -> Exception:
-    """The error to raise in place of `exc`; `exc` itself when there is nothing to hide and nothing to add."""
+    """Return the error to raise in place of `exc`; `exc` itself when there is nothing to hide and nothing to add."""
     own = isinstance(exc, (UnknownBackendError, BackendLoadError, ConfigError))
     if not secrets.shown_by(exc) and not (own and origin):
         return exc
@@ -176,7 +181,7 @@ def _build(spec: object, options: dict[str, object]) -> Backend:
 
 
 def _two_sentences(text: str) -> str:
-    """What a backend says, with the second sentence that it may lack."""
+    """Add a second sentence, what to do, to the text of a backend that has only one."""
     text = text.strip() or "it does not say more"
     if re.search(r"[.!?]\s+[A-Z]", text):
         return text
@@ -187,7 +192,7 @@ def _two_sentences(text: str) -> str:
 
 
 class _Source:
-    """Where a factory is to be found, and who brings it."""
+    """Where to find a factory, and which distribution brings it."""
 
     def __init__(self, name: str, target: str, distribution: str = "", version: str = "") -> None:
         self.name = name
@@ -203,10 +208,12 @@ def _find(backend: str) -> _Source:
     if TARGET.fullmatch(backend):
         return _Source(backend, backend)
     installed = _installed()
+    if backend not in installed:
+        installed = _scan()
     if backend in installed:
         return _only(backend, installed[backend])
     if not installed:
-        advice = f"Install a distribution with entry points in the group {GROUP!r}, for there is none."
+        advice = f"Install a distribution with entry points in the group {GROUP!r}, because there is none."
     else:
         near = nearest(backend, installed)
         hint = f"; {near!r} is the nearest" if near else ""
@@ -214,10 +221,26 @@ def _find(backend: str) -> _Source:
     raise UnknownBackendError(f"No backend is named {show(backend)}. {advice}")
 
 
+_latest_scan: tuple[list[str], dict[str, list[_Source]]] = ([], {})
+"""`sys.path` as it was, and what was installed there. Replaced as a whole and never changed, so it needs no lock."""
+
+
 def _installed() -> dict[str, list[_Source]]:
-    """The sources of each name, one for each distribution that claims it."""
+    """Return the sources of each name, from the latest scan if `sys.path` is still the same.
+
+    A scan reads the metadata of every distribution, which takes a hundred times as long as everything else that creates
+    a registry. A distribution that was installed after the scan is missing here.
+    """
+    path, installed = _latest_scan
+    return installed if path == sys.path else _scan()
+
+
+def _scan() -> dict[str, list[_Source]]:
+    """Scan what is installed now: the sources of each name, one for each distribution that claims it."""
+    global _latest_scan
     from importlib.metadata import entry_points
 
+    path = sys.path.copy()
     installed: dict[str, dict[str, _Source]] = {}
     for entry in entry_points(group=GROUP):
         distribution, version = _origin(entry)
@@ -225,11 +248,13 @@ def _installed() -> dict[str, list[_Source]]:
         key = re.sub(r"[-_.]+", "-", distribution).lower()
         source = _Source(entry.name, entry.value, distribution, version)
         installed.setdefault(entry.name, {}).setdefault(key, source)
-    return {name: list(sources.values()) for name, sources in installed.items()}
+    found = {name: list(sources.values()) for name, sources in installed.items()}
+    _latest_scan = path, found
+    return found
 
 
 def _origin(entry: EntryPoint) -> tuple[str, str]:
-    # Metadata in the wild may lack either.
+    # The metadata of a distribution may lack its name, its version, or both.
     metadata: Any = entry.dist.metadata if entry.dist else {}
     return metadata.get("Name") or "(unnamed)", metadata.get("Version") or "(unknown)"
 
@@ -245,8 +270,12 @@ def _only(name: str, sources: list[_Source]) -> _Source:
     )
 
 
+_latest_schemas: dict[str, tuple[object, dict[str, Option]]] = {}
+"""For each target the factory that it named and that factory's schema, because reading a signature takes 0.3 ms."""
+
+
 def _load(source: _Source) -> tuple[Any, dict[str, Option]]:
-    """The factory and its schema."""
+    """Import the factory; return it with its schema."""
     from functools import reduce
     from importlib import import_module
 
@@ -258,7 +287,7 @@ def _load(source: _Source) -> tuple[Any, dict[str, Option]]:
         )
     try:
         module = import_module(target["module"])
-    except Exception as exc:  # whatever a stranger's module raises
+    except Exception as exc:  # a backend's module may raise anything
         raise _load_error(source, exc) from exc
     try:
         factory = reduce(getattr, target["attribute"].split("."), module)
@@ -269,14 +298,17 @@ def _load(source: _Source) -> tuple[Any, dict[str, Option]]:
         ) from exc
     except Exception as exc:  # a module's __getattr__ may import
         raise _load_error(source, exc) from exc
-    return factory, schema_of(factory, source.label)
+    latest = _latest_schemas.get(source.target)
+    if latest is None or latest[0] is not factory:  # the first use, or the module has been loaded anew
+        latest = _latest_schemas[source.target] = factory, schema_of(factory, source.label)
+    return latest
 
 
 def _load_error(source: _Source, exc: Exception) -> BackendLoadError:
     module = source.target.partition(":")[0].strip()
     if isinstance(exc, ModuleNotFoundError) and exc.name:
         missing = exc.name.partition(".")[0]
-        # A missing part of the backend's own package is a fault of that package; no extra would bring it.
+        # If a module of the backend's own package is missing, the package is broken, and no extra would install it.
         if missing not in (module.partition(".")[0], "stube"):
             return BackendLoadError(
                 f"The {source.label} needs the module {exc.name!r}, which is not installed. {_how_to_install(source)}",
@@ -285,7 +317,7 @@ def _load_error(source: _Source, exc: Exception) -> BackendLoadError:
     first_line = f"{type(exc).__name__}: {exc}".partition("\n")[0]
     cure = f"Repair or reinstall {source.distribution!r}" if source.distribution else "Correct spec or module"
     return BackendLoadError(
-        f"The module {module!r} of the {source.label} cannot be imported, for it raises {first_line!r}. {cure}."
+        f"The module {module!r} of the {source.label} cannot be imported, because it raises {first_line!r}. {cure}."
     )
 
 

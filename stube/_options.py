@@ -1,8 +1,8 @@
 """The options of a backend: the annotated, keyword-only signature of its factory is their schema.
 
-Text from a URL is converted by the annotation; a value from a mapping or a keyword is checked against it. The
-annotations that count are `int`, `float`, `bool`, `str`, `None`, `Literal`, callables, and unions of these. A
-value for any other annotation is the factory's own affair.
+A factory is the backend's class, or a function that returns a backend. Text from a URL is converted by the annotation;
+a value from a mapping or a keyword is checked against it. The annotations that count are `int`, `float`, `bool`, `str`,
+`None`, `Literal`, callables, and unions of these. The factory itself must check a value for any other annotation.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from types import NoneType, UnionType
 from typing import Any, Final, Literal, Union, get_args, get_origin
 
 from stube._errors import BackendLoadError, ConfigError
-from stube._spec import Spec, redacted, show
+from stube._secrets import redacted
+from stube._spec import Spec, show
 
 __all__ = ["Option", "arguments_for", "nearest", "schema_of"]
 
@@ -23,11 +24,12 @@ _WORDS: Final = {
     **dict.fromkeys(("true", "yes", "on", "1"), True),
     **dict.fromkeys(("false", "no", "off", "0"), False),
 }
+_NAME_A_FACTORY: Final = "Name a class or a function that is written in Python and takes (*, option: type = default)."
 _ARTICLES: Final = {int: "an int", float: "a float", bool: "a bool", str: "a str", NoneType: "None"}
 
 
 class Option:
-    """One parameter of a factory."""
+    """One keyword-only parameter of a factory."""
 
     __slots__ = ("default", "name", "parts")
 
@@ -39,24 +41,24 @@ class Option:
 
     @property
     def required(self) -> bool:
-        """Whether it has no default."""
+        """True when it has no default."""
         return self.default is _REQUIRED
 
     @property
     def textual(self) -> bool:
-        """Whether text can say anything but "none" about it."""
+        """True when a text other than "none" can be converted to a value of it."""
         return any(part is not NoneType and _breadth(part) < _OPAQUE for part in self.parts)
 
     def convert(self, text: str) -> object:
-        """The value that a URL's text means, or `_NO`."""
+        """Convert the text of a URL to a value; `_NO` when it cannot be converted."""
         return next((value for part in self.parts if (value := _converted(part, text)) is not _NO), _NO)
 
     def accepts(self, value: object) -> bool:
-        """Whether the annotation allows a value."""
+        """Tell whether the annotation allows a value."""
         return any(_accepts(part, value) for part in self.parts)
 
     def expected(self, *, in_url: bool) -> str:
-        """What it takes, for an error, such as `an int or None`; for a URL as a URL writes it."""
+        """Describe the allowed values for an error: `an int or None`, or in a URL `an int or none`."""
         words = {**_ARTICLES, NoneType: "none", bool: "true or false"} if in_url else _ARTICLES
         phrases: list[str] = []
         for part in (*(part for part in self.parts if part is not NoneType), NoneType):
@@ -72,35 +74,34 @@ class Option:
 
 
 def schema_of(factory: object, label: str) -> dict[str, Option]:
-    """The options of a factory by their names, in the order of its signature.
+    """Return the options of a factory by their names, in the order of its signature.
 
     Args:
-        factory: what the entry point or the spec names.
-        label: whose factory it is, for the errors, such as `backend 'sharded'`.
+        factory: what the entry point or the spec names: a class, or a function that returns a backend.
+        label: the name of the backend for the errors, such as `backend 'sharded'`.
 
     Raises:
         BackendLoadError: it is not callable, has a parameter that is not keyword-only, or has no signature.
     """
-    from inspect import Parameter, signature
+    from inspect import Parameter, isclass, signature
 
     if not callable(factory):
         raise BackendLoadError(
-            f"The factory of the {label} is {show(factory)}, which is not callable. "
-            "Name a function create(*, option: type = default) that returns the backend."
+            f"The factory of the {label} is {show(factory)}, which is not callable. {_NAME_A_FACTORY}"
         )
+    kind = "class" if isclass(factory) else "factory"
     try:
         parameters = signature(factory).parameters.values()
     except (TypeError, ValueError, NameError) as exc:
         raise BackendLoadError(
-            f"The factory of the {label} has no signature that can be read. "
-            "Name a Python function create(*, option: type = default)."
+            f"The {kind} of the {label} has no signature that can be read. {_NAME_A_FACTORY}"
         ) from exc
     for parameter in parameters:
         if parameter.kind is not Parameter.KEYWORD_ONLY:
             stars = "**" if parameter.kind is Parameter.VAR_KEYWORD else ""
             stars = "*" if parameter.kind is Parameter.VAR_POSITIONAL else stars
             raise BackendLoadError(
-                f"The factory of the {label} has the parameter '{stars}{parameter.name}', "
+                f"The {kind} of the {label} has the parameter '{stars}{parameter.name}', "
                 "which is not keyword-only. Put every parameter behind a '*' and give it a name."
             )
     namespace = _namespace(factory)
@@ -115,12 +116,12 @@ def schema_of(factory: object, label: str) -> dict[str, Option]:
 
 
 def arguments_for(spec: Spec, schema: Mapping[str, Option], label: str) -> dict[str, object]:
-    """The arguments with which a factory is called.
+    """Return the arguments with which a factory is called.
 
     Args:
         spec: the parsed spec.
         schema: the factory's options.
-        label: whose they are, for the errors.
+        label: the name of the backend for the errors.
 
     Raises:
         ConfigError: an option is unknown, missing, given twice or of a wrong type, or the URL has an address
@@ -145,7 +146,7 @@ def arguments_for(spec: Spec, schema: Mapping[str, Option], label: str) -> dict[
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """The known name that a misspelt one probably means, whatever its case; None when none is near.
+    """Return the known name that a misspelt one probably means, in any letter case; None when none is near.
 
     >>> nearest("Memroy", ["memory", "virtual"]), nearest("kafka", ["memory", "virtual"])
     ('memory', None)
@@ -162,7 +163,7 @@ def _add_url(arguments: dict[str, object], spec: Spec, schema: Mapping[str, Opti
         return
     if "url" in schema:
         if "url" in arguments:
-            raise ConfigError("The option 'url' is given twice, for the spec is a URL itself. Give it once.")
+            raise ConfigError("The option 'url' is given twice, because the spec itself is a URL. Give it once.")
         arguments["url"] = spec.url
     elif spec.address:
         shown = redacted(spec.url.partition("?")[0].partition("#")[0])
@@ -216,7 +217,7 @@ def _breadth(part: object) -> int:
 
 
 def _parts(annotation: object) -> Iterable[object]:
-    annotation = getattr(annotation, "__value__", annotation)  # what `type Name = ...` stands for
+    annotation = getattr(annotation, "__value__", annotation)  # the type behind an alias `type Name = ...`
     if get_origin(annotation) in (Union, UnionType):
         return [part for member in get_args(annotation) for part in _parts(member)]
     return [annotation]
@@ -227,7 +228,7 @@ def _is_callable(part: object) -> bool:
 
 
 def _is_a(value: object, kind: object) -> bool:
-    """`isinstance`, except that a bool is no number and that an int serves as a float."""
+    """Check like `isinstance`, except that a bool is not a number and that an int serves as a float."""
     if isinstance(value, bool):
         return kind is bool
     return isinstance(value, (int, float) if kind is float else kind)  # type: ignore[arg-type]
@@ -259,7 +260,7 @@ def _converted(part: object, text: str) -> object:
 
 
 def _namespace(factory: object) -> dict[str, Any]:
-    """Where the names in a factory's annotations are looked up."""
+    """Return the namespace in which the names in a factory's annotations are looked up."""
     from functools import partial
     from inspect import getattr_static, unwrap
 
@@ -275,9 +276,9 @@ def _namespace(factory: object) -> dict[str, Any]:
 
 
 def _resolved(annotation: object, namespace: dict[str, Any]) -> object:
-    """An annotation written as text, as the object it names; itself when it names nothing that exists here.
+    """Evaluate an annotation that is written as text; return the text when it names something that does not exist.
 
-    One at a time, so that a name that only type checkers import costs its own option the check and no other.
+    Annotations are evaluated one at a time: if type checkers alone import a name, only its own option is not checked.
     """
     from typing import get_type_hints
 

@@ -12,12 +12,25 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
 from types import TracebackType
-from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self, runtime_checkable
 
 from stube._events import Dispatch, Event, EventSpec
 from stube._stats import ConversationInfo, Stats
+from stube._typing import override
 
-__all__ = ["AsyncBackend", "Backend", "Delivery", "Registry", "TimerHandle", "VirtualBackend"]
+if TYPE_CHECKING:
+    from typing_extensions import TypeIs
+
+__all__ = [
+    "AsyncBackend",
+    "Backend",
+    "Delivery",
+    "Registry",
+    "TimerHandle",
+    "VirtualBackend",
+    "is_async",
+    "is_virtual",
+]
 
 
 @runtime_checkable
@@ -401,6 +414,7 @@ class VirtualBackend(Backend, Protocol):
     `join` moves the clock as far as it must; its timeout is counted in virtual seconds.
     """
 
+    @override
     def install_dispatch(self, dispatch: Dispatch | Callable[[str, Event], Awaitable[None]], /) -> None:
         """Say where deliveries go from now on: a function, or a coroutine function, which `advance_async` awaits."""
         ...
@@ -478,6 +492,7 @@ class VirtualBackend(Backend, Protocol):
 class AsyncBackend(Backend, Protocol):
     """A registry whose scheduler is the event loop; dispatch may be a coroutine function."""
 
+    @override
     def install_dispatch(self, dispatch: Callable[[str, Event], Awaitable[None] | None], /) -> None:
         """Say where deliveries go from now on: a function or a coroutine function."""
         ...
@@ -503,3 +518,41 @@ class AsyncBackend(Backend, Protocol):
         traceback: TracebackType | None,
         /,
     ) -> None: ...
+
+
+def is_virtual(registry: Registry) -> TypeIs[VirtualBackend]:
+    """Tell whether the registry's clock is moved by its caller, so that it is a `VirtualBackend`.
+
+    It must promise the capability `virtual_time` and have the methods. A type checker then knows them too.
+
+    >>> from stube import create_registry, is_virtual
+    >>> with create_registry("virtual") as registry:
+    ...     is_virtual(registry)
+    True
+    """
+    return "virtual_time" in _capabilities(registry) and _has(registry, "advance", "advance_async", "run_until_idle")
+
+
+def is_async(registry: Registry) -> TypeIs[AsyncBackend]:
+    """Tell whether the registry's scheduler is the event loop, so that it is an `AsyncBackend`.
+
+    It must promise the capability `coroutine_dispatch`, not promise `virtual_time`, and have the methods. A virtual
+    registry awaits coroutine handlers as well, but only while its caller moves the clock.
+
+    >>> from stube import create_registry, is_async
+    >>> with create_registry("asyncio") as registry, create_registry("virtual") as virtual:
+    ...     is_async(registry), is_async(virtual)
+    (True, False)
+    """
+    capabilities = _capabilities(registry)
+    awaits = "coroutine_dispatch" in capabilities and "virtual_time" not in capabilities
+    return awaits and _has(registry, "settled", "joined", "aclose")
+
+
+def _capabilities(registry: Registry) -> frozenset[str]:
+    """What the registry promises: nothing, when it has the twelve operations alone."""
+    return getattr(registry, "capabilities", frozenset())
+
+
+def _has(registry: Registry, *methods: str) -> bool:
+    return all(callable(getattr(registry, method, None)) for method in methods)

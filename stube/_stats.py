@@ -1,4 +1,4 @@
-"""What a registry says of itself: the ledger's snapshot and the view of a conversation."""
+"""The figures that a registry gives of itself: the ledger's snapshot and the view of a conversation."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Stats:
 
     @property
     def balanced(self) -> bool:
-        """Whether the two sides of the equation agree."""
+        """True when the two sides of the equation agree."""
         return self.accepted == (
             self.delivered + self.failed + self.cancelled + self.dropped + self.timers + self.queued + self.running
         )
@@ -98,4 +98,4 @@ class ConversationInfo:
     running: int = 0
     """1 while one of its deliveries runs, else 0."""
     pending_flow: bool = False
-    """Whether a baton waits."""
+    """True when a baton waits for its stream."""

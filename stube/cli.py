@@ -1,8 +1,7 @@
-"""The command `stube`: which backends are installed, what each of them holds, and a demo that runs on any.
+"""The command `stube`: lists the installed backends, tests one of them, and runs the demo on any.
 
 Exit codes: 0 all is well; 1 a check failed, or no backend is installed; 2 a wrong usage or configuration; 130
-interrupted; 141 nobody reads the output any more. A mistake of the user is told in a message on stderr, never
-in a traceback.
+interrupted; 141 broken pipe. A mistake of the user is reported in a message on stderr, never in a traceback.
 """
 
 from __future__ import annotations
@@ -17,7 +16,8 @@ from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from stube import BackendInfo, StubeError, __version__, available_backends
-from stube._spec import redacted
+from stube._secrets import redacted
+from stube._typing import override
 
 __all__ = ["main"]
 
@@ -27,7 +27,7 @@ INTERRUPTED: Final = 130  # as a shell reports SIGINT
 UNREAD: Final = 141  # as a shell reports SIGPIPE
 DEFAULT_CLIENTS: Final = 20
 LONGEST_LIMIT: Final = 86_400  # seconds
-MOST_CLIENTS: Final = 100  # what the self-check allows; known here so that the parser need not import it
+MOST_CLIENTS: Final = 100  # what the self-check allows; repeated here so that the parser does not import it
 
 _EXAMPLES: Final = """\
 examples:
@@ -40,9 +40,8 @@ A command tells more with --help: stube demo --help
 """
 
 _BACKENDS: Final = """\
-Lists every installed backend: its name, the distribution that brings it, and whether it loads. Backends are
-entry points of the group 'stube.backends', so that a distribution of your own appears here as soon as it is
-installed.
+Lists every installed backend: its name, the distribution that brings it, and whether it loads. Backends are entry
+points of the group 'stube.backends', so a distribution of your own appears here when it is installed.
 """
 
 _BACKENDS_EXAMPLES: Final = """\
@@ -54,9 +53,8 @@ exit codes: 0 found some, 1 found none
 """
 
 _CONFORMANCE: Final = """\
-Runs the conformance suite on a backend and says of each guarantee whether it is held, not promised or broken, and
-how. The suite runs in a process of its own, so that a backend which deadlocks or crashes takes one test along and
-no more.
+Runs the conformance suite on a backend and reports for each guarantee whether it is held, not promised or broken, and
+how. The suite runs in a process of its own, so that a backend which deadlocks or crashes spoils only one test.
 """
 
 _CONFORMANCE_EXAMPLES: Final = """\
@@ -72,13 +70,13 @@ exit codes: 0 everything promised is held, 1 something is broken or unproven, 2 
 """
 
 _DEMO: Final = """\
-Serves a page with a clock and a chat, on the registry of your choice; or, with --self-check, lets clients
-of its own use that page and compares what they saw with what the registry says.
+Serves a page with a clock and a chat, on the registry of your choice. With --self-check, clients of its own use that
+page, and what they saw is compared with the figures of the registry.
 """
 
 _DEMO_EXAMPLES: Final = """\
-the registry, the first of these that is given:
-  --registry SPEC                    a name, a URL or a factory
+the registry is the first of these that is given:
+  --registry SPEC                    a name, a URL or package.module:factory
   --config FILE                      a TOML file with a table such as
                                          [registry]
                                          backend = "memory"
@@ -98,12 +96,13 @@ exit codes: 0 all is well, 1 the self-check found a difference, 2 a wrong usage 
 
 
 class _Mistake(Exception):  # noqa: N818 - an answer to the person at the command line, not a fault
-    """What the user has to correct; the message says how."""
+    """A mistake of the user; the message says how to correct it."""
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser whose errors do not repeat a URL's password to whoever reads the log."""
+    """A parser whose errors do not show the password of a URL."""
 
+    @override
     def error(self, message: str) -> NoReturn:
         subject, colon, rest = message.partition(": ")
         super().error(subject + colon + redacted(rest))
@@ -122,9 +121,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             arguments = _parser().parse_args(argv)
             code: int = arguments.run(arguments)
-        except SystemExit as exc:  # argparse has said what there is to say
+        except SystemExit as exc:  # argparse has printed the message
             code = exc.code if isinstance(exc.code, int) else WRONG
-        # A reader that is gone shows at the flush; at the interpreter's own it could not be caught any more.
+        # If the reader is gone, this flush raises; the interpreter's own flush at exit could not be caught.
         sys.stdout.flush()
     except (_Mistake, StubeError) as exc:
         print(f"stube: {exc}", file=sys.stderr)
@@ -138,7 +137,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _silence_stdout() -> None:
-    """Let the interpreter's last flush go nowhere instead of into the broken pipe."""
+    """Redirect stdout to the null device, because the interpreter flushes it once more at exit."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(nowhere, sys.stdout.fileno())
@@ -171,7 +170,7 @@ def _add_command(commands: Any, name: str, run: Callable[[argparse.Namespace], i
     command = commands.add_parser(
         name, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **texts
     )
-    # The command's own error() knows its usage, so it goes along for what only the command can find out.
+    # error() of the subcommand prints its usage. It is passed on for mistakes that only the running command finds.
     command.set_defaults(run=run, error=command.error)
     return command
 
@@ -241,13 +240,13 @@ def _add_demo(commands: Any) -> None:
 
 def _port(text: str) -> int:
     if not text.isdecimal() or int(text) > 65_535:
-        raise argparse.ArgumentTypeError(f"{text!r} is no port; give one from 0 to 65535")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port; give one from 0 to 65535")
     return int(text)
 
 
 def _clients(text: str) -> int:
     if not text.isdecimal() or not 1 <= int(text) <= MOST_CLIENTS:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of clients; give one from 1 to {MOST_CLIENTS}")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of clients; give one from 1 to {MOST_CLIENTS}")
     return int(text)
 
 
@@ -257,7 +256,7 @@ def _limit(text: str) -> float:
     except ValueError:
         seconds = 0
     if not 0 < seconds <= LONGEST_LIMIT:
-        raise argparse.ArgumentTypeError(f"{text!r} is no time limit; give seconds, at most {LONGEST_LIMIT}")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a time limit; give seconds, at most {LONGEST_LIMIT}")
     return seconds
 
 
@@ -308,9 +307,9 @@ def _conformance(arguments: argparse.Namespace) -> int:
 
 
 def _refuse_without(exc: ImportError, what: str, extra: str) -> NoReturn:
-    """Tell of the missing package that an extra would bring; raise the error itself when none would."""
+    """Report the missing package and the extra that installs it; raise the error itself if no extra does."""
     missing = exc.name or ""
-    # A missing part of stube itself is a fault, and no extra would mend it.
+    # If a module of stube itself is missing, the installation is broken, and no extra would repair it.
     if not missing or missing.partition(".")[0] == "stube":
         raise exc
     raise _Mistake(
@@ -332,7 +331,7 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 
 def _registry_table(path: str) -> Mapping[str, object]:
-    """The table `[registry]` of a TOML file."""
+    """Read the table `[registry]` of a TOML file."""
     import tomllib
 
     try:
@@ -341,7 +340,7 @@ def _registry_table(path: str) -> Mapping[str, object]:
     except OSError as exc:
         raise _Mistake(f"The file {path!r} cannot be read: {exc.strerror}. Give a TOML file's path.") from exc
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
-        raise _Mistake(f"The file {path!r} is no TOML: {exc}. Correct it there.") from exc
+        raise _Mistake(f"The file {path!r} is not valid TOML: {exc}. Correct it there.") from exc
     table = document.get("registry")
     if not isinstance(table, dict):
         raise _Mistake(f'The file {path!r} has no table [registry]. Add one with backend = "memory".')

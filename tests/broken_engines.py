@@ -377,7 +377,8 @@ FAULTS: Final[tuple[Fault, ...]] = (
         "G20",
         "what was noted within another operation is never made up for",
         ENGINE + "_core.py",
-        "            raise\n        if self.deferred:\n            self.run_deferred()\n        return result\n\n    def schedule",
+        "            raise\n        if self.deferred:\n            self.run_deferred()\n"
+        "        return result\n\n    def schedule",
         "            raise\n        return result\n\n    def schedule",
         ("test_reentrancy.py::test_any_operation_may_begin_at_any_line_of_any_other",),
     ),

@@ -41,8 +41,8 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response  # noq
 from starlette.routing import Route  # noqa: E402
 
 from stube.asgi import Host, conversation_stream  # noqa: E402
-from stube.asgi._host import INSTANCE  # noqa: E402
 from stube.asgi._server import stopping  # noqa: E402
+from stube.asgi._sessions import INSTANCE, Sessions  # noqa: E402
 
 PROMPT = 20.0
 """Seconds that nothing here takes on a busy machine: a wait of this length is a failure."""
@@ -181,6 +181,11 @@ class Served:
     def registry(self) -> stube.Backend:
         return self.host.registry
 
+    @property
+    def sessions(self) -> Sessions:
+        assert self.host._sessions is not None
+        return self.host._sessions
+
     def mount(self) -> str:
         cid: str = self.http.get("/").raise_for_status().text
         return cid
@@ -219,7 +224,7 @@ class Served:
     def nothing_is_left(self) -> None:
         assert self.registry.inspect() == {}
         assert len(self.host.conversations) == 0
-        assert self.host._sessions == {}
+        assert len(self.sessions) == 0
         stats = self.registry.stats()
         assert stats.balanced
         assert (stats.pending_flows, stats.subscriptions, stats.timers, stats.queued) == (0, 0, 0, 0)
@@ -500,13 +505,13 @@ def test_grace_timer_that_has_begun_decides_against_the_stream(serve: Serve, mon
         pass
     used.wait_for_cut(cid)
     answers: list[int] = []
-    original = used.host._due
+    original = used.sessions.due
 
     def connect_meanwhile(cid: str, event: stube.Event) -> None:
         answers.append(used.status(cid))
         original(cid, event)
 
-    monkeypatch.setattr(used.host, "_due", connect_meanwhile)
+    monkeypatch.setattr(used.sessions, "due", connect_meanwhile)
     registry.advance(30_000)
     assert answers == [404]
     used.nothing_is_left()
@@ -528,7 +533,7 @@ def test_full_registry_opens_no_conversation(serve: Serve) -> None:
     used.mount()
     with pytest.raises(stube.RegistryFull):
         used.host.open("flow")
-    assert len(used.host.conversations) == 1 == len(used.host._sessions)
+    assert len(used.host.conversations) == 1 == len(used.sessions)
 
 
 # The page that never connects
@@ -553,13 +558,13 @@ def test_sweep_that_has_begun_leaves_the_conversation_to_the_stream(
     used = serve(registry="virtual", sweep_seconds=10)
     registry: Any = used.registry
     cid = used.mount()
-    original = used.host._due
+    original = used.sessions.due
 
     def connect_meanwhile(cid: str, event: stube.Event) -> None:
         used.connect(cid)
         original(cid, event)
 
-    monkeypatch.setattr(used.host, "_due", connect_meanwhile)
+    monkeypatch.setattr(used.sessions, "due", connect_meanwhile)
     registry.advance(10_000)
     assert not used.handle(cid).ended
     assert used.host.send(used.handle(cid), "n", "1")
@@ -675,7 +680,7 @@ def test_nothing_of_an_ended_conversation_is_left_anywhere(serve: Serve, backend
             with used.stream(conversation.cid):
                 pass
             used.wait_for_cut(conversation.cid)
-    buffers = [session._buffer for session in used.host._sessions.values()]
+    buffers = [session._buffer for session in used.sessions._sessions.values()]
     for conversation in used.host.conversations:
         conversation.end()
     assert pages[0].rest() == [("bye", '{"reason": "ended"}')]
@@ -766,7 +771,7 @@ def test_page_that_reads_too_slowly_is_cut_and_comes_back_to_a_gap(serve: Serve)
     cid = used.mount()
     with page_that_does_not_read(used, cid) as connection:
         send_much(used, cid)
-        assert len(used.host._sessions[cid]._buffer) == 4
+        assert len(used.sessions._sessions[cid]._buffer) == 4
         received = b""
         while b"event: bye" not in received[-4096:]:
             chunk = connection.recv(1 << 20)
@@ -833,7 +838,7 @@ def test_send_refuses_what_no_stream_can_carry(serve: Serve) -> None:
         with pytest.raises(error) as caught:
             used.host.send(conversation, event, data)
         assert message in str(caught.value)
-    assert len(used.host._sessions[conversation.cid]._buffer) == 0
+    assert len(used.sessions._sessions[conversation.cid]._buffer) == 0
 
 
 def test_send_does_not_reach_a_successor_of_the_same_name(serve: Serve) -> None:
@@ -861,7 +866,7 @@ def test_send_is_refused_from_the_first_moment_of_an_end(serve: Serve) -> None:
     used.host.conversations.on_end = on_end
     conversation.end()
     assert taken == [False, False]
-    assert used.host._sessions == {}
+    assert len(used.sessions) == 0
 
 
 def test_threads_that_send_at_once_are_read_in_their_order(serve: Serve) -> None:
@@ -931,16 +936,39 @@ def test_shutdown_that_comes_while_a_page_is_opened_leaves_nothing_of_it(
 ) -> None:
     """Fault (race 4): a conversation opened behind the back of those who end them all."""
     used = serve()
-    original = used.host._arm
+    original = used.sessions._arm
 
     def arm_meanwhile(*arguments: Any) -> None:
         original(*arguments)
         used.host.close_streams()
 
-    monkeypatch.setattr(used.host, "_arm", arm_meanwhile)
+    monkeypatch.setattr(used.sessions, "_arm", arm_meanwhile)
     with pytest.raises(stube.RegistryClosed, match="The host is shutting down"):
         used.host.open("flow")
     used.nothing_is_left()
+
+
+def test_end_after_the_loop_has_closed_is_silent() -> None:
+    """Fault: a thread that ends a conversation while the lifespan ends gets an error about a loop that is gone."""
+    ended: list[stube.Conversation] = []
+    loop = asyncio.new_event_loop()
+    with stube.create_registry("virtual") as registry:
+        sessions = Sessions(
+            registry,
+            loop,
+            ended.append,
+            sweep_seconds=10,
+            grace_seconds=10,
+            heartbeat_seconds=10,
+            buffer_events=10,
+        )
+        conversation = sessions.open("flow")
+        loop.close()
+        conversation.end()
+        sessions.close()
+        assert ended == [conversation]
+        assert len(sessions) == 0
+        assert registry.inspect() == {}
 
 
 def test_topics_of_the_host_are_no_way_to_end_a_conversation(serve: Serve) -> None:

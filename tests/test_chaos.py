@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Any, cast
 
 import pytest
+from typing_extensions import override
 
 import stube
 from stube import Backend, ConversationInfo, Dispatch, Event, RegistryFull, Stats, TimerHandle
@@ -49,6 +50,7 @@ class Faulty(MemoryRegistry):
     def every(self, number: int) -> bool:
         return next(self.count) % number == 0
 
+    @override
     def install_dispatch(self, dispatch: Dispatch, /) -> None:
         super().install_dispatch(self.altered(dispatch))
 
@@ -60,6 +62,7 @@ class Faulty(MemoryRegistry):
 class Losing(Faulty):
     """Loses a delivery and counts it."""
 
+    @override
     def altered(self, dispatch: Dispatch) -> Dispatch:
         return lambda cid, event: None if self.every(20) else dispatch(cid, event)
 
@@ -67,6 +70,7 @@ class Losing(Faulty):
 class Miscounting(Faulty):
     """Takes one failure for a success; the ledger balances."""
 
+    @override
     def stats(self) -> Stats:
         stats = super().stats()
         return replace(stats, failed=stats.failed - 1, delivered=stats.delivered + 1) if stats.failed else stats
@@ -75,6 +79,7 @@ class Miscounting(Faulty):
 class Unbalanced(Faulty):
     """Says that it accepted one more than it did."""
 
+    @override
     def stats(self) -> Stats:
         stats = super().stats()
         return replace(stats, accepted=stats.accepted + 1)
@@ -83,6 +88,7 @@ class Unbalanced(Faulty):
 class Negative(Faulty):
     """Has less than nothing queued at a moment."""
 
+    @override
     def stats(self) -> Stats:
         stats = super().stats()
         return replace(stats, queued=-1) if self.every(50) else stats
@@ -91,6 +97,7 @@ class Negative(Faulty):
 class Undead(Faulty):
     """Says of a timer now and then that it was cancelled."""
 
+    @override
     def cancel_timer(self, timer: Any) -> bool:
         return True if self.every(5) else super().cancel_timer(timer)
 
@@ -98,6 +105,7 @@ class Undead(Faulty):
 class Overcounting(Faulty):
     """Counts a timer too many when it cancels those of a conversation."""
 
+    @override
     def cancel_timers(self, cid: str, /, *, instance_id: str | None = None) -> int:
         return super().cancel_timers(cid, instance_id=instance_id) + self.every(5)
 
@@ -105,6 +113,7 @@ class Overcounting(Faulty):
 class Forgetful(Faulty):
     """Overlooks the timers of a conversation now and then."""
 
+    @override
     def cancel_timers(self, cid: str, /, *, instance_id: str | None = None) -> int:
         return 0 if self.every(3) else super().cancel_timers(cid, instance_id=instance_id)
 
@@ -112,6 +121,7 @@ class Forgetful(Faulty):
 class Parallel(Faulty):
     """Does not wait for the end of a delivery before it begins the next."""
 
+    @override
     def altered(self, dispatch: Dispatch) -> Dispatch:
         def deliver(cid: str, event: Event) -> None:
             thread = threading.Thread(target=self.deliver_quietly, args=(dispatch, cid, event), daemon=True)
@@ -134,6 +144,7 @@ class Parallel(Faulty):
 class Doubling(Faulty):
     """Delivers a message twice now and then."""
 
+    @override
     def publish(self, topic: str, msg: Any, /) -> int:
         if self.every(7):
             super().publish(topic, msg)
@@ -143,6 +154,7 @@ class Doubling(Faulty):
 class Inventing(Faulty):
     """Delivers what nobody has sent."""
 
+    @override
     def publish(self, topic: str, msg: Any, /) -> int:
         return super().publish(topic, "new" if self.every(20) else msg)
 
@@ -150,6 +162,7 @@ class Inventing(Faulty):
 class Hasty(Faulty):
     """Its timers begin at half time."""
 
+    @override
     def schedule_event(self, *, delay_ms: float, **arguments: Any) -> TimerHandle:
         return super().schedule_event(delay_ms=delay_ms / 2, **arguments)
 
@@ -157,6 +170,7 @@ class Hasty(Faulty):
 class Direct(Faulty):
     """Delivers on the caller's stack what is due at once."""
 
+    @override
     def schedule_event(self, *, cid: str, instance_id: str, delay_ms: float, event: Any) -> TimerHandle:
         handle = super().schedule_event(cid=cid, instance_id=instance_id, delay_ms=delay_ms, event=event)
         if delay_ms == 0 and handle.cancel():
@@ -169,6 +183,7 @@ class Generous(Faulty):
 
     last: Any = None
 
+    @override
     def pending_flow(self, cid: str, /) -> Any | None:
         taken, self.last = super().pending_flow(cid) or self.last, None
         if self.every(3):
@@ -179,6 +194,7 @@ class Generous(Faulty):
 class HalfRefusing(Faulty):
     """Raises that it is full when it has taken the timer."""
 
+    @override
     def schedule_event(self, **arguments: Any) -> TimerHandle:
         handle = super().schedule_event(**arguments)
         if self.every(10):
@@ -189,6 +205,7 @@ class HalfRefusing(Faulty):
 class Leaking(Faulty):
     """Keeps the subscriptions of a conversation now and then."""
 
+    @override
     def remove_subscriptions_for_cid(self, cid: str, /) -> int:
         return 0 if self.every(2) else super().remove_subscriptions_for_cid(cid)
 
@@ -196,6 +213,7 @@ class Leaking(Faulty):
 class LeakingInside(Faulty):
     """Keeps something in a container that only `sizes` shows."""
 
+    @override
     def sizes(self) -> Mapping[str, int]:
         return {**super().sizes(), "rings": 3}
 
@@ -210,10 +228,12 @@ class Loud(Faulty):
     """Logs a failure twice."""
 
     class LoudFailures(Failures):
+        @override
         def report(self, cid: str, event: Event, exc: BaseException, level: int = logging.ERROR) -> bool:
             log(logging.ERROR, "once more", exc_info=exc)
             return super().report(cid, event, exc)
 
+    @override
     def _new_driver(self, dispatch: Dispatch) -> ThreadDriver:
         return reporting_with(self.LoudFailures, super()._new_driver(dispatch))
 
@@ -222,6 +242,7 @@ class Silent(Faulty):
     """Does not log a failure."""
 
     class SilentFailures(Failures):
+        @override
         def report(self, cid: str, event: Event, exc: BaseException, level: int = logging.ERROR) -> bool:
             logger = logging.getLogger("stube")
             logger.disabled = True
@@ -230,6 +251,7 @@ class Silent(Faulty):
             finally:
                 logger.disabled = False
 
+    @override
     def _new_driver(self, dispatch: Dispatch) -> ThreadDriver:
         return reporting_with(self.SilentFailures, super()._new_driver(dispatch))
 
@@ -246,6 +268,7 @@ class Staying(Faulty):
 
     over = threading.Event()
 
+    @override
     def close(self, timeout: float | None = 5.0) -> bool:
         threading.Thread(target=self.over.wait, name="a thread that stays", daemon=True).start()
         return super().close(timeout)
@@ -256,6 +279,7 @@ class Hanging(Faulty):
 
     over = threading.Event()
 
+    @override
     def unsubscribe(self, **arguments: Any) -> int:
         self.over.wait()
         return 0
@@ -264,6 +288,7 @@ class Hanging(Faulty):
 class Restless(Faulty):
     """Never settles."""
 
+    @override
     def settle(self, timeout: float | None = 5.0) -> bool:
         return False
 
@@ -271,6 +296,7 @@ class Restless(Faulty):
 class Unclosing(Faulty):
     """Says that something did not stop."""
 
+    @override
     def close(self, timeout: float | None = 5.0) -> bool:
         return super().close(timeout) and False
 
@@ -278,6 +304,7 @@ class Unclosing(Faulty):
 class Waiting(Faulty):
     """`settle` inside a delivery returns at once."""
 
+    @override
     def settle(self, timeout: float | None = 5.0) -> bool:
         try:
             return super().settle(timeout)
@@ -288,6 +315,7 @@ class Waiting(Faulty):
 class Hiding(Faulty):
     """Shows no running delivery."""
 
+    @override
     def inspect(self, cid: str | None = None) -> dict[str, ConversationInfo]:
         return {name: replace(info, running=0) for name, info in super().inspect(cid).items()}
 
@@ -299,6 +327,7 @@ class Held(Faulty):
         self.delivering = threading.RLock()
         super().__init__(**options)
 
+    @override
     def altered(self, dispatch: Dispatch) -> Dispatch:
         def deliver(cid: str, event: Event) -> Any:
             with self.delivering:
@@ -306,10 +335,12 @@ class Held(Faulty):
 
         return deliver
 
+    @override
     def schedule_event(self, **arguments: Any) -> TimerHandle:
         with self.delivering:
             return super().schedule_event(**arguments)
 
+    @override
     def subscribe(self, **arguments: Any) -> None:
         with self.delivering:
             super().subscribe(**arguments)
@@ -318,6 +349,7 @@ class Held(Faulty):
 class Raising(Faulty):
     """An operation raises what it must not."""
 
+    @override
     def forget_pending_flow(self, cid: str, /) -> bool:
         raise LookupError("no such baton")
 
@@ -325,6 +357,7 @@ class Raising(Faulty):
 class Keeping(Faulty):
     """A reset keeps the timers of an hour, and counts them as dropped."""
 
+    @override
     def reset_state(self) -> None:
         kept = [
             (cid, timer.instance_id, timer.event)
@@ -411,12 +444,14 @@ class Watched(MemoryRegistry):
         self.delivering = threading.local()
         super().__init__(**options)
 
+    @override
     def __getattribute__(self, name: str) -> Any:
         if name in OPERATIONS:
             inside = getattr(object.__getattribute__(self, "delivering"), "now", False)
             called.add((name, inside))
         return object.__getattribute__(self, name)
 
+    @override
     def install_dispatch(self, dispatch: Dispatch, /) -> None:
         def deliver(cid: str, event: Event) -> Any:
             self.delivering.now = True

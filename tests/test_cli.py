@@ -185,15 +185,15 @@ DEMO_USAGE = (
         ([], "stube: error: the following arguments are required: COMMAND"),
         (["--registry", "memory"], None),
         (["demo", "--port", "65536"],
-         "stube demo: error: argument --port: '65536' is no port; give one from 0 to 65535"),
+         "stube demo: error: argument --port: '65536' is not a port; give one from 0 to 65535"),
         (["demo", "--port", "-1"],
-         "stube demo: error: argument --port: '-1' is no port; give one from 0 to 65535"),
+         "stube demo: error: argument --port: '-1' is not a port; give one from 0 to 65535"),
         (["demo", "--self-check", "--clients", "0"],
-         "stube demo: error: argument --clients: '0' is no number of clients; give one from 1 to 100"),
+         "stube demo: error: argument --clients: '0' is not a number of clients; give one from 1 to 100"),
         (["demo", "--self-check", "--clients", "101"],
-         "stube demo: error: argument --clients: '101' is no number of clients; give one from 1 to 100"),
+         "stube demo: error: argument --clients: '101' is not a number of clients; give one from 1 to 100"),
         (["demo", "--self-check", "--clients", "two"],
-         "stube demo: error: argument --clients: 'two' is no number of clients; give one from 1 to 100"),
+         "stube demo: error: argument --clients: 'two' is not a number of clients; give one from 1 to 100"),
         (["demo", "--registry", "memory", "--config", "x.toml"],
          "stube demo: error: argument --config: not allowed with argument --registry"),
         (["demo", "--json"],
@@ -203,7 +203,7 @@ DEMO_USAGE = (
         (["demo", "--self"], "stube: error: unrecognized arguments: --self"),
         (["demo", "redis://user:hunter2@host"], "stube: error: unrecognized arguments: redis:***@host"),
         (["demo", "--port", "redis://user:hunter2@host"],
-         "stube demo: error: argument --port: 'redis:***@host' is no port; give one from 0 to 65535"),
+         "stube demo: error: argument --port: 'redis:***@host' is not a port; give one from 0 to 65535"),
     ],
 )  # fmt: skip
 def test_a_wrong_usage_ends_with_2(
@@ -245,7 +245,7 @@ def test_a_config_file_that_is_no_toml(
     with pytest.raises(ValueError, match=r".") as why:
         tomllib.loads(content.decode())
     assert cli.main(["demo", "--config", str(file)]) == 2
-    assert only_error(capsys) == f"stube: The file {str(file)!r} is no TOML: {why.value}. Correct it there.\n"
+    assert only_error(capsys) == f"stube: The file {str(file)!r} is not valid TOML: {why.value}. Correct it there.\n"
 
 
 @pytest.mark.parametrize("content", ["", 'backend = "memory"\n', 'registry = "memory"\n', "[[registry]]\n"])
@@ -301,9 +301,9 @@ def test_conformance_takes_its_arguments(conform: list[tuple[object, ...]]) -> N
     ("arguments", "message"),
     [
         ([], "the following arguments are required: SPEC"),
-        (["memory", "--limit", "0"], "argument --limit: '0' is no time limit; give seconds, at most 86400"),
-        (["memory", "--limit", "nan"], "argument --limit: 'nan' is no time limit; give seconds, at most 86400"),
-        (["memory", "--limit", "soon"], "argument --limit: 'soon' is no time limit; give seconds, at most 86400"),
+        (["memory", "--limit", "0"], "argument --limit: '0' is not a time limit; give seconds, at most 86400"),
+        (["memory", "--limit", "nan"], "argument --limit: 'nan' is not a time limit; give seconds, at most 86400"),
+        (["memory", "--limit", "soon"], "argument --limit: 'soon' is not a time limit; give seconds, at most 86400"),
         (
             ["memory", "--guarantee", "g5"],
             f"argument --guarantee: There is no guarantee 'g5'. Choose from {', '.join(GUARANTEES)}.",

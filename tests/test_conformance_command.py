@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from typing_extensions import override
 
 import stube
 from stube import cli
@@ -490,6 +491,7 @@ class Terminal(io.StringIO):
 
     encoding = "ascii"
 
+    @override
     def isatty(self) -> bool:
         return True
 
@@ -561,11 +563,13 @@ class Outline(HTMLParser):
         self.feed(page)
         self.close()
 
+    @override
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
         if tag != "meta":
             self.open.append(tag)
 
+    @override
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
 

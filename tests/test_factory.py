@@ -8,19 +8,25 @@ word.
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import logging
 import re
 import subprocess
 import sys
 import textwrap
+import threading
 import tomllib
 import traceback
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import sortedcontainers
+from typing_extensions import override
 
 import stube
 from stube import (
@@ -32,6 +38,7 @@ from stube import (
     create_registry,
     registry_from_env,
 )
+from stube._secrets import Secrets, shown
 
 ROOT = Path(__file__).parents[1]
 DEPENDENCIES = Path(sortedcontainers.__file__).parents[1]
@@ -255,6 +262,7 @@ def test_a_str_subclass_serves_as_its_plain_string(fakes: Site) -> None:
     class Name(str):
         __slots__ = ()
 
+        @override
         def __str__(self) -> str:
             return "other"
 
@@ -289,6 +297,67 @@ def test_any_callable_with_a_keyword_only_signature_is_a_factory(site: Site, mak
         f"The option 'shards' of the backend '{spec}' must be an int, not '2'. "
         "Give such a value, or leave it out for 8."
     )
+
+
+CLASS = """
+    from __future__ import annotations
+
+    from collections.abc import Callable
+
+    class Base:
+        def __init__(self, *, shards: int = 8, on_error: Callable[[str], None] | None = None):
+            if shards < 1:
+                raise ValueError(f"shards must be at least 1, not {shards}.")
+            self.options = {"shards": shards, "on_error": on_error}
+
+    class Registry(Base):
+        "It has no __init__ of its own."
+
+    class Bare:
+        options = {}
+"""
+
+
+@pytest.fixture
+def classes(site: Site) -> Site:
+    """Backends whose entry points name classes."""
+    entries = {"wide": "acme_class:Registry", "bare": "acme_class:Bare [fast]"}
+    site.add("acme", entries, {"acme_class.py": CLASS})
+    return site
+
+
+def test_the_signature_of_a_class_is_the_schema(classes: Site) -> None:
+    """Fault: a class whose __init__ is inherited from another module or class has no options."""
+    assert options_of(create_registry("wide")) == {"shards": 8, "on_error": None}
+    assert options_of(create_registry("wide://?shards=3&on_error=none")) == {"shards": 3, "on_error": None}
+    assert options_of(create_registry("wide", shards=3, on_error=print)) == {"shards": 3, "on_error": print}
+    assert options_of(create_registry("bare")) == {}
+    assert [(info.name, info.options) for info in available_backends()] == [
+        ("bare", ()),
+        ("wide", ("shards", "on_error")),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("spec", "options", "message"),
+    [
+        ("wide", {"shard": 3}, "The backend 'wide' has no option 'shard'. "
+         "Use one of on_error, shards; 'shards' is the nearest."),
+        ("wide", {"shards": "3"}, "The option 'shards' of the backend 'wide' must be an int, not '3'. "
+         "Give such a value, or leave it out for 8."),
+        ("wide://?on_error=print", {}, "The option 'on_error' of the backend 'wide' cannot be given in a URL. "
+         "Pass it as a keyword of create_registry."),
+        ("wide", {"shards": 0}, "The backend 'wide' refuses its options: shards must be at least 1, not 0. "
+         "Change what this names."),
+        ("bare", {"shards": 3}, "The backend 'bare' has no option 'shards'. It takes none, so leave this one out."),
+    ],
+)  # fmt: skip
+def test_errors_about_the_options_of_a_class(
+    classes: Site, spec: str, options: dict[str, object], message: str
+) -> None:
+    error = error_of(create_registry, spec, **options)
+    assert type(error) is ConfigError
+    assert str(error) == message
 
 
 # Conversion of text, and the check of values
@@ -518,9 +587,9 @@ def test_an_unknown_keyword_is_refused(fakes: Site) -> None:
         ({"backend": "sharded://?shards=8", "shards": 8}, {},
          "The option 'shards' is given twice, in the URL and in the mapping. Give it once."),
         ("server://h", {"url": "server://i"},
-         "The option 'url' is given twice, for the spec is a URL itself. Give it once."),
+         "The option 'url' is given twice, because the spec itself is a URL. Give it once."),
         ("server://h?url=server://i", {},
-         "The option 'url' is given twice, for the spec is a URL itself. Give it once."),
+         "The option 'url' is given twice, because the spec itself is a URL. Give it once."),
     ],
 )  # fmt: skip
 def test_an_option_given_twice_is_refused(fakes: Site, spec: Any, keywords: dict[str, Any], message: str) -> None:
@@ -532,7 +601,7 @@ def test_an_option_given_twice_is_refused(fakes: Site, spec: Any, keywords: dict
 def test_without_any_backend_the_message_says_what_to_install(site: Site) -> None:
     assert str(error_of(create_registry, "memory")) == (
         "No backend is named 'memory'. "
-        "Install a distribution with entry points in the group 'stube.backends', for there is none."
+        "Install a distribution with entry points in the group 'stube.backends', because there is none."
     )
 
 
@@ -674,14 +743,13 @@ def test_a_password_in_the_option_url_is_in_no_error(fakes: Site, fault: str) ->
 def test_what_is_hidden_stands_as_stars_and_the_rest_remains(fakes: Site) -> None:
     url = "server://user:hunter2@host?fault="
     assert str(error_of(create_registry, url + "value")) == (
-        "The backend 'server' refuses its options: cannot use server://user:***@host?fault=value. "
-        "Change what this names."
+        "The backend 'server' refuses its options: cannot use server://***@host?fault=value. Change what this names."
     )
     assert str(error_of(create_registry, url + "config")) == (
-        "The URL server://user:***@host?fault=config is bad. Use another."
+        "The URL server://***@host?fault=config is bad. Use another."
     )
     assert str(error_of(create_registry, url + "runtime")) == (
-        "The backend raised RuntimeError: no answer from server://user:***@host?fault=runtime. Change what this names."
+        "The backend raised RuntimeError: no answer from server://***@host?fault=runtime. Change what this names."
     )
 
 
@@ -708,6 +776,23 @@ def test_a_password_from_the_environment_is_in_no_error(fakes: Site, monkeypatch
         with pytest.raises(stube.StubeError) as caught:
             registry_from_env()
         assert_hidden(caught.value, ["hunter%2F2", "hunter/2", "hunter"])
+
+
+def test_a_user_without_a_password_is_hidden_in_urls_only() -> None:
+    """Fault: a token that stands in place of the user is shown, or a plain word is taken out of every sentence."""
+    secrets = Secrets("redis://user@host")
+    assert secrets.redact("the user of redis://user@host") == "the user of redis://***@host"
+    assert secrets.redact("the user of redis://USER@host") == "the user of redis://***@host"
+    assert Secrets("redis://host").redact("user@host") == "user@host"
+    assert Secrets("redis://@host").redact("user@host") == "user@host"
+
+
+@pytest.mark.parametrize("option", ["api_key", "KEY", "password", "client_secret", "x-auth", "token2", "credentials"])
+def test_options_named_like_a_password_are_hidden_in_every_form(option: str) -> None:
+    """Fault: the conformance report hides an option that the factory's errors show."""
+    for secrets in (Secrets(f"redis://?{option}=a%3Db"), Secrets({"backend": "redis"}, {option: "a=b"})):
+        assert secrets.redact("it was A=B, or a%3db") == "it was ***, or ***"
+    assert shown(f"redis://?{option}=a%3Db") == f"redis://?{option}=***"
 
 
 # Loading
@@ -747,7 +832,7 @@ def test_a_missing_driver_names_the_extra(site: Site) -> None:
         "Install the distribution that brings it."
     )
     assert str(error_of(create_registry, "inner")) == (
-        "The module 'acme_inner.backend' of the backend 'inner' cannot be imported, for it raises "
+        "The module 'acme_inner.backend' of the backend 'inner' cannot be imported, because it raises "
         "\"ModuleNotFoundError: No module named 'acme_inner.forgotten'\". Repair or reinstall 'acme-stube'."
     )
 
@@ -769,7 +854,7 @@ def test_a_module_that_fails_to_import_keeps_its_cause(site: Site, source: str, 
     assert cause is not None
     shown = shown or repr(f"{type(cause).__name__}: {cause}")
     assert str(error) == (
-        f"The module 'acme_broken' of the backend 'broken' cannot be imported, for it raises {shown}. "
+        f"The module 'acme_broken' of the backend 'broken' cannot be imported, because it raises {shown}. "
         "Repair or reinstall 'acme'."
     )
 
@@ -780,16 +865,18 @@ def test_a_factory_that_is_not_there(fakes: Site) -> None:
         "Correct the part behind the ':' or install another version."
     )
     assert str(error_of(create_registry, "acme.nope:create")) == (
-        "The module 'acme.nope' of the backend 'acme.nope:create' cannot be imported, for it raises "
+        "The module 'acme.nope' of the backend 'acme.nope:create' cannot be imported, because it raises "
         "\"ModuleNotFoundError: No module named 'acme.nope'\". Correct spec or module."
     )
+
+
+NAME_A_FACTORY = "Name a class or a function that is written in Python and takes (*, option: type = default)."
 
 
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("create = 5", "The factory of the backend 'odd' is 5, which is not callable. "
-         "Name a function create(*, option: type = default) that returns the backend."),
+        ("create = 5", f"The factory of the backend 'odd' is 5, which is not callable. {NAME_A_FACTORY}"),
         ("def create(shards=8): ...", "The factory of the backend 'odd' has the parameter 'shards', which is not "
          "keyword-only. Put every parameter behind a '*' and give it a name."),
         ("def create(shards, /): ...", "The factory of the backend 'odd' has the parameter 'shards', which is not "
@@ -798,8 +885,15 @@ def test_a_factory_that_is_not_there(fakes: Site) -> None:
          "not keyword-only. Put every parameter behind a '*' and give it a name."),
         ("def create(*, a=1, **rest): ...", "The factory of the backend 'odd' has the parameter '**rest', which "
          "is not keyword-only. Put every parameter behind a '*' and give it a name."),
-        ("create = type", "The factory of the backend 'odd' has no signature that can be read. "
-         "Name a Python function create(*, option: type = default)."),
+        ("create = type", f"The class of the backend 'odd' has no signature that can be read. {NAME_A_FACTORY}"),
+        ("create = 'x'.join", "The factory of the backend 'odd' has the parameter 'iterable', which is not "
+         "keyword-only. Put every parameter behind a '*' and give it a name."),
+        ("class create:\n    def __init__(self, shards=8): ...", "The class of the backend 'odd' has the parameter "
+         "'shards', which is not keyword-only. Put every parameter behind a '*' and give it a name."),
+        ("class create:\n    def __init__(self, *shards): ...", "The class of the backend 'odd' has the parameter "
+         "'*shards', which is not keyword-only. Put every parameter behind a '*' and give it a name."),
+        ("class create:\n    def __init__(self, *, a=1, **rest): ...", "The class of the backend 'odd' has the "
+         "parameter '**rest', which is not keyword-only. Put every parameter behind a '*' and give it a name."),
     ],
 )  # fmt: skip
 def test_a_factory_of_the_wrong_shape_is_refused(site: Site, source: str, message: str) -> None:
@@ -838,6 +932,77 @@ def test_one_distribution_seen_twice_is_one(fakes: Site, monkeypatch: pytest.Mon
     monkeypatch.setattr(sys, "path", [*sys.path, str(again), sys.path[0]])
     assert options_of(create_registry("sharded"))["shards"] == 8
     assert [info.name for info in available_backends()] == ["server", "sharded", "strict"]
+
+
+# What is remembered between two calls
+
+
+@pytest.fixture
+def scans(fakes: Site, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """One entry for each time that the installed distributions are scanned."""
+    found: list[str] = []
+    real = importlib.metadata.entry_points
+
+    def entry_points(*, group: str) -> Any:
+        found.append(group)
+        return real(group=group)
+
+    monkeypatch.setattr(importlib.metadata, "entry_points", entry_points)
+    return found
+
+
+def test_the_distributions_are_scanned_once(scans: list[str]) -> None:
+    """Fault: each call reads the metadata of everything that is installed."""
+    for spec in ("sharded", "sharded://?shards=3", "server", {"backend": "strict", "url": "x"}, "acme.plain:create"):
+        create_registry(spec)
+    assert scans == ["stube.backends"]
+
+
+def test_a_distribution_installed_later_is_found(fakes: Site, scans: list[str]) -> None:
+    """Fault: a name that the first scan did not find stays unknown until the process ends."""
+    assert type(error_of(create_registry, "later")) is UnknownBackendError
+    fakes.add("other", {"later": "other_later:create"}, {"other_later.py": PLAIN})
+    before = len(scans)
+    assert options_of(create_registry("later", shards=3))["shards"] == 3
+    assert len(scans) == before + 1
+    assert options_of(create_registry("later", shards=4))["shards"] == 4
+    assert len(scans) == before + 1
+
+
+def test_the_list_shows_what_was_installed_after_the_first_scan(fakes: Site) -> None:
+    """Fault: the list comes from the scan that an earlier call made."""
+    create_registry("sharded")
+    fakes.add("other", {"later": "other_later:create"}, {"other_later.py": PLAIN})
+    assert [info.name for info in available_backends()] == ["later", "server", "sharded", "strict"]
+
+
+def test_a_changed_search_path_is_scanned_anew(fakes: Site, scans: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fault: a backend that was found on the old path is used although it is no longer there."""
+    create_registry("sharded")
+    monkeypatch.setattr(sys, "path", sys.path[1:])
+    assert type(error_of(create_registry, "sharded")) is UnknownBackendError
+
+
+def test_threads_that_create_registries_at_the_same_time_all_succeed(fakes: Site) -> None:
+    """Fault: one thread sees the scan of another one before it is complete."""
+    barrier = threading.Barrier(8)
+
+    def create(number: int) -> object:
+        barrier.wait(30)
+        return options_of(create_registry("sharded", shards=number))["shards"]
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(create, range(1, 9))) == list(range(1, 9))
+
+
+def test_a_module_that_was_loaded_anew_has_its_own_options(fakes: Site) -> None:
+    """Fault: the options are those of the module that was loaded first."""
+    fakes.add("other", {"later": "other_later:create"}, {"other_later.py": PLAIN})
+    create_registry("later", shards=3)
+    module = importlib.import_module("other_later")
+    module.create = lambda *, threads: module.Fake({"threads": threads})  # type: ignore[attr-defined]
+    assert options_of(create_registry("later", threads=2)) == {"threads": 2}
+    assert "has no option 'shards'" in str(error_of(create_registry, "later", shards=3))
 
 
 # The environment
@@ -937,6 +1102,66 @@ def test_metadata_without_a_name_or_version_still_lists(site: Site) -> None:
     assert (info.distribution, info.version, info.loads) == ("(unnamed)", "(unknown)", True)
 
 
+# The kinds of registry
+
+
+@pytest.mark.parametrize(
+    ("spec", "virtual", "awaits"),
+    [("memory", False, False), ("sharded", False, False), ("virtual", True, False), ("asyncio", False, True)],
+)
+def test_the_kind_of_a_registry_is_told(spec: str, virtual: bool, awaits: bool) -> None:
+    with create_registry(spec) as registry:
+        assert (stube.is_virtual(registry), stube.is_async(registry)) == (virtual, awaits)
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "methods", "virtual", "awaits"),
+    [
+        (["virtual_time"], ["advance", "advance_async", "run_until_idle"], True, False),
+        (["virtual_time"], ["advance", "advance_async"], False, False),
+        ([], ["advance", "advance_async", "run_until_idle"], False, False),
+        (["coroutine_dispatch"], ["settled", "joined", "aclose"], False, True),
+        (["coroutine_dispatch"], ["settled", "joined"], False, False),
+        ([], ["settled", "joined", "aclose"], False, False),
+        (["coroutine_dispatch", "virtual_time"], ["settled", "joined", "aclose"], False, False),
+        (None, ["advance", "advance_async", "run_until_idle", "settled", "joined", "aclose"], False, False),
+    ],
+)
+def test_a_kind_needs_the_capability_and_the_methods(
+    capabilities: list[str] | None, methods: list[str], virtual: bool, awaits: bool
+) -> None:
+    """Fault: a wrapper that hands on the capabilities, but not the methods, is taken for a virtual registry."""
+    registry: Any = SimpleNamespace(**dict.fromkeys(methods, print))
+    if capabilities is not None:
+        registry.capabilities = frozenset(capabilities)
+    assert (stube.is_virtual(registry), stube.is_async(registry)) == (virtual, awaits)
+
+
+class Callables:
+    async def method(self, *arguments: object) -> None: ...
+
+    async def __call__(self, *arguments: object) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("function", "awaited"),
+    [
+        (Callables().method, True),
+        (Callables(), True),
+        (partial(Callables().method, 1), True),
+        (partial(partial(Callables(), 1), 2), True),
+        (Callables, False),
+        (partial(Callables), False),
+        (print, False),
+        (lambda cid, event: None, False),
+        (5, False),
+    ],
+)
+def test_a_coroutine_function_is_recognised_in_every_wrapping(function: object, awaited: bool) -> None:
+    """Fault: an object with an async `__call__`, or a partial of one, is taken for a plain function."""
+    assert stube.is_coroutine_function(function) is awaited
+
+
 # The shipped backends, and what importing costs
 
 
@@ -995,7 +1220,7 @@ def test_importing_stube_loads_no_backend_and_nothing_heavy() -> None:
 
 def test_importing_the_factory_alone_needs_no_inspection_of_signatures() -> None:
     # `inspect` comes with `dataclasses`, whoever asks for it; here nothing may ask for it before a call does.
-    for module in ("_factory", "_options", "_spec"):
+    for module in ("_factory", "_options", "_secrets", "_spec"):
         source = (Path(stube.__file__).parent / f"{module}.py").read_text(encoding="utf-8")
         late = "inspect|importlib|urllib|difflib|logging|asyncio"
         assert not re.search(rf"^(?:import|from) (?:{late})", source, re.MULTILINE)

@@ -16,6 +16,7 @@ from itertools import combinations, permutations
 from typing import Any, cast
 
 import pytest
+from typing_extensions import override
 
 import stube
 from stube import Backend, Event
@@ -868,6 +869,7 @@ class Forgetful(VirtualRegistry):
 
     calls = 0
 
+    @override
     def cancel_timers(self, cid: str, /, *, instance_id: str | None = None) -> int:
         self.calls += 1
         return 0 if self.calls % 3 == 0 else super().cancel_timers(cid, instance_id=instance_id)
@@ -876,6 +878,7 @@ class Forgetful(VirtualRegistry):
 class Refusing(VirtualRegistry):
     """A registry that raises where it must not."""
 
+    @override
     def remove_subscriptions_for_cid(self, cid: str, /) -> int:
         raise LookupError("nobody has subscribed")
 

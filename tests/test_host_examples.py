@@ -12,6 +12,7 @@ from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler
 
 import pytest
+from typing_extensions import override
 
 import stube
 
@@ -61,7 +62,8 @@ def wsgi_host() -> Iterator[tuple[str, Any]]:
 class Quiet(WSGIRequestHandler):
     """Without a line on stderr for each request."""
 
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - its name there
+    @override
+    def log_message(self, format: str, *args: Any) -> None:
         pass
 
 
@@ -136,7 +138,7 @@ def test_fastapi_host_has_a_clock_a_chat_and_streams_that_come_back(monkeypatch:
             assert again.rest()[-1] == ("bye", '{"reason": "ended"}')
             assert listening.rest()[-1] == ("bye", '{"reason": "ended"}')
         nothing_is_left(host)
-        assert host._sessions == {}
+        assert len(host._sessions) == 0
         assert browser.status(first) == 404
 
 

@@ -16,6 +16,7 @@ from typing import Any, cast
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
+from typing_extensions import override
 
 import stube
 from stube.testing import _random_programs
@@ -160,6 +161,7 @@ class Eager(Model):
 
     capabilities = frozenset({"virtual_time", "common_topic_order", "one_instant_snapshot", "by_reference"})
 
+    @override
     def _remove(self, removed: list[Any]) -> int:
         count = super()._remove(removed)
         for entry in self._waste():
@@ -167,9 +169,11 @@ class Eager(Model):
             self._cancelled += 1
         return count
 
+    @override
     def settle(self, timeout: float | None = 5.0) -> bool:
         return super().settle()
 
+    @override
     def close(self, timeout: float | None = 5.0) -> bool:
         return super().close()
 
@@ -437,6 +441,7 @@ def _impatient(*arguments: Any, **options: Any) -> Comparer:
 class Restless(Eager):
     """Never settles, and says so at once."""
 
+    @override
     def settle(self, timeout: float | None = 5.0) -> bool:
         return False
 

@@ -25,6 +25,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, TextIO
 
+from typing_extensions import override
+
 from stube import available_backends, create_registry
 from stube.testing._chaos import ChaosFailed, ChaosFigures, chaos
 from stube.testing._checker import Verdict, check_history
@@ -112,6 +114,7 @@ class Figures:
         self.deliveries += len(history.runs)
         self.undecided += bool(verdict.undecided)
 
+    @override
     def __str__(self) -> str:
         undecided = f", {self.undecided} undecided" if self.undecided else ""
         return (

@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
+from typing_extensions import override
+
 __all__ = ["Heard", "LoadError", "Stream", "Tally", "open_stream", "request"]
 
 _LENGTH: Final = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
@@ -85,11 +87,13 @@ class Stream(asyncio.Protocol):
 
     # What the loop calls.
 
+    @override
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
         self._ask(b"/")
 
+    @override
     def data_received(self, data: bytes) -> None:
         now = time.monotonic_ns()
         if self._left:
@@ -102,6 +106,7 @@ class Stream(asyncio.Protocol):
             for name, value in self._events():
                 self._take(name, value, now)
 
+    @override
     def connection_lost(self, exc: Exception | None) -> None:
         if not self.opened.done():
             self._fail(f"The host closed a connection instead of opening its stream: {exc}.")

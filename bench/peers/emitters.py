@@ -11,6 +11,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
+from typing_extensions import override
+
 from bench.subjects import ignore
 from stube import Event
 
@@ -92,9 +94,11 @@ class BareEmitter(Emitter):
 
     name = "pyee, a bare callback"
 
+    @override
     def _listener(self, cid: str) -> Callable[[Any], None]:
         return lambda message: None
 
+    @override
     def run(self, messages: int) -> None:
         emit = self.emit
         for number in range(messages):

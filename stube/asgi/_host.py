@@ -1,30 +1,22 @@
-"""The host: the registry's life inside the application's, and what ends a conversation.
+"""The host: the registry's life inside the application's, and the responses to the pages.
 
-At every moment from its opening to its end a conversation has something of the host's own in the registry, on the
-instance `stube.asgi`, so that it has an end in sight: until the first stream the sweep timer, while a stream is
-connected a mark, afterwards the grace timer. Who decides each race:
+What ends each conversation is decided in `_sessions.py`, and what a page is sent in `_stream.py`. This module opens the
+registry with the lifespan, hands each delivery to the application or to the sessions, boots a conversation when its
+first stream connects, and drains at the end.
 
-1. Sweep against first stream: the baton, which has one taker.
-2. Grace timer against a stream that comes back: `handle.cancel()`. Whatever it was that made it say no, the
-   conversation ends.
-3. End against a stream that connects: to look for the session and to attach the stream is one step of the loop, and
-   an end comes there as another, after the session is gone. So either there is no session or the end finds the stream.
-4. Opening against shutdown: the session is kept first and `_closing` is read then.
-
-Threads: `open` and `send` are called from any, the registry's own events arrive on its thread, and ends happen
-anywhere. Streams are touched on the loop only.
+Threads: `open`, `send`, `end` and `close_streams` are called from any thread, and the registry delivers on its own. All
+else runs on the event loop.
 """
 
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext, suppress
-from typing import Any, TypeAlias, TypeGuard, TypeVar, cast
+from typing import Any, TypeAlias, TypeVar, cast
 
 from sse_starlette import ServerSentEvent
 from starlette.applications import Starlette
@@ -34,10 +26,12 @@ from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
+from typing_extensions import TypeIs, override
 
 import stube
 from stube.asgi._server import stopping
-from stube.asgi._stream import ENDED, Session, Stream, body_of
+from stube.asgi._sessions import INSTANCE, Sessions
+from stube.asgi._stream import Stream, body_of
 
 __all__ = ["Host", "conversation_stream"]
 
@@ -46,15 +40,8 @@ Boot: TypeAlias = Callable[[stube.Conversation, Any], Awaitable[None] | None]
 Lifespan: TypeAlias = Callable[[Any], AbstractAsyncContextManager[Mapping[str, Any] | None]]
 T = TypeVar("T")
 
-INSTANCE = "stube.asgi"
-"""The instance of every conversation that is the host's own: its timers and its mark."""
-
-MARKS = ("stube.asgi tick", "stube.asgi tock")
-"""Topics that nobody publishes on. A conversation with a stream is subscribed to one of them, at every heartbeat to the
-other, and finds out in changing whether the registry has forgotten it."""
-
 WATCH_SECONDS = 0.1
-"""How often the host looks whether the server stops: as often as uvicorn does itself."""
+"""The pause between two looks whether the server stops: that of uvicorn itself."""
 
 _logger = logging.getLogger("stube")
 
@@ -113,21 +100,18 @@ class Host:
         self._own_lifespan: Lifespan = (
             _callable("lifespan", lifespan) if lifespan is not None else lambda app: nullcontext()
         )
-        self._own_on_end = _callable("on_end", on_end) if on_end is not None else None
+        self._on_end = _callable("on_end", on_end) if on_end is not None else None
         self._sweep_seconds = _seconds("sweep_seconds", sweep_seconds, zero=True)
         self._grace_seconds = _seconds("grace_seconds", grace_seconds, zero=True)
         self._heartbeat_seconds = _seconds("heartbeat_seconds", heartbeat_seconds)
         self._buffer_events = _count("buffer_events", buffer_events)
         self._send_seconds = _seconds("send_seconds", send_seconds)
         self._drain_seconds = _seconds("drain_seconds", drain_seconds, zero=True)
-        # From here on what one run of the lifespan sets.
+        # Each run of the lifespan sets these anew, and leaves them as they are at its end.
         self._registry: stube.Backend | None = None
-        self._conversations: stube.Conversations | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._closing = True
-        # By cid: each operation on it is one of the dict's own, so any thread may.
-        self._sessions: dict[str, Session] = {}
-        # On the loop only: one for each response that is under way, done when it is over.
+        self._sessions: Sessions | None = None
+        self._running = False
+        # On the loop only: one future for each response that is under way, done when the response is over.
         self._responses: set[asyncio.Future[None]] = set()
 
     @property
@@ -138,7 +122,7 @@ class Host:
     @property
     def conversations(self) -> stube.Conversations:
         """The live conversations. To end one is enough, from anywhere: its stream ends, nothing of it remains."""
-        return _started(self._conversations)
+        return _started(self._sessions).conversations
 
     def open(self, flow_id: Any) -> stube.Conversation:
         """Open a conversation for a page that is about to be handed out. Any thread; O(1).
@@ -153,22 +137,7 @@ class Host:
             RegistryFull, RegistryClosed: no room, or the host is shutting down. Nothing is left of it.
             RuntimeError: the lifespan has not started.
         """
-        loop = _started(self._loop)
-        if self._closing:
-            raise _shutting_down()
-        conversation = self.conversations.open()
-        session = self._sessions[conversation.cid] = Session(conversation, self._buffer_events, loop)
-        try:
-            conversation.put_flow(flow_id)
-            self._arm(session, "sweep", self._sweep_seconds)
-            if self._closing:
-                raise _shutting_down()
-        except BaseException as exc:
-            conversation.end()
-            if isinstance(exc, stube.ConversationEnded):
-                raise _shutting_down() from exc  # nobody else knows of it who could have ended it
-            raise
-        return conversation
+        return _started(self._sessions if self._running else None).open(flow_id)
 
     def stream(self, cid: str) -> Response:
         """The response to a page that connects: the events of its conversation, until that ends.
@@ -206,8 +175,8 @@ class Host:
         `buffer_events` later ones come before the page reads it: then a `gap` does. O(length of `data`).
         """
         body = body_of(event, data)
-        session = self._sessions.get(conversation.cid)
-        if session is None or session.conversation is not conversation or conversation.ended:
+        session = None if self._sessions is None else self._sessions.find(conversation)
+        if session is None:
             return False
         session.add(body)
         return True
@@ -228,8 +197,8 @@ class Host:
         Called by itself under uvicorn and what runs uvicorn. Call it from the shutdown hook of another server, before
         that waits for open connections. Any thread; returns at once.
         """
-        self._closing = True
-        self._on_loop(self._close_streams)
+        if self._sessions is not None:
+            self._sessions.close()
 
     @asynccontextmanager
     async def lifespan(self, app: Starlette) -> AsyncIterator[Any]:
@@ -250,42 +219,50 @@ class Host:
             RuntimeError: it runs already.
             What `stube.create_registry` and `Registry.install_dispatch` raise.
         """
-        if self._loop is not None:
+        if self._running:
             raise RuntimeError("This host runs already. Make one Host for each application.")
         ours = self._spec is None or isinstance(self._spec, str | Mapping)
         registry = self._registry = _open_registry(self._spec)
-        self._conversations, self._loop, self._closing = None, asyncio.get_running_loop(), False
+        sessions = self._sessions = Sessions(
+            registry,
+            asyncio.get_running_loop(),
+            self._on_end,
+            sweep_seconds=self._sweep_seconds,
+            grace_seconds=self._grace_seconds,
+            heartbeat_seconds=self._heartbeat_seconds,
+            buffer_events=self._buffer_events,
+        )
+        self._running = True
         watch: asyncio.Task[None] | None = None
         drained = False
         try:
-            cast("Any", registry).install_dispatch(self._wrapped())
-            self._conversations = stube.Conversations(registry, on_end=self._on_end)
+            cast("Any", registry).install_dispatch(self._wrapped(sessions))
             app.state.stube = self
-            watch = asyncio.create_task(self._watch(stopping()), name="stube.asgi watch")
+            watch = asyncio.create_task(self._watch(sessions, stopping()), name="stube.asgi watch")
             async with self._own_lifespan(app) as state:
                 try:
                     yield state
                 finally:
                     drained = True
-                    await self._drain(registry, ours)
+                    await self._drain(registry, sessions, ours)
         finally:
             if watch is not None:
                 watch.cancel()
             if not drained:
-                await self._drain(registry, ours)
-            self._loop = None
+                await self._drain(registry, sessions, ours)
+            self._running = False
 
-    # The registry's own events, where the registry delivers.
+    def _wrapped(self, sessions: Sessions) -> AnyDispatch:
+        """Hand the host's own events to the sessions, and all others to the application's dispatch.
 
-    def _wrapped(self) -> AnyDispatch:
-        """The host's dispatch behind the handling of what is ours. Of the same kind, so that a registry which awaits
-        nothing refuses an `async def` at once."""
+        The result is a coroutine function if dispatch is one, so that a registry that awaits nothing refuses it.
+        """
         dispatch = self._dispatch
-        if any(map(inspect.iscoroutinefunction, (dispatch, getattr(dispatch, "__call__", None)))):  # noqa: B004
+        if stube.is_coroutine_function(dispatch):
 
             async def awaiting(cid: str, event: stube.Event) -> None:
                 if event.instance_id == INSTANCE:
-                    self._due(cid, event)
+                    sessions.due(cid, event)
                 else:
                     await cast("Awaitable[None]", dispatch(cid, event))
 
@@ -294,69 +271,41 @@ class Host:
         def calling(cid: str, event: stube.Event) -> Awaitable[None] | None:
             if event.instance_id != INSTANCE:
                 return dispatch(cid, event)
-            self._due(cid, event)
+            sessions.due(cid, event)
             return None
 
         return calling
 
-    def _due(self, cid: str, event: stube.Event) -> None:
-        # By the session and not by the cid: a timer that had begun when its conversation ended must not end another
-        # that was opened under its name.
-        session = self._sessions.get(cid)
-        if session is None:
-            return
-        # A sweep that finds no baton comes after the first stream (race 1).
-        if event.name == "gone" or (event.name == "sweep" and session.conversation.take_flow() is not None):
-            session.conversation.end()
-
-    def _arm(self, session: Session, name: str, seconds: float) -> None:
-        session.due = _started(self._loop).time() + seconds
-        session.timer = session.conversation.schedule(name, seconds * 1000, instance_id=INSTANCE)
-
-    def _on_end(self, conversation: stube.Conversation) -> None:
-        session = self._sessions.get(conversation.cid)
-        if session is not None and session.conversation is conversation:
-            del self._sessions[conversation.cid]
-            self._on_loop(self._ended, session)
-        if self._own_on_end is not None:
-            self._own_on_end(conversation)
-
-    def _on_loop(self, function: Callable[..., None], *arguments: Any) -> None:
-        try:
-            if self._loop is not None:
-                self._loop.call_soon_threadsafe(function, *arguments)
-        except RuntimeError:
-            pass  # the loop has closed, and with it every stream
-
-    # From here on everything runs on the loop.
-
-    def _ended(self, session: Session) -> None:
-        if session.stream is not None:
-            session.stream.end(ENDED)
-
-    def _close_streams(self) -> None:
-        for session in list(self._sessions.values()):
-            if session.stream is not None:
-                session.stream.end("shutdown")
+    # On the event loop only
 
     async def _connect(self, cid: str, last_event_id: str, scope: Scope, receive: Receive, send: Send) -> None:
-        """From the first line to the last of a stream: what is attached here is detached here."""
-        session, flow_id = self._claim(cid)  # from here to the stream's place in the session: one step (race 3)
-        conversation = session.conversation
-        over = _started(self._loop).create_future()
+        """Answer a request for a stream, from its first line to its last."""
+        sessions = _started(self._sessions)
+        if sessions.closing:
+            raise HTTPException(503, "The server is shutting down. Load the page anew in a moment.")
+        claimed = sessions.claim(cid)  # from here to the assignment of `session.stream`: one step of the loop
+        if claimed is None:
+            raise _gone()
+        session, flow_id = claimed
+        over = asyncio.get_running_loop().create_future()
         self._responses.add(over)
         if session.stream is not None:
             session.stream.end("replaced")
         stream = session.stream = Stream(session, last_event_id)
+
+        def heartbeat() -> ServerSentEvent:
+            sessions.renew_mark(session)
+            return ServerSentEvent(comment="heartbeat")
+
         try:
-            conversation.subscribe(MARKS[session.mark], "mark", instance_id=INSTANCE)
+            sessions.mark(session)
             if flow_id is not None:
-                await self._run_boot(conversation, flow_id)
+                await self._run_boot(session.conversation, flow_id)
             await stream.respond(
                 scope,
                 receive,
                 send,
-                heartbeat=lambda: self._heartbeat(session),
+                heartbeat=heartbeat,
                 heartbeat_seconds=self._heartbeat_seconds,
                 send_seconds=self._send_seconds,
                 farewell_seconds=min(self._send_seconds, self._drain_seconds),
@@ -366,107 +315,60 @@ class Host:
         finally:
             if session.stream is stream:
                 session.stream = None
-                self._cut(session)
+                sessions.cut(session)
             self._responses.discard(over)
             over.set_result(None)
 
-    def _claim(self, cid: str) -> tuple[Session, Any | None]:
-        """The session that a stream may be attached to, and the flow that it must boot if it is the first."""
-        if self._closing:
-            raise HTTPException(503, "The server is shutting down. Load the page anew in a moment.")
-        session = self._sessions.get(cid)
-        if session is None or session.conversation.ended:
-            raise _gone()
-        flow_id = session.conversation.take_flow()
-        timer, session.timer = session.timer, None
-        # Whoever has the baton is the first, and a sweep that has begun finds none (race 1). Without it the timer
-        # decides (race 2). One that can no longer be cancelled has begun, or somebody cancelled it, or the registry
-        # was reset: either way nothing else may end the conversation.
-        if timer is not None and not timer.cancel() and flow_id is None:
-            session.conversation.end()
-            raise _gone()
-        return session, flow_id
-
     async def _run_boot(self, conversation: stube.Conversation, flow_id: Any) -> None:
         try:
-            if _is_async(self.registry) or inspect.iscoroutinefunction(self._boot):
+            if _awaits(self.registry) or stube.is_coroutine_function(self._boot):
                 answer = self._boot(conversation, flow_id)
             else:
                 answer = await run_in_threadpool(self._boot, conversation, flow_id)
             if answer is not None:
                 await answer
         except BaseException:
-            conversation.end()  # half a boot has nobody who would end it
+            conversation.end()  # the application does not know a conversation whose boot has failed
             raise
 
-    def _heartbeat(self, session: Session) -> ServerSentEvent:
-        conversation, old = session.conversation, MARKS[session.mark]
-        session.mark = 1 - session.mark
-        try:
-            # The new one first: a reset at any moment loses one that is looked for.
-            conversation.subscribe(MARKS[session.mark], "mark", instance_id=INSTANCE)
-            if not conversation.unsubscribe(old, instance_id=INSTANCE):
-                conversation.end()
-        except (stube.ConversationEnded, stube.RegistryClosed):
-            conversation.end()
-        return ServerSentEvent(comment="heartbeat")
-
-    def _cut(self, session: Session) -> None:
-        conversation = session.conversation
-        if self._closing:
-            return  # it is about to end
-        try:
-            self._arm(session, "gone", self._grace_seconds)
-            if not conversation.unsubscribe(MARKS[session.mark], instance_id=INSTANCE):
-                conversation.end()  # the registry was reset meanwhile
-        except (stube.ConversationEnded, stube.RegistryClosed, stube.RegistryFull):
-            # No room for the timer that would end it, so it ends now: nothing lives without an end in sight.
-            conversation.end()
-
-    async def _watch(self, server_is_stopping: Callable[[], bool]) -> None:
+    async def _watch(self, sessions: Sessions, server_is_stopping: Callable[[], bool]) -> None:
         loop = asyncio.get_running_loop()
         look = loop.time() + self._heartbeat_seconds
         while True:
             await asyncio.sleep(WATCH_SECONDS)
-            if not self._closing and server_is_stopping():
-                self.close_streams()
+            if not sessions.closing and server_is_stopping():
+                sessions.close()
             if loop.time() >= look:
-                self._end_forgotten(loop.time())
+                sessions.end_forgotten()
                 look = loop.time() + self._heartbeat_seconds
 
-    def _end_forgotten(self, now: float) -> None:
-        """End what nothing will end any more: a handler may cancel every timer of its conversation, ours included."""
-        for session in list(self._sessions.values()):
-            # To look costs as much as the registry is large, so only where the timer should have come by now.
-            if session.stream is None and now > session.due + self._heartbeat_seconds:
-                held = self.registry.inspect(session.conversation.cid).get(session.conversation.cid)
-                ours = held is not None and any(timer.instance_id == INSTANCE for timer in held.timers)
-                if not ours and (held is None or not held.running):
-                    session.conversation.end()
-
-    async def _drain(self, registry: stube.Backend, ours: bool) -> None:
-        """End what lives and wait for what runs, within the time."""
+    async def _drain(self, registry: stube.Backend, sessions: Sessions, ours: bool) -> None:
+        """End the streams and the conversations, and wait for the running handlers, within `drain_seconds`."""
         loop = asyncio.get_running_loop()
         until = loop.time() + self._drain_seconds
 
         def left() -> float:
             return max(0.0, until - loop.time())
 
-        self._closing = True
-        self._close_streams()
+        def end_all() -> None:
+            for conversation in sessions.conversations:
+                conversation.end()
+
+        sessions.closing = True
+        sessions.end_streams()
         if self._responses:
             await asyncio.wait(list(self._responses), timeout=left())
-        if _is_async(registry):
-            self._end_all()
+        if _awaits(registry):
+            end_all()
             try:
                 stopped = await registry.settled(left())
-            finally:  # a virtual clock that somebody moves at this moment refuses to settle
+            finally:  # a virtual registry refuses to settle while its clock is being moved
                 if ours:
                     stopped = await registry.aclose(left())
         else:
             # A worker of our own: the loop's may all be busy with the handlers that are waited for.
             with _worker() as call:
-                await call(self._end_all)
+                await call(end_all)
                 try:
                     stopped = await call(lambda: registry.settle(left()))
                 finally:
@@ -478,10 +380,6 @@ class Host:
         if not stopped:
             _logger.warning("A handler still runs %g seconds after the host began to drain.", self._drain_seconds)
 
-    def _end_all(self) -> None:
-        for conversation in self._conversations or ():
-            conversation.end()
-
 
 class _StreamResponse(Response):
     """A stream from beginning to end, all of it when it is called: one that never is has claimed nothing."""
@@ -490,6 +388,7 @@ class _StreamResponse(Response):
         super().__init__()
         self._host, self._cid = host, cid
 
+    @override
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["method"] == "HEAD":
             raise HTTPException(405)  # who only asks whether it is there must not take the baton
@@ -520,8 +419,8 @@ def _open_registry(spec: str | Mapping[str, object] | stube.Backend | None) -> s
     return stube.create_registry(spec) if isinstance(spec, str | Mapping) else spec
 
 
-def _is_async(registry: stube.Backend) -> TypeGuard[stube.AsyncBackend]:
-    return "coroutine_dispatch" in registry.capabilities and hasattr(registry, "aclose")
+def _awaits(registry: stube.Backend) -> TypeIs[stube.AsyncBackend | stube.VirtualBackend]:
+    return stube.is_async(registry) or stube.is_virtual(registry)
 
 
 @contextmanager
@@ -545,12 +444,6 @@ def _started(value: T | None) -> T:
 
 def _gone() -> HTTPException:
     return HTTPException(404, "This conversation has ended, or never was. Load the page anew.")
-
-
-def _shutting_down() -> stube.RegistryClosed:
-    return stube.RegistryClosed(
-        "The host is shutting down, so no conversation can be opened. Load the page anew in a moment."
-    )
 
 
 def _callable(name: str, value: T) -> T:

@@ -19,6 +19,8 @@ from inspect import iscoroutine
 from math import ceil
 from typing import Any, Final, cast
 
+from typing_extensions import override
+
 from stube import Backend, ConversationEnded, Event, Stats, TimerHandle
 
 __all__ = ["AuditedHandle", "AuditedRegistry", "Tally"]
@@ -470,5 +472,6 @@ class _Listener(logging.Handler):
         super().__init__()
         self._hear = hear
 
+    @override
     def emit(self, record: logging.LogRecord) -> None:
         self._hear(record)

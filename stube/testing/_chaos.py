@@ -20,6 +20,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
+from typing_extensions import override
+
 from stube import (
     Backend,
     Conversation,
@@ -66,6 +68,7 @@ class ChaosFigures:
     def __add__(self, other: ChaosFigures) -> ChaosFigures:
         return ChaosFigures(*(getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__))
 
+    @override
     def __str__(self) -> str:
         return (
             f"{self.rounds:,} rounds, {self.operations:,} operations, {self.deliveries:,} deliveries, "

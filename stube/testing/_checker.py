@@ -22,6 +22,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
+from typing_extensions import override
+
 from stube.testing._history import Call, History, Record, Run, Violation, in_time
 from stube.testing._linearize import Step, Stuck, Undecided, linearize
 from stube.testing._objects import Held, baton_steps, subscription_steps, timer_steps
@@ -55,6 +57,7 @@ class Verdict:
         if self.violations:
             raise AssertionError(str(self))
 
+    @override
     def __str__(self) -> str:
         undecided = [f"Undecided, for the search took too long: {what}." for what in self.undecided]
         return "\n".join([*map(str, self.violations), *undecided]) or "Every guarantee holds."

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
+from typing_extensions import override
+
 from stube.testing._guarantees import GUARANTEES
 
 __all__ = ["Call", "History", "Record", "Remainder", "Run", "Violation", "in_time"]
@@ -54,6 +56,7 @@ class Call:
     clock_after: int | None = None
     """The same after the return, and before `returned_at` was read."""
 
+    @override
     def __str__(self) -> str:
         given = {name: value for name, value in self.arguments.items() if value is not None}
         if self.operation == "schedule_event":
@@ -89,6 +92,7 @@ class Run:
     by: str = ""
     """Who delivered: a thread, or a process and its thread."""
 
+    @override
     def __str__(self) -> str:
         never = "" if self.ended_at is not None else ", which never ended"
         return f"dispatch({self.cid!r}, Event({self.instance_id!r}, {self.name!r}, {self.id!r})){never}"
@@ -106,6 +110,7 @@ class Remainder:
     subscriptions: tuple[tuple[str, str, str], ...] = ()
     """Each as topic, cid, instance."""
 
+    @override
     def __str__(self) -> str:
         held = {"timers": self.timers, "batons": self.flows, "subscriptions": self.subscriptions}
         return "in the end: " + ", ".join(
@@ -184,6 +189,7 @@ class Violation:
     begins_at: int = field(default=0, repr=False)
     """The instant from which the story counts."""
 
+    @override
     def __str__(self) -> str:
         title = f"{self.guarantee} ({GUARANTEES[self.guarantee].title}) is broken: {self.summary}"
         spans = [tuple(self._shown(instant) for instant in _span(record)) for record in self.evidence]

@@ -14,6 +14,8 @@ import weakref
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, cast
 
+from typing_extensions import override
+
 from stube import Backend, Event, create_registry
 
 __all__ = ["DISPATCHES", "LOOPS", "create", "create_apart", "live_threads", "loop_is_needed", "start"]
@@ -39,6 +41,7 @@ class _LoopThread(threading.Thread):
         self.loop = _new_loop(kind)
         self.start()
 
+    @override
     def run(self) -> None:
         asyncio.set_event_loop(self.loop)
         while True:

@@ -20,6 +20,8 @@ from fractions import Fraction
 from math import ceil, isfinite
 from typing import Any, Final, TypeAlias
 
+from typing_extensions import override
+
 from stube import (
     NO_PAYLOAD,
     ConversationEnded,
@@ -49,11 +51,13 @@ class Latitude:
     def __init__(self, *permitted: Any) -> None:
         self._permitted = permitted
 
+    @override
     def __eq__(self, other: object) -> bool:
         return other in self._permitted
 
     __hash__ = None  # type: ignore[assignment]  # equal to several, so it has no one hash
 
+    @override
     def __repr__(self) -> str:
         return f"Latitude({', '.join(map(repr, self._permitted))})"
 
@@ -61,11 +65,13 @@ class Latitude:
 class _AnyFigure:
     """Equal to every count; none of them is negative."""
 
+    @override
     def __eq__(self, other: object) -> bool:
         return isinstance(other, int) and other >= 0
 
     __hash__ = None  # type: ignore[assignment]
 
+    @override
     def __repr__(self) -> str:
         return "ANY_FIGURE"
 

@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, NamedTuple, TypeAlias
 
+from typing_extensions import override
+
 from stube import Event
 
 __all__ = [
@@ -62,13 +64,16 @@ class Touchy:
     def __init__(self, label: str) -> None:
         self._label = label
 
+    @override
     def __repr__(self) -> str:
         return self._label
 
+    @override
     def __eq__(self, other: object) -> bool:
         touched.append("compared")
         return self is other
 
+    @override
     def __hash__(self) -> int:
         touched.append("hashed")
         return id(self)
@@ -77,6 +82,7 @@ class Touchy:
         touched.append("tested")
         return True
 
+    @override
     def __reduce__(self) -> str:
         touched.append("copied or pickled")
         return self._label
@@ -91,6 +97,7 @@ class Alias(str):
 
     __slots__ = ()
 
+    @override
     def __repr__(self) -> str:
         return f"Alias({str.__repr__(self)})"
 
@@ -110,6 +117,7 @@ class _Placeholder:
         self._text = text
         self.value = value
 
+    @override
     def __repr__(self) -> str:
         return self._text
 
@@ -138,9 +146,11 @@ class Raised:
     def __init__(self, error: type[BaseException]) -> None:
         self.error = error
 
+    @override
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Raised) and issubclass(self.error, other.error)
 
+    @override
     def __repr__(self) -> str:
         return f"Raised({self.error.__name__})"
 

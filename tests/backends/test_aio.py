@@ -15,6 +15,7 @@ from types import FrameType
 from typing import Any, Final
 
 import pytest
+from typing_extensions import override
 
 import stube
 from stube import Event, RegistryClosed, Stats
@@ -1089,6 +1090,7 @@ class Within(Injector):
 
     function = ""
 
+    @override
     def __call__(self, frame: FrameType, event: str, argument: Any) -> Any:
         if "stube_backends" not in frame.f_code.co_filename:
             return None
@@ -1290,6 +1292,7 @@ def test_a_call_that_finds_its_loop_closed_calls_the_next(registry: AsyncioRegis
     """Race 2. Fault: the next loop was not called because this call was under way, and now nobody calls it."""
 
     class Closing(asyncio.SelectorEventLoop):
+        @override
         def call_soon_threadsafe(self, *args: Any, **options: Any) -> Any:  # type: ignore[override]
             registry._driver._link.loop = asyncio.get_running_loop()  # bound meanwhile, by another thread
             raise RuntimeError("Event loop is closed")
@@ -1440,6 +1443,7 @@ class EarlyLoop(asyncio.SelectorEventLoop):
 
     armed = 0
 
+    @override
     def call_later(  # type: ignore[override]
         self, delay: float, callback: Any, *args: Any, **options: Any
     ) -> asyncio.TimerHandle:

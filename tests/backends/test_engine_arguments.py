@@ -11,6 +11,7 @@ from math import inf, nan
 from typing import Any
 
 import pytest
+from typing_extensions import override
 
 import stube
 from stube import VirtualBackend
@@ -23,9 +24,11 @@ class Name(str):
 
     __slots__ = ()
 
+    @override
     def __hash__(self) -> int:
         raise AssertionError("hashed")
 
+    @override
     def __str__(self) -> str:
         return "not this"
 
@@ -33,6 +36,7 @@ class Name(str):
 class Delay(float):
     """A float of a user's class, such as numpy's."""
 
+    @override
     def as_integer_ratio(self) -> tuple[int, int]:
         raise AssertionError("asked")
 

@@ -13,6 +13,7 @@ from types import FrameType
 from typing import Any
 
 import pytest
+from typing_extensions import override
 
 import stube
 from stube import ConversationEnded, Event, RegistryClosed, RegistryFull
@@ -66,29 +67,36 @@ class HandDriver(Driver):
     def _nothing_ready_locked(self, now: int, fresh: bool) -> None:
         decide_sleep_locked(self.core, now, fresh)
 
+    @override
     def prepare(self, dispatch: Callable[..., Any]) -> stube.Dispatch:
         checked_dispatch(dispatch)
         return dispatch
 
+    @override
     def start(self) -> None:
         self.core.require_open()
         self.started += 1
         self.core.started = True
 
+    @override
     def stop(self, timeout: float | None) -> bool:
         self.stopped.append(timeout)
         return not self.core.is_reentrant()
 
+    @override
     def wake(self) -> None:
         self.wakes += 1
         self.core.sleep_until = EARLIEST
 
+    @override
     def wait(self, timeout: float | None, *, timers_too: bool) -> bool:
         return wait_until_idle(self.core, self.wake, self.clock(), timeout, timers_too=timers_too)
 
+    @override
     def delivers_here(self) -> bool:
         return False
 
+    @override
     def call_back(self, function: Callable[..., object], *arguments: Any) -> None:
         function(*arguments)
 
@@ -108,6 +116,7 @@ class ByHand(LocalRegistry):
     def _new_engine(self) -> Engine:
         return Engine(self._options.max_pending)
 
+    @override
     def _new_driver(self, dispatch: stube.Dispatch) -> HandDriver:
         return HandDriver(Core(self._new_engine(), dispatch), self.read, self._options.on_error, self.reraised)
 
@@ -155,14 +164,17 @@ class Hooked(Engine):
         if hook is not None:
             hook()
 
+    @override
     def begin(self, now: int, failed: bool | None = None) -> Any:
         self._call_hook()
         return super().begin(now, failed)
 
+    @override
     def schedule(self, owner: Any, cid: str, instance_id: str, delay: int, event: Any, now: int) -> Timer:
         self._call_hook()
         return super().schedule(owner, cid, instance_id, delay, event, now)
 
+    @override
     def publish(self, topic_name: str, message: Any, now: int, *, checked: bool = False) -> int:
         self._call_hook()
         return super().publish(topic_name, message, now, checked=checked)
@@ -171,6 +183,7 @@ class Hooked(Engine):
 class HookedByHand(ByHand):
     """Moved by hand, on an engine with a hook."""
 
+    @override
     def _new_engine(self) -> Engine:
         return Hooked(None)
 
@@ -1127,6 +1140,7 @@ def test_what_is_handed_on_is_counted_first_and_raised_without_a_context(
             raise stop
 
     class Handler(logging.Handler):
+        @override
         def emit(self, record: logging.LogRecord) -> None:
             if where == "log":
                 raise stop
@@ -1260,6 +1274,7 @@ def test_until_a_dispatch_is_installed_deliveries_go_nowhere() -> None:
     """Fault: they fail, or are counted as failed."""
 
     class Silent(ByHand):
+        @override
         def install_dispatch(self, dispatch: Any, /) -> None:
             pass
 

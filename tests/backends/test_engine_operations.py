@@ -10,6 +10,7 @@ import sys
 from typing import Any
 
 import pytest
+from typing_extensions import override
 
 from stube import ConversationInfo, RegistryClosed, RegistryFull, Stats, SubscriptionInfo, TimerInfo
 from stube_backends.engine import Engine, Timer, Walk
@@ -38,6 +39,7 @@ class Plain:
     def __bool__(self) -> bool:
         raise AssertionError("tested")
 
+    @override
     def __eq__(self, other: object) -> bool:
         raise AssertionError("compared")
 

@@ -13,11 +13,11 @@ from types import FrameType
 from typing import Any, Final
 
 import pytest
+from typing_extensions import override
 
 from stube import Event, RegistryClosed, RegistryFull, Stats
 from stube.testing._drive import PATIENCE, Injector, check_ledger, run_script, run_threads, tracing, watchdog
 from stube_backends.engine import EARLIEST, daemon_thread
-from stube_backends.engine import daemon_thread
 from stube_backends.memory import MemoryRegistry
 
 HOUR: Final = 3_600_000
@@ -733,6 +733,7 @@ class Stepped:
 class Raising(logging.Handler):
     """A log handler that raises."""
 
+    @override
     def emit(self, record: logging.LogRecord) -> None:
         raise OSError("disk full")
 
@@ -1338,6 +1339,7 @@ def test_repeated_use_keeps_the_engine_empty(registry: MemoryRegistry) -> None:
 class _OutsideThreading(Injector):
     """Leaves the lines of `Thread.start` itself alone, where a lock of Python's own may be held for ever."""
 
+    @override
     def __call__(self, frame: FrameType, event: str, argument: Any) -> Any:
         return None if frame.f_code.co_filename == threading.__file__ else super().__call__(frame, event, argument)
 

@@ -23,6 +23,7 @@ from types import FrameType
 from typing import Any, Final
 
 import pytest
+from typing_extensions import override
 
 import stube_backends
 from stube import Event, RegistryFull, TimerHandle
@@ -914,6 +915,7 @@ def test_dispatch_on_error_and_logging_run_outside_the_lock(
     found: list[tuple[str, bool]] = []
 
     class Handler(logging.Handler):
+        @override
         def emit(self, record: logging.LogRecord) -> None:
             look("log")
 
@@ -974,15 +976,18 @@ def test_hash_and_equality_of_names_never_run_in_the_registry(kind: str, helper:
     class Name(str):
         __slots__ = ()
 
+        @override
         def __hash__(self) -> int:
             raise AssertionError("hashed")
 
+        @override
         def __eq__(self, other: object) -> bool:
             raise AssertionError("compared")
 
     class Opaque:
         __hash__ = None  # type: ignore[assignment]
 
+        @override
         def __eq__(self, other: object) -> bool:
             raise AssertionError("compared")
 

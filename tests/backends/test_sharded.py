@@ -18,6 +18,7 @@ from functools import partial
 from typing import Any, Final
 
 import pytest
+from typing_extensions import override
 
 import stube
 from stube import Conversations, Event, RegistryClosed, RegistryFull, Stats
@@ -283,6 +284,7 @@ def test_a_name_of_a_subclass_leads_to_the_shard_of_the_plain_string(make: Make)
     """Fault: an enum, or a string with a hash of its own, is hashed as itself, and its conversation cannot be found."""
 
     class Odd(str):
+        @override
         def __hash__(self) -> int:
             return 1 + str.__hash__(self)
 
@@ -751,6 +753,7 @@ def test_a_finalizer_that_comes_while_its_thread_catches_up_is_not_forgotten(
     core = registry._shards[0].core
 
     class Deferred(DeferredCalls):
+        @override
         def pop(self, *arguments: Any) -> Any:  # a signal handler comes in, and its operation is interrupted too
             if not handled:
                 handled.append(True)

@@ -13,6 +13,7 @@ from datetime import timedelta
 from typing import Any, Final
 
 import pytest
+from typing_extensions import override
 
 from stube import Delivery, Event, RegistryClosed, Stats, VirtualTimeError
 from stube.testing._drive import PATIENCE, Injector, check_ledger, run_threads, tracing, watchdog
@@ -759,6 +760,7 @@ def test_a_keyboard_interrupt_beside_the_handler(
     """G19. Fault: Ctrl-C while `on_error` or the log runs is swallowed, or counts the delivery twice."""
 
     class Interrupting(logging.Handler):
+        @override
         def emit(self, record: logging.LogRecord) -> None:
             raise KeyboardInterrupt
 

@@ -12,6 +12,7 @@ from types import FrameType
 from typing import Any, ClassVar, Final
 
 import pytest
+from typing_extensions import override
 
 import stube
 from stube import Event, Stats, VirtualTimeError
@@ -425,6 +426,7 @@ def test_a_handler_may_close_and_wait(registry: VirtualRegistry, recorder: Recor
 class Within(Injector):
     """Looks at the lines of the awaiting deliverer only, but for those under the lock, where others wait."""
 
+    @override
     def __call__(self, frame: FrameType, event: str, argument: Any) -> Any:
         code = frame.f_code
         if not code.co_filename.endswith("_awaiting.py") or code.co_name == "_begin_locked":

@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, Final, NoReturn, Protocol
 
+from typing_extensions import override
+
 from stube import Dispatch
 from stube_backends.engine._core import Core
 
@@ -91,6 +93,7 @@ class Driver(Protocol):
         """Call a function of the host where `on_error` runs: a loop driver on its loop, others immediately."""
         ...
 
+    @override
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)
         refuse_missing_members(cls, Driver, _REQUIRED)

@@ -19,6 +19,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final, NoReturn
 
+from typing_extensions import override
+
 from stube import ConversationInfo, EventSpec, RegistryClosed, RegistryFull, Stats
 from stube_backends.engine._arguments import PlainEvent
 from stube_backends.engine._backlogs import Backlogs, Limits, Overflow
@@ -37,6 +39,7 @@ _SMALL_TABLE: Final[dict[str, Any]] = {"": None}  # no conversation has this nam
 class _Refusing(dict[str, Any]):
     """The batons of a closed registry: whoever puts one comes too late, however early it looked."""
 
+    @override
     def __setitem__(self, cid: str, flow_id: Any) -> None:
         raise_closed()
 

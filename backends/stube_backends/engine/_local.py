@@ -51,6 +51,7 @@ class LocalRegistry(Backend):
         self._driver = self._new_driver(ignore)
         register(self)
 
+    @override
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)
         refuse_missing_members(cls, LocalRegistry, ("_new_driver",))

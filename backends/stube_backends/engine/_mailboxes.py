@@ -19,6 +19,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
+from typing_extensions import override
+
 from stube import Event
 from stube_backends.engine._arguments import PlainEvent, event_of
 from stube_backends.engine._backlogs import Limits
@@ -152,6 +154,7 @@ class MailboxEngine(Engine):
             self.boxes.clear()  # gives the table back
         box.server = None
 
+    @override
     def unsubscribe(self, cid: str, instance_id: str | None, topic: str | None) -> list[PlainEvent | None]:
         """Remove the subscriptions that fit; their events. With all of a conversation's its parked messages are gone,
         too: a handler that never returns would keep them for ever."""
@@ -176,10 +179,12 @@ class MailboxEngine(Engine):
         """When something will be ready or must be looked at: EARLIEST for at once, None for never."""
         return self.order.next_instant() if self.publication is None else EARLIEST
 
+    @override
     def is_idle(self, now: int, *, timers_too: bool) -> bool:
         """See `Engine.is_idle`."""
         return not self.boxes and super().is_idle(now, timers_too=timers_too)
 
+    @override
     def parked(self) -> list[Arrival]:
         """What waits in mailboxes, and what is on its way into them."""
         entries = [entry for box in self.boxes.values() for entry in box]
@@ -188,6 +193,7 @@ class MailboxEngine(Engine):
             entries.append(part_of(self.publication, self.targets[::-1]))
         return entries
 
+    @override
     def unpark(self) -> list[Arrival]:
         """Take out what is parked, in no ring any more. Who serves a mailbox goes on serving it."""
         entries = self.parked()
@@ -196,6 +202,7 @@ class MailboxEngine(Engine):
         self.publication, self.targets = None, []
         return entries
 
+    @override
     def halt(self) -> list[Any]:
         """Drop what is parked; what was held."""
         held: list[Any] = super().halt()
@@ -213,14 +220,17 @@ class MailboxEngine(Engine):
                 self._drop_messages(entry.targeted, count_live(entry.entries))
         return held
 
+    @override
     def count_running(self) -> int:
         """See `Engine.count_running`."""
         return sum(box.running for box in self.boxes.values())
 
+    @override
     def running(self) -> set[str]:
         """The conversations that have a delivery running."""
         return {box.cid for box in self.boxes.values() if box.running}
 
+    @override
     def sizes(self) -> Mapping[str, int]:
         """The length of every container in the engine."""
         return {
@@ -262,6 +272,7 @@ class MailboxEngine(Engine):
             self.publication, self.targets = head, targets
             unlink(head)
 
+    @override
     def _check(self) -> None:
         super()._check()
         for cid, box in self.boxes.items():

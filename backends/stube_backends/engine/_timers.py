@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any, Final, Protocol
 
+from typing_extensions import override
+
 from stube_backends.engine._arguments import PlainEvent, name_of
 
 DETACHED: Final = object()
@@ -71,6 +73,7 @@ class Timer:
         group = self.group
         return group is not None and group.owner.cancel_timer(self)
 
+    @override
     def __repr__(self) -> str:
         group, event = self.group, self.event
         if group is None or event is None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from operator import attrgetter
 from typing import Final
 
+from typing_extensions import override
+
 from stube import VirtualTimeError
 from stube_backends.engine import Burst, Engine, Limits, Timer, Walk, milliseconds, name_of
 from stube_backends.virtual._trace import Tracer
@@ -32,6 +34,7 @@ class ChainedEngine(Engine):
         self.rounds = 0
         self.left = 0  # how many arrivals of this round have not begun
 
+    @override
     def begin(self, now: int, failed: bool | None = None) -> Timer | Burst | Walk | None:
         if failed is not None:
             self.finish_timer(failed)  # before anything can be raised

@@ -9,6 +9,7 @@ import logging
 from typing import Any
 
 import pytest
+from typing_extensions import override
 
 from stube import (
     Event,
@@ -75,6 +76,7 @@ def test_an_on_error_or_a_log_handler_that_raises_stops_nothing(make_run: MakeRu
         raise Unusual("on_error fails too")
 
     class Handler(logging.Handler):
+        @override
         def emit(self, record: logging.LogRecord) -> None:
             raise Unusual("logging fails too")
 
@@ -110,6 +112,7 @@ def test_on_error_and_log_handlers_may_call_the_registry(make_run: MakeRun) -> N
         run.registry.cancel_timers("c2")
 
     class Handler(logging.Handler):
+        @override
         def emit(self, record: logging.LogRecord) -> None:
             run.schedule(0, "from logging")
             run.registry.inspect()

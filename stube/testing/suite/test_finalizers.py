@@ -13,6 +13,7 @@ import weakref
 from collections.abc import Callable
 
 import pytest
+from typing_extensions import override
 
 from stube import Event
 from stube.testing._capabilities import requires
@@ -205,6 +206,7 @@ def test_neither_dispatch_nor_on_error_nor_logging_runs_under_a_lock(make_run: M
         results.append(passes_through(lambda: (run.registry.stats(), run.schedule(HOUR, cid="c2"))))
 
     class Handler(logging.Handler):
+        @override
         def emit(self, record: logging.LogRecord) -> None:
             through()
 

@@ -8,6 +8,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from typing_extensions import override
 
 from stube import (
     Conversation,
@@ -167,6 +168,7 @@ def test_conversation_ended_is_no_failure_where_the_log_fails(run: Driver) -> No
     """Fault: what a log handler raises when it is told of the end makes a failure of it."""
 
     class Handler(logging.Handler):
+        @override
         def emit(self, record: logging.LogRecord) -> None:
             raise LookupError("logging fails")
 

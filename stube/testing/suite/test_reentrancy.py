@@ -17,6 +17,7 @@ from types import FrameType
 from typing import Any, NamedTuple
 
 import pytest
+from typing_extensions import override
 
 from stube import Event, RegistryClosed, RegistryFull, TimerHandle
 from stube.testing._drive import PATIENCE, Driver, Injector, check_ledger, tracing, watchdog
@@ -305,6 +306,7 @@ def test_an_operation_may_begin_in_the_midst_of_another_on_the_same_names(run: D
 class _OfTheBackend(Injector):
     """Leaves the lines of `threading` alone: within `Thread.start` a lock of Python's own may be held for ever."""
 
+    @override
     def __call__(self, frame: FrameType, event: str, argument: Any) -> Any:
         return None if frame.f_code.co_filename == threading.__file__ else super().__call__(frame, event, argument)
 

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import pytest
+from typing_extensions import override
 
 from stube import RegistryClosed, RegistryFull, Stats
 from stube.testing._capabilities import requires
@@ -265,6 +266,7 @@ def test_a_baton_is_the_very_object_and_nothing_is_asked_of_it(run: Driver) -> N
     """Fault: the flow is copied, compared with None by `==`, or tested for truth."""
 
     class Hostile:
+        @override
         def __eq__(self, other: object) -> bool:
             raise AssertionError("compared")
 
