@@ -9,8 +9,8 @@ The text after a fence's three backticks says what the block is:
 - `console run`: each line `$ COMMAND` runs in the scratch folder and must succeed; the lines that follow it, up to the
   next command, must be its output. `stube` and `python` are this environment's; `NAME=VALUE` may precede them.
 - `console run code=N`: the same, but each command must end with that code.
-- `LANGUAGE part-of=examples/NAME/PATH`: is, line by line, a part of that file of the repository, which is copied to PATH
-  in the scratch folder, so that a later block can import or run it.
+- `LANGUAGE part-of=examples/NAME/PATH`: is, line by line, a part of that file of the repository. The file is copied to
+  PATH in the scratch folder, so that a later block can import or run it.
 - anything else is text.
 
 A file or module without an example makes no test.
