@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 
 BACKENDS = [
     BackendInfo("memory", "stube", "0.1.0", loads=True, options=("max_pending", "clock")),
-    BackendInfo("redis", "acme-redis", "12.0", loads=False, error="It is broken. Mend it."),
+    BackendInfo("redis", "acme-redis", "12.0", loads=False, error="It is broken. Fix it."),
 ]
 
 
@@ -95,7 +95,7 @@ def test_backends_prints_a_table(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert capsys.readouterr() == (
         "NAME    DISTRIBUTION  VERSION  LOADS\n"
         "memory  stube         0.1.0    yes\n"
-        "redis   acme-redis    12.0     no: It is broken. Mend it.\n",
+        "redis   acme-redis    12.0     no: It is broken. Fix it.\n",
         "",
     )
 
@@ -117,7 +117,7 @@ def test_backends_prints_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
             "distribution": "acme-redis",
             "version": "12.0",
             "loads": False,
-            "error": "It is broken. Mend it.",
+            "error": "It is broken. Fix it.",
             "options": [],
         },
     ]
