@@ -1,6 +1,6 @@
-"""How pytest runs what is in this folder: once, unmeasured and small, or measured with `--bench=quick` or `=full`.
+"""The options of pytest for this folder: run everything once, small and unmeasured, or measure it with `--bench`.
 
-Measuring needs pytest-benchmark; running does not.
+Measuring (`--bench=quick` or `--bench=full`) needs pytest-benchmark; running does not.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ EFFORTS = {
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    help_ = "measure what is in bench/ (needs pytest-benchmark); by default it runs once, small and unmeasured"
+    help_ = "measure the tests in bench/ (needs pytest-benchmark); by default they run once, small and unmeasured"
     group = parser.getgroup("stube")
     group.addoption("--bench", choices=list(EFFORTS), default="small", help=help_)
-    group.addoption("--bench-backend", metavar="SPEC", help="run what is in bench/ on this backend alone")
+    group.addoption("--bench-backend", metavar="SPEC", help="run the tests in bench/ on this backend only")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -46,13 +46,13 @@ def _backend_of(item: pytest.Item) -> object:
 
 @pytest.fixture(scope="session")
 def effort(pytestconfig: pytest.Config) -> Effort:
-    """How much is done."""
+    """The amount of work."""
     return EFFORTS[str(pytestconfig.getoption("bench"))]
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _little_to_collect(effort: Effort) -> Iterator[None]:
-    """Each body begins with a collection, which takes longer than the body where a whole test run is in memory."""
+    """Keeps collections short: each body begins with one, which in a large test run takes longer than the body."""
     if effort is EFFORTS["small"]:
         gc.freeze()
     yield
@@ -61,7 +61,7 @@ def _little_to_collect(effort: Effort) -> Iterator[None]:
 
 @pytest.fixture
 def benchmark_or_once(request: pytest.FixtureRequest) -> Benchmark:
-    """pytest-benchmark's fixture when something is measured, else what runs it once."""
+    """pytest-benchmark's fixture if something is measured, else a stand-in that runs the body once."""
     if request.config.getoption("bench") == "small":
         return Once()
     benchmark: Benchmark = request.getfixturevalue("benchmark")
@@ -69,6 +69,6 @@ def benchmark_or_once(request: pytest.FixtureRequest) -> Benchmark:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say what was left out: it was said during the collection, where nobody hears it."""
+    """Repeat which backends and peers were left out, because pytest hides the output of the collection."""
     for sentence in left_out:
         terminalreporter.write_line(f"bench: {sentence}")

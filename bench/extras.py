@@ -1,6 +1,6 @@
-"""What the results hold besides targets: curves over sizes, lateness, memory, start-up and idle registries.
+"""The parts of the results besides targets: curves over sizes, lateness, memory, start-up and idle registries.
 
-`python bench/extras.py memory` measures one part and prints it as JSON, under the keys that it has in the results.
+`python bench/extras.py memory` measures one part and prints it as JSON, with the keys that it has in the results.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Part = dict[str, Any]
 
 
 def cost_by_size(effort: Effort) -> Part:
-    """What a schedule, and a cancelled timer, costs while more and more are pending."""
+    """Measure the cost of scheduling and of cancelling a timer, by the number of pending timers."""
     sizes = sorted({effort.size(size) for size in _SIZES})
     plans = [Plan(size, 1, 600) for size in sizes]
     kinds: Sequence[type[TimerPeer]] = (Asyncio, Uvloop, Scheduler)
@@ -71,7 +71,7 @@ def cost_by_size(effort: Effort) -> Part:
 
 
 def deliveries_by_fan_out(effort: Effort) -> Part:
-    """Deliveries per second, from one subscriber to ten thousand."""
+    """Measure deliveries per second, from one subscriber to ten thousand."""
     sizes = sorted({effort.size(size, size if size < 100 else 100) for size in _FAN_OUTS})
     kinds: Sequence[type[FanOutPeer]] = (Emitter, BareEmitter, Blinker, Psygnal, ThreadPool, Channels)
     most = effort.size(200_000)
@@ -99,7 +99,7 @@ def deliveries_by_fan_out(effort: Effort) -> Part:
         {
             "label": name,
             "backend": backend,
-            "x": sizes[: len(rates)],  # a peer may stop short of the widest
+            "x": sizes[: len(rates)],  # a peer may not be measured at the widest fan-outs
             "y": rates,
             "x_unit": "subscribers",
             "y_unit": "1/s",
@@ -114,7 +114,7 @@ def _curves(
     own: dict[str, list[Callable[[], float]]],
     peers: dict[str, list[Callable[[], float]]],
 ) -> dict[tuple[str, str], list[float]]:
-    """The median rate at each size, by label and backend (empty for a peer)."""
+    """Return the median rate at each size, by label and backend (empty for a peer)."""
     labelled = {(backend, backend): bodies for backend, bodies in own.items()}
     labelled |= {(name, ""): bodies for name, bodies in peers.items()}
     bodies = {f"{key} {number}": body for key, points in labelled.items() for number, body in enumerate(points)}
@@ -126,7 +126,7 @@ def _curves(
 
 
 def late_timers(effort: Effort) -> Part:
-    """How late timers are, idle and beside a thread that computes."""
+    """Measure the lateness of timers, on an idle machine and beside a thread that computes."""
     plan = lateness.late_timers(effort)
     entries = []
     for loaded in (False, True):
@@ -146,7 +146,7 @@ def late_timers(effort: Effort) -> Part:
 
 
 def bytes_per_timer(effort: Effort) -> Part:
-    """Bytes of a timer while more and more are pending, close together."""
+    """Measure the bytes of a timer, by the number of pending timers that are close together."""
     sizes = sorted({effort.size(size) for size in _SIZES[:3]})
     plans = [memory.dense_plan(size) for size in sizes]
     curves = {backend: [memory.timer_bytes(backend, plan) for plan in plans] for backend in installed(BACKENDS)}
@@ -158,17 +158,17 @@ def bytes_per_timer(effort: Effort) -> Part:
 
 
 def bytes_of_everything(effort: Effort) -> Part:
-    """Bytes of a timer, a subscription and a baton."""
+    """Measure the bytes of a timer, a subscription and a baton."""
     return {"memory": list(memory.everything(installed(BACKENDS), effort))}
 
 
 def time_to_start(effort: Effort) -> Part:
-    """From nothing to the first delivery."""
+    """Measure the time from the start to the first delivery."""
     return {"start_up": start_up.everything(installed(BACKENDS), effort)}
 
 
 def wake_ups(effort: Effort) -> Part:
-    """What idle registries do, and with it the rows of the target about that: they are watched for long, and once."""
+    """Watch idle registries, and make the target's rows from the same figures, because watching takes long."""
     watched = idle.watch_all(installed(_WITH_THREADS), effort.idle_s)
     return {
         "wakeups": [asdict(one) for one in watched],
@@ -191,8 +191,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=PARTS)
     parser.add_argument("--rounds", type=int, default=3, help="rounds (default 3)")
-    parser.add_argument("--scale", type=float, default=1.0, help="what counts are multiplied by (default 1)")
-    parser.add_argument("--idle-s", type=float, default=3.0, help="how long to watch idle registries (default 3)")
+    parser.add_argument("--scale", type=float, default=1.0, help="factor by which counts are multiplied (default 1)")
+    parser.add_argument("--idle-s", type=float, default=3.0, help="seconds to watch idle registries (default 3)")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write to a file instead")
     arguments = parser.parse_args(argv)
     part = PARTS[arguments.part](Effort(arguments.rounds, arguments.scale, idle_s=arguments.idle_s))

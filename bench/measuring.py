@@ -1,8 +1,8 @@
-"""How a figure is taken: one's own body and its peers' in turns, round after round, and the row that they make.
+"""The measurement of figures: stube's own body and its peers' run in turns, in several rounds, and make a row.
 
-Machines are shared and noisy, so an absolute figure is a hint and a ratio is what counts. In each round every body
-runs once, so that whatever slows the machine down for a second or two slows all of them; a ratio is the median of the
-rounds' ratios, and its spread the least and the greatest of them.
+Machines are shared and noisy, so an absolute figure is only a hint; the ratio to a peer is what counts. In each round
+every body runs once, so that an event that slows the machine down for a second or two slows down all of them. A ratio
+is the median of the rounds' ratios, and its spread is the least and the greatest of them.
 """
 
 from __future__ import annotations
@@ -40,18 +40,18 @@ FigureT = TypeVar("FigureT")
 
 @dataclass(frozen=True)
 class Effort:
-    """How much is measured."""
+    """The amount of work that is measured."""
 
     rounds: int = 5
     scale: float = 1.0
-    """What counts are multiplied by: 1 is what a target says, less is for a first look and for tests."""
+    """The factor by which counts are multiplied: 1 for a target, less for a first look and for tests."""
     every_peer: bool = False
-    """Also the peers that no target names."""
+    """True to measure also the peers that no target names."""
     idle_s: float = 3.0
-    """For how long an idle registry is watched, in seconds."""
+    """The seconds for which an idle registry is watched."""
 
     def size(self, count: int, least: int = 10) -> int:
-        """`count`, scaled."""
+        """Return `count`, scaled."""
         return count if self.scale == 1 else max(min(count, least), int(count * self.scale))
 
 
@@ -76,14 +76,14 @@ class Row:
     detail: str = ""
 
     def judge(self) -> Row:
-        """Compare what is judged with what must be and what is aimed at; the row itself."""
+        """Compare the judged value with `must` and `aim`; return the row itself."""
         value = self.figure if self.judged == "figure" else self.ratio
         self.met = self._reaches(value, self.must)
         self.aim_met = self._reaches(value, self.aim)
         return self
 
     def unjudged(self) -> Row:
-        """The same without a target; the row itself."""
+        """Remove the target; return the row itself."""
         self.must = self.aim = None
         return self.judge()
 
@@ -94,7 +94,7 @@ class Row:
 
 
 def seconds(body: Callable[[], object]) -> float:
-    """How long one call of `body` takes, with no garbage left over from before."""
+    """Return the duration of one call of `body`, after a garbage collection."""
     gc.collect()
     started = clock()
     body()
@@ -102,7 +102,7 @@ def seconds(body: Callable[[], object]) -> float:
 
 
 def interleaved(rounds: int, bodies: Mapping[str, Callable[[], FigureT]]) -> dict[str, list[FigureT]]:
-    """What each body returns: in every round each runs once, in the order given."""
+    """Run each body once in every round, in the order given; return their results."""
     figures: dict[str, list[FigureT]] = {name: [] for name in bodies}
     for _ in range(rounds):
         for name, body in bodies.items():
@@ -124,11 +124,11 @@ def row(
     aim: float | None = None,
     detail: str = "",
 ) -> Row:
-    """The row of one body and at most one peer.
+    """Return the row of one body and at most one peer.
 
     Args:
-        own, beside: the figures of the rounds, in `unit`; `beside` is empty when there is no peer.
-        judged: what the target is about; by default the ratio when there is a peer, else the figure.
+        own, beside: the figures of the rounds, in `unit`; `beside` is empty if there is no peer.
+        judged: the value that the target limits; by default the ratio if there is a peer, else the figure.
     """
     ratios = [mine / other for mine, other in zip(own, beside, strict=True)] if beside else []
     return Row(
@@ -160,7 +160,7 @@ def rows_beside(
     aim: float | None = None,
     details: Mapping[str, str] | None = None,
 ) -> Iterator[Row]:
-    """One row for each peer in `figures`, whose first entry is one's own; the target is that beside `target`."""
+    """Yield a row for each peer in `figures`, whose first entry is stube's own; only that of `target` is judged."""
     (own, *others) = figures
     for peer in others:
         judged = peer == target
@@ -179,29 +179,29 @@ def rows_beside(
 
 
 left_out: Final[dict[str, None]] = {}
-"""What was not measured because it is not installed here, one sentence each, in the order in which it was missed."""
+"""A sentence for each backend and peer that was not measured because it is not installed, in the order of discovery."""
 
 
 def leave_out(sentence: str) -> None:
-    """Note that something is not measured, and say so on the error stream the first time."""
+    """Record that something is not measured, and print the sentence on the error stream the first time."""
     if sentence not in left_out:
         left_out[sentence] = None
         print(sentence, file=sys.stderr, flush=True)
 
 
 def quantile(values: Sequence[float], share: float) -> float:
-    """The value that `share` of them do not pass; 1 for the greatest."""
+    """Return the value that a share of the values do not exceed; the greatest value for the share 1."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(len(ordered) * share))]
 
 
 class Plan:
-    """The timers of a measurement, made before it begins: whose they are and how long they take.
+    """The timers of a measurement, made before it begins: their conversations and their delays.
 
-    The conversations take turns, as they do in a server; the delays are spread evenly, by a seed, so that every body
-    gets the same ones. Strings are shared between a conversation's timers: a host holds its cid once. The delays stand
-    in arrays: lists of a million pairs would be gone through by the cyclic collector again and again while something
-    else is measured (0.2 us a timer).
+    The conversations take turns, as they do in a server. The delays are spread evenly, with a fixed seed, so that every
+    body gets the same ones. The timers of a conversation share one string, because a host holds each cid once. The
+    delays are in arrays, because the cyclic collector would visit lists of a million pairs again and again while
+    something else is measured (0.2 us a timer).
     """
 
     def __init__(self, count: int, low_s: float, high_s: float, conversations: int = 1000, prefix: str = "c") -> None:
@@ -218,7 +218,7 @@ class Plan:
 
     @property
     def in_seconds(self) -> Iterable[tuple[str, float]]:
-        """Each timer's conversation, and its delay."""
+        """The conversation of each timer, and its delay."""
         return zip(cycle(self._names), self._seconds, strict=False)
 
     @property
@@ -227,7 +227,7 @@ class Plan:
         return zip(cycle(self._names), self._milliseconds, strict=False)
 
     def first(self, count: int) -> Plan:
-        """A plan of the first `count` of its timers."""
+        """Return a plan with the first `count` timers."""
         fewer = copy(self)
         fewer._take(self._seconds[:count])
         return fewer

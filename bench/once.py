@@ -1,4 +1,4 @@
-"""What is used of pytest-benchmark's fixture, and what stands in for it where nothing is measured."""
+"""The part of pytest-benchmark's fixture that is used here, and its stand-in when nothing is measured."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["Benchmark", "Once"]
 
 
 class Benchmark(Protocol):
-    """What is used of pytest-benchmark's fixture."""
+    """The part of pytest-benchmark's fixture that is used here."""
 
     group: str | None
     extra_info: dict[str, Any]
@@ -17,12 +17,12 @@ class Benchmark(Protocol):
     def pedantic(
         self, target: Callable[..., object], *, setup: Callable[[], Any] | None, rounds: int, iterations: int
     ) -> object:
-        """Call `target` with what `setup` returns, in each of so many rounds."""
+        """Call `target` with the arguments that `setup` returns, in each of `rounds` rounds."""
         ...
 
 
 class Once:
-    """The same, unmeasured: everything runs once."""
+    """The stand-in, which runs everything once and measures nothing."""
 
     group: str | None = None
 

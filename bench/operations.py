@@ -1,7 +1,7 @@
-"""Each operation by itself, on a registry that holds a lot or little already: what is prepared, and what is measured.
+"""Each operation alone, on a registry that already holds little or much: its preparation, and its measured body.
 
-While one is measured nothing is delivered, and each round leaves the registry as it found it, so that all rounds of a
-test measure the same. `bench/test_operations.py` runs them.
+While an operation is measured nothing is delivered. Each round leaves the registry as it found it, so that all rounds
+of a test measure the same. `bench/test_operations.py` runs them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from stube import Backend
 __all__ = ["OPERATIONS", "Operation"]
 
 Held = Any
-"""What one round has prepared for its body."""
+"""The objects that one round has prepared for its body."""
 _AN_HOUR_MS: Final = 3_600_000
 _EVERY_SIZE: Final = (1000, 10_000, 100_000, 1_000_000)
 _BOTH_ENDS: Final = (1000, 1_000_000)
@@ -30,17 +30,17 @@ class Operation:
     name: str
     group: str
     sizes: Sequence[int]
-    """How much the registry holds; what of, `fill` says."""
+    """The numbers of things that the registry holds; `fill` adds them."""
     fill: Callable[[Backend, int], None]
     body: Callable[[Backend, Held], None]
     prepare: Callable[[Backend, list[str]], Held] = lambda registry, names: names
-    """Before each round, unmeasured: what the body needs, and the registry as it was before the last round."""
+    """Called before each round, unmeasured: restores the registry, and returns what the body needs."""
     count: int = 1000
-    at_once: bool = False
-    """Whether the body is one operation on all that was prepared, which is then as much as the size says."""
+    whole: bool = False
+    """True if the body is one operation on everything that was prepared, which is then as much as the size says."""
 
 
-# What the registry holds
+# The content of the registry
 
 
 def _pending(registry: Backend, size: int) -> None:
@@ -62,10 +62,10 @@ def _batons(registry: Backend, size: int) -> None:
 
 
 def _nothing(registry: Backend, size: int) -> None:
-    """What a reset forgets is there anew in each round."""
+    """Add nothing, because `prepare` adds in each round what a reset removes."""
 
 
-# What each round does
+# The preparations and bodies of the rounds
 
 
 def _fresh_names(registry: Backend, names: list[str]) -> list[str]:
@@ -167,6 +167,6 @@ OPERATIONS: Final = (
     Operation("publish, dispatch held", "topics", _EVERY_SIZE[:3], _subscribers, _publish, count=100),
     Operation("subscriptions()", "snapshots", _EVERY_SIZE[:3], _topics, _subscriptions, count=1),
     Operation("stats()", "snapshots", _BOTH_ENDS, _pending, _stats),
-    Operation("reset_state", "snapshots", _EVERY_SIZE[:3], _nothing, _reset, _much_to_forget, at_once=True),
+    Operation("reset_state", "snapshots", _EVERY_SIZE[:3], _nothing, _reset, _much_to_forget, whole=True),
 )
-"""The size of `reset_state` is how many conversations it forgets, with a baton, three timers and a topic each."""
+"""The size of `reset_state` is the number of conversations that it forgets, each with a baton, 3 timers and a topic."""

@@ -1,4 +1,4 @@
-"""Which pictures a report has: out of which series of the results each is drawn, and what it says."""
+"""The pictures of a report: the series of the results from which each is drawn, and its texts."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ __all__ = ["PICTURES", "Picture", "draw"]
 
 @dataclass(frozen=True)
 class Picture:
-    """One picture, and what it says."""
+    """One picture, and its texts."""
 
     heading: str
     title: str
     better: str
     panels: Callable[[Mapping[str, Any]], Sequence[Any]]
-    """Out of the series; none when they were not measured."""
+    """Makes the panels from the series; returns none if they were not measured."""
     draw: Callable[..., Any]
 
 
 def _costs(series: Mapping[str, Any]) -> list[plots.Panel]:
-    """A panel for each operation; a label is `operation, name`."""
+    """Return a panel for each operation; a label is `operation, name`."""
     entries: list[dict[str, Any]] = [
         entry for key, listed in series.items() if key.endswith("cost_by_size") for entry in listed
     ]
@@ -90,14 +90,14 @@ PICTURES: Final = {
 
 
 def draw(series: Mapping[str, Any], own: Sequence[str], folder: Path) -> dict[str, list[Path]]:
-    """Draw what was measured, and remove the pictures of what was not.
+    """Draw the pictures of all measured series, and remove the files of the others.
 
     Args:
-        own: the backends of stube, which are drawn to be seen first.
-        folder: where the page is; the pictures come into `plots` beneath it.
+        own: the backends of stube, which are drawn so that they are seen first.
+        folder: the folder of the page; the pictures are written to its subfolder `plots`.
 
     Returns:
-        Of each picture its files, as the page refers to them, in the order of `plots.THEMES`.
+        The files of each picture, as the page refers to them, in the order of `plots.THEMES`.
     """
     style = plots.Style(own)
     drawn = {}

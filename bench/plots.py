@@ -1,8 +1,8 @@
 """The pictures of a report, each as SVG for light and for dark pages.
 
-stube's backends are coloured and drawn thick, the same colour in every picture; what others do is grey, told apart by
-mark and dash, and every line has its name at its end, so that nobody needs the colours. Letters are drawn as outlines,
-for a page on a code host shows them in whatever font its reader has. The same results give the same bytes.
+stube's backends are coloured and drawn thick, with the same colour in every picture. Peers are grey and differ by mark
+and dash. Every line has its name at its end, so that a reader does not need the colours. Letters are drawn as outlines,
+because otherwise a page on a code host would show them in the reader's own font. The same results give the same bytes.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ __all__ = ["THEMES", "Curve", "Late", "Panel", "Style", "curves", "lateness", "s
 _SETTINGS: Final[dict[Any, Any]] = {
     "svg.hashsalt": "stube",
     "svg.fonttype": "path",
-    "font.family": ["DejaVu Sans"],  # matplotlib brings it, so that it looks the same wherever it is drawn
+    "font.family": ["DejaVu Sans"],  # matplotlib installs it, so that a picture looks the same on every machine
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
 }
 _NO_METADATA: Final = {"Date": None, "Creator": None, "Format": None, "Type": None}
-_LOG_FROM: Final = 20  # the largest figure over the smallest, from which a scale of powers is easier to read
-_WIDE_FROM: Final = 1000  # and from which its ticks are powers of ten alone
-_WIDTH: Final = 8.8  # inches, as wide as a page on a code host shows it
-_HEAD: Final = 0.62  # inches, of the two lines above the panels
+_LOG_FROM: Final = 20  # from this ratio of the largest figure to the smallest a logarithmic scale is easier to read
+_WIDE_FROM: Final = 1000  # from this ratio its ticks are powers of ten only
+_WIDTH: Final = 8.8  # inches, the width of a page on a code host
+_HEAD: Final = 0.62  # inches, the height of the two lines above the panels
 _LINE_HEIGHT: Final = 12.0  # points between two names at the ends of lines
 _LEADER: Final = {"arrowstyle": "-", "linewidth": 0.5, "relpos": (0, 0.5), "shrinkA": 1, "shrinkB": 4}
 _MARKS: Final = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
@@ -54,7 +54,7 @@ class Theme:
     faint: str
     grid: str
     own: tuple[str, ...]
-    """Those of Okabe and Ito, which colour-blind people tell apart; as dark or light as text must be on the page."""
+    """The colours of Okabe and Ito, which colour-blind people can tell apart, with enough contrast for text."""
     other: tuple[str, ...]
 
 
@@ -72,19 +72,19 @@ THEMES: Final = (
 
 @dataclass
 class Style:
-    """Who is drawn how, in all pictures of a report."""
+    """The look of each line, the same in all pictures of a report."""
 
     own: Sequence[str]
     """The backends of stube."""
     _others: list[str] = field(default_factory=list)
 
     def of(self, name: str, theme: Theme) -> dict[str, Any]:
-        """The arguments with which a line of this name is plotted."""
+        """Return the arguments for plotting a line of this name."""
         if name in self.own:
             number = self.own.index(name)
             colour = theme.own[number % len(theme.own)]
             mark = _MARKS[number % len(_MARKS)]
-            above = 4 - 0.1 * number  # the first is the one that is looked for
+            above = 4 - 0.1 * number  # the first backend is the most important one
             return {"color": colour, "marker": mark, "linewidth": 2.1, "markersize": 5, "zorder": above}
         if name not in self._others:
             self._others.append(name)
@@ -110,25 +110,25 @@ class Curve:
 
 @dataclass(frozen=True)
 class Panel:
-    """Lines over one another."""
+    """Several lines in one coordinate system."""
 
     title: str
     x_label: str
     curves: Sequence[Curve]
     unit: str
-    """Of the figures."""
+    """The unit of the figures."""
 
 
 @dataclass(frozen=True)
 class Late:
-    """How late the timers of one are, by percentile, in microseconds."""
+    """The lateness of the timers of one backend or peer, by percentile, in microseconds."""
 
     name: str
     percentiles: Mapping[str, float]
 
 
 def save(draw: Callable[[Theme], Figure], folder: Path, name: str) -> list[Path]:
-    """Draw it for light and for dark pages; the files, in the order of `THEMES`."""
+    """Draw a picture for light and for dark pages; return the files, in the order of `THEMES`."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for theme in THEMES:
@@ -142,11 +142,11 @@ def save(draw: Callable[[Theme], Figure], folder: Path, name: str) -> list[Path]
 
 
 def curves(panels: Sequence[Panel], style: Style, title: str, better: str, theme: Theme) -> Figure:
-    """Figures over a size, one panel beside the other."""
+    """Draw figures over a size, one panel beside the other."""
     figure, axes = _figure(title, better, len(panels), theme, height=4.1 if len(panels) == 1 else 3.9)
     for axis, panel in zip(axes, panels, strict=True):
         _curves(axis, panel, style, theme)
-    figure.draw_without_rendering()  # from now on it is known how high the panels are
+    figure.draw_without_rendering()  # computes the heights of the panels
     for axis, panel in zip(axes, panels, strict=True):
         _name_the_ends(axis, panel, style, theme)
     return figure
@@ -155,7 +155,7 @@ def curves(panels: Sequence[Panel], style: Style, title: str, better: str, theme
 def lateness(
     panels: Sequence[tuple[str, Sequence[Late]]], style: Style, title: str, better: str, theme: Theme
 ) -> Figure:
-    """Percentiles, a row for each, one panel beside the other."""
+    """Draw percentiles, one row for each backend or peer, one panel beside the other."""
     rows = max(len(lates) for _, lates in panels)
     figure, axes = _figure(title, better, len(panels), theme, height=1.9 + 0.34 * rows)
     for number, (axis, (heading, lates)) in enumerate(zip(axes, panels, strict=True)):
@@ -186,7 +186,7 @@ def _figure(title: str, better: str, panels: int, theme: Theme, height: float) -
 
 
 def _plain(ticks: Axis, label: Callable[[float], str], *, at: Sequence[float] = ()) -> None:
-    """Plain words at the ticks, instead of powers."""
+    """Label the ticks with plain numbers instead of powers."""
     ticks.set_major_formatter(FuncFormatter(lambda value, _: label(value)))
     ticks.set_minor_formatter(NullFormatter())
     if at:
@@ -195,7 +195,7 @@ def _plain(ticks: Axis, label: Callable[[float], str], *, at: Sequence[float] = 
 
 
 def _scale(figures: Iterable[float], unit: str, axis: Axes, direction: Literal["x", "y"]) -> None:
-    """Powers where figures lie far apart, else from 0; with plain ticks."""
+    """Use a logarithmic scale if the figures are far apart, else one from 0; with plain ticks."""
     found = [figure for figure in figures if figure > 0]
     low, high = min(found, default=1.0), max(found, default=1.0)
     ticks = axis.yaxis if direction == "y" else axis.xaxis
@@ -229,7 +229,7 @@ def _curves(axis: Axes, panel: Panel, style: Style, theme: Theme) -> None:
 
 
 def _name_the_ends(axis: Axes, panel: Panel, style: Style, theme: Theme) -> None:
-    """The name of each line beside its end, moved apart where they would lie over one another."""
+    """Write the name of each line beside its end; move names apart that would overlap."""
     box = axis.get_window_extent()
     height = box.height / axis.figure.dpi * 72  # points
     to_axis = axis.transScale + axis.transLimits
@@ -254,11 +254,11 @@ def _name_the_ends(axis: Axes, panel: Panel, style: Style, theme: Theme) -> None
 
 
 def _apart(places: Sequence[float], distance: float) -> list[float]:
-    """The places, in ascending order, moved as little as need be so that neighbours are `distance` apart.
+    """Return the places, in ascending order, moved as little as possible so that neighbours are `distance` apart.
 
-    Neighbours that are too close make a block, which lies around the mean of its places; blocks that meet become one.
+    Neighbours that are too close form a block, which is centred on the mean of its places; blocks that meet are merged.
     """
-    blocks: list[tuple[float, int]] = []  # the mean, and how many
+    blocks: list[tuple[float, int]] = []  # the mean, and the number of places
     for place in places:
         middle, count = place, 1
         while blocks and middle - (count - 1) / 2 * distance < blocks[-1][0] + (blocks[-1][1] + 1) / 2 * distance:
@@ -286,7 +286,7 @@ def _percentiles(axis: Axes, heading: str, lates: Sequence[Late], style: Style, 
         for share, figure in at.items():
             mark, _ = _PERCENTILE_MARKS.get(share, (".", ""))
             axis.plot([figure], [row], clip_on=False, **_mark(mark, look["color"], theme))
-        if any(figure < 0 for figure in late.percentiles.values()):  # before they are due, which no scale of powers has
+        if any(figure < 0 for figure in late.percentiles.values()):  # a logarithmic scale cannot show early timers
             axis.annotate(
                 "early",
                 (edge, row),
@@ -309,7 +309,7 @@ def _percentiles(axis: Axes, heading: str, lates: Sequence[Late], style: Style, 
 
 
 def _mark(mark: str, colour: str, theme: Theme) -> dict[str, Any]:
-    """The arguments with which a percentile is plotted."""
+    """Return the arguments for plotting a percentile."""
     return {
         "marker": mark,
         "color": colour,
@@ -322,7 +322,7 @@ def _mark(mark: str, colour: str, theme: Theme) -> dict[str, Any]:
 
 
 def _explain(axis: Axes, lates: Sequence[Late], theme: Theme) -> None:
-    """What the marks mean, beneath."""
+    """Draw the legend of the marks below the panels."""
     known = [share for share in _PERCENTILE_MARKS if any(share in late.percentiles for late in lates)]
     handles = [Line2D([], [], **_mark(_PERCENTILE_MARKS[share][0], theme.faint, theme)) for share in known]
     names = [_PERCENTILE_MARKS[share][1] for share in known]

@@ -1,9 +1,9 @@
-"""The page that tells what was measured: `python bench/report.py RESULTS_JSON [--into FOLDER]`.
+"""Write the page of the results: `python bench/report.py RESULTS_JSON [--into FOLDER]`.
 
-Writes RESULTS.md and its pictures (plots/*.svg, for light and for dark pages) out of what `bench/run.py` has measured,
-and what `make load` has, when its file load.json lies beside the results.
-Whether a target is met is decided here again, out of its figure and its limits; results that say something else are
-refused. Why a target is missed is written by hand, in bench/analysis.md, which is taken into the page whole; a missed
+Writes RESULTS.md and its pictures (plots/*.svg, for light and for dark pages) from the results of `bench/run.py`, and
+from those of `make load` if their file load.json is in the same folder.
+Whether a target is met is decided here again from its figure and its limits; results that contradict this are refused.
+The reasons for missed targets are written by hand in bench/analysis.md, which becomes a section of the page. A missed
 target that is not mentioned there, in the words of its row, is named on the page and on stderr.
 """
 
@@ -24,7 +24,7 @@ from bench.units import UNITS, counted, ratio, shown
 __all__ = ["Page", "Target", "main", "write"]
 
 ANALYSIS: Final = Path(__file__).with_name("analysis.md")
-_OWN: Final = ("memory", "virtual", "sharded")  # in this order; what else is judged comes behind
+_OWN: Final = ("memory", "virtual", "sharded")  # in this order; other judged backends follow
 _SENSES: Final[dict[str, Callable[[float, float], bool]]] = {
     ">=": lambda value, limit: value >= limit,
     "<=": lambda value, limit: value <= limit,
@@ -54,10 +54,10 @@ class Target:
 
     @classmethod
     def read(cls, row: Mapping[str, Any]) -> Target:
-        """A row of the results.
+        """Read a row of the results.
 
         Raises:
-            ValueError: a field is missing, or says what the other fields do not.
+            ValueError: a field is missing, or contradicts the other fields.
         """
         names = [field.name for field in fields(cls)]
         missing = [name for name in names if name not in row]
@@ -73,32 +73,32 @@ class Target:
             if getattr(target, name) != decided:
                 raise ValueError(
                     f"The row {target.work!r} says {name}={getattr(target, name)}, and {target.judged} {target.value} "
-                    f"against {target.sense} {limit} is {decided}. Measure again, or mend what judges."
+                    f"against {target.sense} {limit} is {decided}. Measure again, or fix the code that judges rows."
                 )
         return target
 
     @property
     def value(self) -> float | None:
-        """What is judged."""
+        """The value that is judged."""
         return self.ratio if self.judged == "ratio" else self.figure
 
     def reaches(self, limit: float | None) -> bool | None:
-        """Whether it reaches a limit; None when there is no limit, or nothing to compare."""
+        """Return True if the value reaches a limit; None if there is no limit or no value."""
         return None if limit is None or self.value is None else _SENSES[self.sense](self.value, limit)
 
     @property
     def limits(self) -> list[float]:
-        """What it is compared with."""
+        """The limits with which the value is compared."""
         return [limit for limit in (self.must, self.aim) if limit is not None]
 
     @property
     def missed(self) -> bool:
-        """Whether it must be reached and is not, or was not measured."""
+        """True if the target must be reached and is not, or was not measured."""
         return self.must is not None and not self.met
 
     @property
     def result(self) -> str:
-        """In words."""
+        """The result in words."""
         if self.must is not None and self.met is None:
             return "**not measured**"
         if self.must is not None and not self.met:
@@ -113,14 +113,14 @@ class Target:
 
 @dataclass
 class Page:
-    """The text of a report, and the warnings that its maker gets."""
+    """The text of a report, and the missed targets that the analysis does not mention."""
 
     results: Mapping[str, Any]
     analysis: str
     plots: Mapping[str, Sequence[Path]]
-    """Name of a picture to its files, in the order of the themes, as the page refers to them."""
+    """The files of each picture, by its name, in the order of the themes, as the page refers to them."""
     load: Mapping[str, Any] | None = None
-    """What was measured under load."""
+    """The figures that were measured under load, if any."""
 
     def __post_init__(self) -> None:
         self.targets = [Target.read(row) for row in self.results["targets"]]
@@ -139,14 +139,15 @@ class Page:
         return [*self.targets, *self.free_threaded]
 
     def text(self) -> str:
-        """The page, in Markdown."""
+        """Return the page, in Markdown."""
         parts = [
             "<!-- Written by bench/report.py; the section Analysis by hand, in bench/analysis.md. -->",
             "# What stube reaches",
             *self._head(),
             "## Targets",
-            "Each beside what a user would pick instead, in the same run; a ratio is stube's figure divided by the "
-            "other's, the median of the rounds, with the least and the greatest of them beneath.",
+            "Each figure is beside that of the library which a user would choose instead, measured in the same run. A "
+            "ratio is stube's figure divided by the other one: the median of the rounds, with the least and the "
+            "greatest of them below.",
             *_target_table(self.targets),
             "## Analysis",
             *self._analysis(),
@@ -163,7 +164,7 @@ class Page:
             "## While idle",
             *self._wakeups(),
             "## Every operation",
-            "The median, and how far apart the middle half of the rounds is, in percent of it.",
+            "The median of the rounds, and the width of their middle half in percent of the median.",
             *_operation_tables(self.results["operations"]),
             "## Without the GIL",
             *self._free_threaded(),
@@ -176,8 +177,8 @@ class Page:
         yield _summary(self.targets)
         if self.results["mode"] != "full":
             yield (
-                f"**This is a {self.results['mode']} run: small sizes and few rounds, to see that everything can be "
-                "measured. Its figures are hints.**"
+                f"**This is a {self.results['mode']} run: small sizes and few rounds, to test that everything can be "
+                "measured. Its figures are only hints.**"
             )
         yield _machine(self.results["machine"], self.results["made"], self.results["rounds"])
 
@@ -212,21 +213,20 @@ class Page:
             return
         yield "## Load"
         yield (
-            f"{load['streams']:,} streams on one process at once, for {load['seconds']:g} s. Each is a conversation "
-            "with a clock that ticks every second, and hears the one room (messages in it a second: "
-            f"{load['messages_per_second']:g}). The server is uvicorn with one worker, its loop {load['loop']}'s; the "
-            "pages are in another process on the same machine. Beside `stube.asgi` stands the same host as people "
-            "write it by hand: a dict of `asyncio.Queue`s, a task for each "
-            "clock, sse-starlette. Either clock is set anew when it has ticked, so its lateness adds up, to ticks that "
-            "it does not make."
+            f"{load['streams']:,} streams on one process at the same time, for {load['seconds']:g} s. Each is a "
+            "conversation with a clock that ticks every second, and receives the messages of one common room "
+            f"({load['messages_per_second']:g} a second). The server is uvicorn with one worker, on the event loop of "
+            f"{load['loop']}; the pages are in another process on the same machine. `stube.asgi` is compared with the "
+            "same host as people write it by hand: a dict of `asyncio.Queue`s, a task for each clock, sse-starlette. "
+            "On both hosts a clock re-arms after each tick, so its lateness adds up, and some ticks are not made."
         )
         yield _machine(load["machine"], load["made"])
         names = figures.names(load)
         yield from _table(["", *names], "l" + "r" * len(names), figures.rows(load))
         yield (
-            "Memory is what the process occupies more than before its first stream, so the connection and its tasks "
-            "are in it. The host with stube also keeps the last 256 events of each conversation, for a page that was "
-            f"cut and comes back, and waits {figures.GRACE_SECONDS:g} s for it before the conversation is gone."
+            "Memory is the growth of the process since before its first stream, so it includes the connections and "
+            "their tasks. The host with stube also keeps the last 256 events of each conversation, for a page that was "
+            f"cut and comes back, and waits {figures.GRACE_SECONDS:g} s for the page before it ends the conversation."
         )
         for name, host in zip(names, load["hosts"], strict=True):
             if host["ledger"]:
@@ -234,8 +234,8 @@ class Page:
 
     def _wakeups(self) -> Iterator[str]:
         yield (
-            "A registry that waits for a timer of an hour: how often its thread looked at it, and how often the system "
-            "switched to the process."
+            "A registry waits for a timer that is due in an hour. A look is a reading of its clock; a switch is a "
+            "voluntary context switch of one of its threads."
         )
         yield from _table(
             ["backend", "watched", "looks", "switches"],
@@ -283,7 +283,7 @@ def _without_title(text: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """Without what Markdown and line breaks may differ in."""
+    """Return the text without marks, capitals and line breaks, for comparisons."""
     return " ".join(text.replace("`", "").replace("*", "").split()).casefold()
 
 
@@ -295,7 +295,7 @@ def _count(number: int | None) -> str:
 
 
 def _table(heads: Sequence[str], sides: str, rows: Iterable[Sequence[str]]) -> list[str]:
-    """A table in Markdown, one part; a sentence when it has no rows. `sides` has an `l` or an `r` for each column."""
+    """Return a table in Markdown, or a sentence if it has no rows. `sides` has an `l` or an `r` for each column."""
     filled = [[cell.replace("|", "\\|") for cell in row] for row in rows]
     if not filled:
         return ["Not measured in this run."]
@@ -338,7 +338,7 @@ def _limit(target: Target, limit: float | None) -> str:
 
 
 def _unbroken(text: str) -> str:
-    """In one line, however narrow the column is."""
+    """Return the text with spaces that do not break, for narrow columns."""
     return text.replace(" ", "\u00a0")
 
 
@@ -360,7 +360,7 @@ def _comparison_tables(comparisons: Sequence[Target]) -> Iterator[str]:
 def _matrix(
     rows: Sequence[Mapping[str, Any]], row_key: str, column_key: str, cell: Callable[[Mapping[str, Any]], str]
 ) -> list[str]:
-    """A table with a row and a column for each value of the two keys; empty where nothing was measured."""
+    """Return a table with a row and a column for each value of the two keys; a cell without a figure is empty."""
     columns = _in_order({row[column_key] for row in rows})
     cells = {(row[row_key], row[column_key]): cell(row) for row in rows}
     return _table(
@@ -374,7 +374,7 @@ def _matrix(
 
 
 def _in_order(backends: Iterable[str]) -> list[str]:
-    """stube's backends first, as they are always listed, then others by name."""
+    """Return stube's backends first, in their usual order, then others by name."""
     return sorted(backends, key=lambda name: (_OWN.index(name) if name in _OWN else len(_OWN), name))
 
 
@@ -396,14 +396,14 @@ def _median(row: Mapping[str, Any]) -> str:
     return f"{shown(row['median_us'], 'us', 2 if apart >= 0.02 else 3)} ({apart:.0%})"
 
 
-# All of it
+# The whole report
 
 
 def write(results: Mapping[str, Any], folder: Path, analysis: str, load: Mapping[str, Any] | None = None) -> list[str]:
-    """Write RESULTS.md and its pictures into a folder; the warnings.
+    """Write RESULTS.md and its pictures into a folder; return the warnings.
 
     Args:
-        load: what was measured under load, if anything was.
+        load: the figures that were measured under load, if any.
 
     Raises:
         ValueError: the results contradict themselves.
@@ -413,7 +413,7 @@ def write(results: Mapping[str, Any], folder: Path, analysis: str, load: Mapping
     own = _in_order({*_OWN, *(row["backend"] for row in complete["targets"])})
     page = Page(complete, analysis, pictures.draw(complete["series"], own, folder), load)
     missing = [name for name in pictures.PICTURES if name not in page.plots]
-    warnings += [f"There is no picture {name!r}, for nothing was measured of it." for name in missing]
+    warnings += [f"There is no picture {name!r}, because its series was not measured." for name in missing]
     warnings += [f"A target is missed and bench/analysis.md does not mention it: {work}." for work in page.unexplained]
     warnings += [] if load is None else figures.wrong(load)
     (folder / "RESULTS.md").write_text(page.text(), encoding="utf-8")
@@ -421,13 +421,13 @@ def write(results: Mapping[str, Any], folder: Path, analysis: str, load: Mapping
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Write the report; 0, or 1 when the results cannot be used."""
+    """Write the report; return 0, or 1 if the results cannot be used."""
     summary, _, rest = (__doc__ or "").partition("\n\n")
     parser = argparse.ArgumentParser(
         description=summary, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("results", type=Path, help="what was measured, as JSON")
-    parser.add_argument("--into", type=Path, metavar="FOLDER", help="where to write (the folder of the results)")
+    parser.add_argument("results", type=Path, help="the results, as JSON")
+    parser.add_argument("--into", type=Path, metavar="FOLDER", help="where to write (default: the results' folder)")
     parser.add_argument(
         "--analysis", type=Path, default=ANALYSIS, help="the section written by hand (bench/analysis.md)"
     )

@@ -1,4 +1,4 @@
-"""The file of results: an empty one, what each step adds to it, and the machine that it is about."""
+"""The file of results: an empty one, merging the output of each step, and the description of the machine."""
 
 from __future__ import annotations
 
@@ -48,11 +48,11 @@ PARTS: Final[Mapping[str, Any]] = {
     "operations": [],
     "free_threaded": None,
 }
-"""What there can be in a file of results, without a figure."""
+"""The parts of a file of results, all of them empty."""
 
 
 def empty(mode: str, rounds: int) -> Results:
-    """Results of this machine, today, without a figure."""
+    """Return results of this machine and day, without a figure."""
     return {
         "format": FORMAT,
         "mode": mode,
@@ -64,10 +64,10 @@ def empty(mode: str, rounds: int) -> Results:
 
 
 def merged(results: Results, kind: str, found: Any) -> Results:
-    """`results` with what a step found.
+    """Return `results` with the output of a step.
 
     Args:
-        kind: `rows`, a list of rows; `part`, some keys of the results; `operations`, what pytest-benchmark writes.
+        kind: `rows`, a list of rows; `part`, some keys of the results; `operations`, the JSON of pytest-benchmark.
     """
     if kind == "rows":
         return _with_rows(results, found)
@@ -80,7 +80,7 @@ def merged(results: Results, kind: str, found: Any) -> Results:
 
 
 def _with_rows(results: Results, rows: list[Results]) -> Results:
-    """A row that must reach something, or aims at it, is a target; any other a comparison."""
+    """File each row that has a must or an aim as a target, and any other one as a comparison."""
     has_target = [row for row in rows if row["must"] is not None or row["aim"] is not None]
     others = [row for row in rows if row["must"] is None and row["aim"] is None]
     return results | {
@@ -104,10 +104,10 @@ def _operation(benchmark: Mapping[str, Any]) -> Results:
 
 
 def merge_free_threaded(results: Results, free_threaded: Results) -> Results:
-    """`results` with the targets that a run on a free-threaded Python measured.
+    """Return `results` with the targets that a run on a free-threaded Python measured.
 
     Raises:
-        ResultsError: that run was on no such Python.
+        ResultsError: that run was on a Python with the GIL.
     """
     if free_threaded["machine"]["gil"]:
         raise ResultsError(
@@ -119,22 +119,24 @@ def merge_free_threaded(results: Results, free_threaded: Results) -> Results:
 
 
 def read(file: Path) -> Results:
-    """A file of results.
+    """Read a file of results.
 
     Raises:
-        ResultsError: there is none, or it has another format.
+        ResultsError: there is no such file, or it has another format.
     """
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as exc:
         raise ResultsError(f"{file} cannot be read: {exc}. Name a file that bench/run.py has written.") from exc
     if not isinstance(found, dict) or found.get("format") != FORMAT:
-        raise ResultsError(f"{file} is no file of results of format {FORMAT}. Name one that bench/run.py has written.")
+        raise ResultsError(
+            f"{file} is not a file of results in format {FORMAT}. Name one that bench/run.py has written."
+        )
     return found
 
 
 def machine() -> Results:
-    """What the figures depend on."""
+    """Return the properties of this machine on which the figures depend."""
     return {
         "cpu": _cpu(),
         "cores": os.cpu_count() or 1,
@@ -156,7 +158,7 @@ def _versions() -> list[tuple[str, str]]:
 
 
 def _cpu() -> str:
-    """The processor's name: that of Linux, or what the platform module knows."""
+    """Return the processor's name, from Linux or from the platform module."""
     if sys.platform == "linux":
         try:
             for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():

@@ -1,14 +1,14 @@
-"""Measures everything and writes one file of results, `bench/results.json`, with the report beside it.
+"""Measure everything and write one file of results, `bench/results.json`, with the report beside it.
 
     python bench/run.py                       everything, about 20 minutes on two quiet cores
     python bench/run.py --quick               a first look within two minutes, into a scratch folder
-    python bench/run.py --only-targets --into FOLDER        the targets alone, as for the next line
-    python bench/run.py --merge-free-threaded FILE          with the figures of a run on a free-threaded Python
-    python bench/run.py --merge-free-threaded FILE --merely-merge       which are added to results that are there
+    python bench/run.py --only-targets --into FOLDER        only the targets, for example for the next line
+    python bench/run.py --merge-free-threaded FILE          include the figures of a run on a free-threaded Python
+    python bench/run.py --merge-free-threaded FILE --merely-merge       add these figures to existing results
 
-Every step runs in a process of its own, so that none measures what another left behind. The file is written when all
-of them are done, and a run that is interrupted leaves the results of the last one as they are. The exit code is 0 also
-when a target is missed: the report says which.
+Every step runs in a process of its own, so that no step is affected by another. The file is written when all steps are
+done; a run that is interrupted leaves the last results unchanged. The exit code is 0 even if a target is missed: the
+report says which.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ HERE: Final = Path(__file__).parent
 _FAILED, _INTERRUPTED = 1, 130
 
 
-class StepFailed(Exception):  # noqa: N818 - a state that is met, not a mistake
-    """A step did not write what it should; the text holds what it said."""
+class StepFailed(Exception):  # noqa: N818 - a step's state, not a mistake in this module
+    """A step did not write its results; the message contains its output."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -59,24 +59,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"\n{exc}", file=sys.stderr)
         return _FAILED
     print(f"Written: {into / 'results.json'}")
-    return 0 if arguments.only_targets else _reported(into)  # a report is of everything
+    return 0 if arguments.only_targets else _reported(into)  # a report needs all parts
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="less of everything, into a scratch folder")
-    parser.add_argument("--into", metavar="FOLDER", type=Path, help="where results.json and the report go")
-    parser.add_argument("--only-targets", action="store_true", help="only what has a target, and no report")
-    parser.add_argument("--only", action="append", metavar="NAME", help="steps with this in their name (repeatable)")
+    parser.add_argument("--into", metavar="FOLDER", type=Path, help="the folder for results.json and the report")
+    parser.add_argument("--only-targets", action="store_true", help="measure only the targets, write no report")
+    parser.add_argument("--only", action="append", metavar="NAME", help="steps whose name contains this (repeatable)")
     parser.add_argument("--merge-free-threaded", metavar="FILE", type=Path, help="results of a free-threaded Python")
-    parser.add_argument(
-        "--merely-merge", action="store_true", help="measure nothing; change the results that are there"
-    )
+    parser.add_argument("--merely-merge", action="store_true", help="measure nothing; change the existing results")
     return parser
 
 
 def _measured(steps: Sequence[Step], mode: Mode) -> Results:
-    """The results of all steps, with a line for each and an estimate of what is left."""
+    """Run all steps and return their results; print a line for each, with an estimate of the time left."""
     results = empty(mode.name, mode.rounds)
     progress = _Progress(steps)
     with tempfile.TemporaryDirectory(prefix="stube-bench-") as scratch:
@@ -89,7 +87,7 @@ def _measured(steps: Sequence[Step], mode: Mode) -> Results:
 
 
 class _Progress:
-    """One line for each step. What is left is estimated from how the steps so far compare with what was expected."""
+    """One line for each step. The time left is estimated from the durations so far and the expected ones."""
 
     def __init__(self, steps: Sequence[Step]) -> None:
         self._steps = steps
@@ -110,8 +108,8 @@ class _Progress:
 
 
 def _run(step: Step, file: Path) -> Any:
-    """What the step's process writes to `file`."""
-    # What it says goes to a file, for nobody reads a pipe meanwhile.
+    """Run a step in a process of its own and return the JSON that it writes to `file`."""
+    # The output goes to a file, because this process does not read a pipe while it waits.
     with file.with_suffix(".log").open("w+", encoding="utf-8") as log:
         child = subprocess.Popen(
             [*step.command, *step.output(file)], stdout=log, stderr=subprocess.STDOUT, cwd=HERE.parent
@@ -119,7 +117,7 @@ def _run(step: Step, file: Path) -> Any:
         try:
             child.wait()
         finally:
-            if child.poll() is None:  # interrupted; so is the child, which gets a moment to end by itself
+            if child.poll() is None:  # Ctrl-C interrupts the child, too; wait a moment until it has ended by itself
                 try:
                     child.wait(5)
                 except (subprocess.TimeoutExpired, KeyboardInterrupt):
@@ -127,16 +125,16 @@ def _run(step: Step, file: Path) -> Any:
                     child.wait()
         if child.returncode not in step.good_codes or not file.exists():
             log.seek(0)
-            said = "".join(log.readlines()[-40:])
+            output = "".join(log.readlines()[-40:])
             raise StepFailed(
-                f"The step {step.name!r} ended with code {child.returncode}. It said:\n{said}\n"
+                f"The step {step.name!r} ended with code {child.returncode}. Its output ends with:\n{output}\n"
                 f"Nothing was written. Run it alone: {' '.join(step.command[1:])}"
             )
     return json.loads(file.read_text(encoding="utf-8"))
 
 
 def _write(results: Results, into: Path) -> None:
-    """Write the file as a whole: it is complete, or the one before it."""
+    """Write the file atomically: afterwards it is the complete new one, or the old one."""
     into.mkdir(parents=True, exist_ok=True)
     half = into / "results.json.half"
     try:
@@ -147,7 +145,7 @@ def _write(results: Results, into: Path) -> None:
 
 
 def _reported(into: Path) -> int:
-    """Have the report made."""
+    """Run the command that writes the report; return its exit code."""
     command = [sys.executable, str(HERE / "report.py"), str(into / "results.json"), "--into", str(into)]
     return subprocess.run(command, check=False, cwd=HERE.parent).returncode
 

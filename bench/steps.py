@@ -1,4 +1,4 @@
-"""The steps of a run: which commands measure what, how much of it, and for how long at a guess."""
+"""The steps of a run: their commands, the amount of work, and their expected durations."""
 
 from __future__ import annotations
 
@@ -21,18 +21,20 @@ BACKENDS: Final = ("memory", "virtual", "sharded")
 
 @dataclass(frozen=True)
 class Mode:
-    """How much is measured."""
+    """The amount of work of a run."""
 
     name: str
     rounds: int
     rounds_of_others: int
-    """Where there is no target."""
+    """The rounds of figures without a target."""
     scale: float
-    """Of the counts of what takes long; whatever is quick is measured in full, for few are not the same as many."""
+    """The factor for the counts of slow steps. Quick steps are measured in full, because small counts may behave
+    differently."""
     every_peer: bool
-    """Also those that no target names."""
+    """True to measure also the peers that no target names."""
     idle_s: float
-    """An idle registry is watched for more than a minute in a full run, for a wake-up a minute is what is allowed."""
+    """The seconds for which an idle registry is watched: more than a minute in a full run, because the target allows
+    one wake-up a minute."""
     every_backend: bool
 
 
@@ -48,26 +50,26 @@ class Step:
 
     name: str
     kind: str
-    """`rows`, `part` or `operations`: what its JSON is."""
+    """The kind of its JSON: `rows`, `part` or `operations`."""
     command: Sequence[str]
     expected_s: float
-    """Seconds on the machine where it was written; only the proportions matter."""
+    """Seconds on the machine on which this was written; only the proportions matter."""
     good_codes: Sequence[int] = (0,)
     output: Callable[[Path], list[str]] = field(default=lambda file: ["--json", str(file)])
 
 
 def steps_of(mode: Mode, *, only_targets: bool = False, only: Sequence[str] | None = None) -> list[Step]:
-    """The steps of a run in their order.
+    """Return the steps of a run in their order.
 
     Args:
-        only_targets: leave out what has no target.
-        only: leave out what has none of these in its name.
+        only_targets: leave out the steps without a target.
+        only: leave out the steps whose name contains none of these.
     """
     steps = [*_targets(mode, only_targets), *([] if only_targets else [*_parts(mode), *_operations(mode)])]
     return [step for step in steps if any(part in step.name for part in only or [""])]
 
 
-# Seconds for one round of a target beside all its peers, where that is not about one.
+# Seconds for one round of a target beside all its peers; one second for any other target.
 _ROUND_S: Final = {
     "schedule": 3.0,
     "schedule-a-million": 6.0,
@@ -83,7 +85,7 @@ _ROUND_S: Final = {
     "blocking": 15.0,
 }
 _TAKES_LONG: Final = {"schedule-a-million", "publish", "join-leave", "end", "blocking"}
-_ALONE: Final = 0.4  # of that, for a backend that is measured beside the one peer that the target names
+_ALONE: Final = 0.4  # this share of it for a backend that is measured only beside the peer that the target names
 # Seconds for one round of a part.
 _PART_S: Final = {"cost by size": 40.0, "deliveries by fan-out": 15.0, "lateness by load": 25.0, "bytes by size": 5.0}
 # Seconds for one backend.
@@ -96,7 +98,7 @@ def _targets(mode: Mode, only_targets: bool) -> Iterator[Step]:
         if target.name == other_build:
             continue
         if target.name == "idle" and not only_targets:
-            continue  # the part about wake-ups has its rows, and watches all of them at once
+            continue  # the part "wake-ups" has these rows, and watches all backends at the same time
         others = target.also if mode.every_backend and not only_targets else ()
         for backend in installed([*target.judged, *others]):
             yield _target(target, backend, mode, every_peer=mode.every_peer and not only_targets)
@@ -113,7 +115,7 @@ def _target(target: Target, backend: str, mode: Mode, *, every_peer: bool) -> St
     expected = 1 + rounds * scale * _ROUND_S.get(target.name, 1.0) * (1 if every_peer and judged else _ALONE)
     if target.name == "idle":
         expected = mode.idle_s
-    # 1 says that a target is missed, which is a result.
+    # Code 1 means that a target is missed, which is a result and not a failure of the step.
     return Step(f"{target.name}, {backend}", "rows", command, expected, good_codes=(0, 1))
 
 

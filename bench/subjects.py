@@ -1,4 +1,4 @@
-"""The backends under measurement: which are installed here, and what a body does to any of them."""
+"""The backends under measurement: those that are installed, and the helpers that bodies call on any of them."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ __all__ = [
 ]
 
 UNBOUNDED: Final = 10**15
-"""A `max_pending` that nothing here reaches, for work that holds more than a million deliveries back. It costs what
-any bound costs, which None might not."""
+"""A `max_pending` that no body reaches, for work that holds more than a million deliveries back. It costs the same as
+any other bound, whereas None might cost less."""
 _PATIENCE: Final = 300.0  # seconds; reached only when something is wrong
 
 
 @cache
 def options_of(name: str) -> tuple[str, ...] | None:
-    """The options of an installed backend; None when there is none of that name, or it does not load."""
+    """Return the options of an installed backend; None if there is none of that name, or it does not load."""
     for info in available_backends():
         if info.name == name and info.loads:
             return info.options
@@ -42,7 +42,7 @@ def options_of(name: str) -> tuple[str, ...] | None:
 
 
 def installed(specs: Sequence[str]) -> list[str]:
-    """Those of `specs` whose backend is installed. The others are left out, which is said once."""
+    """Return those of `specs` whose backend is installed. The others are left out, which is reported once."""
     found = []
     for spec in specs:
         name = spec.partition("://")[0]
@@ -58,14 +58,14 @@ def ignore(cid: str, event: Event) -> None:
 
 
 def opened(spec: str, **options: object) -> Backend:
-    """A new registry whose dispatch does nothing."""
+    """Return a new registry whose dispatch does nothing."""
     registry = create_registry(spec, **options)
     registry.install_dispatch(ignore)
     return registry
 
 
 def is_virtual(registry: Backend) -> bool:
-    """Whether its clock is moved by its caller."""
+    """Return True if the caller moves the registry's clock."""
     return "virtual_time" in registry.capabilities
 
 
@@ -83,16 +83,16 @@ def join_many(registry: Backend, count: int, topic: str = "topic") -> None:
 
 
 def drained(registry: Backend) -> None:
-    """Let everything that is pending be delivered."""
+    """Wait until everything that is pending has been delivered."""
     assert registry.join(None if is_virtual(registry) else _PATIENCE)
 
 
 @contextmanager
 def held(registry: Backend) -> Iterator[Callable[[], None]]:
-    """Nothing is delivered from here on, until what the block is given is called, or the block ends.
+    """Hold all deliveries until the function that the block is given is called, or the block ends.
 
-    Every thread that delivers waits inside one delivery; with the dispatch that does nothing installed for the
-    rest. A virtual registry delivers only when it is told to, so there is nothing to hold.
+    Each delivery thread waits inside one delivery. The dispatch for the other deliveries is the one that does nothing.
+    A virtual registry delivers only when it is told to, so there is nothing to hold.
     """
     if is_virtual(registry):
         yield lambda: None
@@ -105,12 +105,12 @@ def held(registry: Backend) -> Iterator[Callable[[], None]]:
         released.wait()
 
     registry.install_dispatch(hold)
-    # Enough of them that every shard gets one; those that wait behind another are taken back.
+    # Enough of them that every shard gets one. Those that wait behind another one are cancelled.
     holders = [f"holder {number}" for number in range(512)]
     for cid in holders:
         registry.schedule_event(cid=cid, instance_id="main", delay_ms=0, event="hold")
     assert arrived.acquire(timeout=_PATIENCE)
-    while arrived.acquire(timeout=0.02):  # nothing says how many threads a backend has, but they all come at once
+    while arrived.acquire(timeout=0.02):  # the number of delivery threads is unknown, but all arrive at about one time
         pass
     for cid in holders:
         registry.cancel_timers(cid)
@@ -122,7 +122,7 @@ def held(registry: Backend) -> Iterator[Callable[[], None]]:
 
 
 def as_virtual(registry: Backend) -> VirtualBackend:
-    """The same registry, known to be virtual."""
+    """Return the same registry with the type of a virtual one."""
     return cast(VirtualBackend, registry)
 
 

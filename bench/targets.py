@@ -1,9 +1,9 @@
 """Every row of the table of targets, by name: `python bench/targets.py --only firing --rounds 5`.
 
-A target says which work of which backend must reach what, beside whom. The functions that measure are in
-`bench/rows/`; here is the list of them, and the command that measures some or all and prints a table.
+A target names the work, the backends, the limits to reach and the peers for comparison. The functions that measure are
+in `bench/rows/`; this module has their list, and the command that measures some or all of them and prints a table.
 
-The exit code is 1 when a target that must be reached is not.
+The exit code is 1 if a target that must be reached is missed.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ __all__ = ["TARGETS", "Target", "main"]
 
 @dataclass(frozen=True)
 class Target:
-    """Something that is measured."""
+    """One measurement with its limits."""
 
     name: str
     measure: Callable[[str, Effort], Iterator[Row]]
     judged: tuple[str, ...] = ("memory",)
-    """The backends that have to reach it."""
+    """The backends that must reach it."""
     also: tuple[str, ...] = ("virtual", "sharded")
-    """Those whose figures are of interest too, without a target."""
+    """Backends that are measured for information, without a target."""
 
     def rows(self, backend: str, effort: Effort) -> Iterator[Row]:
-        """Measure it on one backend."""
+        """Measure one backend and yield its rows."""
         for row in self.measure(backend, effort):
             yield row if backend in self.judged else row.unjudged()
 
 
 _NONE: Final = ()
 _VIRTUAL: Final = ("virtual",)
-_THREADS: Final = ("sharded",)  # beside `memory`: those that have threads
+_THREADS: Final = ("sharded",)  # the backends with threads, besides `memory`
 
 TARGETS: Final = (
     Target("schedule", timers.schedule),
@@ -70,7 +70,7 @@ TARGETS: Final = (
 
 
 def table(rows: Sequence[Row]) -> str:
-    """The rows in aligned columns."""
+    """Return the rows in aligned columns."""
     lines: list[Sequence[str]] = [("work", "backend", "figure", "beside", "ratio", "spread", "must", "aim", "")]
     for row in rows:
         limits = ["" if limit is None else f"{row.sense} {limit:g}" for limit in (row.must, row.aim)]
@@ -95,16 +95,16 @@ def table(rows: Sequence[Row]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", action="append", metavar="NAME", help="targets with this in their name (repeatable)")
+    parser.add_argument("--only", action="append", metavar="NAME", help="targets whose name contains this (repeatable)")
     parser.add_argument("--exactly", metavar="NAME", help="the one target of this name")
-    parser.add_argument("--backend", action="append", metavar="SPEC", help="not those that are judged (repeatable)")
-    parser.add_argument("--every-backend", action="store_true", help="also those that are not judged")
+    parser.add_argument("--backend", action="append", metavar="SPEC", help="instead of the judged ones (repeatable)")
+    parser.add_argument("--every-backend", action="store_true", help="also the backends that are not judged")
     parser.add_argument(
-        "--every-peer", action="store_true", help="also the peers that no target names, beside what is judged"
+        "--every-peer", action="store_true", help="also the peers that no target names, beside judged backends"
     )
     parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds (default 5)")
-    parser.add_argument("--scale", type=float, default=1.0, help="what counts are multiplied by (default 1)")
-    parser.add_argument("--idle-s", type=float, default=3.0, help="how long to watch idle registries (default 3)")
+    parser.add_argument("--scale", type=float, default=1.0, help="factor by which counts are multiplied (default 1)")
+    parser.add_argument("--idle-s", type=float, default=3.0, help="seconds to watch idle registries (default 3)")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the rows to a file as well")
     parser.add_argument("--list", action="store_true", help="name the targets and stop")
     arguments = parser.parse_args(argv)

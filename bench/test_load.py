@@ -1,4 +1,4 @@
-"""The load is measured on real servers, small; and what it would say of a host that loses something."""
+"""The measurement under load, small but on real servers, and its verdict on a host that loses something."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def host(name: str, **more: Any) -> dict[str, Any]:
-    """The figures of one host on which nothing is wrong."""
+    """Return the figures of one host without a fault."""
     late = {"50": 1000.0, "90": 2000.0, "99": 3000.0, "100": 4000.0}
     return {
         "host": name, "backend": "asyncio" if name == figures.STUBE else None, "opening_s": 4.2,
@@ -50,7 +50,7 @@ def host(name: str, **more: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def load() -> dict[str, Any]:
-    """A file of figures, with both hosts."""
+    """The content of a file of figures, with both hosts."""
     return {
         "format": 1, "made": "2026-11-26", "machine": {**empty("full", 1)["machine"], "versions": {"uvicorn": "0.54"}},
         "streams": 2000, "seconds": 60.0, "messages_per_second": 1.0, "loop": "asyncio",
@@ -61,9 +61,9 @@ def load() -> dict[str, Any]:
 # The measurement
 
 
-def test_on_neither_host_anything_is_lost_or_stays(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Fault: a host that drops a tick or a message, or keeps something of a page that has left; a server that
-    complains. In real time: two seconds of ticks on each host, and what it takes to start it, warm it and leave it."""
+def test_neither_host_loses_or_keeps_anything(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Fault: a host drops a tick or a message, or keeps something of a page that has left; a server writes an error.
+    In real time: two seconds of ticks on each host, and the time to start it, warm it up and leave it."""
     file = tmp_path / "figures.json"
     code = command.main(["--streams", "50", "--seconds", "2", "--messages-per-second", "5", "--json", str(file)])
     said = capfd.readouterr()
@@ -85,7 +85,7 @@ def test_on_neither_host_anything_is_lost_or_stays(tmp_path: Path, capfd: pytest
 
 
 def test_an_interrupt_ends_both_processes() -> None:
-    """Fault: a server that goes on alone. In real time, until the server is there and until it has stopped."""
+    """Fault: the server keeps running. In real time, until the server has started and until it has stopped."""
     script = subprocess.Popen(
         [sys.executable, "-m", "bench.load", "--streams", "10"], stderr=subprocess.PIPE, cwd=ROOT, text=True
     )
@@ -96,11 +96,11 @@ def test_an_interrupt_ends_both_processes() -> None:
         assert script.wait(60) == 130
         assert script.stderr.read() == "\nInterrupted. Nothing was written.\n"
     with pytest.raises(ProcessLookupError):
-        os.kill(server, 0)  # it was waited for, so its number is nobody's
+        os.kill(server, 0)  # its parent has waited for it, so there is no process of this number
 
 
 def test_a_server_whose_script_is_killed_stops() -> None:
-    """Fault: what a killed script leaves behind holds its memory for ever. In real time, until it has stopped."""
+    """Fault: the server of a killed script runs on and keeps its memory. In real time, until it has stopped."""
     command = [sys.executable, "-m", "bench.load.hosts", figures.BY_HAND]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT) as server:
         assert server.stdout is not None
@@ -113,8 +113,8 @@ def test_a_server_whose_script_is_killed_stops() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--streams", "0"], "argument --streams: 0 is less than 1 or no number. Give one that is not."),
-        (["--seconds", "nan"], "argument --seconds: nan is less than 1 or no number. Give one that is not."),
+        (["--streams", "0"], "argument --streams: 0 is not a number of at least 1. Give such a number."),
+        (["--seconds", "nan"], "argument --seconds: nan is not a number of at least 1. Give such a number."),
         (["--streams", "many"], "argument --streams: invalid number value: 'many'"),
     ],
 )
@@ -125,10 +125,10 @@ def test_a_wrong_argument_is_refused(arguments: list[str], message: str, capsys:
     assert message in capsys.readouterr().err
 
 
-def test_too_few_open_files_are_said_to_be_too_few(
+def test_a_low_limit_of_open_files_is_reported_first(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Fault: an OSError at the thousandth stream."""
+    """Fault: the measurement ends with an OSError at the thousandth stream."""
     monkeypatch.setattr(resource, "getrlimit", lambda which: (256, 1024))
     assert command.main([]) == 1
     assert capsys.readouterr().err == (
@@ -137,7 +137,7 @@ def test_too_few_open_files_are_said_to_be_too_few(
     )
 
 
-# What the pages notice
+# The pages
 
 
 class Wire(asyncio.Transport):
@@ -170,7 +170,7 @@ STREAMS = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
 
 
 def page(*received: bytes, step: int = 1 << 20) -> tuple[Stream, Tally, Wire]:
-    """A page that has received this, so many bytes at a time."""
+    """Return a page that has received this, `step` bytes at a time."""
 
     async def run() -> tuple[Stream, Tally, Wire]:
         tally, wire = Tally(begin=100, end=300), Wire()
@@ -186,8 +186,8 @@ def page(*received: bytes, step: int = 1 << 20) -> tuple[Stream, Tally, Wire]:
 
 
 @pytest.mark.parametrize("step", [1, 7, 1 << 20])
-def test_a_page_reads_its_events_however_they_are_cut(step: int) -> None:
-    """Fault: an event that comes in two pieces is lost or counted twice; a heartbeat or an id is taken for one."""
+def test_a_page_reads_its_events_in_pieces_of_any_size(step: int) -> None:
+    """Fault: an event that comes in two pieces is lost or counted twice; a heartbeat or an id is taken for an event."""
     before = time.monotonic_ns()
     stream, tally, wire = page(
         event("tick", "1 99 99"),
@@ -217,15 +217,15 @@ def test_a_page_reads_its_events_however_they_are_cut(step: int) -> None:
         ([chunk("")], "cut"),
     ],
 )
-def test_a_page_notices_what_is_wrong(received: list[bytes], fault: str) -> None:
-    """Fault: the measurement says that nothing was lost because it does not look."""
+def test_a_page_notices_every_kind_of_fault(received: list[bytes], fault: str) -> None:
+    """Fault: the measurement reports no loss because it does not detect one."""
     _, tally, _ = page(*received)
     found = {name: getattr(tally, name) for name in ("ticks_out_of_order", "messages_out_of_order", "gaps", "cut")}
     assert {name: count for name, count in found.items() if count} == {fault: 1}
 
 
 def test_a_page_that_leaves_was_not_cut() -> None:
-    """Fault: every stream counts as lost in the end, or none ever does."""
+    """Fault: every stream counts as cut at the end, or no stream ever does."""
 
     async def run() -> list[int]:
         found = []
@@ -244,25 +244,25 @@ def test_a_page_that_leaves_was_not_cut() -> None:
     assert asyncio.run(run()) == [0, 1]
 
 
-# What is said of it
+# The output
 
 
 def test_a_fault_is_a_sentence_and_a_bold_no(load: dict[str, Any]) -> None:
-    """Fault: a stream was cut, or a timer stays, and the table says yes."""
+    """Fault: a stream was cut, or a timer is left, and the table says yes."""
     assert figures.wrong(load) == []
     load["hosts"][1]["lost"]["streams that were cut"] = 3
     load["hosts"][0]["held"]["timers"] = 1
     assert figures.wrong(load) == [
-        "Under load stube, asyncio is not as it should be: timers: 1.",
-        "Under load by hand is not as it should be: streams that were cut: 3.",
+        "Under load the host stube, asyncio has faults: timers: 1.",
+        "Under load the host by hand has faults: streams that were cut: 3.",
     ]
     rows = {what: cells for what, *cells in figures.rows(load)}
     assert rows["nothing lost"] == ["yes", "**no**: streams that were cut: 3"]
     assert rows["all gone"] == ["**no**: timers: 1", "yes"]
 
 
-def test_a_host_that_does_not_keep_up_is_said_not_to(load: dict[str, Any]) -> None:
-    """Fault: half of the ticks are missing, and only who multiplies notices."""
+def test_a_host_that_does_not_keep_up_is_marked(load: dict[str, Any]) -> None:
+    """Fault: half of the ticks are missing, and only a reader who multiplies notices it."""
     load["hosts"][1]["ticks"] = 100_000
     rows = {what: cells for what, *cells in figures.rows(load)}
     assert rows["ticks, of 120,000 if no clock drifted"] == [
@@ -270,9 +270,9 @@ def test_a_host_that_does_not_keep_up_is_said_not_to(load: dict[str, Any]) -> No
     ]  # fmt: skip
 
 
-def test_the_report_has_a_section_of_it(load: dict[str, Any], tmp_path: Path) -> None:
-    """Fault: the file is there and the page says nothing, shows one host's figure under the other's name, or shows
-    last week's beside none."""
+def test_the_report_has_a_section_on_load(load: dict[str, Any], tmp_path: Path) -> None:
+    """Fault: the page has no section although there is a file, shows one host's figure under the other's name, or keeps
+    the section although there is no file."""
     results = tmp_path / "results.json"
     results.write_text(json.dumps(empty("full", 5)), encoding="utf-8")
     load["hosts"][1]["handler_us"] = {**load["hosts"][1]["handler_us"], "50": 5000.0}
@@ -280,7 +280,7 @@ def test_the_report_has_a_section_of_it(load: dict[str, Any], tmp_path: Path) ->
     assert report.main([str(results)]) == 0
     text = (tmp_path / "RESULTS.md").read_text(encoding="utf-8")
     section = text[text.index("## Load") : text.index("## Memory")]
-    assert section.startswith("## Load\n\n2,000 streams on one process at once, for 60 s. ")
+    assert section.startswith("## Load\n\n2,000 streams on one process at the same time, for 60 s. ")
     assert "|  | stube, asyncio | by hand |\n| :-- | --: | --: |\n" in section
     for line in (
         "| a tick's lateness when its handler begins, p50 | 1 ms | 5 ms |",
@@ -300,8 +300,8 @@ def test_the_report_has_a_section_of_it(load: dict[str, Any], tmp_path: Path) ->
     assert "## Load" not in (tmp_path / "RESULTS.md").read_text(encoding="utf-8")
 
 
-def test_a_fault_is_told_to_whoever_makes_the_report(load: dict[str, Any], tmp_path: Path) -> None:
-    """Fault: a host has lost something, and nobody reads the table."""
+def test_a_fault_is_a_warning_of_the_report(load: dict[str, Any], tmp_path: Path) -> None:
+    """Fault: a host has lost something, and only a reader of the table learns of it."""
     bad = deepcopy(load)
     bad["hosts"][0]["lost"]["clocks that stopped"] = 7
     assert figures.wrong(bad)[0] in report.write(empty("full", 5), tmp_path, "", bad)
@@ -309,7 +309,7 @@ def test_a_fault_is_told_to_whoever_makes_the_report(load: dict[str, Any], tmp_p
 
 @pytest.mark.parametrize("text", ["no JSON", "[]", '{"format": 0}'])
 def test_a_file_of_another_format_is_refused(text: str, tmp_path: Path) -> None:
-    """Fault: a traceback about a key."""
+    """Fault: the user gets a traceback about a missing key."""
     file = tmp_path / "load.json"
     file.write_text(text, encoding="utf-8")
     with pytest.raises(ResultsError, match="make load"):
@@ -317,7 +317,7 @@ def test_a_file_of_another_format_is_refused(text: str, tmp_path: Path) -> None:
 
 
 def test_percentiles_are_in_microseconds() -> None:
-    """Fault: a figure in another unit than its name says; a traceback when nobody ticked."""
+    """Fault: a figure is in another unit than its name says; no tick leads to a traceback."""
     assert doctest.testmod(figures).attempted >= 2
     assert doctest.testmod(figures).failed == 0
     assert figures.percentiles([]) is None

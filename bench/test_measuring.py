@@ -1,4 +1,4 @@
-"""Every figure can be taken on every backend, and a target is met only when its figure says so."""
+"""Every figure can be measured on every backend, and a target is met only if its figure reaches the limit."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CASES = [(target, backend) for target in TARGETS for backend in installed([*targ
 
 @pytest.mark.parametrize(("target", "backend"), CASES, ids=lambda value: getattr(value, "name", value))
 def test_a_target_can_be_measured(target: Target, backend: str, effort: Effort) -> None:
-    """Fault: a body that raises on some backend, or a figure that is no figure."""
+    """Fault: a body raises on some backend, or its result is not a figure."""
     rows = list(target.rows(backend, Effort(1, 0.001, idle_s=effort.idle_s)))
     assert bool(rows) == (
         gil_enabled() == (not target.name.startswith("eight-callers-free")) or "eight" not in target.name
@@ -35,14 +35,14 @@ def test_a_target_can_be_measured(target: Target, backend: str, effort: Effort) 
 
 @pytest.mark.parametrize("part", PARTS)
 def test_a_part_of_the_results_can_be_measured(part: str, effort: Effort) -> None:
-    """Fault: a part that raises, or that JSON cannot hold."""
+    """Fault: a part raises, or cannot be written as JSON."""
     found = PARTS[part](Effort(1, 0.001, idle_s=effort.idle_s))
     assert json.loads(json.dumps(found)) == found
     assert all(found.values())
 
 
 def test_a_row_is_judged_by_its_ratio_or_its_figure() -> None:
-    """Fault: a target that is met by the wrong number, or in the wrong direction."""
+    """Fault: a target is judged by the wrong number, or in the wrong direction."""
     fast = row("w", "memory", [300.0, 330.0, 310.0], "1/s", peer="p", beside=[200.0, 200.0, 200.0], must=1.5, aim=1.6)
     assert (fast.ratio, fast.spread, fast.met, fast.aim_met) == (1.55, (1.5, 1.65), True, False)
     late = row("w", "memory", [30.0], "us", peer="p", beside=[20.0], sense="<=", must=1.0)
@@ -53,7 +53,7 @@ def test_a_row_is_judged_by_its_ratio_or_its_figure() -> None:
 
 
 def test_a_ratio_is_taken_round_by_round() -> None:
-    """Fault: the ratio of the medians, which a machine that slows down for a while distorts."""
+    """Fault: the ratio of the medians is taken, which is wrong if the machine slows down for a while."""
     calls: list[str] = []
 
     def body(name: str, figure: float) -> float:
@@ -67,19 +67,19 @@ def test_a_ratio_is_taken_round_by_round() -> None:
 
 
 def test_only_the_named_peer_is_a_target() -> None:
-    """Fault: a row beside a peer that no target names counts as met or missed."""
+    """Fault: a row beside a peer that no target names is judged as met or missed."""
     rows = list(rows_beside("w", "memory", {"own": [1.0], "a": [2.0], "b": [4.0]}, "1/s", target="b", must=0.5, aim=1))
     assert [(one.peer, one.must, one.met) for one in rows] == [("a", None, None), ("b", 0.5, False)]
 
 
 def test_the_greatest_is_the_last_quantile() -> None:
-    """Fault: a quantile beside the values, or one off."""
+    """Fault: a quantile is not one of the values, or its index is off by one."""
     values = [float(number) for number in range(100)]
     assert [quantile(values, share) for share in (0.5, 0.99, 1.0)] == [50.0, 99.0, 99.0]
 
 
 def test_a_plan_is_the_same_each_time() -> None:
-    """Fault: bodies that are compared on different timers."""
+    """Fault: bodies are compared with different timers."""
     one, other = Plan(100, 1, 600, 10), Plan(100, 1, 600, 10)
     timers = list(one.in_seconds)
     assert list(other.in_seconds) == timers
@@ -90,8 +90,8 @@ def test_a_plan_is_the_same_each_time() -> None:
 
 
 @pytest.mark.parametrize("backend", installed(["memory", "virtual", "sharded", "sharded://?shards=8"]))
-def test_nothing_is_delivered_while_it_is_held(backend: str) -> None:
-    """Fault: a shard that goes on delivering while its registry is held, so that a held figure measures deliveries."""
+def test_held_registry_delivers_nothing(backend: str) -> None:
+    """Fault: a shard keeps delivering while its registry is held, so that the figure includes deliveries."""
     seen: list[Event] = []
     with opened(backend) as registry, held(registry) as release:
         registry.install_dispatch(lambda cid, event: seen.append(event))
@@ -105,14 +105,14 @@ def test_nothing_is_delivered_while_it_is_held(backend: str) -> None:
 
 
 def test_a_registry_that_wakes_up_misses_the_target() -> None:
-    """Fault: a restless registry that passes for idle because it was watched for less than a minute."""
+    """Fault: a registry that wakes up is taken for idle because it was watched for less than a minute."""
     assert row_of(Watched("memory", 65.0, 1, 1)).met
     assert not row_of(Watched("memory", 3.0, 1, None)).met
     assert not row_of(Watched("memory", 65.0, 0, 130)).met
 
 
 def test_one_target_runs_alone(tmp_path, capsys) -> None:  # type: ignore[no-untyped-def]
-    """Fault: the command measures others too, or its file does not hold what its table shows."""
+    """Fault: the command measures other targets, too, or its file differs from its table."""
     file = tmp_path / "rows.json"
     main(["--only", "batons", "--rounds", "1", "--scale", "0.001", "--backend", "virtual", "--json", str(file)])
     (found,) = json.loads(file.read_text(encoding="utf-8"))

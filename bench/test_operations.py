@@ -1,4 +1,4 @@
-"""Each operation by itself, by backend and size: `pytest bench/test_operations.py --bench=full`."""
+"""Each operation alone, by backend and size: `pytest bench/test_operations.py --bench=full`."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ CASES = [(operation, size) for operation in OPERATIONS for size in operation.siz
 def test_operation(benchmark_or_once: Benchmark, effort: Effort, operation: Operation, size: int, backend: str) -> None:
     """One operation, many times in a round.
 
-    Fault: an operation that raises when much is pending, or a body that leaves the registry fuller than it was, so
-    that later rounds measure something else.
+    Fault: an operation raises when much is pending, or a body leaves the registry fuller than it was, so that later
+    rounds measure something else.
     """
     size = effort.size(size)
-    names = [f"guest {number}" for number in range(size if operation.at_once else effort.size(operation.count, 3))]
+    names = [f"guest {number}" for number in range(size if operation.whole else effort.size(operation.count, 3))]
     with opened(backend, max_pending=UNBOUNDED) as registry, held(registry):
         operation.fill(registry, size)
 
@@ -39,7 +39,7 @@ def test_operation(benchmark_or_once: Benchmark, effort: Effort, operation: Oper
             group=operation.group,
             backend=backend,
             size=size,
-            count=1 if operation.at_once else len(names),
+            count=1 if operation.whole else len(names),
         )
         benchmark_or_once.pedantic(
             operation.body,

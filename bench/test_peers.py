@@ -1,4 +1,4 @@
-"""The peers do the whole job, or a comparison with them would be unfair either way."""
+"""The peers do the whole work, because otherwise a comparison with them would be unfair."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _pending(peer: Any) -> int:
 
 @pytest.mark.parametrize("kind", present(TIMERS), ids=lambda kind: kind.name)
 def test_a_timer_peer_files_every_handle_and_cancels_by_conversation(kind: type[TimerPeer]) -> None:
-    """Fault: a peer that does not keep what its user needs to end a conversation, and so is measured doing less."""
+    """Fault: a peer does not keep the handles that its user needs to end a conversation, so it has less work."""
     peer = kind()
     try:
         plan = Plan(20, 60, 120, 4)
@@ -57,7 +57,7 @@ def test_a_timer_peer_files_every_handle_and_cancels_by_conversation(kind: type[
 
 @pytest.mark.parametrize("kind", present(FIRING), ids=lambda kind: kind.name)
 def test_a_timer_peer_fires_every_timer(kind: type[TimerPeer]) -> None:
-    """Fault: a peer whose firing ends before all timers have fired."""
+    """Fault: `fire` of a peer returns before all timers have fired."""
     peer = kind()
     try:
         peer.fill(Plan(20, 0.0001, 0.001, 4))
@@ -71,7 +71,7 @@ def test_a_timer_peer_fires_every_timer(kind: type[TimerPeer]) -> None:
 def test_an_emitter_calls_the_dispatch_for_every_subscriber(
     kind: type[FanOutPeer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Fault: a peer that builds no event, calls another dispatch, or drops messages."""
+    """Fault: a peer builds no event, calls another dispatch, or drops messages."""
     seen: list[tuple[str, Event]] = []
     monkeypatch.setattr(emitters, "ignore", lambda cid, event: seen.append((cid, event)))
     peer = kind(3)
@@ -87,7 +87,7 @@ def test_an_emitter_calls_the_dispatch_for_every_subscriber(
 
 @pytest.mark.parametrize("kind", present([*EMITTERS, BareEmitter]), ids=lambda kind: kind.name)
 def test_an_emitter_publishes_once_to_its_caller(kind: type[FanOutPeer]) -> None:
-    """Fault: a peer whose single publication raises or never returns."""
+    """Fault: a single publication of a peer raises or never returns."""
     peer = kind(3)
     try:
         peer.publish("hello")

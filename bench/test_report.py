@@ -1,4 +1,4 @@
-"""The report: what is missed is seen to be missed, and everything that was measured is on the page."""
+"""The report: a missed target is shown as missed, and everything that was measured is on the page."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Results = dict[str, Any]
 
 
 def row(work: str, *, figure: float = 100.0, unit: str = "1/s", **fields: Any) -> Results:
-    """A row that is judged by its figure, or by the ratio that is given, as the measuring half judges it."""
+    """Return a row that is judged by its figure, or by the given ratio, as bench/measuring.py does it."""
     made: Results = {
         "work": work, "backend": "memory", "figure": figure, "unit": unit, "peer": None, "peer_figure": None,
         "ratio": None, "spread": None, "judged": "figure", "sense": ">=", "must": None, "aim": None, "detail": "",
@@ -36,7 +36,7 @@ def row(work: str, *, figure: float = 100.0, unit: str = "1/s", **fields: Any) -
 
 
 def beside(work: str, value: float | None, **fields: Any) -> Results:
-    """A row that is judged by its ratio."""
+    """Return a row that is judged by its ratio."""
     own: Results = {"peer": "asyncio", "peer_figure": 50.0, "judged": "ratio", "ratio": value, "spread": [0.9, 4.0]}
     return row(work, **{**own, **fields})
 
@@ -50,7 +50,7 @@ SIZES = [1000, 10_000, 100_000]
 
 @pytest.fixture
 def results() -> Results:
-    """Results with one of each."""
+    """Results with an entry of each kind."""
     return {
         "format": 1, "mode": "full", "made": "2026-11-25", "rounds": 5, "machine": deepcopy(MACHINE),
         "targets": [
@@ -101,7 +101,7 @@ def results() -> Results:
 
 
 class Maker:
-    """Writes the report; keeps what its maker is told."""
+    """Writes the report and keeps its warnings."""
 
     def __init__(self, results: Results, folder: Path) -> None:
         self._results = results
@@ -111,7 +111,7 @@ class Maker:
     def __call__(self, analysis: str = "") -> str:
         self.warnings = report.write(self._results, self._folder, analysis)
         text = (self._folder / "RESULTS.md").read_text(encoding="utf-8")
-        return text.replace("\u00a0", " ")  # which keeps a figure and its unit in one line
+        return text.replace("\u00a0", " ")  # the space that keeps a figure and its unit in one line
 
 
 @pytest.fixture
@@ -122,7 +122,7 @@ def whole(tmp_path: Path, results: Results) -> Maker:
 
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pictures are not drawn, which takes a second."""
+    """Skips the drawing of pictures, which takes a second."""
 
     def draw(series: Results, own: list[str], folder: Path) -> dict[str, list[Path]]:
         measured = [name for name, picture in pictures.PICTURES.items() if picture.panels(series)]
@@ -138,16 +138,16 @@ def page(whole: Maker, undrawn: None) -> Maker:
 
 
 def cells(text: str, work: str) -> list[str]:
-    """The first row of a table that begins with this."""
+    """Return the cells of the first row of a table that begins with this."""
     (line, *_) = [line for line in text.splitlines() if line.lstrip("| *").startswith(work)]
     return [cell.strip() for cell in line.strip("|").split(" | ")]
 
 
-# What is met and what is missed
+# Targets that are met and missed
 
 
-def test_a_target_is_shown_with_all_that_decides_on_it(page: Maker) -> None:
-    """Fault: a column that shows another field."""
+def test_a_target_is_shown_with_its_figures_and_limits(page: Maker) -> None:
+    """Fault: a column shows another field."""
     assert cells(page(), "scheduling") == [
         "scheduling", "`memory`", "612 k/s", "asyncio: 405 k/s", "1.60<br><sub>1.40 to 1.70</sub>", "≥ 1.5", "≥ 2",
         "met, aim not reached",
@@ -176,17 +176,17 @@ def test_a_miss_is_bold_and_named_at_the_top(page: Maker) -> None:
         (
             {"met": True},
             "The row 'firing' says met=True, and ratio 1.2 against >= 2.0 is False. "
-            "Measure again, or mend what judges.",
+            "Measure again, or fix the code that judges rows.",
         ),
         (
             {"met": None},
             "The row 'firing' says met=None, and ratio 1.2 against >= 2.0 is False. "
-            "Measure again, or mend what judges.",
+            "Measure again, or fix the code that judges rows.",
         ),
         (
             {"aim_met": True},
             "The row 'firing' says aim_met=True, and ratio 1.2 against >= 3.0 is False. "
-            "Measure again, or mend what judges.",
+            "Measure again, or fix the code that judges rows.",
         ),
         (
             {"unit": "furlongs"},
@@ -206,7 +206,7 @@ def test_results_that_contradict_themselves_are_refused(
 
 
 def test_a_field_that_is_missing_is_named(page: Maker, results: Results) -> None:
-    """Fault: a traceback about a key, of which nobody knows the row."""
+    """Fault: the user gets a traceback about a key that does not name the row."""
     del results["targets"][0]["spread"]
     with pytest.raises(ValueError, match="spread") as raised:
         page()
@@ -214,7 +214,7 @@ def test_a_field_that_is_missing_is_named(page: Maker, results: Results) -> None
 
 
 def test_a_target_that_could_not_be_measured_is_not_met(page: Maker, results: Results) -> None:
-    """Fault: a peer is not installed, there is no ratio, and nothing has been missed."""
+    """Fault: a peer is not installed, there is no ratio, and the target is not reported as missed."""
     results["targets"][0] = beside("scheduling", None, must=1.5, peer=None, peer_figure=None, spread=None)
     text = page()
     assert cells(text, "scheduling")[-1] == "**not measured**"
@@ -238,7 +238,7 @@ def test_a_near_miss_does_not_look_like_a_hit(page: Maker, results: Results, tar
 
 
 def test_a_miss_without_the_gil_is_a_miss(page: Maker, results: Results) -> None:
-    """Fault: the second table is not judged, or its misses need no analysis."""
+    """Fault: the second table is not judged, or a miss without an analysis is not reported for it."""
     results["free_threaded"]["targets"] = [beside("eight threads", 1.1, backend="sharded", must=1.3)]
     text = page("Nothing.")
     tail = text[text.index("## Without the GIL") :]
@@ -250,8 +250,8 @@ def test_a_miss_without_the_gil_is_a_miss(page: Maker, results: Results) -> None
 # The analysis
 
 
-def test_the_analysis_is_taken_whole(page: Maker) -> None:
-    """Fault: what was written by hand is shortened, or written over by the next run."""
+def test_the_analysis_is_included_unchanged(page: Maker) -> None:
+    """Fault: the text written by hand is shortened, or overwritten by the next run."""
     analysis = "# Analysis\n\nWhy **firing** is slow:\n\n```text\n# no heading\n```\n\nThat is why."
     text = page(analysis)
     section = text[text.index("## Analysis") : text.index("## Beside others")]
@@ -261,30 +261,30 @@ def test_the_analysis_is_taken_whole(page: Maker) -> None:
 
 @pytest.mark.parametrize("analysis", ["", "Of *other* things."])
 def test_a_miss_without_an_analysis_is_named(page: Maker, analysis: str) -> None:
-    """Fault: nobody notices that a new miss has no explanation."""
+    """Fault: a new miss without an explanation is not reported."""
     text = page(analysis)
     assert "**Not yet analysed:** firing." in text
     assert page.warnings == ["A target is missed and bench/analysis.md does not mention it: firing."]
 
 
-def test_a_work_is_found_in_the_analysis_however_it_is_set(page: Maker, results: Results) -> None:
-    """Fault: code marks, capitals or a line break hide that the analysis is there."""
-    results["targets"][1]["work"] = "firing of overdue timers, all at once"
-    page("### `Firing` of overdue\ntimers, all at once")
+def test_a_work_is_found_in_the_analysis_in_any_markup(page: Maker, results: Results) -> None:
+    """Fault: the analysis of a miss is not found because of code marks, capitals or a line break."""
+    results["targets"][1]["work"] = "firing of overdue timers, all together"
+    page("### `Firing` of overdue\ntimers, all together")
     assert page.warnings == []
 
 
-def test_without_a_miss_nothing_needs_to_be_analysed(page: Maker, results: Results) -> None:
-    """Fault: an empty section that looks forgotten."""
+def test_no_analysis_is_needed_without_a_miss(page: Maker, results: Results) -> None:
+    """Fault: the section is empty and looks forgotten."""
     del results["targets"][1]
     assert "## Analysis\n\nNo target is missed.\n\n" in page()
 
 
-# Everything is there
+# Completeness
 
 
 def test_everything_that_was_measured_is_on_the_page(page: Maker) -> None:
-    """Fault: a table that is forgotten, or shows one backend's figure under another's name."""
+    """Fault: a table is missing, or shows one backend's figure under another's name."""
     text = page()
     assert "- A processor, 2 cores, Linux\n- CPython 3.11.7, with the GIL; uvloop 0.23.0\n" in text
     assert "- measured on 2026-11-25, in 5 rounds" in text
@@ -307,15 +307,15 @@ def test_everything_that_was_measured_is_on_the_page(page: Maker) -> None:
         assert f'src="plots/{name}-light.svg"' in text
 
 
-def test_a_table_survives_what_a_name_has_in_it(page: Maker, results: Results) -> None:
+def test_a_bar_in_a_name_is_escaped_in_a_table(page: Maker, results: Results) -> None:
     """Fault: a bar in a name makes a column of its own."""
     results["start_up"][0]["what"] = "import stube | nothing else"
     assert "| import stube \\| nothing else | 14.2 ms |" in page()
 
 
 @pytest.mark.parametrize("part", ["comparisons", "memory", "start_up", "wakeups", "operations", "free_threaded"])
-def test_a_part_that_was_not_measured_is_said_to_be_missing(page: Maker, results: Results, part: str) -> None:
-    """Fault: a part is left out in silence, or ends all with a traceback."""
+def test_a_part_that_was_not_measured_is_reported(page: Maker, results: Results, part: str) -> None:
+    """Fault: a part is left out silently, or its absence leads to a traceback."""
     del results[part]
     assert page("firing").count("Not measured in this run.") == 1
     assert page.warnings == [f"The results have no {part!r}."]
@@ -324,7 +324,7 @@ def test_a_part_that_was_not_measured_is_said_to_be_missing(page: Maker, results
 @pytest.mark.parametrize("empty", [True, False])
 @pytest.mark.parametrize("name", list(pictures.PICTURES))
 def test_a_series_that_was_not_measured_has_no_picture(page: Maker, results: Results, name: str, empty: bool) -> None:
-    """Fault: a page that refers to a picture that is not there, or a missing series ends with a traceback."""
+    """Fault: the page refers to a picture that does not exist, or a missing series leads to a traceback."""
     for key in [key for key in results["series"] if key.endswith(name.replace("-", "_"))]:
         if empty:
             results["series"][key] = []
@@ -333,11 +333,11 @@ def test_a_series_that_was_not_measured_has_no_picture(page: Maker, results: Res
     text = page("firing")
     assert f"{name}-light.svg" not in text
     assert text.count("Not measured in this run.") == 1
-    assert page.warnings == [f"There is no picture {name!r}, for nothing was measured of it."]
+    assert page.warnings == [f"There is no picture {name!r}, because its series was not measured."]
 
 
 def test_a_picture_of_an_earlier_run_is_removed(tmp_path: Path) -> None:
-    """Fault: a picture in the folder that no page shows, or that the next page shows with another run's figures."""
+    """Fault: an old picture stays in the folder, or the next page shows it with another run's figures."""
     (tmp_path / "plots").mkdir()
     for name in ("lateness-light.svg", "lateness-dark.svg", "mine.svg"):
         (tmp_path / "plots" / name).write_text("old", encoding="utf-8")
@@ -346,14 +346,14 @@ def test_a_picture_of_an_earlier_run_is_removed(tmp_path: Path) -> None:
 
 
 def test_a_quick_run_says_so(page: Maker, results: Results) -> None:
-    """Fault: figures of small sizes pass for those of a full run."""
+    """Fault: figures of small sizes are taken for those of a full run."""
     assert "This is a" not in page()
     results["mode"] = "quick"
     assert "**This is a quick run: small sizes and few rounds, " in page()
 
 
 def test_the_same_results_give_the_same_bytes(whole: Maker, tmp_path: Path) -> None:
-    """Fault: a date or a random name in a picture, so that every run is a change of every file."""
+    """Fault: a picture contains a date or a random name, so that every run changes every file."""
     files = ["RESULTS.md", *(f"plots/{name}-{theme.name}.svg" for name in pictures.PICTURES for theme in plots.THEMES)]
     whole()
     first = {name: (tmp_path / name).read_bytes() for name in files}
@@ -369,7 +369,7 @@ def test_the_same_results_give_the_same_bytes(whole: Maker, tmp_path: Path) -> N
 def test_the_command_writes_beside_the_results(
     results: Results, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Fault: a report in another folder than where it is looked for; an exit code of 0 when there is none."""
+    """Fault: the report is written to another folder; the exit code is 0 although there is no report."""
     file = tmp_path / "results.json"
     file.write_text(json.dumps(results), encoding="utf-8")
     analysis = ["--analysis", str(tmp_path / "analysis.md")]
@@ -393,7 +393,7 @@ def test_results_that_cannot_be_read_are_refused(
     file.write_text(json.dumps({**results, "format": 2}), encoding="utf-8")
     assert report.main([str(file)]) == 1
     assert capsys.readouterr().err == (
-        f"report.py: {file} is no file of results of format 1. Name one that bench/run.py has written.\n"
+        f"report.py: {file} is not a file of results in format 1. Name one that bench/run.py has written.\n"
     )
     assert report.main([str(tmp_path / "nothing.json")]) == 1
     file.write_text("no JSON", encoding="utf-8")
@@ -404,7 +404,7 @@ def test_results_that_cannot_be_read_are_refused(
 
 
 def drawn(results: Results, name: str, theme: plots.Theme = plots.THEMES[0]) -> Any:
-    """The figure of one picture, laid out."""
+    """Return the figure of one picture, laid out."""
     picture = pictures.PICTURES[name]
     style = plots.Style(("memory", "virtual", "sharded"))
     figure = picture.draw(picture.panels(results["series"]), style, picture.title, picture.better, theme)
@@ -421,7 +421,7 @@ def drawn(results: Results, name: str, theme: plots.Theme = plots.THEMES[0]) -> 
     ],
 )
 def test_every_curve_is_drawn_and_named(results: Results, name: str, panels: list[tuple[str, list[str]]]) -> None:
-    """Fault: a series is not drawn, has another's figures, or nobody can tell which it is."""
+    """Fault: a series is not drawn, has the figures of another one, or has no name."""
     axes = drawn(results, name).axes
     listed = [
         entry for key, entries in results["series"].items() if key.endswith(name.replace("-", "_")) for entry in entries
@@ -443,8 +443,8 @@ def test_every_percentile_is_drawn(results: Results) -> None:
             assert at == [94, 130, 161, 420]
 
 
-def test_a_timer_that_is_early_is_drawn_at_the_edge_and_said_to_be(results: Results) -> None:
-    """Fault: a figure below zero disappears on a scale of powers, and with it that somebody is early."""
+def test_an_early_timer_is_drawn_at_the_edge_with_a_note(results: Results) -> None:
+    """Fault: a figure below zero disappears on a logarithmic scale, so that an early timer is not shown."""
     for entry in results["series"]["lateness"]:
         if entry["label"] == "asyncio":
             entry["percentiles"] = {"50": -80, "90": 130, "99": 161, "100": 4200}
@@ -455,7 +455,7 @@ def test_a_timer_that_is_early_is_drawn_at_the_edge_and_said_to_be(results: Resu
 
 
 def test_a_free_threaded_run_is_optional(page: Maker, results: Results) -> None:
-    """Fault: the usual case, that there is none, is complained of each time."""
+    """Fault: every run without free-threaded figures, which is the usual case, gets a warning."""
     results["free_threaded"] = None
     assert "## Without the GIL\n\nNot measured in this run." in page("firing")
     assert page.warnings == []
@@ -464,7 +464,7 @@ def test_a_free_threaded_run_is_optional(page: Maker, results: Results) -> None:
 @pytest.mark.parametrize("name", list(pictures.PICTURES))
 @pytest.mark.parametrize("theme", plots.THEMES, ids=lambda theme: theme.name)
 def test_a_picture_says_what_is_better_in_plain_words(results: Results, name: str, theme: plots.Theme) -> None:
-    """Fault: a reader takes a high line for a good one; 10^6 at a tick; two ticks that read the same."""
+    """Fault: a reader takes a high line for a good one; a tick reads 10^6; two ticks read the same."""
     figure = drawn(results, name, theme)
     title, better = (text.get_text() for text in figure.texts[:2])
     assert title == pictures.PICTURES[name].title
@@ -477,8 +477,8 @@ def test_a_picture_says_what_is_better_in_plain_words(results: Results, name: st
             assert not [word for word in words if re.search(r"[$^]|\de[+-]", word)], words
 
 
-def test_names_at_the_ends_of_lines_do_not_lie_over_one_another(results: Results) -> None:
-    """Fault: ten lines end at one place, and their names with them."""
+def test_names_at_the_ends_of_lines_do_not_overlap(results: Results) -> None:
+    """Fault: ten lines end at one place, and their names overlap."""
     results["series"]["deliveries_by_fan_out"] = [
         {"label": f"number {number}", "backend": "", "x": [1, 10], "y": [1e6, 1e6 + number], "x_unit": "", "y_unit": ""}
         for number in range(10)
@@ -501,15 +501,15 @@ def test_names_at_the_ends_of_lines_do_not_lie_over_one_another(results: Results
         ([0.0, 11.0, 12.0, 100.0], [-4.333, 7.667, 19.667, 100.0]),
     ],
 )
-def test_places_are_moved_apart_as_little_as_need_be(places: list[float], apart: list[float]) -> None:
+def test_places_are_moved_apart_as_little_as_possible(places: list[float], apart: list[float]) -> None:
     """Fault: names drift away from their lines, or change their order."""
     assert plots._apart(places, 12.0) == pytest.approx(apart, abs=0.001)
 
 
 @pytest.mark.parametrize("theme", plots.THEMES, ids=lambda theme: theme.name)
 def test_every_colour_can_be_read_on_its_page(theme: plots.Theme) -> None:
-    """Fault: grey names on a grey page. 4.5 to 1 is what the Web Content Accessibility Guidelines ask of text; for
-    lines they ask 3."""
+    """Fault: a name is grey on a grey page. The Web Content Accessibility Guidelines ask for a contrast of 4.5 for
+    text, and of 3 for lines."""
 
     def luminance(colour: str) -> float:
         parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
@@ -525,7 +525,7 @@ def test_every_colour_can_be_read_on_its_page(theme: plots.Theme) -> None:
 
 
 def test_a_name_looks_the_same_in_every_picture() -> None:
-    """Fault: a peer is a square here and a triangle there, or two of them look alike."""
+    """Fault: a peer has different marks in two pictures, or two peers look alike."""
     style = plots.Style(("memory", "virtual"))
     names = ["memory", "asyncio", "virtual", "uvloop", "sched"]
     looks = [style.of(name, plots.THEMES[0]) for name in names]
@@ -536,15 +536,15 @@ def test_a_name_looks_the_same_in_every_picture() -> None:
 # Figures
 
 
-def test_the_examples_of_figures_hold() -> None:
-    """Fault: 7.1e+02 ns, or a figure with more digits than it is worth."""
+def test_the_examples_of_figures_run() -> None:
+    """Fault: a figure is shown as 7.1e+02 ns, or with more digits than are meaningful."""
     assert doctest.testmod(units).attempted >= 4
     assert doctest.testmod(units).failed == 0
 
 
 @pytest.mark.parametrize("unit", sorted(units.UNITS))
 def test_no_figure_is_shown_as_a_power(unit: str) -> None:
-    """Fault: a figure out of the usual range is told as 1e+09."""
+    """Fault: a figure outside the usual range is shown as 1e+09."""
     for exponent in range(-3, 16):
         for factor in (1.0, 1.2345, 9.996):
             text = units.shown(factor * 10.0**exponent, unit)

@@ -1,4 +1,4 @@
-"""A run writes whole results or none, and what its steps find goes where the report looks for it."""
+"""A run writes whole results or none, and the output of its steps goes where the report reads it."""
 
 from __future__ import annotations
 
@@ -38,19 +38,19 @@ def _row(**values: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The report has tests of its own."""
+    """Makes a run write no report, which has tests of its own."""
     monkeypatch.setattr(run, "_reported", lambda into: 0)
 
 
 def test_rows_with_a_target_are_apart_from_comparisons() -> None:
-    """Fault: a missed target that is filed among the comparisons, where nobody misses it."""
+    """Fault: a missed target is filed among the comparisons, where it is not reported."""
     rows = [_row(must=1.5), _row(aim=1.0), _row()]
     results = merged(empty("full", 5), "rows", rows)
     assert (results["targets"], results["comparisons"]) == (rows[:2], rows[2:])
 
 
 def test_parts_add_up() -> None:
-    """Fault: a part that replaces what another one found under the same key."""
+    """Fault: a part replaces the figures of another one under the same key."""
     results = empty("quick", 1)
     for part in ({"series": {"a": [1]}}, {"series": {"b": [2]}}, {"wakeups": [3], "targets": [_row(must=1.0)]}):
         results = merged(results, "part", part)
@@ -58,8 +58,8 @@ def test_parts_add_up() -> None:
     assert (results["wakeups"], len(results["targets"])) == ([3], 1)
 
 
-def test_an_operation_costs_what_one_of_its_round_costs() -> None:
-    """Fault: the cost of a round that is reported as that of one operation."""
+def test_the_cost_of_a_round_is_divided_by_its_operations() -> None:
+    """Fault: the cost of a round is reported as that of one operation."""
     about = {"name": "n", "group": "g", "backend": "memory", "size": 10, "count": 1000}
     benchmark = {"extra_info": about, "stats": {"median": 0.002, "iqr": 0.0001, "rounds": 20}}
     (found,) = merged(empty("full", 5), "operations", {"benchmarks": [benchmark]})["operations"]
@@ -74,7 +74,7 @@ def test_an_operation_costs_what_one_of_its_round_costs() -> None:
 
 
 def test_only_a_free_threaded_run_is_merged_as_one() -> None:
-    """Fault: figures taken under the GIL that pass for those without it."""
+    """Fault: figures with the GIL are taken for figures without it."""
     results, other = empty("full", 5), empty("full", 5)
     other["targets"].append(_row(must=1.3))
     other["machine"] |= {"gil": False}
@@ -90,15 +90,15 @@ def test_only_a_free_threaded_run_is_merged_as_one() -> None:
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"format": 2}'])
 def test_a_file_of_another_format_is_refused(tmp_path: Path, text: str) -> None:
-    """Fault: a file that is no file of results fails somewhere inside the report."""
+    """Fault: a file that does not hold results fails somewhere inside the report."""
     file = tmp_path / "results.json"
     file.write_text(text, encoding="utf-8")
     with pytest.raises(ResultsError, match=r"Name (a file|one) that bench/run\.py has written\."):
         read(file)
 
 
-def test_the_free_threaded_figures_are_added_to_results_that_are_there(tmp_path: Path, no_report: None) -> None:
-    """Fault: merging measures anew, or loses what was there."""
+def test_free_threaded_figures_are_added_to_existing_results(tmp_path: Path, no_report: None) -> None:
+    """Fault: merging measures again, or loses the existing results."""
     other = empty("full", 5)
     other["machine"] |= {"gil": False}
     for file, results in (("results.json", empty("full", 5) | {"memory": [1]}), ("other.json", other)):
@@ -111,25 +111,25 @@ def test_the_free_threaded_figures_are_added_to_results_that_are_there(tmp_path:
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), run.StepFailed("it failed")])
-def test_a_run_that_is_broken_off_leaves_the_last_results(
+def test_an_interrupted_run_leaves_the_last_results(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
-    """Fault: half a file of results, or none, after Ctrl-C."""
+    """Fault: after Ctrl-C there is half a file of results, or none."""
     results = tmp_path / "results.json"
     results.write_text("those of the last run", encoding="utf-8")
 
-    def broken_off(step: Step, file: Path) -> Any:
+    def interrupted(step: Step, file: Path) -> Any:
         raise error
 
-    monkeypatch.setattr(run, "_run", broken_off)
+    monkeypatch.setattr(run, "_run", interrupted)
     code = run.main(["--quick", "--only", "batons", "--into", str(tmp_path)])
     assert code == (130 if isinstance(error, KeyboardInterrupt) else 1)
     assert results.read_text(encoding="utf-8") == "those of the last run"
     assert list(tmp_path.iterdir()) == [results]
 
 
-def test_a_step_that_fails_says_what_it_said(tmp_path: Path) -> None:
-    """Fault: a run that stops without a reason."""
+def test_the_output_of_a_failed_step_is_reported(tmp_path: Path) -> None:
+    """Fault: a run stops without telling the reason."""
     step = Step("s", "rows", [sys.executable, "-c", "import sys; sys.exit('no such luck')"], 1.0)
     with pytest.raises(run.StepFailed, match="'s' ended with code 1") as caught:
         run._run(step, tmp_path / "0.json")
@@ -137,7 +137,7 @@ def test_a_step_that_fails_says_what_it_said(tmp_path: Path) -> None:
 
 
 def test_an_interrupted_step_leaves_no_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fault: a child that goes on measuring after Ctrl-C."""
+    """Fault: a child keeps measuring after Ctrl-C."""
     children: list[Any] = []
 
     class Interrupted(subprocess.Popen):  # type: ignore[type-arg]
@@ -169,7 +169,7 @@ def test_a_run_of_one_step_writes_results_that_have_every_key(
 
 @pytest.mark.parametrize("mode", MODES.values(), ids=lambda mode: mode.name)
 def test_every_step_has_a_name_of_its_own(mode: Any) -> None:
-    """Fault: a step that runs twice, or one that a mode forgot."""
+    """Fault: a step runs twice, or a mode omits one."""
     names = [step.name for step in steps_of(mode)]
     assert len(set(names)) == len(names)
     assert {"firing, memory", "virtual-day, virtual", "lateness by load", "wake-ups", "operations, memory"} <= set(

@@ -23,15 +23,15 @@ def _run(body: Body) -> None:
 @pytest.mark.parametrize("backend", installed(["memory", "virtual", "sharded", "sharded://?shards=8"]))
 @pytest.mark.parametrize(("workload", "size"), CASES, ids=lambda value: getattr(value, "name", value))
 def test_workload(benchmark_or_once: Benchmark, effort: Effort, workload: Workload, size: int, backend: str) -> None:
-    """One workload; its body asserts that everything came about.
+    """One workload; its body asserts that every delivery was made.
 
-    Fault: a workload that loses a delivery, gives a baton twice, or does not end.
+    Fault: a workload loses a delivery, gives a baton twice, or does not end.
     """
     size = effort.size(size)
     with ExitStack() as contexts:
 
         def another() -> tuple[tuple[Any, ...], dict[str, Any]]:
-            contexts.close()  # that of the round before
+            contexts.close()  # the registry of the round before
             return (contexts.enter_context(workload.prepared(backend, size)),), {}
 
         benchmark_or_once.group = workload.name

@@ -1,7 +1,7 @@
-"""Figures for people: a few digits, and the unit in which they are short.
+"""Figures for people: a few digits, in the unit in which they are short.
 
-A figure that is compared with limits has as many digits as it takes to see on which side of them it is: a miss may not
-look like a hit.
+A figure that is compared with limits has enough digits to show on which side of each limit it is, so that a miss never
+looks like a hit.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ __all__ = ["UNITS", "counted", "ratio", "short", "shown"]
 
 _THOUSANDS: Final = ((1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
 _TIMES: Final = ((1e9, "s"), (1e6, "ms"), (1e3, "µs"), (1.0, "ns"))
-# Of each unit of the results: its size in the smallest unit of its scale, and the scale.
+# For each unit of the results: its size in the smallest unit of its scale, and the scale.
 _SCALES: Final = {
     "1/s": (1.0, tuple((size, f"{letter}/s") for size, letter in _THOUSANDS)),
     "B": (1.0, tuple((size, f"{letter}B") for size, letter in _THOUSANDS)),
@@ -26,18 +26,18 @@ _SCALES: Final = {
 _MOST_DIGITS: Final = 8
 
 UNITS: Final = frozenset({*_SCALES, "count"})
-"""Those that `shown` knows."""
+"""The units that `shown` knows."""
 
 
 def shown(
     figure: float | None, unit: str, digits: int = 3, limits: Sequence[float] = (), like: float | None = None
 ) -> str:
-    """A figure with its unit; `-` when there is none.
+    """Return a figure with its unit; `-` if there is none.
 
     Args:
-        unit: one of `UNITS`; `count` for a bare number.
-        digits: how many count, at least.
-        limits: what the figure is compared with, in the same unit.
+        unit: one of `UNITS`; `count` for a number without a unit.
+        digits: the least number of significant digits.
+        limits: the limits with which the figure is compared, in the same unit.
         like: another figure, whose unit is used.
 
     >>> shown(1_348_112, "1/s"), shown(999.7, "us"), shown(0.00071, "s"), shown(152.6, "B"), shown(12_000, "count")
@@ -62,7 +62,7 @@ def shown(
 
 
 def counted(figure: float) -> str:
-    """A bare number.
+    """Return a number without a unit.
 
     >>> counted(100_000), counted(0.5)
     ('100,000', '0.5')
@@ -71,7 +71,7 @@ def counted(figure: float) -> str:
 
 
 def short(figure: float) -> str:
-    """A bare number where room is scarce.
+    """Return a short number without a unit, for small spaces.
 
     >>> short(1000), short(2_500_000), short(30)
     ('1k', '2.5M', '30')
@@ -81,7 +81,7 @@ def short(figure: float) -> str:
 
 
 def ratio(value: float | None, limits: Sequence[float] = ()) -> str:
-    """A ratio: two decimals, fewer when it is large; `-` when there is none.
+    """Return a ratio with two decimals, or fewer if it is large; `-` if there is none.
 
     >>> ratio(1.5049), ratio(63.21), ratio(123.4), ratio(None), ratio(1.4961, [1.5])
     ('1.50', '63.2', '123', '-', '1.496')
@@ -93,7 +93,7 @@ def ratio(value: float | None, limits: Sequence[float] = ()) -> str:
 
 
 def _enough(digits: int, rounded: Callable[[float, int], float], figure: float, limits: Sequence[float]) -> int:
-    """How many digits it takes to see on which side of each limit a figure is."""
+    """Return the number of digits that show on which side of each limit a figure is."""
 
     def side(value: float) -> list[tuple[bool, bool]]:
         return [(value < limit, value > limit) for limit in limits]
@@ -108,6 +108,6 @@ def _rounded(figure: float, digits: int) -> float:
 
 
 def _decimal(figure: float, digits: int) -> str:
-    """So many digits that count, never as a power, and without zeros that say nothing."""
+    """Return so many significant digits, never as a power, without trailing zeros."""
     text = f"{Decimal(repr(_rounded(figure, digits))):f}"
     return text.rstrip("0").rstrip(".") if "." in text else text

@@ -1,6 +1,6 @@
-"""Whole workloads, as hosts have them: each is a context whose value is the body that is measured, once.
+"""Whole workloads of hosts: each is a context manager that gives the body to measure, which is run once.
 
-`bench/test_workloads.py` runs them, each round on a registry that is new.
+`bench/test_workloads.py` runs them, each round on a new registry.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class Workload:
 
 @contextmanager
 def mount_storm(backend: str, size: int) -> Iterator[Body]:
-    """After a deploy all pages come back at once: each gets a baton, a time-out of an hour and a topic; then its
-    stream connects and takes the baton."""
+    """After a deploy all pages come back at the same time: each gets a baton, a time-out of an hour and a topic; then
+    its stream connects and takes the baton."""
 
     def body() -> None:
         for conversation in [conversations.open() for _ in range(size)]:
@@ -52,7 +52,7 @@ def mount_storm(backend: str, size: int) -> Iterator[Body]:
 
 @contextmanager
 def chat_room(backend: str, size: int) -> Iterator[Body]:
-    """Four threads publish, 50 messages each, to a room of `size`; over when everybody has got everything."""
+    """Four threads publish 50 messages each to a room of `size`, until all subscribers have received all messages."""
     publishers, messages = 4, 50
 
     def publish() -> None:
@@ -75,7 +75,7 @@ def chat_room(backend: str, size: int) -> Iterator[Body]:
 
 @contextmanager
 def clock_per_tab(backend: str, size: int) -> Iterator[Body]:
-    """Each of `size` tabs has a clock: a timer that arms itself anew, ten times, as fast as it can."""
+    """Each of `size` tabs has a clock: a timer that re-arms itself ten times, as fast as it can."""
     ticks = 10
     left: defaultdict[str, int] = defaultdict(lambda: ticks)
 
@@ -100,7 +100,7 @@ def clock_per_tab(backend: str, size: int) -> Iterator[Body]:
 
 @contextmanager
 def time_outs(backend: str, size: int) -> Iterator[Body]:
-    """`size` requests, a hundred at a time, each with a time-out of 30 s that its answer cancels, but for one in a
+    """`size` requests, a hundred at a time, each with a time-out of 30 s that its response cancels, except for one in a
     hundred."""
 
     def body() -> None:
@@ -142,11 +142,11 @@ def conversations_end(backend: str, size: int) -> Iterator[Body]:
 
 @contextmanager
 def overdue_burst(backend: str, size: int) -> Iterator[Body]:
-    """The machine was asleep, or a handler was slow: `size` timers are overdue at once."""
+    """`size` timers are overdue at the same time, because the machine was asleep or a handler was slow."""
     with opened(backend) as registry, held(registry) as release:
         filled(registry, Plan(size, 0.0001, 0.010))
         if not is_virtual(registry):
-            time.sleep(0.02)  # the last one is overdue then, which nothing tells
+            time.sleep(0.02)  # until the last one is overdue; there is no event to wait for
 
         def body() -> None:
             release()

@@ -39,7 +39,7 @@ def ended(conversation: Conversation) -> None:
 
 
 def stream(conversation: Conversation, outbox: "queue.Queue[bytes]") -> Iterator[bytes]:
-    with conversation:  # it ends with its stream, whoever closes that
+    with conversation:  # it ends with its stream
         conversation.subscribe("lobby", "said")
         conversation.schedule(("tick", 1), 1000)
         while not conversation.ended:

@@ -1,7 +1,7 @@
-"""The house: which module may import what, what is public, and how large a module may grow.
+"""The architecture: which module may import what, what is public, and how large a module may grow.
 
-Every rule is a function from a module's source to the lines that break it. It is tried twice: on the source tree, where
-nothing may break it, and on samples that do, so that a rule which finds nothing because it looks nowhere fails here.
+Every rule is a function from a module's source to the lines that break it. It is applied twice: to the source tree, in
+which it must find nothing, and to samples that break it, so that a rule which can find nothing fails here.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ OPERATIONS = (
     "reset_state",
 )
 
-# What each part may import beyond the standard library and stube; the longest prefix of a module's name counts.
+# The packages that each part may import beyond the standard library and stube; the longest prefix of a module's name
+# counts.
 THIRD_PARTIES: dict[str, set[str]] = {
     "stube": {"typing_extensions"},
     "stube.asgi": {"sse_starlette", "starlette", "typing_extensions"},
@@ -56,14 +57,14 @@ THIRD_PARTIES: dict[str, set[str]] = {
 LENT: dict[str, set[str]] = {
     "stube._secrets": {"stube.testing"},
 }
-# The engine has no clock, thread or log, but for what puts it behind a lock and delivers.
+# The engine has no clock, thread or log, except in the modules that put it behind a lock and deliver.
 ENGINE = "stube_backends.engine"
 LOCKED = {f"{ENGINE}.{name}" for name in ("_core", "_deferred", "_failures", "_local", "_process", "_waiting")}
 IMPURE = {"_thread", "asyncio", "concurrent", "logging", "multiprocessing", "os", "selectors", "signal", "threading"}
 IMPURE |= {"datetime", "queue", "sched", "socket", "subprocess", "time", "weakref"}
 # One thread, for the backends that have their own; and coroutines, for those that await handlers.
 THREADED = {f"{ENGINE}._thread_driver", f"{ENGINE}._awaiting"}
-LOCKED_MAY_USE = {"get_ident", "Lock", "RLock"}  # who am I, and a lock to wait on; the lock itself is handed in
+LOCKED_MAY_USE = {"get_ident", "Lock", "RLock"}  # the thread's identity, a waiter's lock, and the lock of a core
 HEAVY = ("asyncio", "email", "http", "importlib.metadata", "logging", "multiprocessing", "socket", "subprocess")
 
 
@@ -94,7 +95,7 @@ class Import:
 
     @property
     def target(self) -> str:
-        """The module that is loaded: a name taken from a package may be a module itself."""
+        """The module that is loaded: a name imported from a package may be a module itself."""
         inner = f"{self.module}.{self.name}"
         return inner if inner in SOURCES else self.module
 
@@ -140,7 +141,7 @@ def _imports(module: Module) -> Iterator[Import]:
 
 
 def _attributes(module: Module, of: str) -> Iterator[tuple[str, int]]:
-    """What is taken from a module that was imported whole: the name, and the line."""
+    """Yield the names used as attributes of a module that was imported whole, each with its line."""
     for node in ast.walk(module.tree):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == of:
             yield node.attr, node.lineno
@@ -158,7 +159,7 @@ def never_the_backends(module: Module) -> Iterator[str]:
 
 
 def the_core_alone(module: Module) -> Iterator[str]:
-    """The core imports neither stube.testing nor stube.demo, but for the command line, lazily, and never stube.asgi."""
+    """The core imports no stube.testing and no stube.demo, except lazily in the command line, and never stube.asgi."""
     if module.within("stube") and not module.within("stube.testing", "stube.demo", "stube.asgi"):
         for one in _imports(module):
             lazily = module.name == "stube.cli" and one.lazy and not _within(one.target, "stube.asgi")
@@ -167,7 +168,7 @@ def the_core_alone(module: Module) -> Iterator[str]:
 
 
 def public_names_only(module: Module) -> Iterator[str]:
-    """Backends, the demo, the glue and the suite use what everybody can use, so that everybody can write their like."""
+    """Backends, the demo, the glue and the suite use public names only, so that outsiders can write the same."""
     parts = ("stube_backends", "stube.asgi", "stube.demo", "stube.testing")
     home = next((part for part in parts if module.within(part)), None)
     if home is None:
@@ -187,7 +188,7 @@ def public_names_only(module: Module) -> Iterator[str]:
 
 
 def backends_stand_on_the_engine(module: Module) -> Iterator[str]:
-    """A backend takes public names of the engine and nothing of another backend; the engine takes only its own."""
+    """A backend imports public names of the engine and nothing of another backend; the engine imports only itself."""
     if not module.within("stube_backends"):
         return
     for one in _imports(module):
@@ -200,7 +201,7 @@ def backends_stand_on_the_engine(module: Module) -> Iterator[str]:
 
 
 def a_pure_engine(module: Module) -> Iterator[str]:
-    """No lock, thread, clock or log in what the engine is made of."""
+    """The parts of the engine have no lock, thread, clock or log."""
     if not module.within(ENGINE) or module.name in LOCKED | THREADED:
         return
     for one in _imports(module):
@@ -209,7 +210,7 @@ def a_pure_engine(module: Module) -> Iterator[str]:
 
 
 def no_thread_in_the_engine(module: Module) -> Iterator[str]:
-    """What puts the engine behind a lock starts no thread, reads no clock and waits for nothing by itself."""
+    """The modules that put the engine behind a lock start no thread, read no clock and do not wait by themselves."""
     if module.name not in LOCKED:
         return
     for one in _imports(module):
@@ -221,7 +222,7 @@ def no_thread_in_the_engine(module: Module) -> Iterator[str]:
 
 
 def known_third_parties(module: Module) -> Iterator[str]:
-    """What a part imports is what its extra installs."""
+    """A part imports only packages that its extra installs."""
     part = max((part for part in THIRD_PARTIES if module.within(part)), key=len)
     for one in _imports(module):
         top = one.module.partition(".")[0]
@@ -242,7 +243,7 @@ def the_protocols_order(module: Module) -> Iterator[str]:
 
 
 def not_too_long(module: Module) -> Iterator[str]:
-    """A module can be read in one go."""
+    """A module is short enough to be read as a whole."""
     lines = _lines_of_code(module)
     most = MOST_LINES_OF_TESTS if module.name.startswith("stube.testing.suite.test_") else MOST_LINES
     if lines > most:
@@ -362,11 +363,11 @@ def test_the_page_of_cases_has_the_cases_that_tests_name() -> None:
     assert _cases(page) == named
 
 
-# What is public
+# Public names
 
 
 def _public_modules() -> Iterator[Module]:
-    """The modules that others import. The demo is an application, so only its package is."""
+    """Yield the modules that users import. Of the demo, which is an application, only the package is public."""
     for module in MODULES:
         parts = module.name.split(".")
         private = any(part.startswith("_") for part in parts)
@@ -375,9 +376,9 @@ def _public_modules() -> Iterator[Module]:
 
 
 def _public_names(module: Module) -> Iterator[str]:
-    """The names that a module offers: its classes and functions; in a package also what it takes from its modules.
+    """Yield the names that a module offers: its classes and functions; in a package also the names of its modules.
 
-    Not those that pytest finds by itself, hooks and fixtures.
+    Hooks and fixtures are left out, because pytest finds them by itself.
     """
     package = SOURCES[module.name].name == "__init__.py"
     for node in module.tree.body:

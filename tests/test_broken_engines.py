@@ -1,4 +1,4 @@
-"""Proof of the proof: every registry that is broken on purpose is caught by an assertion of a test of its guarantee."""
+"""Tests of the suite: an assertion of a test of its guarantee catches every registry that is broken on purpose."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def _guarantees_of(test: str) -> set[str]:
 
 
 def test_every_guarantee_has_a_registry_that_breaks_it_on_each_backend() -> None:
-    """Fault: a guarantee whose tests nobody has ever seen fail."""
+    """Fault: no one has ever seen a test of some guarantee fail."""
     broken = {(fault.guarantee, backend) for fault in FAULTS for backend in fault.backends}
     assert {(f"G{number}", backend) for number in range(1, 27) for backend in BOTH} - broken == set()
 
 
 @pytest.mark.parametrize("fault", ALL, ids=lambda fault: f"{fault.guarantee}: {fault.summary}")
 def test_a_fault_is_small_and_its_tests_are_of_its_guarantee(fault: Fault) -> None:
-    """Fault: a registry so broken that anything would notice, or a test that catches it by accident."""
+    """Fault: a registry is so broken that any test would fail, or a test catches the fault by accident."""
     assert 1 <= fault.changed_lines <= MOST_LINES
     for test in fault.caught_by:
         if test.startswith(ALL_OWN):
@@ -38,7 +38,7 @@ def test_a_fault_is_small_and_its_tests_are_of_its_guarantee(fault: Fault) -> No
 
 @pytest.mark.parametrize("fault", ALL, ids=lambda fault: f"{fault.guarantee}: {fault.summary}")
 def test_a_broken_registry_is_caught_by_an_assertion(fault: Fault, tmp_path: Path) -> None:
-    """Fault: a test of the suite that cannot fail, or fails by a time limit only."""
+    """Fault: a test of the suite cannot fail, or fails only by a time limit."""
     found = catch(fault, fault.caught_by, fault.backends, tmp_path)
     for backend in fault.backends:
         for test in fault.caught_by:
@@ -48,7 +48,7 @@ def test_a_broken_registry_is_caught_by_an_assertion(fault: Fault, tmp_path: Pat
 
 
 def test_the_same_tests_pass_on_a_copy_without_a_fault(tmp_path: Path) -> None:
-    """Fault: the copy itself is broken, so that everything is caught."""
+    """Fault: the copy itself is broken, so that every test fails on it."""
     tests = sorted({test for fault in FAULTS for test in fault.caught_by})
     found = catch(None, tests, BOTH, tmp_path)
     assert [each for each in found if each.failed] == []
@@ -56,7 +56,7 @@ def test_the_same_tests_pass_on_a_copy_without_a_fault(tmp_path: Path) -> None:
 
 
 def test_the_tests_of_sharded_pass_on_a_copy_without_a_fault(tmp_path: Path) -> None:
-    """Fault: as above; or a test of `test_sharded.py` is not run on the copy at all."""
+    """Fault: the copy itself is broken, or a test of `test_sharded.py` is not run on the copy."""
     tests = sorted({test for fault in SHARDED_FAULTS for test in fault.caught_by})
     found = catch(None, tests, SHARDS, tmp_path)
     assert [each for each in found if each.failed] == []
@@ -64,7 +64,7 @@ def test_the_tests_of_sharded_pass_on_a_copy_without_a_fault(tmp_path: Path) -> 
 
 
 def test_the_tests_of_asyncio_pass_on_a_copy_without_a_fault(tmp_path: Path) -> None:
-    """Fault: as above."""
+    """Fault: the copy itself is broken, so that every test fails on it."""
     tests = sorted({test for fault in broken_loops.ASYNCIO_FAULTS for test in fault.caught_by})
     found = catch(None, tests, broken_loops.LOOPS, tmp_path)
     assert [each for each in found if each.failed] == []

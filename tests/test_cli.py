@@ -1,4 +1,4 @@
-"""The command line: what it prints, which code it ends with, and that no mistake of a user is a traceback."""
+"""The command line: its output, its exit codes, and that no mistake of a user leads to a traceback."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 
 BACKENDS = [
     BackendInfo("memory", "stube", "0.1.0", loads=True, options=("max_pending", "clock")),
-    BackendInfo("redis", "acme-redis", "12.0", loads=False, error="It is broken. Mend it."),
+    BackendInfo("redis", "acme-redis", "12.0", loads=False, error="It is broken. Fix it."),
 ]
 
 
@@ -59,7 +59,7 @@ def demo(monkeypatch: pytest.MonkeyPatch) -> Demo:
 
 @pytest.fixture(autouse=True)
 def width(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Usage is wrapped at the same place everywhere, and without colour."""
+    """Makes the usage text wrap at the same place everywhere and have no colour."""
     monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.setenv("NO_COLOR", "1")
     monkeypatch.delenv("FORCE_COLOR", raising=False)
@@ -68,7 +68,7 @@ def width(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def environment() -> dict[str, str]:
-    """This environment, for a process that finds stube where this one did."""
+    """Return this environment, extended so that a process finds stube where this one did."""
     paths = [str(Path(stube.__file__).parents[1]), str(ROOT / "backends"), os.environ.get("PYTHONPATH", "")]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
@@ -80,7 +80,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def only_error(capsys: pytest.CaptureFixture[str]) -> str:
-    """What stands on stderr, when nothing stands on stdout."""
+    """Return the text on stderr; stdout must be empty."""
     captured = capsys.readouterr()
     assert captured.out == ""
     return captured.err
@@ -95,7 +95,7 @@ def test_backends_prints_a_table(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert capsys.readouterr() == (
         "NAME    DISTRIBUTION  VERSION  LOADS\n"
         "memory  stube         0.1.0    yes\n"
-        "redis   acme-redis    12.0     no: It is broken. Mend it.\n",
+        "redis   acme-redis    12.0     no: It is broken. Fix it.\n",
         "",
     )
 
@@ -117,7 +117,7 @@ def test_backends_prints_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
             "distribution": "acme-redis",
             "version": "12.0",
             "loads": False,
-            "error": "It is broken. Mend it.",
+            "error": "It is broken. Fix it.",
             "options": [],
         },
     ]
@@ -261,12 +261,12 @@ def test_a_config_file_without_the_table(
     assert demo.calls == []
 
 
-# conformance: the arguments; what it does stands in test_conformance_command.py
+# conformance: the arguments; test_conformance_command.py tests what the command does
 
 
 @pytest.fixture
 def conform(monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, ...]]:
-    """What the command was called with; it answers 1."""
+    """The calls of a stand-in for the command, which returns 1."""
     calls: list[tuple[object, ...]] = []
 
     def stand_in(spec: str, **options: object) -> int:
@@ -278,7 +278,7 @@ def conform(monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, ...]]:
 
 
 def test_conformance_takes_its_arguments(conform: list[tuple[object, ...]]) -> None:
-    """Fault: an option that is parsed and not passed on, or a code that is lost."""
+    """Fault: an option is parsed but not passed on, or the exit code is lost."""
     assert cli.main(["conformance", "memory"]) == 1
     arguments = ["--guarantee", "G5", "--guarantee", "G7", "--json", "a", "--html", "b", "--limit", "2.5", "-q"]
     arguments += ["--loop", "uvloop", "--dispatch", "coroutine"]
@@ -313,7 +313,7 @@ def test_conformance_takes_its_arguments(conform: list[tuple[object, ...]]) -> N
 def test_a_wrong_usage_of_conformance_ends_with_2(
     conform: list[tuple[object, ...]], capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
-    """Fault: a mistake that shows only after the run, or as a traceback."""
+    """Fault: a mistake is reported only after the run, or as a traceback."""
     assert cli.main(["conformance", *arguments]) == 2
     lines = only_error(capsys).splitlines()
     assert lines[0].startswith("usage: stube conformance")
@@ -322,7 +322,7 @@ def test_a_wrong_usage_of_conformance_ends_with_2(
 
 
 def test_conformance_without_pytest_names_the_extra() -> None:
-    """Fault: a traceback for whoever has installed stube alone."""
+    """Fault: a user who has installed stube without the extra gets a traceback."""
     without = "import sys; sys.modules['pytest'] = None; from stube.cli import main"
     result = run("-c", f"{without}; sys.exit(main(['conformance', 'memory']))")
     assert (result.returncode, result.stdout) == (2, "")
@@ -464,7 +464,7 @@ def test_listing_the_backends_loads_no_demo() -> None:
 @pytest.mark.parametrize(
     ("arguments", "unbuffered"), [(["backends", "--json"], ""), (["backends", "--json"], "1"), (["--help"], "")]
 )
-def test_a_reader_that_has_gone_is_no_trouble(arguments: list[str], unbuffered: str) -> None:
+def test_a_broken_pipe_ends_the_command_with_141(arguments: list[str], unbuffered: str) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     try:

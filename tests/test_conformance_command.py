@@ -657,7 +657,7 @@ def test_the_page_is_written_from_the_reports_and_its_age_is_found(tmp_path: Pat
         write_report(files[-1], one)
     code, said = page_tool("--check", "--page", page, *files)
     assert code == 1
-    assert "page.md is stale. Write it anew, and commit it:\n" in said
+    assert "page.md is stale. Write it again, and commit it:\n" in said
     assert page_tool("--page", page, *files) == (0, "")
     text = page.read_text(encoding="utf-8")
     assert "| | `memory` | `virtual` | `acme` |\n|---|---|---|---|\n| **G1** serial | held | held | held |\n" in text
@@ -679,7 +679,7 @@ def test_a_report_of_some_guarantees_makes_no_page(tmp_path: Path) -> None:
     """Fault: a partial run fills the table with holes."""
     file = tmp_path / "acme.json"
     write_report(file, report_of("acme", [], seconds=0, numbers=["G8"]))
-    said = "The report on acme is of some guarantees only. Run the whole suite for it.\n"
+    said = "The report on acme covers only some of the guarantees. Run the whole suite for it.\n"
     assert page_tool("--check", file) == (2, said)
 
 

@@ -39,14 +39,14 @@ LONG_MS = 3_600_000
 
 
 class Events:
-    """One connected stream, read as it comes."""
+    """One connected stream, read event by event."""
 
     def __init__(self, response: Any) -> None:
         self._lines = response.iter_lines()
         self.last_id = ""
 
     def next(self, wanted: str) -> dict[str, Any]:
-        """The next event of this kind; others in between are passed over."""
+        """Return the next event of this kind; skip others."""
         while True:
             kind, data = self.any()
             if kind == wanted:
@@ -54,7 +54,7 @@ class Events:
             assert kind != "bye", f"the stream ended before any {wanted!r}"
 
     def any(self) -> tuple[str, dict[str, Any]]:
-        """The next event, whatever its kind; afterwards `last_id` is its id."""
+        """Return the next event of any kind; afterwards `last_id` is its id."""
         event_id = kind = ""
         for line in self._lines:
             field, _, value = line.partition(": ")
@@ -68,20 +68,20 @@ class Events:
         raise AssertionError("the stream ended without a farewell")
 
     def rest(self) -> list[str]:
-        """The lines up to the end of the stream."""
+        """Return the lines up to the end of the stream."""
         return list(self._lines)
 
 
 class Browser:
-    """Talks to one served application."""
+    """The pages of one served application."""
 
     def __init__(self, url: str, registry: stube.Backend, demo: Demo, stack: ExitStack) -> None:
         self.registry = registry
         self.demo = demo
         self._stack = stack
-        # A stream that nobody holds is collected, and with it goes the connection.
+        # Without a reference a stream would be garbage-collected, which closes its connection.
         self._connected: list[Events] = []
-        # Nothing here takes seconds: a read that does is a failure.
+        # No read in these tests takes seconds; one that does is a failure.
         self.http = stack.enter_context(httpx.Client(base_url=url, timeout=5, trust_env=False))
 
     def mount(self) -> str:
@@ -98,12 +98,12 @@ class Browser:
             yield Events(response)
 
     def connect(self, cid: str, last_id: str = "") -> Events:
-        """A stream that stays until the end of the test, for a page that has seen so much."""
+        """Open a stream that stays until the end of the test; `last_id` is the last event that the page has seen."""
         self._connected.append(self._stack.enter_context(self.stream(cid, last_id)))
         return self._connected[-1]
 
     def cuts(self) -> threading.Semaphore:
-        """Released each time the host has noticed that a stream is cut, which it does in its own time."""
+        """Return a semaphore that is released each time the host has noticed that a stream is cut."""
         cuts = threading.Semaphore(0)
         original = self.registry.schedule_event
 
@@ -113,7 +113,7 @@ class Browser:
                 cuts.release()
             return handle
 
-        # Watched, not replaced.
+        # The wrapper only watches the operation.
         self.registry.schedule_event = schedule_event  # type: ignore[method-assign]
         return cuts
 
@@ -121,11 +121,11 @@ class Browser:
         return self.http.post(f"/say/{cid}", json={"text": text})
 
     def timers(self, cid: str) -> list[str]:
-        """The names of its timers, the next one first."""
+        """Return the names of the conversation's timers, the next one first."""
         return [_name(timer.event) for timer in self.registry.inspect(cid)[cid].timers]
 
     def panel(self, cid: str, met: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
-        """The conversation as the inspector shows it, as soon as it shows what is waited for."""
+        """Return the conversation as the inspector shows it, as soon as it meets the condition."""
         end, held = time.monotonic() + 5, []
         while time.monotonic() < end:
             held = self.http.get("/registry").raise_for_status().json()["conversations"]
@@ -141,7 +141,7 @@ def _name(event: stube.EventSpec) -> str:
 
 @pytest.fixture
 def browser() -> Iterator[Callable[..., Browser]]:
-    """Serves an application on a registry; gives what it takes to use it."""
+    """A function that serves the application on a registry and returns its `Browser`."""
     with ExitStack() as stack:
 
         def start(spec: str = "memory", *, max_pending: int = 1000, **times: float) -> Browser:
@@ -158,7 +158,7 @@ def browser() -> Iterator[Callable[..., Browser]]:
 # The page
 
 
-def test_page_is_complete_in_itself_and_kept_by_no_cache(browser: Callable[..., Browser]) -> None:
+def test_page_needs_no_other_file_and_is_not_cached(browser: Callable[..., Browser]) -> None:
     answer = browser().http.get("/")
     assert answer.headers["cache-control"] == "no-store"
     assert "default-src 'none'" in answer.headers["content-security-policy"]
@@ -189,7 +189,7 @@ def test_first_stream_takes_the_baton_and_boots_the_flow(browser: Callable[..., 
     held = used.registry.inspect()[cid]
     assert not held.pending_flow
     assert used.timers(cid) == ["tick", "idle"]
-    # And the host's own, which nobody publishes on.
+    # The other subscription is the host's, to a topic on which nothing is published.
     assert [held_on.topic for held_on in held.subscriptions if held_on.instance_id != "stube.asgi"] == ["room"]
     assert len(held.subscriptions) == 2
 
@@ -214,7 +214,7 @@ def test_sweep_that_comes_after_the_stream_ends_nothing(browser: Callable[..., B
     cid = used.mount()
     events = used.connect(cid)
     events.next("hello")
-    # As one that had begun when the stream came.
+    # This is like a sweep that had already begun when the stream came.
     used.registry.schedule_event(cid=cid, instance_id="stube.asgi", delay_ms=0, event="sweep")
     assert used.registry.settle(5)
     assert used.say(cid, "still here").status_code == 202
@@ -233,8 +233,8 @@ def test_cut_stream_resumes_where_the_clock_is(browser: Callable[..., Browser]) 
     assert again.next("said")["text"] == "back"
 
 
-def test_what_is_said_during_a_cut_arrives_afterwards(browser: Callable[..., Browser]) -> None:
-    """Fault: what a cut page misses is not kept for it, or reaches it twice or in another order."""
+def test_messages_during_a_cut_arrive_afterwards(browser: Callable[..., Browser]) -> None:
+    """Fault: messages that a cut page misses are not kept for it, or reach it twice or in another order."""
     used = browser()
     cid, other = used.mount(), used.mount()
     cuts = used.cuts()
@@ -285,7 +285,7 @@ def test_stream_that_does_not_come_back_ends_the_conversation(browser: Callable[
     cid = used.mount()
     with used.stream(cid) as events:
         events.next("hello")
-    # The clock stands far in the future: nothing is pending only once the conversation has ended.
+    # The clock's tick is far in the future, so nothing is pending only when the conversation has ended.
     assert used.registry.join(5)
     assert used.http.get(f"/stream/{cid}").status_code == 404
     assert used.registry.inspect() == {}
@@ -300,9 +300,9 @@ def test_second_stream_replaces_the_first(browser: Callable[..., Browser]) -> No
     assert first.next("bye") == {"reason": "replaced"}
     first.rest()
     used.say(cid, "to the second")
-    # It goes on where the first was: no second hello.
+    # The second stream continues where the first one was: there is no second hello.
     assert second.any() == ("said", {"from": name_of(cid), "text": "to the second"})
-    # That the first one is over must not count as a cut.
+    # The end of the first stream must not count as a cut.
     assert used.timers(cid) == ["tick", "idle"]
 
 
@@ -318,7 +318,7 @@ def test_head_does_not_take_the_baton(browser: Callable[..., Browser]) -> None:
 
 
 @pytest.mark.parametrize("text", ["hello", "<b>&amp;</b>", "two\nlines", "\u2603 \U0001f600", "half \ud83d"])
-def test_message_reaches_everybody_as_it_was_said(browser: Callable[..., Browser], text: str) -> None:
+def test_message_reaches_every_page_unchanged(browser: Callable[..., Browser], text: str) -> None:
     used = browser()
     speaker, listener = used.mount(), used.mount()
     streams = [used.connect(speaker), used.connect(listener)]
@@ -343,14 +343,14 @@ def test_message_reaches_everybody_as_it_was_said(browser: Callable[..., Browser
         (b" " * (BODY_LIMIT + 1), 413),
     ],
 )
-def test_say_refuses_what_is_no_message(browser: Callable[..., Browser], body: bytes, status: int) -> None:
+def test_say_refuses_a_wrong_body(browser: Callable[..., Browser], body: bytes, status: int) -> None:
     used = browser()
     cid = used.mount()
     assert used.http.post(f"/say/{cid}", content=body).status_code == status
     assert used.registry.stats().accepted == 1  # the sweep
 
 
-def test_silence_is_remarked_on_and_a_message_begins_it_anew(browser: Callable[..., Browser]) -> None:
+def test_silence_is_reported_and_a_message_restarts_its_timer(browser: Callable[..., Browser]) -> None:
     used = browser("virtual", idle_ms=60_000)
     cid = used.mount()
     events = used.connect(cid)
@@ -362,14 +362,14 @@ def test_silence_is_remarked_on_and_a_message_begins_it_anew(browser: Callable[.
     assert events.next("said")["text"] == "still here"
     assert events.next("idle") == {"minutes": 1}
     assert used.timers(cid) == ["tick"]
-    assert used.registry.stats().delivered == 2  # the message, and one remark
+    assert used.registry.stats().delivered == 2  # the message, and one report of silence
 
 
-# Handlers that stand still
+# Frozen handlers
 
 
-def test_frozen_handler_stalls_whoever_shares_its_thread(browser: Callable[..., Browser]) -> None:
-    """Fault: the freeze blocks the server instead of the handler, or nobody sees that the other one waits."""
+def test_frozen_handler_stalls_conversations_on_its_thread(browser: Callable[..., Browser]) -> None:
+    """Fault: the freeze blocks the server instead of the handler, or the inspector does not show that another waits."""
     used = browser(tick_ms=20)
     cid, other = used.mount(), used.mount()
     events, others = used.connect(cid), used.connect(other)
@@ -385,7 +385,7 @@ def test_frozen_handler_stalls_whoever_shares_its_thread(browser: Callable[..., 
     used.panel(other, lambda held: held["waiting_ms"] == 0)
 
 
-def test_frozen_handler_goes_on_by_itself(browser: Callable[..., Browser]) -> None:
+def test_frozen_handler_continues_after_the_bound(browser: Callable[..., Browser]) -> None:
     used = browser(freeze_ms=20)
     cid = used.mount()
     events = used.connect(cid)
@@ -395,7 +395,7 @@ def test_frozen_handler_goes_on_by_itself(browser: Callable[..., Browser]) -> No
     assert not used.demo._freezer.is_asked(cid)
 
 
-def test_frozen_page_that_leaves_keeps_nobody_waiting(browser: Callable[..., Browser]) -> None:
+def test_leaving_thaws_the_frozen_handler(browser: Callable[..., Browser]) -> None:
     used = browser()
     cid = used.mount()
     events = used.connect(cid)
@@ -405,19 +405,19 @@ def test_frozen_page_that_leaves_keeps_nobody_waiting(browser: Callable[..., Bro
     assert used.registry.settle(5)
     assert used.registry.inspect() == {}
     assert not used.demo._freezer.is_asked(cid)
-    # That the handler goes on comes after the end, and is shown to nobody.
+    # The event "thawed" comes after the end, so it is sent to no page.
     assert events.any() == ("bye", {"reason": "ended"})
 
 
-def test_whoever_ends_a_conversation_lets_its_frozen_handler_go(browser: Callable[..., Browser]) -> None:
-    """Fault: only the page's own farewell does, and not what the host or another thread ends."""
+def test_host_ending_a_conversation_thaws_its_frozen_handler(browser: Callable[..., Browser]) -> None:
+    """Fault: a frozen handler is thawed only when its page leaves, and not when the host or a thread ends it."""
     used = browser()
     cid, waiting = used.mount(), used.mount()
     events = used.connect(cid)
     used.connect(waiting).next("hello")
     used.http.post(f"/freeze/{cid}")
     events.next("frozen")
-    used.http.post(f"/freeze/{waiting}")  # behind the other one, so it never begins
+    used.http.post(f"/freeze/{waiting}")  # queued behind the other one, so it never begins
     for ends in (waiting, cid):
         used.demo.host.end(ends)
         assert not used.demo._freezer.is_asked(ends)
@@ -426,7 +426,7 @@ def test_whoever_ends_a_conversation_lets_its_frozen_handler_go(browser: Callabl
 
 
 def test_freeze_that_is_taken_back_before_its_turn_never_begins(browser: Callable[..., Browser]) -> None:
-    """Fault: what waits in the queue behind a frozen handler freezes after its own thaw."""
+    """Fault: a freeze that waits in the queue behind a frozen handler begins after its own thaw."""
     used = browser()
     cid, other = used.mount(), used.mount()
     events, others = used.connect(cid), used.connect(other)
@@ -448,11 +448,11 @@ def test_thaw_does_not_take_back_the_freeze_after_it() -> None:
     assert first is not None
     assert freezer.thaw("c1")
     assert freezer.ask("c1")
-    freezer.end("c1", first)  # the first one gets to its end late
+    freezer.end("c1", first)  # the first freeze ends late
     assert freezer.begin("c1") is not None
 
 
-def test_server_that_stops_lets_a_frozen_handler_go() -> None:
+def test_stopping_the_server_thaws_a_frozen_handler() -> None:
     with stube.create_registry("memory") as registry:
         app = create_app(registry, freeze_ms=LONG_MS)
         with running(app) as url, httpx.Client(base_url=url, timeout=5, trust_env=False) as http:
@@ -465,7 +465,7 @@ def test_server_that_stops_lets_a_frozen_handler_go() -> None:
         assert registry.settle(5)
 
 
-def test_handler_that_awaits_stands_still_alone() -> None:
+def test_frozen_handler_that_awaits_delays_no_other() -> None:
     """Fault: on a registry that awaits its dispatch the frozen handler blocks the loop."""
 
     async def scenario() -> None:
@@ -475,24 +475,24 @@ def test_handler_that_awaits_stands_still_alone() -> None:
             async with demo.host.lifespan(app):
                 frozen, other = demo.host.open("flow"), demo.host.open("flow")
                 demo._freezer.ask(frozen.cid)
-                standing = asyncio.create_task(demo.dispatch_awaiting(frozen.cid, stube.Event("freezer", "freeze")))
+                freezing = asyncio.create_task(demo.dispatch_awaiting(frozen.cid, stube.Event("freezer", "freeze")))
                 while not demo._freezer.is_frozen(frozen.cid):
                     await asyncio.sleep(0)
                 await demo.dispatch_awaiting(other.cid, stube.Event("clock", "tick", (1, 0.0)))
                 clocks = [timer for timer in registry.inspect(other.cid)[other.cid].timers if timer.event != "sweep"]
                 assert [timer.event[1] for timer in clocks] == [2]
-                assert not standing.done()
+                assert not freezing.done()
                 demo._freezer.thaw(frozen.cid)
                 async with asyncio.timeout(5):
-                    await standing
+                    await freezing
 
     asyncio.run(scenario())
 
 
-# A clock that stands still
+# A virtual clock
 
 
-def test_virtual_time_moves_when_a_page_says_so(browser: Callable[..., Browser]) -> None:
+def test_virtual_time_moves_when_a_page_advances_it(browser: Callable[..., Browser]) -> None:
     used = browser("virtual", tick_ms=1000, grace_ms=5000)
     cid, lost = used.mount(), used.mount()
     events = used.connect(cid)
@@ -510,7 +510,7 @@ def test_virtual_time_moves_when_a_page_says_so(browser: Callable[..., Browser])
     assert panel["lateness_ms"] == [0.0] * 60
 
 
-def test_message_arrives_while_virtual_time_stands_still(browser: Callable[..., Browser]) -> None:
+def test_message_arrives_without_moving_the_virtual_clock(browser: Callable[..., Browser]) -> None:
     used = browser("virtual")
     cid = used.mount()
     events = used.connect(cid)
@@ -520,22 +520,22 @@ def test_message_arrives_while_virtual_time_stands_still(browser: Callable[..., 
 
 
 @pytest.mark.parametrize("ms", [0, -1, 1.5, True, "1000", None, STEP_LIMIT_MS + 1])
-def test_advance_refuses_what_is_no_step(browser: Callable[..., Browser], ms: object) -> None:
+def test_advance_refuses_a_wrong_step(browser: Callable[..., Browser], ms: object) -> None:
     used = browser("virtual")
     cid = used.mount()
     assert used.http.post(f"/advance/{cid}", json={"ms": ms}).status_code == 422
     assert used.http.get("/registry").json()["at_ms"] == 0
 
 
-def test_only_one_moves_the_clock_at_a_time(browser: Callable[..., Browser]) -> None:
+def test_second_page_cannot_move_a_moving_clock(browser: Callable[..., Browser]) -> None:
     used = browser("virtual")
     cid = used.mount()
-    moving, go_on = threading.Event(), threading.Event()
+    moving, released = threading.Event(), threading.Event()
     dispatch = used.demo.dispatch
 
     def held(cid: str, event: stube.Event) -> None:
         moving.set()
-        assert go_on.wait(5)
+        assert released.wait(5)
         dispatch(cid, event)
 
     used.registry.install_dispatch(held)
@@ -546,23 +546,23 @@ def test_only_one_moves_the_clock_at_a_time(browser: Callable[..., Browser]) -> 
         assert moving.wait(5)
         answer = used.http.post(f"/advance/{cid}", json={"ms": 1})
     finally:
-        go_on.set()
+        released.set()
         mover.join(5)
-    assert (answer.status_code, answer.text) == (409, "Somebody else is moving the clock at this moment. Try again.")
+    assert (answer.status_code, answer.text) == (409, "Another page is moving the clock at this moment. Try again.")
 
 
-def test_a_page_offers_what_its_registry_can_do(browser: Callable[..., Browser]) -> None:
-    live, standing = browser("memory"), browser("virtual")
+def test_page_offers_the_controls_of_its_registry(browser: Callable[..., Browser]) -> None:
+    live, virtual = browser("memory"), browser("virtual")
     assert 'data-ability="freeze"' in live.http.get("/").text
-    assert 'data-ability="advance"' in standing.http.get("/").text
+    assert 'data-ability="advance"' in virtual.http.get("/").text
     assert live.http.post(f"/advance/{live.mount()}", json={"ms": 1}).status_code == 404
-    assert standing.http.post(f"/freeze/{standing.mount()}").status_code == 404
+    assert virtual.http.post(f"/freeze/{virtual.mount()}").status_code == 404
 
 
 # The end
 
 
-def test_leaving_ends_everything_at_once(browser: Callable[..., Browser]) -> None:
+def test_leaving_ends_the_conversation_immediately(browser: Callable[..., Browser]) -> None:
     used = browser()
     cid = used.mount()
     events = used.connect(cid)
@@ -578,7 +578,7 @@ def test_leaving_ends_everything_at_once(browser: Callable[..., Browser]) -> Non
     assert used.registry.stats() == stube.Stats(accepted=3, cancelled=3)
 
 
-def test_what_was_shown_before_the_end_arrives_and_then_nothing(browser: Callable[..., Browser]) -> None:
+def test_output_before_the_end_arrives_and_later_output_does_not(browser: Callable[..., Browser]) -> None:
     """Fault: output that crosses from the handler's thread is lost at the end, or arrives after it."""
     used = browser()
     cid = used.mount()
@@ -587,7 +587,7 @@ def test_what_was_shown_before_the_end_arrives_and_then_nothing(browser: Callabl
     assert conversation is not None
     used.demo.dispatch(cid, stube.Event("chat", "said", {"text": "before"}))
     conversation.end()
-    used.demo._show(conversation, "said", {"text": "too late"})  # as a handler does that still runs
+    used.demo._show(conversation, "said", {"text": "too late"})  # like a handler that is still running
     assert [events.any() for _ in range(3)] == [
         ("hello", {"name": name_of(cid)}),
         ("said", {"text": "before"}),
@@ -596,7 +596,7 @@ def test_what_was_shown_before_the_end_arrives_and_then_nothing(browser: Callabl
     assert not any(events.rest())
 
 
-def test_client_that_never_reads_is_given_up(browser: Callable[..., Browser]) -> None:
+def test_client_that_never_reads_is_disconnected(browser: Callable[..., Browser]) -> None:
     used = browser(grace_ms=10)
     used.demo.host._send_seconds = 0.1
     cid = used.mount()
@@ -604,14 +604,14 @@ def test_client_that_never_reads_is_given_up(browser: Callable[..., Browser]) ->
     with socket.create_connection((url.host, url.port)) as connection:
         connection.sendall(f"GET /stream/{cid} HTTP/1.1\r\nHost: {url.host}\r\n\r\n".encode())
         assert connection.recv(12) == b"HTTP/1.1 200"
-        # More than the kernel takes on its way to somebody who does not read.
+        # This is more than the kernel buffers for a client that does not read.
         for _ in range(100):
             used.registry.publish("room", {"from": "", "text": "x" * 100_000})
         assert used.registry.join(5)
     assert used.registry.inspect() == {}
 
 
-def test_full_registry_is_said_so_and_keeps_nothing(browser: Callable[..., Browser]) -> None:
+def test_full_registry_answers_503_and_keeps_nothing(browser: Callable[..., Browser]) -> None:
     used = browser(max_pending=2)
     cid, other = used.mount(), used.mount()
     assert used.http.get("/").status_code == 503
@@ -654,7 +654,7 @@ def test_panel_shows_the_registry_and_no_cid(browser: Callable[..., Browser]) ->
 
 
 def test_all_pages_share_one_snapshot(browser: Callable[..., Browser], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fault: each page that asks makes the registry stand still once more."""
+    """Fault: each page that asks causes another snapshot, for which the registry's operations wait."""
     monkeypatch.setattr(_panel, "SNAPSHOT_SECONDS", LONG_MS)
     monkeypatch.setattr(_panel, "LONGEST_SECONDS", LONG_MS)
     used = browser()
@@ -666,7 +666,7 @@ def test_all_pages_share_one_snapshot(browser: Callable[..., Browser], monkeypat
 
 
 def test_snapshot_is_never_old(browser: Callable[..., Browser], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fault: what was taken while others had the processor is shown for many times as long."""
+    """Fault: a snapshot that was slow because other threads had the processor is reused for too long."""
     monkeypatch.setattr(_panel, "SNAPSHOT_SECONDS", 0.0)
     used = browser()
     taken, original = 0, used.registry.inspect
@@ -674,7 +674,7 @@ def test_snapshot_is_never_old(browser: Callable[..., Browser], monkeypatch: pyt
     def inspect(cid: str | None = None) -> dict[str, stube.ConversationInfo]:
         nonlocal taken
         taken += 1
-        threading.Event().wait(0.2)  # a wait is no work
+        threading.Event().wait(0.2)  # waiting takes no CPU time
         return original(cid)
 
     used.registry.inspect = inspect  # type: ignore[method-assign]
@@ -683,7 +683,7 @@ def test_snapshot_is_never_old(browser: Callable[..., Browser], monkeypatch: pyt
     assert taken == 3
 
 
-def test_panel_lists_so_many_and_counts_the_rest(
+def test_panel_lists_a_limited_number_and_counts_the_rest(
     browser: Callable[..., Browser], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_panel, "PANEL_LIMIT", 2)
@@ -712,7 +712,7 @@ def test_meter_remembers_a_minute_and_no_more() -> None:
 
 @pytest.mark.parametrize("missing", ["httpx", "sse_starlette", "starlette", "uvicorn"])
 def test_missing_package_is_named_with_the_extra(monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
-    """Fault: what stube.asgi misses is said to be in another extra."""
+    """Fault: for a package that stube.asgi needs, too, the message names another extra."""
     for name in [name for name in sys.modules if name.startswith(("stube.asgi", "stube.demo", missing))]:
         monkeypatch.delitem(sys.modules, name)
     for name in ("asgi", "demo"):
@@ -731,12 +731,12 @@ def test_self_check_refuses_a_virtual_registry(capsys: pytest.CaptureFixture[str
     assert self_check("virtual", clients=1, json=False) == 2
     assert capsys.readouterr() == (
         "",
-        "The virtual registry cannot be checked by live clients, for its clock only moves by advance(): "
-        "choose one whose time is real, such as memory.\n",
+        "The virtual registry cannot be checked by live clients, because its clock moves only by advance(). "
+        "Choose a registry whose time is real, such as memory.\n",
     )
 
 
-def test_taken_port_is_said_in_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+def test_taken_port_is_reported_in_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert serve("memory", host="127.0.0.1", port=port) == 2
@@ -810,7 +810,7 @@ FAULTS = {
 
 @pytest.fixture(scope="module")
 def checks() -> Iterator[dict[str, subprocess.Popen[str]]]:
-    """All self-checks of broken registries, side by side, for each spends most of its time waiting."""
+    """All self-checks of broken registries, in parallel, because each spends most of its time waiting."""
     with ExitStack() as stack:
         processes = {}
         for fault in FAULTS:
@@ -822,7 +822,7 @@ def checks() -> Iterator[dict[str, subprocess.Popen[str]]]:
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_self_check_names_what_is_wrong(checks: dict[str, subprocess.Popen[str]], fault: str) -> None:
+def test_self_check_names_the_wrong_figures(checks: dict[str, subprocess.Popen[str]], fault: str) -> None:
     out, err = checks[fault].communicate(timeout=30)
     assert checks[fault].returncode == 1, err
     rows = [line for line in out.splitlines() if line.endswith("  NO")]
@@ -843,7 +843,7 @@ def test_self_check_never_hangs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
         Hanging.release.set()
         for thread in set(threading.enumerate()) - before:
             thread.join(10)
-    assert "stuck: chat, first round (did not come within 2 s)." in capsys.readouterr().out
+    assert "stuck: chat, first round (did not finish within 2 s)." in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("clients", [0, 101])

@@ -1,19 +1,19 @@
 """Every example runs: the fenced blocks of README.md and docs/*.md, and the examples in docstrings.
 
-What stands behind a fence's three backticks says what the block is:
+The text after a fence's three backticks says what the block is:
 
 - `python`: runs. Blocks of one file share a namespace, in order, and one scratch folder, which is on `sys.path`.
-- `python file=NAME.py`: is written into the scratch folder, for a later block to import or run.
+- `python file=NAME.py`: is written into the scratch folder, so that a later block can import or run it.
 - `python no-run: REASON`: does not run, for a reason that the reader of the source can check.
 - `pycon`, or `python` with a `>>>` prompt: a doctest in the same namespace (`...` in the output stands for anything).
-- `console run`: each line `$ COMMAND` runs in the scratch folder and must succeed; what follows it, up to the next
-  one, must be what it prints. `stube` and `python` are this environment's; `NAME=VALUE` may stand in front.
-- `console run code=N`: the same, and each command must end with that code.
-- `LANGUAGE part-of=examples/NAME/PATH`: is, line by line, a part of that file of ours, which is copied to PATH in the
-  scratch folder, for a later block to import or run.
+- `console run`: each line `$ COMMAND` runs in the scratch folder and must succeed; the lines that follow it, up to the
+  next command, must be its output. `stube` and `python` are this environment's; `NAME=VALUE` may precede them.
+- `console run code=N`: the same, but each command must end with that code.
+- `LANGUAGE part-of=examples/NAME/PATH`: is, line by line, a part of that file of the repository. The file is copied to
+  PATH in the scratch folder, so that a later block can import or run it.
 - anything else is text.
 
-A file or module without an example is no test.
+A file or module without an example makes no test.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _ASSIGNMENT = re.compile(r"^([A-Za-z_][A-Za-z0-9_]*)=(.*)$", re.DOTALL)
 
 
 class DocumentError(AssertionError):
-    """A block cannot be run as it is marked, or does not do what stands there."""
+    """A block cannot be run as it is marked, or does not do what the document says."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Block:
 
 
 def blocks_of(text: str) -> Iterator[Block]:
-    """The fenced blocks of a Markdown text, in order; one in a list item is unindented."""
+    """Yield the fenced blocks of a Markdown text, in order; a block in a list item is unindented."""
     lines = iter(enumerate(text.splitlines(), start=1))
     for number, line in lines:
         opening = _FENCE.match(line)
@@ -89,7 +89,7 @@ def blocks_of(text: str) -> Iterator[Block]:
 
 
 def runs(block: Block) -> bool:
-    """Whether a block is an example; one that says that it is not must say why."""
+    """Return True if a block is an example; a block that is marked as none must give a reason."""
     if block.option.startswith("part-of="):
         return True
     if block.language in {"python", "pycon"}:
@@ -132,14 +132,14 @@ class Document:
         elif block.interactive:
             self._doctest(block)
         else:
-            # With as many empty lines in front, a traceback names the file's own line.
+            # The empty lines in front make a traceback name the file's own line.
             code = compile("\n" * (block.line - 1) + block.text, str(self._path), "exec", dont_inherit=True)
             exec(code, vars(self.module))
 
     def _doctest(self, block: Block) -> None:
         name = f"{self._path.name}, line {block.line}"
         test = doctest.DocTestParser().get_doctest(block.text, vars(self.module), name, str(self._path), block.line - 1)
-        test.globs = vars(self.module)  # not the copy: the next block goes on with it
+        test.globs = vars(self.module)  # not the copy, because the next block uses the same namespace
         _run_doctest(test, clear=False)
 
     def _part(self, block: Block) -> None:
@@ -182,7 +182,7 @@ class Document:
 
 
 def commands_of(block: Block) -> Iterator[tuple[int, str, str]]:
-    """The commands of a console block: the line, the command, and what it should print."""
+    """Yield the commands of a console block: the line, the command, and its expected output."""
     lines = block.text.splitlines(keepends=True)
     starts = [number for number, line in enumerate(lines) if line.startswith("$ ")]
     if not starts or starts[0] != 0:
@@ -196,16 +196,16 @@ def _trimmed(output: str) -> str:
 
 
 def _run_doctest(test: doctest.DocTest, *, clear: bool) -> None:
-    said: list[str] = []
+    output: list[str] = []
     runner = doctest.DocTestRunner(optionflags=FLAGS)
-    runner.run(test, out=said.append, clear_globs=clear)
+    runner.run(test, out=output.append, clear_globs=clear)
     if runner.failures:
-        raise DocumentError("".join(said))
+        raise DocumentError("".join(output))
 
 
 @pytest.fixture
 def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty folder in which the examples run; what they import from it is forgotten afterwards."""
+    """An empty folder in which the examples run; the modules that they import from it are unloaded afterwards."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delenv("STUBE_REGISTRY", raising=False)
@@ -217,7 +217,7 @@ def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def run_document(path: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     document = Document(path, scratch)
-    # As a module: a class that is defined in a block is looked for where its `__module__` says.
+    # As a module, because dataclasses look up the module that a class's `__module__` names.
     monkeypatch.setitem(sys.modules, document.module.__name__, document.module)
     for block in blocks_of(path.read_text(encoding="utf-8")):
         if runs(block):
@@ -230,7 +230,7 @@ def _documents() -> list[Path]:
 
 
 def _modules() -> list[str]:
-    """The modules of the packages that have an example in a docstring. Imports none of them."""
+    """Return the modules of the packages that have an example in a docstring. Imports none of them."""
     found = []
     for package, folder in PACKAGES.items():
         for path in sorted(folder.rglob("*.py")):
@@ -251,7 +251,7 @@ def test_the_examples_of_the_document_run(path: Path, scratch: Path, monkeypatch
 def test_the_examples_in_docstrings_run(name: str, scratch: Path) -> None:
     module = importlib.import_module(name)
     tests = [test for test in doctest.DocTestFinder().find(module) if test.examples]
-    assert tests, f"an example of {name} stands where doctest does not find it"
+    assert tests, f"an example of {name} is in a place where doctest does not find it"
     for test in tests:
         _run_doctest(test, clear=True)
 
@@ -357,12 +357,12 @@ WRONG = {
 }
 
 
-def test_the_reader_runs_what_is_an_example(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_reader_runs_every_example(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_document(_write(scratch, GOOD), scratch, monkeypatch)
 
 
 @pytest.mark.parametrize("fault", WRONG)
-def test_the_reader_sees_what_is_wrong(fault: str, scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_reader_reports_every_mistake(fault: str, scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text, error, message = WRONG[fault]
     with pytest.raises(error, match=message):
         run_document(_write(scratch, text), scratch, monkeypatch)

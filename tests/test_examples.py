@@ -1,6 +1,6 @@
-"""The example of a backend by an outsider: small, on public names alone, what its page says, and it keeps the promises.
+"""The example of a backend by an outsider: small, built on public names only, equal to its page, and conforming.
 
-That it does so by name, installed next to stube's wheel, a step of CI shows.
+A step of CI shows that it also conforms when it is installed next to stube's wheel and selected by name.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ PUBLIC = {"stube": stube.__all__, "stube_backends.engine": stube_backends.engine
 
 
 def _parts(path: str) -> list[str]:
-    """What the page shows of a file of the example, in the page's order."""
+    """Return the parts of a file of the example that the page shows, in the page's order."""
     wanted = f"part-of=examples/acme_stube/{path}"
     return [block.text for block in blocks_of(PAGE.read_text(encoding="utf-8")) if block.option == wanted]
 
@@ -48,7 +48,7 @@ def _solid(text: str) -> list[str]:
 
 
 def _private(source: str) -> Iterator[str]:
-    """What a module takes from stube that is not public: from where, or which name."""
+    """Yield the private modules and names of stube that a module uses."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -62,21 +62,21 @@ def _private(source: str) -> Iterator[str]:
 
 @pytest.fixture
 def acme(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    """The example's module, imported out of its sources."""
+    """The example's module, imported from its sources."""
     monkeypatch.syspath_prepend(str(EXAMPLE))
     yield importlib.import_module("acme_stube")
     del sys.modules["acme_stube"]
 
 
 def test_the_example_is_less_than_a_hundred_lines() -> None:
-    """Fault: what every backend needs is missing in the engine, and each outsider writes it anew."""
+    """Fault: the engine lacks something that every backend needs, so each outsider writes it anew."""
     source = SOURCE.read_text(encoding="utf-8")
     assert _lines_of_code(Module("acme_stube", ast.parse(source), source)) <= MOST_LINES
 
 
 @pytest.mark.parametrize("path", sorted(path.relative_to(EXAMPLE) for path in EXAMPLE.rglob("*.py")), ids=str)
 def test_the_example_stands_on_public_names(path: Path) -> None:
-    """Fault: the model for outsiders uses what may change at any time, for there is no public way."""
+    """Fault: there is no public way, so the model for outsiders uses private names, which may change at any time."""
     assert list(_private((EXAMPLE / path).read_text(encoding="utf-8"))) == []
 
 
@@ -92,7 +92,7 @@ def test_the_example_stands_on_public_names(path: Path) -> None:
     ],
 )
 def test_a_private_name_is_found(source: str) -> None:
-    """Fault: the test above looks nowhere."""
+    """Fault: the test above finds nothing, so it always passes."""
     assert list(_private(source))
 
 
@@ -112,8 +112,8 @@ def test_the_examples_in_its_docstrings_run(acme: ModuleType) -> None:
     assert results.failed == 0
 
 
-def test_who_follows_the_page_has_the_example() -> None:
-    """Fault: the page leaves a piece of the module out, shows one twice or in an order in which it is not written."""
+def test_the_parts_on_the_page_make_up_the_example() -> None:
+    """Fault: the page omits a part of the module, shows one twice, or shows the parts in another order."""
     for path in ("pyproject.toml", "acme_stube/__init__.py", "tests/test_acme.py"):
         whole = (EXAMPLE / path).read_text(encoding="utf-8")
         assert _solid("".join(_parts(path))) == _solid(whole), path
@@ -122,7 +122,7 @@ def test_who_follows_the_page_has_the_example() -> None:
 
 
 def test_the_whole_test_file_of_an_outsider_is_an_import_and_a_fixture() -> None:
-    """Fault: the suite needs more of an author than a name, so that everybody writes other tests."""
+    """Fault: the suite needs more from an author than a name, so that each author writes other tests."""
     statements = ast.parse((EXAMPLE / "tests" / "test_acme.py").read_text(encoding="utf-8")).body
     kinds = [type(statement) for statement in statements]
     assert kinds == [ast.Expr, ast.Import, ast.ImportFrom, ast.FunctionDef]
@@ -138,10 +138,10 @@ def _run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_example_passes_a_selection_of_the_suite(tmp_path: Path) -> None:
-    """Fault: a change of the engine keeps the backends that ship and breaks those of others.
+    """Fault: a change of the engine keeps the shipped backends correct and breaks those of other authors.
 
-    In an empty folder, with the example's own test file: the tests of what the example adds to the engine, which is its
-    start, its wake-up call, its end, and who delivers.
+    Runs in an empty folder, with the example's own test file. The selected tests concern what the example adds to the
+    engine: how its delivery thread is started, woken and ended, and that this thread delivers.
     """
     (tmp_path / "test_acme.py").write_bytes((EXAMPLE / "tests" / "test_acme.py").read_bytes())
     names = {
@@ -171,11 +171,11 @@ def test_the_example_passes_a_selection_of_the_suite(tmp_path: Path) -> None:
     assert "skipped" not in done.stdout
 
 
-# What the suite cannot know: the option `executor`, and a start that is broken off.
+# Behaviour that the suite cannot know: the option `executor`, and a start that an asynchronous exception interrupts.
 
 
 def test_the_executor_is_the_hosts_and_the_close_shuts_it_down(acme: ModuleType) -> None:
-    """Fault: the option is taken and not used, two deliveries run at once in a pool of many, or its threads stay."""
+    """Fault: the option is accepted but not used, two deliveries run in a pool at the same time, or threads stay."""
     threads = threading.active_count()
     running, most, seen = 0, 0, set()
 
@@ -199,16 +199,16 @@ def test_the_executor_is_the_hosts_and_the_close_shuts_it_down(acme: ModuleType)
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 def test_a_forked_child_makes_an_executor_of_its_own(tmp_path: Path) -> None:
-    """Fault: the child submits to the parent's pool, whose threads do not exist there, and waits for ever.
+    """Fault: the child submits to the parent's pool, whose threads do not exist in the child, and never returns.
 
-    Run by a process of its own, for this one may have threads.
+    Runs in a process of its own, because the process of the tests may have threads.
     """
     program = """
 import os
 from concurrent.futures import ThreadPoolExecutor
 from warnings import filterwarnings
 import acme_stube
-filterwarnings("ignore", category=DeprecationWarning)  # a fork with threads about is what this is for
+filterwarnings("ignore", category=DeprecationWarning)  # this test forks while threads are running, on purpose
 made = []
 registry = acme_stube.AcmeRegistry(executor=lambda: made.append(os.getpid()) or ThreadPoolExecutor(1))
 registry.install_dispatch(lambda cid, event: made.append(event.name))
@@ -227,15 +227,15 @@ assert registry.close(30)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-class BrokenOff(Exception):  # noqa: N818 - what a signal handler raises
-    """Raised in the middle of a start."""
+class Interrupted(Exception):  # noqa: N818 - stands for the exception of a signal handler
+    """An asynchronous exception in the middle of a start."""
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_a_start_that_is_broken_off_has_changed_nothing_and_the_next_one_serves(acme: ModuleType, when: str) -> None:
-    """Fault: the first operation raised, so every later one believes that somebody serves; or two tasks deliver.
+def test_interrupted_start_changes_nothing_and_the_next_one_serves(acme: ModuleType, when: str) -> None:
+    """Fault: after the first operation raised, later ones assume that a delivery thread runs; or two tasks deliver.
 
-    Before the task is handed in, and after, when it runs already.
+    The start is interrupted before the task is submitted, or after, when the task already runs.
     """
     tasks: list[Future[object]] = []
 
@@ -243,17 +243,17 @@ def test_a_start_that_is_broken_off_has_changed_nothing_and_the_next_one_serves(
         def submit(self, *arguments: Any) -> Future[Any]:
             if when == "before" and not tasks:
                 tasks.append(Future())
-                raise BrokenOff
+                raise Interrupted
             task: Future[Any] = super().submit(*arguments)
             tasks.append(task)
             if len(tasks) == 1:
-                raise BrokenOff
+                raise Interrupted
             return task
 
     seen: list[str] = []
     with acme.AcmeRegistry(executor=Flaky) as registry:
         registry.install_dispatch(lambda cid, event: seen.append(event.name))
-        with pytest.raises(BrokenOff):
+        with pytest.raises(Interrupted):
             registry.schedule_event(cid="c1", instance_id="main", delay_ms=0, event="lost")
         assert registry.stats() == stube.Stats()
         assert when == "before" or tasks[0].result(30) is None
@@ -266,19 +266,19 @@ def test_a_start_that_is_broken_off_has_changed_nothing_and_the_next_one_serves(
     assert tasks[1].result(0) is None
 
 
-def test_a_task_of_a_start_that_was_broken_off_never_delivers_beside_another(acme: ModuleType) -> None:
-    """Fault: the first task has just seen that it is wanted, so for one round there are two that deliver (G1).
+def test_task_of_an_interrupted_start_never_delivers_beside_another(acme: ModuleType) -> None:
+    """Fault: the first task has just seen that it is still wanted, so two tasks deliver for one round (G1).
 
-    Real time: were there two, the second delivery would begin in microseconds; it is given 0.2 s.
+    Real time: if two tasks delivered, the second delivery would begin within microseconds; the test allows 0.2 s.
     """
-    looking, go_on, second = (threading.Event() for _ in range(3))
+    looking, released, second = (threading.Event() for _ in range(3))
     tasks: list[Future[object]] = []
     beside: list[bool] = []
 
     def clock() -> int:
         if len(tasks) == 0 and threading.current_thread().name == "acme":
             looking.set()
-            assert go_on.wait(30)
+            assert released.wait(30)
         return stube.monotonic_ns()
 
     class Flaky(acme.DaemonExecutor):  # type: ignore[misc, name-defined]
@@ -287,7 +287,7 @@ def test_a_task_of_a_start_that_was_broken_off_never_delivers_beside_another(acm
             if not tasks:
                 assert looking.wait(30)
                 tasks.append(task)
-                raise BrokenOff
+                raise Interrupted
             return task
 
     def dispatch(cid: str, event: stube.Event) -> None:
@@ -298,20 +298,20 @@ def test_a_task_of_a_start_that_was_broken_off_never_delivers_beside_another(acm
 
     with acme.AcmeRegistry(executor=Flaky, clock=clock) as registry:
         registry.install_dispatch(dispatch)
-        with pytest.raises(BrokenOff):
+        with pytest.raises(Interrupted):
             registry.schedule_event(cid="c1", instance_id="main", delay_ms=0, event="lost")
         for name in ("first", "second"):
             registry.schedule_event(cid="c1", instance_id="main", delay_ms=0, event=name)
-        go_on.set()
+        released.set()
         assert registry.settle(30)
     assert beside == [False]
     assert second.is_set()
 
 
-def test_a_close_in_the_middle_of_a_start_waits_for_nobody(acme: ModuleType) -> None:
-    """Fault: a signal handler closes within a submit, and the executor's own lock is taken a second time for ever."""
+def test_a_close_in_the_middle_of_a_start_does_not_wait(acme: ModuleType) -> None:
+    """Fault: a signal handler closes the registry within a submit, and deadlocks on the executor's own lock."""
 
-    lock = threading.Lock()  # as a ThreadPoolExecutor has one
+    lock = threading.Lock()  # a ThreadPoolExecutor has such a lock
 
     class Locking(acme.DaemonExecutor):  # type: ignore[misc, name-defined]
         def submit(self, *arguments: Any) -> Future[Any]:

@@ -1,4 +1,4 @@
-"""The examples of hosts, as their authors would copy them: small, and what they say they are, over real HTTP."""
+"""The examples of hosts, over real HTTP: they are small, and do what their docstrings say."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.test_asgi import Page, Server, wait_until  # noqa: E402
 
 
 def load(name: str) -> ModuleType:
-    """An example as a module of its own, made anew."""
+    """Load an example as a new module."""
     spec = spec_from_file_location(name, EXAMPLES / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
@@ -96,7 +96,7 @@ class Browser:
 
 
 def hears(page: Page, *wanted: tuple[str, str]) -> bool:
-    """Whether these come, in whatever order the two of clock and chat have."""
+    """Return True when all of these have come, in any order: clock and chat are independent of each other."""
     missing = set(wanted)
     while missing:
         missing.discard(page.next())

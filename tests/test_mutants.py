@@ -30,7 +30,7 @@ ACCEPTED = mutants.accepted()
 
 @functools.cache
 def _functions(module: str) -> dict[str, str]:
-    """The source of every function and class body of a module of the engine, by its name."""
+    """Return the source of every function and class body of a module of the engine, by its name."""
     source = (ROOT / mutants.ENGINE / f"{module}.py").read_text(encoding="utf-8")
     found = {"<module>": source}
 
@@ -45,7 +45,7 @@ def _functions(module: str) -> dict[str, str]:
 
 
 def test_each_module_of_the_engine_is_mutated() -> None:
-    """Fault: a new module of the engine is left out; but for the one that sleeps in real time."""
+    """Fault: a new module of the engine is left out, other than the two that sleep in real time."""
     assert {path.stem for path in (ROOT / mutants.ENGINE).glob("_[a-z]*.py")} == {
         *mutants.MODULES,
         "_serving",
@@ -70,10 +70,10 @@ def test_the_page_shows_every_accepted_survivor() -> None:
     assert shown.partition("## ")[2] == table
 
 
-def test_a_survivor_that_is_not_listed_and_a_listed_one_that_is_killed_are_faults(
+def test_unlisted_survivor_and_listed_killed_mutant_are_reported(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Fault: a survivor goes unseen, or the list keeps what it need not."""
+    """Fault: a survivor is not reported, or the list keeps an entry that is not needed."""
     listed, unlisted = (mutants.Change("_wheel.TimerWheel.add", "a = 1", f"a = {n}") for n in (2, 3))
     made = [mutants.Mutant(change, "", "") for change in (listed, unlisted)]
     for mutant in made:
@@ -94,7 +94,7 @@ def test_a_survivor_that_is_not_listed_and_a_listed_one_that_is_killed_are_fault
 
 
 def test_results_are_recalled_as_long_as_the_module_is_the_same(tmp_path: Path) -> None:
-    """Fault: a run begins anew where it was stopped, or takes a result for that of another source."""
+    """Fault: a run that was stopped begins anew, or a result is used for another source."""
     change = mutants.Change("_wheel.f", "a", "b")
     mutant = mutants.Mutant(change, "source", "1")
     mutant.status, mutant.by = "killed", "test_x"

@@ -1,4 +1,4 @@
-"""`make test-all`: which interpreters it finds and takes, and what it says of them. The interpreters are scripts."""
+"""`make test-all`: which interpreters it finds and chooses, and what it reports. The interpreters are scripts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 from tools import test_all
 from tools.test_all import Interpreter, newest_of_each, oldest
 
-# An interpreter as the tool sees one: it says what it is, makes environments with a copy of itself, installs, tests.
+# An interpreter as the tool sees one: it describes itself, makes environments with a copy of itself, installs, tests.
 SCRIPT = """#!/bin/sh
 case "$*" in
   "-c"*) echo '{told}' ;;
@@ -48,7 +48,7 @@ Install = Callable[..., Path]
 
 @pytest.fixture
 def install(home: Path) -> Install:
-    """Put an interpreter somewhere below the home; where, which, and what its tests come to."""
+    """A function that puts an interpreter below the home: its place, its release, and the result of its tests."""
 
     def put(
         place: str,
@@ -83,7 +83,7 @@ def install(home: Path) -> Install:
 
 
 def run(home: Path, *arguments: str) -> tuple[int, list[str]]:
-    """The exit code, and what was said, with the seconds taken out."""
+    """Return the exit code and the output without the seconds."""
     out = io.StringIO()
     code = test_all.main(["--folder", str(home / "venvs"), *arguments], out)
     return code, [re.sub(r"; \d+ s in all$", "", line) for line in out.getvalue().splitlines()]
@@ -98,7 +98,7 @@ def log(home: Path) -> list[str]:
 
 
 def test_each_version_is_tested_once_wherever_it_is_found(home: Path, install: Install) -> None:
-    """Fault: pyenv's versions are not looked at, one version is tested twice, an old one too."""
+    """Fault: pyenv's versions are not found, one version is tested twice, or one that is too old is tested."""
     install("bin/python3", "3.12.1")
     install("bin/python3.12", "3.12.1")
     install("bin/python3.10", "3.10.13")
@@ -120,7 +120,7 @@ def test_each_version_is_tested_once_wherever_it_is_found(home: Path, install: I
 def test_the_versions_of_a_pyenv_are_found_by_its_shims(
     home: Path, install: Install, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Fault: where HOME is another one, as in a job of CI, only the version that is selected is tested."""
+    """Fault: if HOME is another folder, as in a job of CI, only the selected version is tested."""
     install("bin/python3", "3.11.7")
     install("elsewhere/versions/3.13.0/bin/python", "3.13.0")
     (home / "elsewhere" / "shims").mkdir()
@@ -140,7 +140,7 @@ def test_a_failure_on_one_version_is_the_failure_of_all(home: Path, install: Ins
 
 
 def test_an_interpreter_that_passes_and_then_ends_badly_has_failed(home: Path, install: Install) -> None:
-    """Fault: the line that pytest prints decides, and not how it ends."""
+    """Fault: the line that pytest prints decides, instead of its exit code."""
     install("bin/python3.11", "3.11.9", code=134)
     code, lines = run(home)
     assert code == 1
@@ -148,7 +148,7 @@ def test_an_interpreter_that_passes_and_then_ends_badly_has_failed(home: Path, i
 
 
 def test_an_environment_that_cannot_be_set_up_is_a_failure(home: Path, install: Install) -> None:
-    """Fault: a version that was not tested passes for tested, or ends all with a traceback."""
+    """Fault: a version that was not tested is reported as tested, or ends the run with a traceback."""
     install("bin/python3.11", "3.11.9", pip=3)
     install("bin/python3.12", "3.12.1", venv=False)
     install("bin/python3.13", "3.13.0")
@@ -162,8 +162,8 @@ def test_an_environment_that_cannot_be_set_up_is_a_failure(home: Path, install: 
     ]
 
 
-def test_a_single_version_is_said_to_be_one(home: Path, install: Install) -> None:
-    """Fault: who has one version believes that all were tested."""
+def test_a_single_version_is_reported_as_the_only_one(home: Path, install: Install) -> None:
+    """Fault: a developer who has one version believes that all were tested."""
     install("bin/python3.11", "3.11.9")
     install("bin/python3.13t", "3.13.0", free_threaded=True)
     code, lines = run(home)
@@ -188,7 +188,7 @@ def test_a_single_version_is_said_to_be_one(home: Path, install: Install) -> Non
     ],
 )
 def test_versions_are_chosen(home: Path, install: Install, arguments: tuple[str, ...], tested: list[str]) -> None:
-    """Fault: a free-threaded build passes for the other one, or a version that is left out is tested."""
+    """Fault: a free-threaded build is taken for the usual one, or an excluded version is tested."""
     install("bin/python3.11", "3.11.9")
     install("bin/python3.13", "3.13.0")
     install(".cache/stube/python-free-threaded/bin/python3", "3.13.0", free_threaded=True)
@@ -199,16 +199,16 @@ def test_versions_are_chosen(home: Path, install: Install, arguments: tuple[str,
 
 
 def test_a_version_that_is_not_there_cannot_be_chosen(home: Path, install: Install) -> None:
-    """Fault: a typo in --only tests nothing, and that passes."""
+    """Fault: with a typo in --only nothing is tested, and the run passes."""
     install("bin/python3.11", "3.11.9")
     assert run(home, "--only", "3.41") == (1, ["There is no CPython 3.41 here. Choose from 3.11, or install it."])
 
 
 def test_no_version_at_all_is_a_failure(home: Path, install: Install) -> None:
-    """Fault: nothing was tested, so nothing has failed."""
+    """Fault: nothing is tested, and the run passes."""
     install("bin/python3", "3.10.13")
     install("bin/python3.12", "3.12.1", implementation="pypy")
-    (home / "bin" / "python3.13").write_text("#!/bin/sh\nexit 127\n", encoding="utf-8")  # as pyenv's stand-ins end
+    (home / "bin" / "python3.13").write_text("#!/bin/sh\nexit 127\n", encoding="utf-8")  # like a shim of pyenv
     (home / "bin" / "python3.13").chmod(0o755)
     (home / "bin" / "python3.14").write_text("no program", encoding="utf-8")
     assert run(home) == (1, ["There is no CPython 3.11 or later here. Install one, with pyenv say."])
@@ -227,7 +227,7 @@ def test_pytest_gets_the_other_arguments(home: Path, install: Install) -> None:
 
 
 def test_an_environment_is_made_once_and_anew_for_another_release(home: Path, install: Install) -> None:
-    """Fault: every run installs everything, or an environment outlives the interpreter that it was made with."""
+    """Fault: every run installs everything, or an environment is kept although its interpreter was replaced."""
     install("bin/python3.11", "3.11.8")
     assert run(home)[0] == run(home)[0] == 0
     assert log(home).count("venv") == 1
@@ -239,7 +239,7 @@ def test_an_environment_is_made_once_and_anew_for_another_release(home: Path, in
 
 
 def test_an_environment_that_was_half_made_is_made_again(home: Path, install: Install) -> None:
-    """Fault: a download that broke off leaves an environment that passes for complete."""
+    """Fault: an interrupted download leaves an environment that is taken for complete."""
     install("bin/python3.11", "3.11.9", pip=1)
     assert run(home)[0] == 1
     install("bin/python3.11", "3.11.9")
@@ -247,7 +247,7 @@ def test_an_environment_that_was_half_made_is_made_again(home: Path, install: In
 
 
 def test_an_interrupt_ends_with_a_summary(home: Path, install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fault: what the first version came to is lost with the second one."""
+    """Fault: an interrupt while the second version is tested loses the result of the first one."""
     install("bin/python3.11", "3.11.9")
     install("bin/python3.12", "3.12.1")
     tests = test_all.run_tests
@@ -270,7 +270,7 @@ def interpreter(
 
 
 def test_the_newest_release_of_a_version_is_taken() -> None:
-    """Fault: the first on PATH is tested, a preview before a release, or one that cannot be tested at all."""
+    """Fault: the first one on PATH is tested, a preview instead of a release, or one that cannot be tested at all."""
     old, new = interpreter((3, 12, 1)), interpreter((3, 12, 10))
     preview, release = interpreter((3, 15, 0), final=False), interpreter((3, 14, 2))
     bare, able = interpreter((3, 11, 9), venv=False), interpreter((3, 11, 2))
@@ -282,7 +282,7 @@ def test_the_newest_release_of_a_version_is_taken() -> None:
 
 
 def test_the_oldest_version_is_read_from_the_project() -> None:
-    """Fault: a bound of this tool's own, which stays behind."""
+    """Fault: the tool has a bound of its own, which is not updated with the project's."""
     assert oldest('[project]\nrequires-python = ">=3.12"') == (3, 12)
     with pytest.raises(ValueError, match="cannot read") as raised:
         oldest('[project]\nrequires-python = "~=3.12"')
@@ -292,7 +292,7 @@ def test_the_oldest_version_is_read_from_the_project() -> None:
 
 
 def test_the_real_interpreters_are_understood() -> None:
-    """Fault: the question that is put to an interpreter is one that it cannot answer."""
+    """Fault: a real interpreter cannot answer the question that the tool asks it."""
     told = test_all.ask(Path(sys.executable))
     assert told is not None
     assert told.version == sys.version_info[:3]

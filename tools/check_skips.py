@@ -1,7 +1,7 @@
-"""Whether a test run left something out: `python tools/check_skips.py REPORT.xml`, a JUnit report of pytest.
+"""Check that a test run left nothing out: `python tools/check_skips.py REPORT.xml`, a JUnit report of pytest.
 
-A test may be skipped for one reason only: its backend does not promise a capability. Everything else that did not
-run, a missing service or package or an expected failure, would pass for tested. A report without a test fails too.
+A test may be skipped only because its backend does not promise a capability. Any other test that did not run, because
+of a missing service or package or an expected failure, would be taken for tested. A report without a test fails, too.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ GOOD_REASON = re.compile(r"capability \S+ is not promised")
 
 
 def bad_skips(report: ElementTree.Element) -> list[str]:
-    """One line for each test that was skipped for another reason than a capability."""
+    """Return one line for each test that was skipped for another reason than a capability."""
     lines = []
     for case in report.iter("testcase"):
         for skipped in case.iter("skipped"):
@@ -27,7 +27,7 @@ def bad_skips(report: ElementTree.Element) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Check one report; 0 when nothing was left out, 1 otherwise."""
+    """Check one report; return 0 if nothing was left out, 1 otherwise."""
     arguments = sys.argv[1:] if argv is None else argv
     if len(arguments) != 1:
         print("usage: check_skips.py REPORT.xml", file=sys.stderr)
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     skipped = sum(1 for _ in report.iter("skipped"))
     bad = bad_skips(report)
     if bad:
-        print("Skipped, and not because a backend does not promise a capability:")
+        print("These tests were skipped for another reason than a capability that is not promised:")
         print("\n".join(f"  {line}" for line in bad))
         return 1
     if ran == skipped:

@@ -1,9 +1,9 @@
-"""Whether a wheel is what we want to publish.
+"""Check that a wheel is fit to be published.
 
-    python tools/check_wheel.py dist/stube-*.whl                      what it holds, against the source tree
-    python tools/check_wheel.py dist/stube-*.whl --installed-in PY    how it runs where the interpreter PY has it
+    python tools/check_wheel.py dist/stube-*.whl                      compare its content with the source tree
+    python tools/check_wheel.py dist/stube-*.whl --installed-in PY    run it in the environment of the interpreter PY
 
-The second wants an environment with the wheel alone, without the extras.
+The second command needs an environment with only the wheel, without the extras.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ NEEDED = (
     "stube_backends/engine/__init__.py",
 )
 IMPORT_LIMIT_MS = 50.0
-IMPORT_TRIES = 12  # the best counts: what else the machine does can only make one slower
+IMPORT_TRIES = 12  # the best one counts, because other load can only make a try slower
 
 _IMPORT = """\
 import json, sys, time
@@ -45,7 +45,7 @@ print(json.dumps({"ms": spent * 1000, "file": stube.__file__, "loaded": sorted(s
 
 
 def wrong_contents(wheel: Path) -> Iterator[str]:
-    """What is in the wheel and should not be, or the other way round."""
+    """Yield a line for each file that is missing in the wheel or does not belong there."""
     with zipfile.ZipFile(wheel) as archive:
         held = {name for name in archive.namelist() if not name.endswith("/")}
         entry_points = _entry_points(archive)
@@ -60,9 +60,9 @@ def wrong_contents(wheel: Path) -> Iterator[str]:
         if name not in held:
             yield f"{name} is missing"
     for name in sorted(sources - held - set(NEEDED)):
-        yield f"{name} is in the source tree only"
+        yield f"{name} is in the source tree, but not in the wheel"
     for name in sorted(held - info - sources):
-        yield f"{name} does not belong there"
+        yield f"{name} does not belong in the wheel"
     for kind in ("METADATA", "RECORD", "WHEEL", "entry_points.txt", "licenses/LICENSE"):
         if not any(name.endswith(f".dist-info/{kind}") for name in info):
             yield f"the file {kind} of its dist-info is missing"
@@ -72,11 +72,11 @@ def wrong_contents(wheel: Path) -> Iterator[str]:
 
 
 def wrong_when_installed(wheel: Path, python: str) -> Iterator[str]:
-    """What is wrong with the wheel's installation in the environment of the interpreter `python`."""
+    """Yield a line for each fault of the wheel's installation in the environment of the interpreter `python`."""
     version = wheel.name.split("-")[1]
-    said = _run(python, "-m", "stube", "--version").strip()
-    if said != f"stube {version}":
-        yield f"`python -m stube --version` says {said!r}, and the wheel is version {version}"
+    printed = _run(python, "-m", "stube", "--version").strip()
+    if printed != f"stube {version}":
+        yield f"`python -m stube --version` prints {printed!r}, but the wheel is version {version}"
 
     print(_run(python, "-m", "stube", "backends").rstrip())
     with zipfile.ZipFile(wheel) as archive:
@@ -92,7 +92,7 @@ def wrong_when_installed(wheel: Path, python: str) -> Iterator[str]:
     best = min(float(one["ms"]) for one in tries)
     print(f"import stube: {best:.1f} ms, the best of {IMPORT_TRIES}")
     if best >= IMPORT_LIMIT_MS:
-        yield f"`import stube` takes {best:.1f} ms, and {IMPORT_LIMIT_MS:.0f} are the limit"
+        yield f"`import stube` takes {best:.1f} ms, but the limit is {IMPORT_LIMIT_MS:.0f}"
     if Path(tries[0]["file"]).is_relative_to(ROOT / "stube"):
         yield "`import stube` finds the source tree instead of the installed wheel"
     for module in tries[0]["loaded"]:
@@ -109,7 +109,7 @@ def _entry_points(archive: zipfile.ZipFile) -> dict[str, dict[str, str]]:
 
 
 def _run(python: str, *arguments: str) -> str:
-    """What a command prints, run where no source tree is in the way. A failing one ends the check."""
+    """Run a command outside of the source tree and return its output. A command that fails ends the check."""
     with tempfile.TemporaryDirectory() as elsewhere:
         done = subprocess.run(
             [python, *arguments], cwd=elsewhere, capture_output=True, text=True, timeout=120, check=False
@@ -122,7 +122,7 @@ def _run(python: str, *arguments: str) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Check one wheel; 0 when nothing is wrong, 1 otherwise."""
+    """Check one wheel; return 0 if nothing is wrong, 1 otherwise."""
     parser = argparse.ArgumentParser(description="Check a wheel of stube.")
     parser.add_argument("wheel", type=Path)
     parser.add_argument("--installed-in", metavar="PYTHON", help="an interpreter that has the wheel installed")
@@ -130,12 +130,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.installed_in is None:
         wrong = list(wrong_contents(arguments.wheel))
     else:
-        # The path of an environment's interpreter must not be resolved: it is a link out of the environment.
+        # Do not resolve the path of an environment's interpreter, because it is a link out of the environment.
         wrong = list(wrong_when_installed(arguments.wheel, str(Path(arguments.installed_in).absolute())))
     for line in wrong:
         print(f"{arguments.wheel.name}: {line}")
     if not wrong:
-        print(f"{arguments.wheel.name} is as it should be")
+        print(f"{arguments.wheel.name}: nothing is wrong")
     return 1 if wrong else 0
 
 

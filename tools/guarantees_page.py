@@ -1,11 +1,11 @@
-"""Writes the tables of docs/guarantees.md: `python tools/guarantees_page.py [REPORT.json ...] [--check]`.
+"""Write the tables of docs/guarantees.md: `python tools/guarantees_page.py [REPORT.json ...] [--check]`.
 
-What each guarantee says comes from `stube.testing.GUARANTEES`; which backend holds it from the reports that
+The texts of the guarantees come from `stube.testing.GUARANTEES`. The verdicts come from the reports that
 `pytest --stube-report` and `stube conformance --json` write, one for each backend. Without a report the table of the
-backends stays as it is. Everything outside the markers is written by hand.
+backends is left unchanged. Everything outside the markers is written by hand.
 
-With `--check` nothing is written, and the exit code is 1 when the page is not what would be written. So that this can
-hold, no date and no duration stands in the page.
+With `--check` nothing is written, and the exit code is 1 if the page differs from what would be written. Therefore the
+page contains no date and no duration.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from stube.testing import GUARANTEES
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 PAGE: Final = ROOT / "docs" / "guarantees.md"
-# The columns of these come first, in this order; then the others by name.
+# The columns of these backends come first, in this order; then those of the others by name.
 FIRST: Final = ("memory", "virtual", "sharded", "asyncio")
 SIGNS: Final = {"held": "held", "not promised": "not promised", "broken": "**broken**", "unproven": "**unproven**"}
 STALE: Final = """\
-{} is stale. Write it anew, and commit it:
+{} is stale. Write it again, and commit it:
   pytest tests/test_conformance.py tests/test_conformance_asyncio.py --stube-report reports
   stube conformance acme --json reports/acme.json        (with examples/acme_stube installed)
   python tools/guarantees_page.py reports/*.json"""
 
 
 def guarantees_table() -> str:
-    """The guarantees, a table for each theme."""
+    """Return the guarantees, in one table for each theme."""
     lines: list[str] = []
     theme = ""
     for number, one in GUARANTEES.items():
@@ -46,7 +46,7 @@ def guarantees_table() -> str:
 
 
 def backends_table(reports: Iterable[dict[str, Any]]) -> str:
-    """Which backend holds what: a row for each guarantee, a column for each backend, and what is skipped and why."""
+    """Return the verdicts, a row for each guarantee and a column for each backend, and the backends' capabilities."""
     order = sorted(reports, key=lambda one: (*(one["backend"] != name for name in FIRST), one["backend"]))
     lines = ["| | " + " | ".join(f"`{one['backend']}`" for one in order) + " |", "|---|" + "---|" * len(order)]
     for number, guarantee in GUARANTEES.items():
@@ -62,7 +62,7 @@ def _capabilities(reports: Iterable[dict[str, Any]]) -> Iterator[str]:
 
 
 def with_tables(page: str, reports: Sequence[dict[str, Any]]) -> str:
-    """The page with what stands between its markers written anew."""
+    """Return the page with the text between its markers replaced."""
     page = _between(page, "guarantees", guarantees_table())
     return _between(page, "backends", backends_table(reports)) if reports else page
 
@@ -76,16 +76,19 @@ def _between(page: str, name: str, text: str) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Write the page, or check it; 0 when it is as it should be."""
+    """Write the page, or check it; return 0 if it is written or fresh."""
     parser = argparse.ArgumentParser(description="Write the tables of docs/guarantees.md.")
     parser.add_argument("reports", nargs="*", type=Path, metavar="REPORT.json")
-    parser.add_argument("--check", action="store_true", help="write nothing, and say whether the page is fresh")
+    parser.add_argument("--check", action="store_true", help="write nothing, and report whether the page is fresh")
     parser.add_argument("--page", type=Path, default=PAGE, help="another page than docs/guarantees.md")
     arguments = parser.parse_args(argv)
     reports = [json.loads(path.read_text(encoding="utf-8")) for path in arguments.reports]
     partial = [one["backend"] for one in reports if set(one["guarantees"]) != set(GUARANTEES)]
     if partial:
-        print(f"The report on {partial[0]} is of some guarantees only. Run the whole suite for it.", file=sys.stderr)
+        print(
+            f"The report on {partial[0]} covers only some of the guarantees. Run the whole suite for it.",
+            file=sys.stderr,
+        )
         return 2
     old = arguments.page.read_text(encoding="utf-8")
     new = with_tables(old, reports)

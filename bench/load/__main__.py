@@ -1,13 +1,13 @@
-"""Opens many streams on one process at once and watches them: how late, how large, is anything lost, is all gone.
+"""Open many streams on one process and measure lateness and memory, and whether anything is lost or stays behind.
 
     python -m bench.load                            2,000 streams for 60 s, on stube and on a host written by hand
     python -m bench.load --streams 100 --seconds 5  a first look
     python -m bench.load --host stube --backend memory
 
-Each stream is a conversation with a clock, which ticks every second, and hears what is said in the one room. The host
-is a process of its own (uvicorn, one worker, bench/load/hosts.py); the pages are in this one. The figures are printed,
-and with --json written, and then the report beside the file is made anew, where there is one. The exit code is 1 when
-anything was lost or has stayed behind, on either host.
+Each stream is a conversation with a clock, which ticks every second, and receives the messages of one common room. The
+host is a process of its own (uvicorn, one worker, bench/load/hosts.py); the pages are in this process. The figures are
+printed. With --json they are also written to a file, and the report beside the file, if there is one, is made again.
+The exit code is 1 if anything was lost or stayed behind on either host.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ __all__ = ["main"]
 
 ROOT: Final = Path(__file__).parents[2]
 _FAILED, _INTERRUPTED = 1, 130
-_AT_A_TIME: Final = 100  # pages that connect at once
-_SPARE_FILES: Final = 100  # what a process has open beside its streams
-_PATIENCE: Final = 30.0  # seconds for what the host does at once, unless it is overloaded
-_REST: Final = 1.5  # seconds after a collection of the garbage, which stops the host, until anything is measured
+_AT_A_TIME: Final = 100  # pages that connect at the same time
+_SPARE_FILES: Final = 100  # files that a process has open besides its streams
+_PATIENCE: Final = 30.0  # seconds for a step that the host does immediately, unless it is overloaded
+_REST: Final = 1.5  # seconds from a garbage collection, which stops the host, to the first measurement
 _PACKAGES: Final = ("stube", "uvicorn", "h11", "starlette", "sse-starlette", "anyio")
 
 
@@ -71,10 +71,10 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m bench.load", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--host", choices=[figures.STUBE, figures.BY_HAND, "both"], default="both")
-    parser.add_argument("--streams", type=_number(int, 1), default=2000, help="how many at once (2000)")
-    parser.add_argument("--seconds", type=_number(float, 1), default=60.0, help="for how long (60)")
+    parser.add_argument("--streams", type=_number(int, 1), default=2000, help="streams open at the same time (2000)")
+    parser.add_argument("--seconds", type=_number(float, 1), default=60.0, help="duration of the measurement (60)")
     parser.add_argument(
-        "--messages-per-second", type=_number(float, 0), default=1.0, metavar="RATE", help="said in the room (1)"
+        "--messages-per-second", type=_number(float, 0), default=1.0, metavar="RATE", help="messages in the room (1)"
     )
     parser.add_argument("--loop", choices=["asyncio", "uvloop"], default="asyncio", help="the host's loop (asyncio)")
     parser.add_argument(
@@ -88,10 +88,10 @@ def _number(kind: Callable[[str], float], least: float) -> Callable[[str], float
     def parsed(text: str) -> float:
         number = kind(text)
         if not math.isfinite(number) or number < least:
-            raise argparse.ArgumentTypeError(f"{text} is less than {least} or no number. Give one that is not.")
+            raise argparse.ArgumentTypeError(f"{text} is not a number of at least {least}. Give such a number.")
         return number
 
-    parsed.__name__ = "number"  # what argparse calls it in an error
+    parsed.__name__ = "number"  # argparse uses this name in its errors
     return parsed
 
 
@@ -103,7 +103,7 @@ def _check_packages(loop: str) -> None:
 
 
 def _allow_files(needed: int) -> None:
-    """Raise the limit of open files, here and so in the host, as far as is needed."""
+    """Raise the limit of open files as far as needed, in this process and so also in the host, its child."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < needed:
         raise LoadError(
@@ -118,7 +118,7 @@ def _allow_files(needed: int) -> None:
 
 
 async def _load(options: argparse.Namespace) -> dict[str, Any]:
-    """The figures of the hosts, one after the other."""
+    """Measure the hosts, one after the other, and return their figures."""
     chosen = [figures.STUBE, figures.BY_HAND] if options.host == "both" else [options.host]
     hosts = []
     for name in chosen:
@@ -139,10 +139,10 @@ async def _load(options: argparse.Namespace) -> dict[str, Any]:
 
 @asynccontextmanager
 async def _served(name: str, options: argparse.Namespace) -> AsyncIterator[tuple[int, int]]:
-    """A host in a process of its own: its port and its process id."""
+    """Run a host in a process of its own; gives its port and its process id."""
     command = ["-m", "bench.load.hosts", name, "--backend", options.backend, "--loop", options.loop]
-    # In a session of its own, so that an interrupt reaches it one way only: its standard input ends, as it does when
-    # this process is killed.
+    # In a session of its own, so that Ctrl-C does not reach the host directly. The host stops when its standard input
+    # ends, which also happens when this process is killed.
     host = await asyncio.create_subprocess_exec(
         sys.executable, *command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT, start_new_session=True
     )
@@ -152,7 +152,7 @@ async def _served(name: str, options: argparse.Namespace) -> AsyncIterator[tuple
         try:
             port = int(await asyncio.wait_for(host.stdout.readline(), _PATIENCE))
         except (TimeoutError, ValueError):
-            raise LoadError(f"The host {name} does not start. What it said stands above.") from None
+            raise LoadError(f"The host {name} does not start. See its output above.") from None
         yield port, host.pid
     finally:
         host.stdin.close()
@@ -165,17 +165,17 @@ async def _served(name: str, options: argparse.Namespace) -> AsyncIterator[tuple
 
 
 class _Measurement:
-    """One host, from its first stream to the last thing that is left of them."""
+    """The measurement of one host, from its first stream until nothing of the streams is left."""
 
     def __init__(self, name: str, port: int, pid: int, options: argparse.Namespace) -> None:
         self._name, self._port, self._pid, self._options = name, port, pid, options
         self._tally = Tally()
         self._streams: list[Stream] = []
         self._doing = "starts"
-        self._accepted: dict[int, int] = {}  # when each message was, by number
+        self._accepted: dict[int, int] = {}  # the instant at which each message was accepted, by its number
 
     async def made(self) -> dict[str, Any]:
-        """The figures of the host."""
+        """Measure the host and return its figures."""
         progress = asyncio.create_task(self._tell())
         try:
             return await self._measured()
@@ -192,7 +192,7 @@ class _Measurement:
         opening_s = time.monotonic() - began
         rss["open"] = (await self._figures(collect=True))["rss"]
         gc.collect()
-        gc.freeze()  # the pages' own pauses would pass for the host's
+        gc.freeze()  # pauses of this process for collections would be measured as lateness of the host
         try:
             await asyncio.sleep(_REST)
             cpu, pages_cpu = await self._watch()
@@ -229,11 +229,11 @@ class _Measurement:
             "ledger": after["ledger"],
         }
 
-    # Its parts, in their order.
+    # The parts of the measurement, in their order.
 
     async def _warm_up(self) -> dict[str, Any]:
-        """Everything once, so that what is made at the first stream is not counted to those that follow; the figures
-        when that is over."""
+        """Do everything once, so that the memory that the first stream allocates for good is not counted for the
+        others; return the figures afterwards."""
         tally, self._tally = self._tally, Tally()
         await self._open(5)
         await self._say(1)
@@ -247,7 +247,7 @@ class _Measurement:
                 break
             tasks = found["tasks"]
         else:
-            raise LoadError(f"The host {self._name} keeps something of its first streams: {found}. Mend the host.")
+            raise LoadError(f"The host {self._name} keeps something of its first streams: {found}. Fix the host.")
         self._tally, self._accepted = tally, {}
         return await self._figures(collect=True)
 
@@ -276,7 +276,7 @@ class _Measurement:
             ) from None
 
     async def _watch(self) -> tuple[float, float]:
-        """The time that counts; how much of the processor the host and the pages used, in seconds a second."""
+        """Measure for the given time; return the CPU time of the host and of the pages, in seconds per second."""
         seconds, tally = self._options.seconds, self._tally
         self._doing = "is measured"
         host, own, began = (await self._figures())["cpu_s"], time.process_time(), time.monotonic()
@@ -289,7 +289,7 @@ class _Measurement:
         return host / lasted, own / lasted
 
     async def _talk(self, began: float) -> None:
-        """Say something at the rate that is asked for, one after the other, until the time is over."""
+        """Send messages to the room at the given rate, one after the other, until the time is over."""
         rate = self._options.messages_per_second
         for number in range(1, math.ceil(self._options.seconds * rate) + 1):
             await asyncio.sleep(began + (number - 0.5) / rate - time.monotonic())
@@ -301,7 +301,7 @@ class _Measurement:
         self._accepted[number] = int(await request(self._port, "POST", "/say", str(number)))
 
     async def _drain(self) -> None:
-        """Wait for what is under way: a stream that has a tick that was due later has all that were due before."""
+        """Wait for events on their way: a stream with a tick that was due after the end has all earlier ticks."""
         self._doing = "sends the rest"
         until = time.monotonic() + _PATIENCE
         while time.monotonic() < until and not all(map(self._has_all, self._streams)):
@@ -311,7 +311,7 @@ class _Measurement:
         return stream.due >= self._tally.end and stream.messages >= len(self._accepted)
 
     def _lost(self) -> dict[str, int]:
-        """What went wrong, by kind; the number of each message says whether it is the next."""
+        """Return the number of faults of each kind; the number in each message shows whether it is the next one."""
         tally, streams = self._tally, self._streams
         heard = sum(message.streams for message in tally.messages.values())
         return {
@@ -329,7 +329,7 @@ class _Measurement:
         self._streams.clear()
 
     async def _leave(self, tasks: int) -> tuple[dict[str, Any], float | None]:
-        """All pages leave; what is there when nothing is, and how many seconds that took, or what has stayed."""
+        """Close all pages; return the host's figures and the seconds until nothing was left, or None if some was."""
         self._doing = "is being left"
         self._close()
         left = time.monotonic()
@@ -339,24 +339,24 @@ class _Measurement:
                 return await self._figures(collect=True), at - left
         return await self._figures(collect=True), None
 
-    # What the host says of itself.
+    # The host's own figures.
 
     async def _looks(self, patience: float) -> AsyncIterator[dict[str, Any]]:
-        """Its figures, twenty times a second, for so many seconds."""
+        """Yield the host's figures twenty times a second, for `patience` seconds."""
         until = time.monotonic() + patience
         while time.monotonic() < until:
             await asyncio.sleep(0.05)
             yield await self._figures()
 
     async def _figures(self, collect: bool = False) -> dict[str, Any]:
-        """Its figures, but for the connection that asks for them. With `collect` its garbage is gone."""
+        """Return the host's figures, without the connection that asks for them; `collect` collects garbage first."""
         found: dict[str, Any] = json.loads(await request(self._port, "GET", "/figures" + "?collect" * collect))
         found["connections"] -= 1
         found["rss"] = _resident(self._pid)
         return found
 
     async def _tell(self) -> None:
-        """A line on stderr now and then."""
+        """Print a line of progress on stderr every five seconds."""
         began = time.monotonic()
         print(f"{self._name}: process {self._pid}, port {self._port}", file=sys.stderr, flush=True)
         while True:
@@ -372,7 +372,7 @@ class _Measurement:
 
 
 def _resident(pid: int) -> int | None:
-    """How many bytes of memory a process occupies; None where nobody says so."""
+    """Return the bytes of memory that a process occupies; None where the system does not tell."""
     try:
         return int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1]) * resource.getpagesize()
     except OSError:
@@ -384,11 +384,11 @@ def _resident(pid: int) -> int | None:
         return None
 
 
-# What comes of it
+# The output
 
 
 def _show(load: dict[str, Any]) -> None:
-    """The figures side by side, on stdout."""
+    """Print the figures of the hosts side by side."""
     table = [["", *figures.names(load)], *([cell.replace("**", "") for cell in row] for row in figures.rows(load))]
     wide = [max(map(len, column)) for column in zip(*table, strict=True)]
     for line in table:
@@ -400,7 +400,7 @@ def _show(load: dict[str, Any]) -> None:
 
 
 def _write(load: dict[str, Any], file: Path) -> None:
-    """Write the file as a whole, and make the report anew that lies beside it."""
+    """Write the file atomically, and make the report beside it again."""
     file.parent.mkdir(parents=True, exist_ok=True)
     half = file.with_name(f"{file.name}.half")
     try:

@@ -1,9 +1,8 @@
-"""The pages under load: many streams in one process, each of which notices what it misses.
+"""The pages under load: many streams in one process, each of which notices lost, doubled and reordered events.
 
-A page is one connection on which it asks for the page, then for its stream, and then counts: the ticks and the
-messages of the room have numbers, so a stream knows by itself what is missing, what comes twice and what comes in
-another order. HTTP is parsed by hand here, no more of it than the hosts speak: this process must be quicker than the
-one that it measures.
+A page uses one connection. On it, it requests the page, then its stream, and then counts: ticks and messages have
+numbers, so a stream can tell by itself what is missing, doubled or out of order. HTTP is parsed here by hand, and only
+as much of it as the hosts use, because this process must be faster than the process that it measures.
 """
 
 from __future__ import annotations
@@ -32,35 +31,35 @@ class Heard:
     """One message of the room."""
 
     streams: int = 0
-    """How many streams have it."""
+    """The number of streams that have received it."""
     last: int = 0
-    """When the last of them got it."""
+    """The instant at which the last of them received it."""
 
 
 @dataclass
 class Tally:
-    """What all streams together have seen. Instants are nanoseconds of the monotonic clock."""
+    """The observations of all streams together. Instants are nanoseconds of the monotonic clock."""
 
     begin: int = 1 << 62
-    """Ticks count that are due from here,"""
+    """Ticks that are due from this instant are counted,"""
     end: int = 1 << 62
-    """to here."""
+    """until this one."""
     at_handler: array[int] = field(default_factory=lambda: array("q"))
-    """By how much each tick was late when its handler began."""
+    """The lateness of each tick when its handler began."""
     at_page: array[int] = field(default_factory=lambda: array("q"))
-    """By how much when the page had it."""
+    """The lateness of each tick when the page received it."""
     messages: dict[int, Heard] = field(default_factory=dict)
-    """By number."""
+    """The messages by their numbers."""
     ticks_out_of_order: int = 0
     messages_out_of_order: int = 0
     cut: int = 0
     """Streams that the host ended."""
     gaps: int = 0
-    """Streams that were told that they missed something."""
+    """Gaps that hosts reported to streams."""
 
 
 class Stream(asyncio.Protocol):
-    """One page. `opened` is done when its stream is there, and fails when it cannot be."""
+    """One page. `opened` is done when its stream is open, and fails if the stream cannot be opened."""
 
     def __init__(self, tally: Tally) -> None:
         self.opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -69,23 +68,23 @@ class Stream(asyncio.Protocol):
         self.messages = 0
         """The number of the latest message."""
         self.counted = 0
-        """How many of its ticks count."""
+        """The number of ticks that were due in the measured time."""
         self.due = 0
-        """When its latest tick was due."""
+        """The instant at which the latest tick was due."""
         self._tally = tally
         self._transport: asyncio.Transport | None = None
         self._left = False
         self._cid = b""
-        self._raw = b""  # as it came
-        self._text = b""  # without what HTTP wraps it in
+        self._raw = b""  # as received
+        self._text = b""  # without HTTP's chunks
 
     def leave(self) -> None:
-        """Close the connection, as a browser does that leaves the page."""
+        """Close the connection, as a browser does when its user leaves the page."""
         self._left = True
         if self._transport is not None:
             self._transport.close()
 
-    # What the loop calls.
+    # Called by the loop.
 
     @override
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -139,7 +138,7 @@ class Stream(asyncio.Protocol):
 
     def _fail(self, why: str) -> None:
         self.opened.set_exception(LoadError(why))
-        self.opened.exception()  # looked at once: after an interrupt nobody waits for it any more
+        self.opened.exception()  # read it, because asyncio would log it if an interrupt has ended the waiting task
 
     # The stream.
 
@@ -151,7 +150,7 @@ class Stream(asyncio.Protocol):
                 break
             self._text += raw[line + 2 : line + 2 + size]
             at = line + size + 4
-            if size == 0:  # the last: the host has ended the stream, and keeps the connection
+            if size == 0:  # the last chunk: the host has ended the stream, although it keeps the connection
                 self._tally.cut += 1
                 self.leave()
         self._raw = raw[at:]
@@ -161,7 +160,7 @@ class Stream(asyncio.Protocol):
         for frame in frames:
             lines = (line.partition(b": ") for line in frame.split(b"\r\n"))
             fields = {field: value for field, _, value in lines}
-            if b"event" in fields:  # else a comment, the heartbeat
+            if b"event" in fields:  # otherwise it is a comment, the heartbeat
                 yield fields[b"event"], fields.get(b"data", b"")
 
     def _take(self, name: bytes, value: bytes, now: int) -> None:
@@ -186,11 +185,11 @@ class Stream(asyncio.Protocol):
 
 
 async def open_stream(port: int, tally: Tally) -> Stream:
-    """Connect a page, and wait until its stream is there.
+    """Connect a page, and wait until its stream is open.
 
     Raises:
-        LoadError: the host does not answer with a stream.
-        OSError: it does not answer at all.
+        LoadError: the host does not respond with a stream.
+        OSError: the host does not respond at all.
     """
     _, stream = await asyncio.get_running_loop().create_connection(lambda: Stream(tally), "127.0.0.1", port)
     await stream.opened
@@ -198,10 +197,10 @@ async def open_stream(port: int, tally: Tally) -> Stream:
 
 
 async def request(port: int, method: str, path: str, body: str = "") -> bytes:
-    """The body of the answer to one request, on a connection of its own.
+    """Send one request on a connection of its own, and return the body of the response.
 
     Raises:
-        LoadError: there is no answer, or not the status 200.
+        LoadError: there is no response, or its status is not 200.
     """
     lines = (f"{method} {path} HTTP/1.1", "Host: localhost", "Connection: close", f"Content-Length: {len(body)}")
     try:
@@ -212,7 +211,7 @@ async def request(port: int, method: str, path: str, body: str = "") -> bytes:
         finally:
             writer.close()
     except OSError as exc:
-        raise LoadError(f"The host does not answer to {method} {path}: {exc}. What it said stands above.") from exc
+        raise LoadError(f"The host does not answer to {method} {path}: {exc}. See its output above.") from exc
     head, _, content = answer.partition(b"\r\n\r\n")
     status = head.partition(b"\r\n")[0]
     if b" 200 " not in status + b" ":

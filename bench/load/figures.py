@@ -1,7 +1,7 @@
-"""What a measurement under load has found: the file of it, what is wrong in it, and its figures side by side.
+"""The results of a measurement under load: the file, its faults, and the figures of the hosts side by side.
 
-The file holds counts and no verdicts. Whether anything was lost, and whether all is gone, is decided here out of the
-counts, for whoever shows them.
+The file holds counts and no verdicts. The functions here decide from the counts whether anything was lost and whether
+anything stayed behind; the command and the report use these functions.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ FORMAT: Final = 1
 STUBE: Final = "stube"
 BY_HAND: Final = "by-hand"
 GRACE_SECONDS: Final = 1.0
-"""How long the host stube waits for a page that was cut. A dict of queues waits for none."""
+"""The time for which the host on stube waits for a page that was cut. The host by hand waits for none."""
 
 Figures = Mapping[str, Any]
 
 
 def percentiles(nanoseconds: Sequence[int], shares: Sequence[int] = (50, 90, 99, 100)) -> dict[str, float] | None:
-    """The percentiles in microseconds; None when there are no values.
+    """Return the percentiles in microseconds; None if there are no values.
 
     >>> percentiles([1000, 2000, 3000], [50, 100])
     {'50': 2.0, '100': 3.0}
@@ -42,25 +42,25 @@ def percentiles(nanoseconds: Sequence[int], shares: Sequence[int] = (50, 90, 99,
 
 
 def read(file: Path) -> dict[str, Any]:
-    """A file of figures.
+    """Read a file of figures.
 
     Raises:
-        ResultsError: it cannot be read, or has another format.
+        ResultsError: the file cannot be read, or has another format.
     """
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as exc:
         raise ResultsError(f"{file} cannot be read: {exc}. Name a file that `make load` has written.") from exc
     if not isinstance(found, dict) or found.get("format") != FORMAT:
-        raise ResultsError(f"{file} is no file of format {FORMAT} of figures under load. Make it anew: make load.")
+        raise ResultsError(f"{file} is not a file of figures under load in format {FORMAT}. Write it again: make load.")
     return found
 
 
-# What is wrong
+# Faults
 
 
 def faults(host: Figures) -> list[str]:
-    """What was lost, doubled or out of order; empty when nothing was.
+    """Return what was lost, doubled or out of order; an empty list if nothing was.
 
     >>> faults({"lost": {"messages that did not arrive": 2, "streams that were cut": 0}})
     ['messages that did not arrive: 2']
@@ -69,18 +69,18 @@ def faults(host: Figures) -> list[str]:
 
 
 def not_gone(host: Figures) -> list[str]:
-    """What is still there after the last page has left; empty when all is gone."""
+    """Return what is left after the last page has left; an empty list if nothing is."""
     return [f"{what}: {count:,}" for what, count in host["held"].items() if count]
 
 
 def wrong(load: Figures) -> list[str]:
-    """A sentence for each host that has lost something or kept something; empty when none has."""
+    """Return a sentence for each host that has lost something or kept something."""
     found = [(name, [*faults(host), *not_gone(host)]) for name, host in zip(names(load), load["hosts"], strict=True)]
-    return [f"Under load {name} is not as it should be: {'; '.join(whats)}." for name, whats in found if whats]
+    return [f"Under load the host {name} has faults: {'; '.join(whats)}." for name, whats in found if whats]
 
 
 def kept_up(load: Figures, host: Figures) -> bool:
-    """Whether it made at least 19 of 20 ticks that there would have been without any lateness."""
+    """Return True if the host made at least 95% of the ticks that it would have made without any lateness."""
     return bool(host["ticks"] >= 0.95 * load["streams"] * load["seconds"])
 
 
@@ -88,12 +88,12 @@ def kept_up(load: Figures, host: Figures) -> bool:
 
 
 def names(load: Figures) -> list[str]:
-    """How the hosts are called, in the order of the columns."""
+    """Return the names of the hosts, in the order of the columns."""
     return [f"stube, {host['backend']}" if host["host"] == STUBE else "by hand" for host in load["hosts"]]
 
 
 def rows(load: Figures) -> Iterator[list[str]]:
-    """A row for each figure: what it is, and the figure of each host."""
+    """Yield a row for each figure: its name, and the figure of each host."""
     for what, cell in _cells(load):
         yield [what, *map(cell, load["hosts"])]
 

@@ -1,14 +1,14 @@
 """The two hosts under load, and the process that serves one of them.
 
-Both do the same: a page names a conversation, its stream ticks every second, and what is said in the one room goes to
-every stream. `stube_host` leaves that to `stube.asgi`; `host_by_hand` is written as people write it without: a dict of
+Both do the same: a page names a conversation, its stream ticks every second, and a message in the one room goes to
+every stream. `stube_host` uses `stube.asgi`; `host_by_hand` is written as people write it without stube: a dict of
 queues, a task for each clock, a loop over the dict. A tick carries its number, the instant at which it was due and the
 instant at which its handler began, in nanoseconds of the monotonic clock, which all processes of a machine share.
 
     python -m bench.load.hosts stube --backend asyncio
 
-serves one on a port of its own choice, which is the one line that it prints, until its standard input ends. Beside the
-host's own routes `/figures` says what the process uses and what the host still holds.
+serves one of them on a port that the system chooses, until its standard input ends. The port is the only line that it
+prints. Besides the host's own routes there is `/figures`, which reports what the process uses and what the host holds.
 """
 
 from __future__ import annotations
@@ -45,17 +45,17 @@ _SECOND: Final = 1_000_000_000
 
 @dataclass(frozen=True)
 class Application:
-    """One host: its routes, and what it says of itself."""
+    """One host: its routes, and functions that report its state."""
 
     app: Starlette
     held: Callable[[], Mapping[str, int]]
-    """How much there is of whatever belongs to a conversation; all of it 0 when nobody is there."""
+    """Returns the numbers of objects that belong to conversations; all are 0 when no page is connected."""
     ledger: Callable[[], str] = lambda: ""
-    """The equation that says that every delivery had one fate, where the host keeps such a ledger."""
+    """Returns the equation of the ledger, if the host keeps a ledger."""
 
 
 def stube_host(backend: str) -> Application:
-    """With `stube.asgi`, on a registry of this backend."""
+    """Return the host with `stube.asgi`, on a registry of this backend."""
 
     def boot(conversation: stube.Conversation, flow_id: str) -> None:
         arm(conversation, 1)
@@ -110,7 +110,7 @@ def stube_host(backend: str) -> Application:
 
 
 def host_by_hand() -> Application:
-    """With a dict of queues, as people write it now."""
+    """Return the host with a dict of queues, as people write it without stube."""
     queues: dict[str, asyncio.Queue[tuple[str, str]]] = {}
     clocks: set[asyncio.Task[None]] = set()
 
@@ -154,10 +154,10 @@ def host_by_hand() -> Application:
 
 
 async def _serve(application: Application, listener: socket.socket) -> None:
-    """Serve until the standard input ends: whoever started this process closes it, or is gone."""
+    """Serve until the standard input ends, because the parent process has closed it or has ended."""
     config = uvicorn.Config(
         application.app,
-        http="h11",  # the one that is always there, so that figures of two machines are of the same parser
+        http="h11",  # the parser that is always installed, so that figures of two machines are comparable
         ws="none",
         lifespan="on",
         log_level="warning",
@@ -167,8 +167,8 @@ async def _serve(application: Application, listener: socket.socket) -> None:
     server = uvicorn.Server(config)
 
     async def figures(request: Request) -> Response:
-        """What the process has used and what there is; with `?collect` when the garbage is gone, so that memory can
-        be read from outside."""
+        """Return what the process has used and what the host holds. With `?collect` collect garbage first, so that
+        the memory can be read from outside."""
         if "collect" in request.query_params:
             gc.collect()
         return JSONResponse(

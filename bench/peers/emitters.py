@@ -1,7 +1,8 @@
-"""What else delivers a message to many: each peer builds the same `Event` and calls the same dispatch.
+"""Other libraries that deliver a message to many: each peer builds the same `Event` and calls the same dispatch.
 
-All but two deliver inside the caller, who pays for every subscriber; then a handler that raises ends the publication,
-and two threads that publish at once deliver in no order. So they are faster at little work, and that is what they lack.
+All but two deliver inside the call of publish, so that the caller pays for every subscriber. A handler that raises then
+ends the publication, and two threads that publish at the same time deliver in no defined order. Therefore these peers
+are faster with few subscribers, and lack these promises.
 """
 
 from __future__ import annotations
@@ -20,33 +21,33 @@ __all__ = ["BareEmitter", "Blinker", "Channels", "Emitter", "FanOutPeer", "Psygn
 
 
 class FanOutPeer(Protocol):
-    """One topic with its subscribers, made anew for each round."""
+    """One topic with its subscribers, created for each round."""
 
     name: str
     needs: str | None
-    """The module that it is made of; None for the standard library."""
+    """The module that it needs; None for the standard library."""
     most: int | None
-    """How many deliveries it is measured with at most; None for as many as a target says."""
+    """The largest number of deliveries with which it is measured; None for as many as a target says."""
     widest: int | None
-    """At how many subscribers it is measured at most; None for any number."""
+    """The largest number of subscribers with which it is measured; None for any number."""
 
     def __init__(self, subscribers: int) -> None: ...
 
     def publish(self, message: Any) -> None:
-        """Publish one message; returns when its caller may go on."""
+        """Publish one message; return when the caller may continue."""
         ...
 
     def run(self, messages: int) -> None:
-        """Publish so many messages and return when each subscriber has got each."""
+        """Publish `messages` messages, and return when every subscriber has received all of them."""
         ...
 
     def close(self) -> None:
-        """Leave nothing behind."""
+        """Release everything."""
         ...
 
 
 class _InTheCaller:
-    """A peer whose publishing delivers."""
+    """A peer that delivers inside the call of publish."""
 
     most: int | None = None
     widest: int | None = None
@@ -62,8 +63,8 @@ def _listener(cid: str) -> Callable[[Any], None]:
 class Emitter(_InTheCaller):
     """pyee's `EventEmitter`.
 
-    What it lacks: isolation, an order across threads, back-pressure, counts; what is queued cannot be taken back,
-    for nothing is; no conversations. It reports a message that nobody got.
+    It lacks isolation, an order across threads, back-pressure, counts, conversations, and cancelling of queued
+    messages, because it queues none. It reports a message without a subscriber.
     """
 
     name = "pyee"
@@ -108,7 +109,7 @@ class BareEmitter(Emitter):
 class Blinker(_InTheCaller):
     """blinker's `Signal`.
 
-    What it lacks: what pyee lacks; and the order of subscribers.
+    It lacks what pyee lacks, and the order of subscribers.
     """
 
     name = "blinker"
@@ -136,7 +137,7 @@ class Blinker(_InTheCaller):
 class Psygnal(_InTheCaller):
     """psygnal's `SignalInstance`, compiled.
 
-    What it lacks: what pyee lacks; a topic is an attribute of a class, not a name.
+    It lacks what pyee lacks; a topic is an attribute of a class, not a name.
     """
 
     name = "psygnal"
@@ -164,8 +165,8 @@ class Psygnal(_InTheCaller):
 class ThreadPool:
     """A task of a thread pool for each delivery.
 
-    What it lacks: any order, and one at a time for a conversation; a failure is kept in a future that nobody asks;
-    no bound; what is queued cannot be taken back by conversation. The caller pays for every subscriber.
+    It lacks any order, one delivery at a time for a conversation, a bound, and cancelling by conversation. A failure
+    stays in a future that no code reads. The caller pays for every subscriber.
     """
 
     name = "a thread-pool task each"
@@ -194,14 +195,15 @@ class ThreadPool:
 class Channels:
     """Django Channels with its layer in memory: a channel, and a consumer that awaits it, for each conversation.
 
-    What it lacks: other threads; a promise, for a full channel drops its messages silently; each message is copied
-    for each subscriber; groups forget their members after a day. The caller pays for every subscriber.
+    It lacks calls from other threads, and a promise of delivery, because a full channel drops messages silently. Each
+    message is copied for each subscriber. Groups forget their members after a day. The caller pays for every
+    subscriber.
     """
 
     name = "Django Channels, in memory"
     needs: str | None = "channels"
     most: int | None = 5000
-    widest: int | None = 1000  # each sending looks through all channels for expired messages
+    widest: int | None = 1000  # each send searches all channels for expired messages
 
     def __init__(self, subscribers: int) -> None:
         self.subscribers = subscribers

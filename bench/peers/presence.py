@@ -1,4 +1,4 @@
-"""Which peers are installed here. One that is not leaves its rows out, and that is said once."""
+"""The peers that are installed here. The rows of other peers are left out, which is reported once."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PeerT = TypeVar("PeerT", bound=type[_Peer])
 
 
 def present(peers: Sequence[PeerT]) -> list[PeerT]:
-    """Those of `peers` that can be made here."""
+    """Return those of `peers` that are installed here."""
     found = []
     for peer in peers:
         if peer.needs is None or _is_there(peer.needs):

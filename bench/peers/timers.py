@@ -1,8 +1,8 @@
-"""What else keeps timers: each peer with the dict of handles per conversation that its user would keep beside it.
+"""Other libraries that keep timers: each peer with the dict of handles per conversation that its user would keep.
 
-None of these knows of conversations. So that one can be ended, its user files every handle under the conversation's
-name, takes it out again when the timer fires, and cancels one by one. `fill` is a loop of its own in each peer rather
-than a function that is called for every timer, which is the least that any user would pay.
+None of these has conversations. To end one, a user stores every handle under the conversation's name, removes it when
+the timer fires, and cancels the handles one by one. In each peer `fill` is a loop of its own rather than a function
+that is called for every timer, because this is the least that any user would pay.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ __all__ = [
 
 
 class TimerPeer(Protocol):
-    """One peer, made anew for each round."""
+    """One peer, created for each round."""
 
     name: str
     needs: str | None
-    """The module that it is made of; None for the standard library."""
+    """The module that it needs; None for the standard library."""
     most: int | None
-    """How many timers it is measured with at most; None for as many as a target says."""
+    """The largest number of timers with which it is measured; None for as many as a target says."""
 
     def fill(self, plan: Plan) -> None:
-        """Schedule every timer of the plan and file its handle."""
+        """Schedule every timer of the plan and store its handle."""
         ...
 
     def cancel(self, names: Sequence[str]) -> None:
@@ -51,19 +51,19 @@ class TimerPeer(Protocol):
         ...
 
     def fire(self) -> None:
-        """Run until every timer that was scheduled has fired; all of them are overdue."""
+        """Run until every scheduled timer has fired; all of them are overdue."""
         ...
 
     def close(self) -> None:
-        """Leave nothing behind."""
+        """Release everything."""
         ...
 
 
 class Asyncio:
     """The event loop of the standard library.
 
-    What it lacks: other threads may not call it; a timer that is cancelled stays in the heap, with what it holds,
-    until it is due or half of the heap is such; no conversations; a callback that blocks stops everything.
+    It lacks conversations, and calls from other threads. A cancelled timer stays in the heap, with the objects that it
+    holds, until it is due or half of the heap is cancelled. A callback that blocks stops everything.
     """
 
     name = "asyncio"
@@ -103,7 +103,7 @@ class Asyncio:
 class Uvloop(Asyncio):
     """The event loop on libuv.
 
-    What it lacks: as asyncio; and delays are whole milliseconds.
+    It lacks what asyncio lacks, and delays are whole milliseconds.
     """
 
     name = "uvloop"
@@ -117,10 +117,10 @@ class Uvloop(Asyncio):
 
 
 class Scheduler:
-    """`sched` of the standard library: a heap that somebody runs.
+    """`sched` of the standard library: a heap that its user runs.
 
-    What it lacks: a thread of its own, and waking up for what another one adds; cancelling searches the whole heap
-    and sorts it again; no conversations.
+    It lacks conversations, a thread of its own, and a wake-up when another thread adds a timer. Cancelling searches the
+    whole heap and sorts it again.
     """
 
     name = "sched"
@@ -152,13 +152,13 @@ class Scheduler:
 
 
 class CancelledScheduler(Scheduler):
-    """`sched` where timers are cancelled: with fewer of them, for each cancelling searches all."""
+    """`sched` for measuring cancels, with fewer timers, because each cancel searches all of them."""
 
     most: int | None = 2000
 
 
 class FiringScheduler(Scheduler):
-    """`sched` where timers fire: with fewer of them, for it sleeps for 0 seconds after each."""
+    """`sched` for measuring firing, with fewer timers, because it sleeps for 0 seconds after each."""
 
     most: int | None = 20_000
 
@@ -166,8 +166,8 @@ class FiringScheduler(Scheduler):
 class ThreadTimers:
     """`threading.Timer`: a thread for each timer.
 
-    What it lacks: room for more than some thousands of them; an order among timers that are due at once; deliveries
-    of one conversation one at a time; no conversations.
+    It lacks conversations, room for more than a few thousand timers, an order among timers that are due at the same
+    time, and one delivery at a time for a conversation.
     """
 
     name = "threading.Timer"
@@ -178,7 +178,7 @@ class ThreadTimers:
         self.handles: defaultdict[str, dict[int, threading.Timer]] = defaultdict(dict)
 
     def _fired(self, cid: str, instance_id: str, name: str, key: int) -> None:
-        self.handles[cid].pop(key, None)  # the thread may be faster than who files its handle
+        self.handles[cid].pop(key, None)  # the thread may run before `fill` has stored its handle
 
     def fill(self, plan: Plan) -> None:
         for key, (cid, delay) in enumerate(plan.in_seconds):
@@ -203,10 +203,11 @@ class ThreadTimers:
 
 
 class BackgroundScheduler:
-    """APScheduler 3, jobs in memory, a thread that schedules and a pool of ten that runs.
+    """APScheduler 3 with its jobs in memory, a thread that schedules them and a pool of ten threads that runs them.
 
-    What it lacks: speed, for it is made for jobs that are worth a row in a table; the order of jobs that are due at
-    once, and one at a time within a conversation, for its pool runs them; no conversations.
+    It lacks conversations, and speed, because it is made for jobs that are worth a row in a table. A pool runs the
+    jobs, so it also lacks an order of jobs that are due at the same time, and one delivery at a time for a
+    conversation.
     """
 
     name = "APScheduler"
@@ -251,7 +252,7 @@ class BackgroundScheduler:
 
 
 class PausedScheduler(BackgroundScheduler):
-    """APScheduler that is kept from running its jobs until all of them are overdue."""
+    """APScheduler that is paused until all of its jobs are overdue."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -261,7 +262,7 @@ class PausedScheduler(BackgroundScheduler):
 class TwistedClock:
     """Twisted's `task.Clock`, the clock that tests of Twisted programs move.
 
-    What it lacks: room, for every call sorts the list of all; other threads; no conversations.
+    It lacks conversations, calls from other threads, and room for many timers, because every call sorts the whole list.
     """
 
     name = "Twisted Clock"
@@ -298,8 +299,7 @@ class TwistedClock:
 class VirtualTime:
     """RxPY's `VirtualTimeScheduler`, which jumps from one due instant to the next.
 
-    What it lacks: stopping short of an instant within a window it was not told of beforehand; other threads; no
-    conversations.
+    It lacks conversations, calls from other threads, and a way to stop at an instant that was not given beforehand.
     """
 
     name = "RxPY virtual time"

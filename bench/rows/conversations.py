@@ -1,4 +1,4 @@
-"""Batons, and the end of a conversation beside a lot that is not its own."""
+"""Batons, and the end of a conversation beside much state of other conversations."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["batons", "end"]
 
 
 def batons(backend: str, effort: Effort) -> Iterator[Row]:
-    """Pairs of putting and taking a baton per second."""
+    """Measure how many times a second a baton is put and taken."""
     count = effort.size(100_000)
 
     def rate() -> float:
@@ -23,8 +23,8 @@ def batons(backend: str, effort: Effort) -> Iterator[Row]:
                 put(cid, "flow")
                 take(same)
 
-        # Two strings for each: one that the page's handler had, and one that the stream's request brings; and new ones
-        # each time, for a string that has been looked up knows its hash.
+        # Each pair has two equal strings, as in a host: one from the page's handler, one from the stream's request.
+        # They are new in each round, because a string that has been looked up has its hash cached.
         pairs = [(f"c{number % 1000}", f"c{number % 1000}") for number in range(count)]
         with opened(backend) as registry:
             return count / seconds(body)
@@ -35,7 +35,7 @@ def batons(backend: str, effort: Effort) -> Iterator[Row]:
 
 
 def end(backend: str, effort: Effort) -> Iterator[Row]:
-    """Ending a conversation of 3 timers and 3 topics beside 1,000,000 foreign subscriptions."""
+    """Measure ending a conversation of 3 timers and 3 topics beside 1,000,000 foreign subscriptions."""
     foreign, on_its_own, count = effort.size(1_000_000), effort.size(100_000), effort.size(1000)
     with opened(backend, max_pending=UNBOUNDED) as empty, opened(backend, max_pending=UNBOUNDED) as full:
         join_many(full, on_its_own, "topic 0")
@@ -68,7 +68,7 @@ def _end_us(registry: Backend, count: int) -> float:
             registry.subscribe(cid=cid, instance_id="main", topic=f"topic {number}", event="said")
 
     def body() -> None:
-        # What `Conversation.end` does, without its own handle, which would make the ratio smaller.
+        # The same calls as `Conversation.end`, without its handle, whose constant cost would make the ratio smaller.
         for cid in names:
             registry.cancel_timers(cid)
             registry.remove_subscriptions_for_cid(cid)

@@ -1,4 +1,4 @@
-"""What a registry does while it waits for a timer that is far away: nothing, if it is a good one."""
+"""The wake-ups of a registry that waits for a timer far in the future; there should be none."""
 
 from __future__ import annotations
 
@@ -20,29 +20,30 @@ _MINUTE_S = 60.0
 
 @dataclass(frozen=True)
 class Watched:
-    """What was seen of one registry; an entry of the key `wakeups` of the results."""
+    """The observations of one registry; an entry of the key `wakeups` of the results."""
 
     backend: str
     seconds: float
     looks: int
-    """How often it asked what time it is."""
+    """The number of times it read its clock."""
     switches: int | None
-    """How often one of its threads went to sleep, and so had been awake; None where the system does not count it."""
+    """The number of times that one of its threads went to sleep, which means that it had been awake; None where the
+    system does not count this."""
 
     @property
     def a_minute(self) -> float:
-        """Wake-ups in a minute; of less than a minute, as many as there would be if it went on like that."""
+        """The wake-ups in a minute, extrapolated if the registry was watched for less than a minute."""
         return max(self.looks, self.switches or 0) * max(1.0, _MINUTE_S / self.seconds)
 
 
 def wake_ups(backend: str, effort: Effort) -> Iterator[Row]:
-    """Wake-ups a minute of a registry that waits for a timer in an hour."""
+    """Measure the wake-ups a minute of a registry that waits for a timer that is due in an hour."""
     for watched in watch_all([backend], effort.idle_s):
         yield row_of(watched)
 
 
 def row_of(watched: Watched) -> Row:
-    """The row of what was seen."""
+    """Return the row of the observations."""
     return row(
         "wake-ups a minute, waiting for a timer in an hour",
         watched.backend,
@@ -55,7 +56,7 @@ def row_of(watched: Watched) -> Row:
 
 
 def watch_all(backends: Sequence[str], seconds: float) -> list[Watched]:
-    """Watch several, each in a process of its own, all at once; virtual ones have no thread that could wake."""
+    """Watch several registries at the same time, each in its own process; virtual ones have no thread to wake up."""
     children = [
         subprocess.Popen(
             [sys.executable, "-m", "bench.rows.idle", backend, str(seconds)], stdout=subprocess.PIPE, text=True
@@ -78,7 +79,7 @@ def _result_of(child: subprocess.Popen[str]) -> Watched:
 
 
 def watch(backend: str, seconds: float) -> Watched:
-    """Watch one, in this process, which must have no other thread."""
+    """Watch one registry in this process, which must have no other thread."""
     looks = 0
 
     def counting() -> int:
@@ -91,7 +92,7 @@ def watch(backend: str, seconds: float) -> Watched:
         registry.schedule_event(cid="near", instance_id="main", delay_ms=0, event="now")
         registry.schedule_event(cid="far", instance_id="main", delay_ms=_AN_HOUR_MS, event="far")
         registry.settle()
-        time.sleep(0.0 if is_virtual(registry) else 0.2)  # until its threads have gone to sleep, which nothing tells
+        time.sleep(0.0 if is_virtual(registry) else 0.2)  # until its threads are asleep; there is no event to wait for
         looks_before, switches_before = looks, _switches_of_others()
         time.sleep(seconds)
         looks_after, switches_after = looks, _switches_of_others()
@@ -100,13 +101,13 @@ def watch(backend: str, seconds: float) -> Watched:
 
 
 def _switches_of_others() -> int | None:
-    """The voluntary context switches of all threads but this one."""
+    """Return the voluntary context switches of all threads except this one."""
     try:
         import resource
 
-        everybody = resource.getrusage(resource.RUSAGE_SELF).ru_nvcsw
-        return everybody - resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
-    except (ImportError, AttributeError):  # no POSIX, or none that counts by thread
+        of_all_threads = resource.getrusage(resource.RUSAGE_SELF).ru_nvcsw
+        return of_all_threads - resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
+    except (ImportError, AttributeError):  # the system is not POSIX, or does not count by thread
         return None
 
 

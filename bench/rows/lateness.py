@@ -1,4 +1,4 @@
-"""How late timers are when there are many: 2,000 of them due within 0.9 s, idle and beside a thread that computes."""
+"""The lateness of many timers: 2,000 due within 0.9 s, on an idle machine and beside a thread that computes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PEERS: Sequence[type[TimerPeer]] = (ThreadTimers, Asyncio, Uvloop)
 
 
 def lateness(backend: str, effort: Effort) -> Iterator[Row]:
-    """The 50th and 99th percentile of 2,000 timers in 0.9 s, on an idle machine."""
+    """Measure the 50th and 99th percentile of the lateness of 2,000 timers in 0.9 s, on an idle machine."""
     plan = late_timers(effort)
     bodies: dict[str, Callable[[], list[float]]] = {"own": partial(late, backend, plan)}
     for kind in present(PEERS if effort.every_peer else PEERS[:1]):
@@ -40,14 +40,14 @@ def lateness(backend: str, effort: Effort) -> Iterator[Row]:
 
 
 def late_timers(effort: Effort) -> Plan:
-    """The timers whose lateness is measured. Until the first is due, two thousand threads have been started, too."""
+    """Return the timers to measure. The first is due late enough for a peer to start two thousand threads before."""
     hurry = 1.0 if effort.scale >= 0.1 else 0.1  # for tests, which measure nothing
     return Plan(effort.size(2000), 0.6 * hurry, 1.5 * hurry)
 
 
 @contextmanager
 def _computing(loaded: bool, plan: Plan) -> Iterator[None]:
-    """A thread that computes without a pause, from shortly before the first timer is due to the end of the block."""
+    """Run a thread that computes without a pause, from shortly before the first timer is due until the block ends."""
     over = threading.Event()
 
     def compute() -> None:
@@ -67,7 +67,7 @@ def _computing(loaded: bool, plan: Plan) -> Iterator[None]:
 
 
 def late(backend: str, plan: Plan, *, loaded: bool = False) -> list[float]:
-    """By how many seconds each timer of a registry was late; all 0 on a virtual one, whose clock waits for them."""
+    """Return the lateness of each timer of a registry in seconds; all 0 on a virtual one, whose clock waits."""
     found: list[float] = []
     with opened(backend) as registry, _computing(loaded, plan):
         if is_virtual(registry):
@@ -81,7 +81,7 @@ def late(backend: str, plan: Plan, *, loaded: bool = False) -> list[float]:
 
 
 def peer_late(kind: type[TimerPeer], plan: Plan, *, loaded: bool = False) -> list[float]:
-    """The same of a peer."""
+    """Return the lateness of each timer of a peer in seconds."""
     with _computing(loaded, plan):
         return _late_threads(plan) if kind is ThreadTimers else _late_in_loop(kind, plan)
 
@@ -90,7 +90,7 @@ def _late_threads(plan: Plan) -> list[float]:
     found: list[float] = []
     timers = []
     for _, delay in plan.in_seconds:
-        timer = threading.Timer(delay, _note, (found, clock() + delay))
+        timer = threading.Timer(delay, _record, (found, clock() + delay))
         timer.start()
         timers.append(timer)
     for timer in timers:
@@ -98,7 +98,7 @@ def _late_threads(plan: Plan) -> list[float]:
     return found
 
 
-def _note(found: list[float], due: float) -> None:
+def _record(found: list[float], due: float) -> None:
     found.append(clock() - due)
 
 
@@ -106,13 +106,13 @@ def _late_in_loop(kind: type[TimerPeer], plan: Plan) -> list[float]:
     found: list[float] = []
     peer: Any = kind()
 
-    def note(due: float) -> None:
+    def record(due: float) -> None:
         found.append(clock() - due)
         if len(found) == plan.count:
             peer.loop.stop()
 
     for _, delay in plan.in_seconds:
-        peer.loop.call_later(delay, note, clock() + delay)
+        peer.loop.call_later(delay, record, clock() + delay)
     peer.loop.run_forever()
     peer.close()
     return found

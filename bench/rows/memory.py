@@ -1,4 +1,4 @@
-"""How many bytes a timer, a subscription and a baton take, by `tracemalloc`."""
+"""The bytes of a timer, a subscription and a baton, measured with `tracemalloc`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["bytes_per_timer", "everything", "peer_timer_bytes", "timer_bytes"]
 
 
 def bytes_per_timer(backend: str, effort: Effort) -> Iterator[Row]:
-    """Bytes of a pending timer, its conversation's share included: many timers close together, and few far apart."""
+    """Measure the bytes of a pending timer and its share of the conversation: many close together, few far apart."""
     dense, sparse = effort.size(10_000), effort.size(1000)
     yield row(
         f"bytes per pending timer, {dense:,} dense",
@@ -40,17 +40,17 @@ def bytes_per_timer(backend: str, effort: Effort) -> Iterator[Row]:
 
 
 def dense_plan(count: int) -> Plan:
-    """Timers close together, in 1000 conversations."""
+    """Return timers close together, in 1000 conversations."""
     return Plan(count, 1, 10)
 
 
 def sparse_plan(count: int) -> Plan:
-    """Timers far apart, each in a conversation of its own."""
+    """Return timers far apart, each in a conversation of its own."""
     return Plan(count, 1, 3600, count)
 
 
 def traced(body: Callable[[], object]) -> int:
-    """By how many bytes what is allocated grows while `body` runs; what it returns counts."""
+    """Return by how many bytes the allocated memory grows while `body` runs, including its return value."""
     gc.collect()
     tracemalloc.start()
     try:
@@ -65,13 +65,13 @@ def traced(body: Callable[[], object]) -> int:
 
 
 def timer_bytes(backend: str, plan: Plan) -> float:
-    """Bytes per timer of a registry that is new."""
+    """Return the bytes per timer of a new registry."""
     with opened(backend) as registry:
         return traced(lambda: filled(registry, plan)) / plan.count
 
 
 def peer_timer_bytes(kind: type[TimerPeer], plan: Plan) -> float:
-    """Bytes per timer of a peer that is new, with its dict of handles."""
+    """Return the bytes per timer of a new peer, with its dict of handles."""
     peer = kind()
     try:
         return traced(lambda: peer.fill(plan)) / plan.count
@@ -80,7 +80,7 @@ def peer_timer_bytes(kind: type[TimerPeer], plan: Plan) -> float:
 
 
 def everything(backends: list[str], effort: Effort) -> Iterator[dict[str, object]]:
-    """Every entry of the key `memory` of the results."""
+    """Yield every entry of the key `memory` of the results."""
     dense, sparse = dense_plan(effort.size(10_000)), sparse_plan(effort.size(1000))
     plans = ((f"timer, {dense.count:,} dense", dense), (f"timer, {sparse.count:,} sparse", sparse))
     count = effort.size(10_000)
@@ -94,7 +94,7 @@ def everything(backends: list[str], effort: Effort) -> Iterator[dict[str, object
         )
         for what, body in bodies:
             with opened(backend) as registry:
-                yield _entry(what, backend, traced(lambda: body(registry)) / count)  # noqa: B023 - called at once
+                yield _entry(what, backend, traced(lambda: body(registry)) / count)  # noqa: B023 - called immediately
     for kind in present((Asyncio, Uvloop)):
         for what, plan in plans:
             yield _entry(what, kind.name, peer_timer_bytes(kind, plan))

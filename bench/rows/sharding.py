@@ -1,4 +1,4 @@
-"""What shards are for: several callers, and handlers that block; and what they cost a single caller."""
+"""The benefit of shards, several callers and handlers that block, and their cost for a single caller."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ __all__ = ["blocking", "eight_callers", "eight_callers_free_threaded", "gil_enab
 
 _CALLERS = 8
 _BLOCK_S = 0.001
-_MOST_ROUNDS_OF_WAITING = 3  # each takes ten seconds and more, in which nothing but a sleep is measured
+_MOST_ROUNDS_OF_WAITING = 3  # each takes ten seconds and more, nearly all of it in sleep
 _PEER = "memory"
 
 
 def gil_enabled() -> bool:
-    """Whether one thread at a time runs Python."""
+    """Return True if only one thread at a time runs Python."""
     return bool(getattr(sys, "_is_gil_enabled", lambda: True)())
 
 
 def one_caller(backend: str, effort: Effort) -> Iterator[Row]:
-    """Schedules per second of one thread."""
+    """Measure schedules per second of one thread."""
     plan = Plan(effort.size(100_000), 1, 600)
     figures = interleaved(
         effort.rounds, {"own": partial(schedule_rate, backend, plan), _PEER: partial(schedule_rate, _PEER, plan)}
@@ -38,12 +38,12 @@ def one_caller(backend: str, effort: Effort) -> Iterator[Row]:
 
 
 def eight_callers(backend: str, effort: Effort) -> Iterator[Row]:
-    """Timers scheduled and cancelled per second by 8 threads, each with conversations of its own."""
+    """Measure timers scheduled and cancelled per second by 8 threads, each with conversations of its own."""
     return _callers(backend, effort, _CALLERS, 1.0, None) if gil_enabled() else iter(())
 
 
 def eight_callers_free_threaded(backend: str, effort: Effort) -> Iterator[Row]:
-    """The same, and with 2 of them, where threads run Python at the same time; nothing where they cannot."""
+    """Measure the same with 8 and with 2 threads on a free-threaded Python; yield nothing on one with the GIL."""
     if not gil_enabled():
         yield from _callers(backend, effort, 2, None, 1.3)
         yield from _callers(backend, effort, _CALLERS, 1.3, 1.6)
@@ -60,13 +60,13 @@ def _callers(backend: str, effort: Effort, callers: int, must: float | None, aim
 
 
 def _plans(count: int, callers: int) -> list[Plan]:
-    """One for each thread, of its own 125 conversations."""
+    """Return a plan for each thread, with 125 conversations of its own."""
     each = max(1, count // callers)
     return [Plan(each, 1, 600, 125, prefix=f"t{number} c") for number in range(callers)]
 
 
 def _callers_rate(backend: str, plans: Sequence[Plan]) -> float:
-    """Timers per second, from the instant at which all threads are let go to the end of the last."""
+    """Return timers per second, from the instant at which all threads are released to the end of the last thread."""
     began: list[float] = []
     ended: list[float] = []
     start = threading.Barrier(len(plans), action=lambda: began.append(clock()))
@@ -90,7 +90,7 @@ def _callers_rate(backend: str, plans: Sequence[Plan]) -> float:
 
 
 def blocking(backend: str, effort: Effort) -> Iterator[Row]:
-    """Deliveries per second to 10,000 conversations whose handlers wait 1 ms for something outside."""
+    """Measure deliveries per second to 10,000 conversations whose handlers block for 1 ms."""
     count = effort.size(10_000)
     names = [f"c{number}" for number in range(count)]
 

@@ -1,4 +1,4 @@
-"""How long it takes from nothing to the first delivery, in a new process each time."""
+"""The time from the import to the first delivery, in a new process each time."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ _PEERS: Final[Sequence[tuple[type[TimerPeer], str]]] = (
 
 
 def everything(backends: Sequence[str], effort: Effort) -> list[dict[str, object]]:
-    """Every entry of the key `start_up` of the results: milliseconds, without the interpreter's own start."""
+    """Return every entry of the key `start_up` of the results: milliseconds, without the interpreter's own start."""
     peers = [module for kind, module in _PEERS if present([kind])]
     bodies = {backend: partial(_times, _OWN, backend) for backend in backends}
     bodies |= {module: partial(_times, _PEER, module) for module in peers}

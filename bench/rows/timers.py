@@ -1,4 +1,4 @@
-"""Timers in, cancelled and fired, beside what else keeps timers."""
+"""Scheduling, cancelling and firing of timers, beside other libraries."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ __all__ = [
     "schedule_rate",
 ]
 
-_OVERDUE_S = 0.02  # within which all timers that are fired late are due
+_OVERDUE_S = 0.02  # after this time all timers of the row about firing are overdue
 Figure = Callable[[Plan], float]
 
 
 def schedule(backend: str, effort: Effort) -> Iterator[Row]:
-    """Schedules per second while 100,000 gather; all validation, grouping and re-entrancy included."""
+    """Measure schedules per second up to 100,000 pending timers, with all validation, grouping and re-entrancy."""
     count = effort.size(100_000)
     others = (Uvloop, Scheduler, ThreadTimers, BackgroundScheduler, TwistedClock)
     return _beside(
@@ -57,11 +57,11 @@ def schedule(backend: str, effort: Effort) -> Iterator[Row]:
 
 
 def schedule_a_million(backend: str, effort: Effort) -> Iterator[Row]:
-    """The same at 1,000,000 pending, beside itself at 10,000."""
+    """Measure the same at 1,000,000 pending, beside itself at 10,000."""
     many, few = effort.size(1_000_000), effort.size(10_000)
     large, small = Plan(many, 1, 600), Plan(few, 1, 600)
 
-    def small_rate() -> float:  # ten times, for one is over in a blink
+    def small_rate() -> float:  # ten times, because one time is too short to measure
         return 10 / sum(1 / schedule_rate(backend, small) for _ in range(10))
 
     bodies: dict[str, Callable[[], float]] = {"own": partial(schedule_rate, backend, large), "itself": small_rate}
@@ -79,7 +79,7 @@ def schedule_a_million(backend: str, effort: Effort) -> Iterator[Row]:
 
 
 def cancel(backend: str, effort: Effort) -> Iterator[Row]:
-    """Timers cancelled per second by ending 1000 conversations; what they held is free on return."""
+    """Measure timers cancelled per second by ending 1000 conversations; their payloads are freed on return."""
     count = effort.size(100_000)
     others = (Uvloop, CancelledScheduler, ThreadTimers, BackgroundScheduler, TwistedClock)
     return _beside(
@@ -96,7 +96,7 @@ def cancel(backend: str, effort: Effort) -> Iterator[Row]:
 
 
 def fire(backend: str, effort: Effort) -> Iterator[Row]:
-    """Overdue timers delivered per second, those of one conversation in order."""
+    """Measure overdue timers delivered per second, those of one conversation in order."""
     count = effort.size(100_000)
     others = (Asyncio, FiringScheduler, PausedScheduler, TwistedClock)
     return _beside(
@@ -124,7 +124,7 @@ def _beside(
     must: float,
     aim: float,
 ) -> Iterator[Row]:
-    """The rows of one figure beside peers, of which the first is the target's."""
+    """Yield the rows of one figure beside peers; the target is the one beside the first peer."""
     bodies = {"own": partial(own, plan)}
     details = {}
     for kind in present(peers):
@@ -138,13 +138,13 @@ def _beside(
 
 
 def schedule_rate(backend: str, plan: Plan) -> float:
-    """Schedules per second of a registry that is new."""
+    """Return schedules per second of a new registry."""
     with opened(backend) as registry:
         return plan.count / seconds(lambda: filled(registry, plan))
 
 
 def cancel_rate(backend: str, plan: Plan) -> float:
-    """Timers cancelled per second, a conversation at a time."""
+    """Return timers cancelled per second, one conversation at a time."""
 
     def body() -> None:
         cancel_timers = registry.cancel_timers
@@ -159,14 +159,14 @@ def cancel_rate(backend: str, plan: Plan) -> float:
 
 
 def fire_rate(backend: str, plan: Plan) -> float:
-    """Deliveries per second of timers that are all overdue."""
+    """Return deliveries per second of timers that are all overdue."""
     with opened(backend) as registry:
         if is_virtual(registry):
             filled(registry, plan)
             return plan.count / seconds(lambda: as_virtual(registry).advance(1000 * _OVERDUE_S))
         with held(registry) as release:
             filled(registry, plan)
-            time.sleep(_OVERDUE_S)  # the last one is overdue then, which nothing tells
+            time.sleep(_OVERDUE_S)  # until the last one is overdue; there is no event to wait for
 
             def drain() -> None:
                 release()
@@ -176,7 +176,7 @@ def fire_rate(backend: str, plan: Plan) -> float:
 
 
 def peer_schedule_rate(kind: type[TimerPeer], plan: Plan) -> float:
-    """Schedules per second of a peer that is new."""
+    """Return schedules per second of a new peer."""
     peer = kind()
     try:
         return plan.count / seconds(lambda: peer.fill(plan))
@@ -185,7 +185,7 @@ def peer_schedule_rate(kind: type[TimerPeer], plan: Plan) -> float:
 
 
 def peer_cancel_rate(kind: type[TimerPeer], plan: Plan) -> float:
-    """Timers that a peer cancels per second, a conversation at a time."""
+    """Return timers that a peer cancels per second, one conversation at a time."""
     peer = kind()
     try:
         peer.fill(plan)
@@ -195,7 +195,7 @@ def peer_cancel_rate(kind: type[TimerPeer], plan: Plan) -> float:
 
 
 def peer_fire_rate(kind: type[TimerPeer], plan: Plan) -> float:
-    """Timers that a peer fires per second, all of them overdue."""
+    """Return overdue timers that a peer fires per second."""
     peer = kind()
     try:
         peer.fill(plan)

@@ -1,4 +1,4 @@
-"""Publications: what they deliver, what one costs its caller, and what coming and going costs, beside emitters."""
+"""Publications: deliveries per second, the cost of one to its caller, joining and leaving a topic, beside emitters."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from stube import Backend
 __all__ = ["deliver", "deliveries_per_second", "join_and_leave", "peer_deliveries_per_second", "publish", "wide_enough"]
 
 _DELIVERIES = 500_000
-_FEW_MESSAGES = 10  # at the least, however many subscribers each has
+_FEW_MESSAGES = 10  # the least number of messages, however many subscribers each has
 
 
 def deliver(backend: str, effort: Effort) -> Iterator[Row]:
-    """Deliveries per second at fan-out 100 to 10,000, from the first publication to the last delivery."""
+    """Measure deliveries per second at fan-out 100 to 10,000, from the first publication to the last delivery."""
     yield from _deliveries_beside(backend, effort, 100, Emitter, 1.5, 2.0)
     yield from _deliveries_beside(backend, effort, 1000, Emitter, 1.5, 2.0)
     yield from _deliveries_beside(backend, effort, 10_000, Emitter, 1.5, 2.0)
 
 
 def deliver_beside_bare_callbacks(backend: str, effort: Effort) -> Iterator[Row]:
-    """The same beside an emitter whose callbacks take a tuple and do nothing."""
+    """Measure the same beside an emitter whose callbacks take a tuple and do nothing."""
     alone = Effort(effort.rounds, effort.scale)
     for size in (100, 1000, 10_000):
         yield from _deliveries_beside(backend, alone, size, BareEmitter, None, 1.0)
 
 
 def deliver_to_few(backend: str, effort: Effort) -> Iterator[Row]:
-    """Deliveries per second where there is little to share: at fan-out 1, and where each instance has its own name."""
+    """Measure deliveries per second where events share little: at fan-out 1, and if each instance has its own name."""
     yield from _deliveries_beside(backend, effort, 1, Emitter, None, None)
     size, messages = effort.size(1000), effort.size(_DELIVERIES // 1000)
     bodies = {
@@ -65,12 +65,12 @@ def _deliveries_beside(
 
 
 def wide_enough(kinds: Sequence[type[FanOutPeer]], size: int) -> list[type[FanOutPeer]]:
-    """Those that are installed and can be measured with so many subscribers."""
+    """Return the peers that are installed and can be measured with `size` subscribers."""
     return [kind for kind in present(kinds) if kind.widest is None or size <= kind.widest]
 
 
 def deliveries_per_second(backend: str, size: int, messages: int, *, alike: bool = True) -> float:
-    """From the first publication to the last delivery, on a registry that is new."""
+    """Return deliveries per second from the first publication to the last delivery, on a new registry."""
 
     def body() -> None:
         publish = registry.publish
@@ -88,7 +88,7 @@ def deliveries_per_second(backend: str, size: int, messages: int, *, alike: bool
 
 
 def peer_deliveries_per_second(kind: type[FanOutPeer], size: int, messages: int) -> float:
-    """The same of a peer that is new."""
+    """Return the same of a new peer."""
     peer = kind(size)
     try:
         return messages * size / seconds(lambda: peer.run(messages))
@@ -97,7 +97,7 @@ def peer_deliveries_per_second(kind: type[FanOutPeer], size: int, messages: int)
 
 
 def publish(backend: str, effort: Effort) -> Iterator[Row]:
-    """What one publication costs its caller at fan-out 1 to 100,000, while nothing is delivered."""
+    """Measure the cost of one publication to its caller at fan-out 1 to 100,000, while nothing is delivered."""
     sizes = [effort.size(size, size if size < 1000 else 1000) for size in (1, 100, 10_000, 100_000)]
     count = effort.size(1000)
     costs = interleaved(effort.rounds, {f"{size:,}": partial(_publish_ns, backend, size, count) for size in sizes})
@@ -150,7 +150,7 @@ def _peer_publish_ns(kind: type[FanOutPeer], size: int) -> float:
 
 
 def join_and_leave(backend: str, effort: Effort) -> Iterator[Row]:
-    """What joining and leaving costs in a topic of 100,000, with a publication between the two, every time."""
+    """Measure joining and leaving a topic of 100,000, with a publication between the two every time."""
     size, count = effort.size(100_000), effort.size(2000)
     bodies = {
         "own": partial(_join_and_leave_us, backend, size, count),

@@ -1,4 +1,4 @@
-"""Virtual time: timers in and fired beside RxPY's and Twisted's clocks, and a day of idle time-outs."""
+"""Virtual time: scheduling and firing beside RxPY's and Twisted's clocks, and a day of idle time-outs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _DAY_MS = 86_400_000
 
 
 def in_and_fired(backend: str, effort: Effort) -> Iterator[Row]:
-    """Timers per second that are scheduled and then fired by moving the clock through ten minutes."""
+    """Measure timers per second that are scheduled and then fired by moving the clock through ten minutes."""
     count = effort.size(100_000)
     plan = Plan(count, 1, 600)
     kinds: list[type[TimerPeer]] = [VirtualTime, TwistedClock] if effort.every_peer else [VirtualTime]
@@ -57,7 +57,7 @@ def _peer_rate(kind: type[TimerPeer], plan: Plan) -> float:
 
 
 def a_day(backend: str, effort: Effort) -> Iterator[Row]:
-    """A day with 100,000 time-outs of half an hour; once all of them fire, and once activity cancels each of them."""
+    """Measure a day with 100,000 time-outs of half an hour: once all of them fire, and once activity cancels each."""
     count = effort.size(100_000)
     for fires in (True, False):
         figures = interleaved(effort.rounds, {"own": partial(_a_day_s, backend, count, fires)})

@@ -8,7 +8,7 @@ try:
     from stube.demo.check import self_check
     from stube.demo.server import serve
 except ImportError as exc:
-    # What stube.asgi misses it says itself, and names its own extra; here another one is meant.
+    # stube.asgi reports a missing package with the name of its own extra. Name the demo's extra instead.
     cause = exc if isinstance(exc, ModuleNotFoundError) else exc.__cause__
     missing = cause.name if isinstance(cause, ModuleNotFoundError) and cause.name is not None else ""
     if missing.partition(".")[0] not in {"anyio", "httpx", "sse_starlette", "starlette", "uvicorn"}:

@@ -12,7 +12,7 @@ import httpx
 
 
 class Pulse:
-    """Beats whenever any client receives something, so that waiting for it needs no polling. One waiter."""
+    """Beats whenever any client receives something, so that a task can wait without polling. One task may wait."""
 
     def __init__(self) -> None:
         self._beat = asyncio.Event()
@@ -21,7 +21,7 @@ class Pulse:
         self._beat.set()
 
     async def until(self, met: Callable[[], bool], seconds: float) -> bool:
-        """Wait until `met`, at most so long; whether it was."""
+        """Wait until `met`, for at most `seconds`; return the last value of `met`."""
         try:
             async with asyncio.timeout(seconds):
                 while not met():
@@ -42,24 +42,24 @@ class Client:
     """
 
     def __init__(self, url: str, pulse: Pulse, patience: float) -> None:
-        # A pool of its own, as a browser has one; and a pool takes time quadratic in its connections. A proxy
-        # from the environment has no business between a process and itself, and there is no TLS to verify.
+        # Each client has a pool of its own, as a browser has, because a pool takes time quadratic in its connections.
+        # A proxy of the environment must not be used between a process and itself, and there is no TLS to verify.
         self._http = httpx.AsyncClient(base_url=url, timeout=patience, trust_env=False, verify=False)
         self._pulse = pulse
         self._reader: asyncio.Task[None] | None = None
-        # As a browser's EventSource does: what came last, for a stream that goes on from there.
+        # The id of the last event. A new stream sends it, as a browser's EventSource does, to continue from there.
         self._last_event_id = ""
         self.cid = ""
         self.hellos = 0
-        """How often a flow was booted."""
+        """Number of flows that were booted."""
         self.ticks: list[list[int]] = []
         """The clock's numbers, for each stream that connected."""
         self.heard: list[str] = []
         """Messages, over all streams."""
         self.byes: list[str] = []
-        """Why the server ended a stream."""
+        """The server's reasons for ending a stream."""
         self.gaps = 0
-        """How often the server said that something was missed."""
+        """Number of times the server reported that events were lost."""
 
     async def mount(self) -> None:
         page = (await self._http.get("/")).raise_for_status().text
@@ -73,7 +73,7 @@ class Client:
         self._reader = asyncio.create_task(self._read(), name=f"stream {self.cid}")
 
     async def cut(self) -> None:
-        """Drop the connection without a word, as a lost network does."""
+        """Drop the connection without telling the server, as a lost network does."""
         if self._reader is not None:
             self._reader.cancel()
             await asyncio.gather(self._reader, return_exceptions=True)
@@ -85,12 +85,12 @@ class Client:
         await self._http.aclose()
 
     async def panel(self) -> dict[str, Any]:
-        """What the side panel shows."""
+        """Return the content of the side panel."""
         panel: dict[str, Any] = (await self._http.get("/registry")).raise_for_status().json()
         return panel
 
     async def say(self, texts: Iterable[str]) -> int:
-        """Say one after the other; for how many subscribers, summed up. A refused one was for nobody."""
+        """Say the texts one after the other; return the sum of their subscribers. A refused text has none."""
         targets = 0
         for text in texts:
             answer = await self._http.post(f"/say/{self.cid}", json={"text": text})
@@ -98,11 +98,11 @@ class Client:
         return targets
 
     async def leave(self) -> None:
-        """Close the tab. What comes of it shows on the stream."""
+        """Close the tab. The stream shows the result."""
         await self._http.post(f"/leave/{self.cid}")
 
     async def is_gone(self) -> bool:
-        """Whether the server knows the conversation no longer."""
+        """Return True if the server no longer knows the conversation."""
         async with self._http.stream("GET", f"/stream/{self.cid}") as answer:
             return answer.status_code == 404
 

@@ -1,4 +1,4 @@
-"""The self-check's own count of what a registry does, taken outside of it: the other side of the ledger."""
+"""The self-check's own count of a registry's work, taken outside the registry, to compare with its ledger."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ import stube
 
 
 class CountingRegistry:
-    """A registry that counts what goes in and what comes out, and is otherwise the one it wraps.
+    """A wrapper that counts what a registry accepts, cancels and delivers, and forwards everything else.
 
     Args:
-        registry: the one to watch.
-        tick_ms: the step of the clocks, which no two ticks of one conversation may undercut.
+        registry: the registry to watch.
+        tick_ms: the step of the clocks; two ticks of one conversation must be at least this far apart.
     """
 
     def __init__(self, registry: stube.Backend, *, tick_ms: float) -> None:
@@ -36,8 +36,8 @@ class CountingRegistry:
         """Calls of dispatch, by the name of the event."""
         self.failed = 0
         self.early = 0
-        self.at_once = 0
-        """The most deliveries that one conversation ever had running at the same time."""
+        self.most_inside = 0
+        """The largest number of deliveries of one conversation that ran at the same time."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._registry, name)
@@ -95,9 +95,9 @@ class CountingRegistry:
         with self._lock:
             self.handled[event.name] += 1
             self._inside[cid] += 1
-            self.at_once = max(self.at_once, self._inside[cid])
+            self.most_inside = max(self.most_inside, self._inside[cid])
             if event.name == "tick":
-                # Each tick is scheduled from within the one before, so its delay began after that one had.
+                # The handler of each tick schedules the next one, so the next one's delay began after this entry.
                 self.early += now - self._last_tick.get(cid, now - self._tick_ns) < self._tick_ns
                 self._last_tick[cid] = now
 

@@ -1,4 +1,4 @@
-"""Handlers that stand still on purpose, to see who else a registry keeps waiting for one of them."""
+"""Handlers that block on purpose, to show which other conversations a registry delays while one handler blocks."""
 
 from __future__ import annotations
 
@@ -8,29 +8,29 @@ from concurrent.futures import Future, wait
 
 
 class Freezer:
-    """Which conversations have been asked to freeze, and which stand still. Any thread may call anything.
+    """The conversations that have been asked to freeze, and those whose handler is frozen. Every method is thread-safe.
 
-    A freeze is asked for first; it begins when its handler gets its turn, which may be later than the thaw.
+    A freeze is first asked for. It begins when its handler is delivered, which may be after it was taken back.
 
     Args:
-        bound_ms: how long a handler stands still at most, in milliseconds.
+        bound_ms: the longest time that a handler stays frozen, in milliseconds.
     """
 
     def __init__(self, bound_ms: float) -> None:
         self.seconds = bound_ms / 1000
         self._lock = threading.Lock()
-        # Guarded by the lock. A latch is pending once it is asked for, running once its handler stands still, and
-        # done when the handler may go on. A future, because a thread and a coroutine can wait for it alike.
+        # Guarded by the lock. A latch is pending when a freeze has been asked for, running while its handler is frozen,
+        # and done when the handler may continue. A future, because both a thread and a coroutine can wait for it.
         self._latches: dict[str, Future[None]] = {}
 
     def ask(self, cid: str) -> bool:
-        """Ask for a freeze; False when one is asked for already."""
+        """Ask for a freeze; return False if one has been asked for already."""
         latch: Future[None] = Future()
         with self._lock:
             return self._latches.setdefault(cid, latch) is latch
 
     def thaw(self, cid: str) -> bool:
-        """Take a freeze back, whether it has begun or not; False when there was none."""
+        """Take a freeze back, whether it has begun or not; return False if there was none."""
         with self._lock:
             latch = self._latches.pop(cid, None)
         if latch is None:
@@ -39,18 +39,18 @@ class Freezer:
         return True
 
     def is_frozen(self, cid: str) -> bool:
-        """Whether the conversation's handler stands still at this moment."""
+        """Return True if the conversation's handler is frozen at this moment."""
         with self._lock:
             latch = self._latches.get(cid)
             return latch is not None and latch.running()
 
     def is_asked(self, cid: str) -> bool:
-        """Whether a freeze has been asked for and not been taken back, begun or not."""
+        """Return True if a freeze has been asked for and not taken back, whether it has begun or not."""
         with self._lock:
             return cid in self._latches
 
     def begin(self, cid: str) -> Future[None] | None:
-        """Begin to stand still: what to wait for, or None when the freeze has been taken back meanwhile."""
+        """Begin a freeze: return the latch to wait for, or None if the freeze has already been taken back."""
         with self._lock:
             latch = self._latches.get(cid)
             if latch is None or latch.running():
@@ -59,15 +59,15 @@ class Freezer:
             return latch
 
     def end(self, cid: str, latch: Future[None]) -> None:
-        """The handler goes on. What has been asked for since a thaw is another freeze, and stays."""
+        """End a freeze: its handler continues. A freeze that was asked for after a thaw is another one, and stays."""
         with self._lock:
             if self._latches.get(cid) is latch:
                 del self._latches[cid]
 
     def hold(self, latch: Future[None]) -> None:
-        """Stand still in a thread: until the thaw, or the bound."""
+        """Block the thread until the thaw, or until the bound has passed."""
         wait([latch], self.seconds)
 
     async def hold_awaiting(self, latch: Future[None]) -> None:
-        """Stand still in a coroutine, which keeps no other from running: until the thaw, or the bound."""
+        """Wait in a coroutine until the thaw, or until the bound has passed. The event loop keeps running."""
         await asyncio.wait([asyncio.wrap_future(latch)], timeout=self.seconds)

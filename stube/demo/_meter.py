@@ -1,6 +1,6 @@
-"""How many deliveries begin in a second and how late the clocks' ticks are: a minute of it, for the charts.
+"""Figures of the last minute for the charts: deliveries per second, and the lateness of the clocks' ticks.
 
-The deliveries that come to the application: the host keeps its own to itself, a sweep or a grace timer now and then.
+Only deliveries to the application are counted. The host handles its own, an occasional sweep or grace timer, itself.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ import threading
 from collections.abc import Callable
 
 SECONDS = 60
-"""How many seconds back a meter remembers."""
+"""Number of past seconds that a meter remembers."""
 
 
 class Meter:
-    """Counts second by second. Any thread may call anything.
+    """Counts second by second. Every method is thread-safe.
 
     Args:
         clock: gives milliseconds on the clock of the registry's timers.
@@ -23,16 +23,17 @@ class Meter:
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._lock = threading.Lock()
-        # Guarded by the lock: by second, how many deliveries began and how late the latest tick was. Second n is what
-        # came after n - 1 and up to n, so that on a clock which stands on whole seconds the last one is complete.
+        # Guarded by the lock: for each second the number of deliveries that began, and the greatest lateness of a tick.
+        # Second n lasts from n - 1 (exclusive) to n (inclusive), so that on a virtual clock, which often stops at a
+        # whole second, the last second is complete.
         self._deliveries: dict[int, int] = {}
         self._lateness: dict[int, float] = {}
 
     def note(self, due: float | None) -> None:
-        """A delivery begins.
+        """Count a delivery that begins.
 
         Args:
-            due: when it was due, in milliseconds on the clock; None when nobody knows.
+            due: when it was due, in milliseconds on the clock; None if that is unknown.
         """
         now = self._clock()
         second = math.ceil(now / 1000)
@@ -46,12 +47,12 @@ class Meter:
                 self._lateness[second] = max(self._lateness.get(second, 0.0), now - due)
 
     def deliveries(self) -> list[int]:
-        """How many deliveries began in each complete second, the latest last."""
+        """Return the number of deliveries that began in each complete second, the latest second last."""
         with self._lock:
             return [self._deliveries.get(second, 0) for second in self._complete()]
 
     def lateness(self) -> list[float | None]:
-        """By how many milliseconds the latest tick of each complete second was late; None when there was none."""
+        """Return the greatest lateness of a tick in each complete second, in milliseconds; None without a tick."""
         with self._lock:
             values = [self._lateness.get(second) for second in self._complete()]
         return [None if value is None else round(value, 3) for value in values]

@@ -1,4 +1,4 @@
-"""What the inspector shows: the registry as plain JSON, one snapshot for all pages."""
+"""The content of the inspector: the registry as plain JSON, one snapshot for all pages."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from stube.demo._freezer import Freezer
 from stube.demo._meter import Meter
 
 PANEL_LIMIT = 40
-"""Conversations that the panel lists; a page with ten thousand rows shows nothing."""
+"""The largest number of conversations that the panel lists, because a page with ten thousand rows is unreadable."""
 
 TIMER_LIMIT = 5
-"""Timers of one conversation that the panel lists, the next ones first."""
+"""The largest number of timers that the panel lists for one conversation, the next ones first."""
 
 SNAPSHOT_SECONDS = 0.25
-"""How long a snapshot serves at least; the pages ask at most twice a second."""
+"""The shortest time for which a snapshot is reused; a page asks at most twice a second."""
 
 LONGEST_SECONDS = 5.0
-"""How long a snapshot serves at most, however much work it was."""
+"""The longest time for which a snapshot is reused, however expensive it was."""
 
 QUESTIONS_PER_SECOND = 100
-"""How often all pages together ask, about: the more there are, the longer each waits before it asks again."""
+"""About how often all pages together ask: the more pages there are, the longer each waits before it asks again."""
 
 HOST = "stube.asgi"
-"""The instance that is the host's own. It has a subscription of its own in each connected conversation, on which nobody
-publishes; who lists topics to see who hears what leaves it out."""
+"""The instance of the host. It has one subscription in each connected conversation, to a topic on which nothing is ever
+published; the panel leaves this topic out."""
 
 _FIRST = ("amber", "brisk", "calm", "dusty", "early", "fern", "gentle", "hazel",
           "ivory", "jolly", "keen", "lunar", "mellow", "noble", "quiet", "rusty")  # fmt: skip
@@ -42,10 +42,10 @@ _SECOND = ("badger", "crane", "dormouse", "egret", "finch", "goose", "heron", "i
 
 
 def name_of(cid: str) -> str:
-    """What others see of a conversation.
+    """Return the name under which other pages see a conversation.
 
-    Whoever knows a cid can speak and leave in its name, so it is never shown to anybody but its own page;
-    this name is made from it by a function that cannot be turned round.
+    A client that knows a cid can speak and leave in its name, so only the conversation's own page is given the cid.
+    The name is computed from it by a function that cannot be inverted.
     """
     digest = hashlib.sha256(cid.encode()).digest()
     return f"{_FIRST[digest[0] % 16]}-{_SECOND[digest[1] % 16]}-{digest[2:4].hex()}"
@@ -54,13 +54,14 @@ def name_of(cid: str) -> str:
 class Panel:
     """The registry as all pages see it: one snapshot, which they share.
 
-    Taking one costs in proportion to what is pending, and the registry stands still meanwhile. So it is taken only
-    when somebody asks, and then serves everybody for a while: the longer it took, the longer. Used on one thread.
+    Taking a snapshot costs time in proportion to what is pending, and other operations of the registry wait for it. So
+    a snapshot is taken only when a page asks, and is then reused for all pages for a while: the more work it was, the
+    longer. Used on one thread.
 
     Args:
-        registry: whose state is shown.
-        meter: what the charts show.
-        freezer: who stands still on purpose.
+        registry: the registry to show.
+        meter: the figures of the charts.
+        freezer: the frozen handlers.
         clock: gives milliseconds on the clock of the registry's timers.
     """
 
@@ -68,15 +69,15 @@ class Panel:
         self._registry, self._meter, self._freezer, self._clock = registry, meter, freezer, clock
         self._body = b""
         self._good_until = -inf
-        # Since when, on the real clock, something of a conversation has been ready and has not begun. Only those that
-        # the last snapshot saw waiting.
+        # For each conversation that was waiting in the last snapshot: the instant, on the real clock, since which a
+        # delivery of it has been ready without having begun.
         self._waiting_since: dict[str, float] = {}
 
     def body(self) -> bytes:
-        """The snapshot as JSON, at most a moment old."""
+        """Return the snapshot as JSON, at most a moment old."""
         now = monotonic()
         if now >= self._good_until:
-            # Its work, not its duration: on a busy machine that says how long others had the processor.
+            # Measure CPU time, not duration: on a busy machine the duration includes the time of other threads.
             begin = thread_time()
             self._body = json.dumps(self._snapshot(now), separators=(",", ":")).encode()
             work = thread_time() - begin
@@ -84,7 +85,7 @@ class Panel:
         return self._body
 
     def renew(self) -> None:
-        """Somebody has changed a lot at once, and wants to see it: the next to ask gets a snapshot of its own."""
+        """Discard the snapshot after a large change, so that the next page that asks sees the change."""
         self._good_until = -inf
 
     def _snapshot(self, now: float) -> dict[str, Any]:
@@ -125,7 +126,7 @@ class Panel:
 
 
 def _waits(info: stube.ConversationInfo) -> bool:
-    """Whether something of it is ready and has not begun."""
+    """Return True if a delivery of the conversation is ready and has not begun."""
     return info.queued > 0 or any(timer.remaining_ms == 0 for timer in info.timers[:1])
 
 
@@ -134,5 +135,5 @@ def _topics(info: stube.ConversationInfo) -> list[str]:
 
 
 def _text(event: stube.EventSpec) -> str:
-    """The name and the first of the payload: enough to tell one from the next."""
+    """Return the event's name and the first part of its payload, which is enough to tell one event from the next."""
     return event if isinstance(event, str) else " ".join(map(str, event[:2]))

@@ -1,4 +1,4 @@
-"""What the self-check found: named figures, as a table or as JSON."""
+"""The result of the self-check: named figures, as a table or as JSON."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 
 @dataclass(frozen=True)
 class Figure:
-    """One thing that was counted twice: how often it had to happen, and how often it did."""
+    """One thing that was counted twice: the number expected, and the number seen."""
 
     name: str
     expected: int
@@ -21,13 +21,13 @@ class Figure:
 
 @dataclass
 class Report:
-    """All figures, and what did not come."""
+    """All figures, and the step that did not finish, if any."""
 
     backend: str
     clients: int
     figures: list[Figure] = field(default_factory=list)
     stuck: str | None = None
-    """The step that did not come to its end, and how."""
+    """The step that did not finish, and the reason."""
     seconds: float = 0.0
 
     @property

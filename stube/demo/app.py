@@ -1,24 +1,26 @@
 """A host application on `stube.asgi`, from beginning to end: pages with a clock and a chat, over server-sent events.
 
-The life of a conversation, and which part of it is written here:
+The life of a conversation, and the parts of it that are written here:
 
-1. `GET /` opens it: `Host.open` puts its baton and sees to it that a page which never connects is swept.
+1. `GET /` opens it: `Host.open` puts its baton and schedules a sweep, which ends the conversation of a page that never
+   connects.
 2. `GET /stream/{cid}`, the first time, boots it: `Demo.boot` starts a clock that re-arms itself and subscribes to the
-   room. Later times resume it: `Host.stream` repeats what the page has missed, and the clock has been going on.
+   room. Later requests resume it: `Host.stream` repeats the events that the page missed; the clock has kept ticking.
 3. When a stream is cut, the host keeps the conversation for a grace period and then ends it.
-4. `POST /leave/{cid}` ends it at once. Whatever ends it, nothing of it remains in the registry.
+4. `POST /leave/{cid}` ends it immediately. In every case nothing of it remains in the registry.
 
-To see a registry at work a page can freeze its own handler for a while (`POST /freeze/{cid}`, `POST /thaw/{cid}`):
-on a thread everybody stalls who shares it, on an event loop nobody else. On a virtual registry time stands still, for
-the grace periods as for the clocks, until a page moves it (`POST /advance/{cid}`); only messages arrive at once.
+To show how a registry works, a page can freeze its own handler for a while (`POST /freeze/{cid}`, `POST /thaw/{cid}`):
+on a thread, all conversations that share the thread stall; on an event loop no other conversation does. On a virtual
+registry the time of clocks and grace periods stops until a page moves it (`POST /advance/{cid}`); only messages are
+delivered immediately.
 
-Two threads meet here. The registry's thread calls `Demo.dispatch`, where the handlers are; `boot` and the routes run on
-the server's loop. From both output goes to a page by `Host.send`, and what a handler still shows after the end of its
-conversation goes nowhere. (On the asyncio backend the two threads are one, on the virtual one the first is whoever
-moves the clock; nothing here depends on it.)
+Two threads meet here. The delivery thread calls `Demo.dispatch`, which contains the handlers; `boot` and the routes run
+on the server's loop. Both send output to a page with `Host.send`, which discards the output that a handler sends after
+the end of its conversation. (On the asyncio backend both are the same thread; on the virtual one the delivery thread is
+the caller that moves the clock. Nothing here depends on it.)
 
 The operations of an in-process registry take microseconds, so the routes call them directly. An application whose
-registry sits across a network would call them in a worker thread.
+registry is on another machine would call them in a worker thread.
 """
 
 from __future__ import annotations
@@ -49,23 +51,23 @@ __all__ = ["Demo", "create_app"]
 
 ROOM = "room"
 FLOW = "clock-and-chat"
-ENDED = "This conversation has ended, or never was. Load the page anew."
+ENDED = "This conversation has ended or never existed. Reload the page."
 BODY_LIMIT = 4096
 TEXT_LIMIT = 500
 STEP_LIMIT_MS = 24 * 3_600_000
-"""How far one request may move a virtual clock: every second of it is a tick of every clock."""
+"""The farthest that one request may move a virtual clock, because each second of it is a tick of every clock."""
 
 
 class Demo:
-    """The application: its handlers and its pages. Who is connected, and who no longer, is the business of `host`.
+    """The application: its handlers and its pages. `host` keeps track of which pages are connected.
 
     Args:
-        registry: where conversations live. Who made it closes it.
-        sweep_ms: how long a page may take to connect.
-        grace_ms: how long a cut stream may take to come back.
+        registry: where conversations live. The caller closes it.
+        sweep_ms: the time that a page has to connect.
+        grace_ms: the time that a cut stream has to come back.
         tick_ms: the step of the clock.
-        idle_ms: how long a page says nothing before it is told so.
-        freeze_ms: how long a handler stands still at most.
+        idle_ms: the time of silence after which a page is told that it has been silent.
+        freeze_ms: the longest time that a handler stays frozen.
     """
 
     def __init__(
@@ -83,12 +85,13 @@ class Demo:
         self._page = _page()
         virtual = "virtual_time" in registry.capabilities
         self._virtual = cast("stube.VirtualBackend", registry) if virtual else None
-        # Written by whoever moves a virtual clock, read on the loop: the last tick of each conversation that ticked.
+        # The last tick of each conversation that ticked. Written by the thread that moves a virtual clock, read on the
+        # loop.
         self._ticks: dict[stube.Conversation, int] = {}
         self._freezer = Freezer(freeze_ms)
         self._meter = Meter(self._now_ms)
         self._panel = Panel(registry, self._meter, self._freezer, self._now_ms)
-        # Where time is virtual nothing is ever frozen, so nothing is awaited.
+        # On a virtual registry no handler is ever frozen, so none needs to await.
         awaits = "coroutine_dispatch" in registry.capabilities and not virtual
         self.host = Host(
             self.dispatch_awaiting if awaits else self.dispatch,
@@ -100,9 +103,10 @@ class Demo:
         )
 
     async def boot(self, conversation: stube.Conversation, flow_id: str) -> None:
-        """The first stream has come: begin. With one flow there is nothing to choose by its id.
+        """Start the flow when the first stream has come. There is only one flow, so its id is not used.
 
-        A coroutine function, so that the host runs it on the loop, where the routes are: no message is said half way.
+        A coroutine function, so that the host runs it on the loop, where the routes run: no route publishes a message
+        between its lines.
         """
         conversation.subscribe(ROOM, "said", instance_id="chat")
         self._schedule_tick(conversation, 1)
@@ -110,21 +114,22 @@ class Demo:
         self._show(conversation, "hello", {"name": name_of(conversation.cid)})
 
     def _ended(self, conversation: stube.Conversation) -> None:
-        """A conversation has ended: its handler, if it stands still, goes on."""
+        """Thaw the handler of a conversation that has ended."""
         self._freezer.thaw(conversation.cid)
 
-    # The handlers: on the registry's thread, one at a time per conversation.
+    # The handlers: on the delivery thread, one at a time per conversation.
 
     def dispatch(self, cid: str, event: stube.Event) -> None:
-        """What happens in a conversation: called for every delivery but the host's own."""
+        """Handle one delivery. The host calls this for every delivery except its own."""
         self._note(event)
         conversation = self.host.conversations.get(cid)
         if conversation is None:
             return
         match event:
             case stube.Event("tick", (int(number), float())):
-                # The clock's state travels with its timer: nothing to keep, nothing to clean up. Ended
-                # meanwhile? Then this raises ConversationEnded, which the registry knows and forgives.
+                # The clock's state is in the payload of its timer, so there is nothing to store or to clean up.
+                # If the conversation has ended by now, this raises ConversationEnded, which the registry counts as
+                # delivered.
                 self._schedule_tick(conversation, number + 1)
                 self._show_tick(conversation, number)
             case stube.Event("said", message):
@@ -139,7 +144,7 @@ class Demo:
                 raise LookupError(f"This host has no handler for {event!r}.")
 
     async def dispatch_awaiting(self, cid: str, event: stube.Event) -> None:
-        """`dispatch` for a registry that awaits it: a handler that stands still lets the others go on."""
+        """`dispatch` for a registry that awaits it: a frozen handler does not delay the handlers of others."""
         conversation = self.host.conversations.get(cid)
         if conversation is None or event.name != "freeze":
             self.dispatch(cid, event)
@@ -151,7 +156,7 @@ class Demo:
 
     @contextmanager
     def _freezing(self, conversation: stube.Conversation) -> Iterator[Future[None] | None]:
-        """Tell the page when its handler stands still and when it goes on; None when that has been taken back."""
+        """Tell the page when its handler freezes and when it continues; gives None if the freeze was taken back."""
         latch, begin = self._freezer.begin(conversation.cid), monotonic()
         if latch is None:
             yield None
@@ -175,30 +180,30 @@ class Demo:
         conversation.schedule(("tick", number, due), self._tick_ms, instance_id="clock")
 
     def _schedule_idle(self, conversation: stube.Conversation) -> None:
-        """The silence begins, anew if it had begun."""
-        # In this order a full registry has room for the new one: that of the old one.
+        """Start the timer that tells a page that it has been silent, or start it again."""
+        # Cancelled first, so that the new timer has the room of the old one in a full registry.
         self.registry.cancel_timers(conversation.cid, instance_id="idle")
         conversation.schedule("idle", self._idle_ms, instance_id="idle")
 
     def _now_ms(self) -> float:
-        """The clock of the registry's timers. Any thread."""
+        """Return the time on the clock of the registry's timers. Thread-safe."""
         return stube.monotonic_ns() / 1e6 if self._virtual is None else self._virtual.now_ms
 
     def _show_tick(self, conversation: stube.Conversation, number: int) -> None:
-        # Half an hour may pass in a moment: that is 1800 ticks, and a page needs the last.
+        # On a virtual clock half an hour may pass in a moment: 1800 ticks, of which a page needs only the last.
         if self._virtual is None:
             self._show(conversation, "tick", {"number": number})
         else:
             self._ticks[conversation] = number
 
     def _show(self, conversation: stube.Conversation, kind: str, data: dict[str, Any]) -> None:
-        # ASCII, in which half a surrogate pair of somebody's message breaks nothing.
+        # JSON in ASCII: half a surrogate pair in a message could not be encoded otherwise.
         self.host.send(conversation, kind, json.dumps(data))
 
     # The routes: on the server's loop.
 
     async def page(self, request: Request) -> Response:
-        """`GET /`: open a conversation and hand out the page that belongs to it."""
+        """`GET /`: open a conversation and return its page."""
         conversation = self.host.open(FLOW)
         nonce = secrets.token_urlsafe(16)
         html = self._page
@@ -209,15 +214,15 @@ class Demo:
             f"default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; "
             "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
         )
-        # A page that a cache hands out twice would be two pages in one conversation.
+        # If a cache returned a page twice, two pages would share one conversation.
         return HTMLResponse(html, headers={"Cache-Control": "no-store", "Content-Security-Policy": policy})
 
     async def stream(self, request: Request) -> Response:
-        """`GET /stream/{cid}`: boot the conversation, or resume it, and send what happens in it."""
+        """`GET /stream/{cid}`: boot the conversation, or resume it, and send its events."""
         return self.host.stream(request.path_params["cid"])
 
     async def say(self, request: Request) -> Response:
-        """`POST /say/{cid}` with `{"text": "..."}`: to everybody in the room."""
+        """`POST /say/{cid}` with `{"text": "..."}`: publish a message to all pages in the room."""
         data = await _read_object(request, "text")
         text = data if isinstance(data, str) else ""
         if not 0 < len(text.strip()) <= TEXT_LIMIT:
@@ -227,14 +232,14 @@ class Demo:
         message = {"from": name_of(conversation.cid), "text": text.strip()}
         targets = self.registry.publish(ROOM, message)
         if self._virtual is not None:
-            self._virtual.settle(0)  # at this instant; if somebody moves the clock, they deliver it
+            self._virtual.settle(0)  # deliver now; if another thread is moving the clock, that thread delivers it
             self._flush_ticks()
         return JSONResponse({"targets": targets}, 202)
 
     async def freeze(self, request: Request) -> Response:
-        """`POST /freeze/{cid}`: the next handler of this conversation stands still, for a while at most."""
+        """`POST /freeze/{cid}`: freeze the next handler of this conversation, for a bounded time."""
         if self._virtual is not None:
-            raise HTTPException(404, "Nothing can be frozen here, for time stands still already.")
+            raise HTTPException(404, "A handler cannot be frozen here, because this registry's time is virtual.")
         conversation = self._conversation(request)
         if self._freezer.ask(conversation.cid):
             try:
@@ -245,12 +250,12 @@ class Demo:
         return Response(status_code=202)
 
     async def thaw(self, request: Request) -> Response:
-        """`POST /thaw/{cid}`: a handler that stands still goes on."""
+        """`POST /thaw/{cid}`: let a frozen handler continue."""
         self._freezer.thaw(self._conversation(request).cid)
         return Response(status_code=204)
 
     async def advance(self, request: Request) -> Response:
-        """`POST /advance/{cid}` with `{"ms": 1000}`: move a virtual clock, for everybody."""
+        """`POST /advance/{cid}` with `{"ms": 1000}`: move the virtual clock, which all pages share."""
         step = await _read_object(request, "ms")
         self._conversation(request)
         if self._virtual is None:
@@ -258,10 +263,10 @@ class Demo:
         if isinstance(step, bool) or not isinstance(step, int) or not 0 < step <= STEP_LIMIT_MS:
             raise HTTPException(422, f'The body must be {{"ms": 1}}, up to {STEP_LIMIT_MS}.')
         try:
-            # In a thread, for a long step is many deliveries, and the streams go on meanwhile.
+            # In a thread, because a long step makes many deliveries, and the loop must keep serving the streams.
             await asyncio.to_thread(self._virtual.advance, step)
         except stube.VirtualTimeError:
-            raise HTTPException(409, "Somebody else is moving the clock at this moment. Try again.") from None
+            raise HTTPException(409, "Another page is moving the clock at this moment. Try again.") from None
         finally:
             self._flush_ticks()
             self._panel.renew()
@@ -278,7 +283,7 @@ class Demo:
         return Response(status_code=204)
 
     async def panel(self, request: Request) -> Response:
-        """`GET /registry`: what the inspector shows; one snapshot for all who ask within a moment."""
+        """`GET /registry`: the content of the inspector; one snapshot for all requests within a moment."""
         return Response(self._panel.body(), media_type="application/json", headers={"Cache-Control": "no-store"})
 
     async def healthz(self, request: Request) -> Response:
@@ -293,14 +298,14 @@ class Demo:
 
 
 def _page() -> str:
-    """The page with its style and its script inside: one answer, which needs nothing else."""
+    """Return the page with its style and its script inside, so that one response is enough."""
     folder = files("stube.demo")
     html, css, js = (folder.joinpath(f"page.{kind}").read_text("utf-8") for kind in ("html", "css", "js"))
     return html.replace("{{style}}", css).replace("{{script}}", js)
 
 
 async def _read_object(request: Request, field: str) -> Any:
-    """What stands under `field` in the body, a JSON object; None when there is no such thing."""
+    """Return the value of `field` in the body, a JSON object; None if there is no such value."""
     body = b""
     async for chunk in request.stream():
         body += chunk
@@ -330,15 +335,15 @@ def create_app(
     idle_ms: float = 1_800_000,
     freeze_ms: float = 10_000,
 ) -> Starlette:
-    """The application on a registry. Its `state.demo` is the `Demo`. The caller closes the registry.
+    """Return the application on a registry. Its `state.demo` is the `Demo`. The caller closes the registry.
 
     Args:
-        registry: any backend. The time of a virtual one stands still until a page moves it.
-        sweep_ms: how long a page may take to connect.
-        grace_ms: how long a cut stream may take to come back.
+        registry: any backend. The clock of a virtual one moves only when a page moves it.
+        sweep_ms: the time that a page has to connect.
+        grace_ms: the time that a cut stream has to come back.
         tick_ms: the step of the clock.
-        idle_ms: how long a page says nothing before it is told so.
-        freeze_ms: how long a handler that is frozen stands still at most.
+        idle_ms: the time of silence after which a page is told that it has been silent.
+        freeze_ms: the longest time that a handler stays frozen.
     """
     times = {"sweep_ms": sweep_ms, "grace_ms": grace_ms, "tick_ms": tick_ms}
     demo = Demo(registry, **times, idle_ms=idle_ms, freeze_ms=freeze_ms)
@@ -355,7 +360,7 @@ def create_app(
             Route("/healthz", demo.healthz),
         ],
         exception_handlers={
-            stube.ConversationEnded: _ended,  # between the look for it and the use of it
+            stube.ConversationEnded: _ended,  # the conversation ended after a route had found it
             stube.RegistryFull: _no_room,
             stube.RegistryClosed: _no_room,
         },

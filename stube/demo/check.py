@@ -1,13 +1,13 @@
-"""The self-check: the application against itself, over real HTTP, with every figure counted on two sides.
+"""The self-check: the application runs against itself, over real HTTP, and every figure is counted on two sides.
 
-What each kind of broken registry shows up as:
+The figures that are wrong for each kind of broken registry:
 
-- one that loses a message: "messages heard", "delivered"; one that loses a timer: "clocks running";
+- a registry that loses a message: "messages heard", "delivered"; one that loses a timer: "clocks running";
 - one that delivers twice: "messages heard twice", "ticks out of order", "delivered";
-- one that reorders: "messages out of order"; one that overlaps deliveries: "deliveries at once";
+- one that reorders: "messages out of order"; one that overlaps deliveries: "most deliveries at a time";
 - one whose timers are early: "ticks too early"; one whose handles cancel nothing: "sweeps", "grace timers";
-- one whose `cancel_timers` does nothing: "timers left", "deliveries after the end"; one that does not remove:
-  "subscriptions left";
+- one whose `cancel_timers` does nothing: "timers left", "deliveries after the end"; one that does not remove
+  subscriptions: "subscriptions left";
 - one that miscounts: the figure of the ledger that it miscounts, or "ledger balanced".
 """
 
@@ -34,27 +34,28 @@ __all__ = ["self_check"]
 MOST_CLIENTS = 100
 BOUND_SECONDS = 30.0
 ORDERLY_SECONDS = 20.0
-"""How long the clients may take: what is left of the bound is for stopping the server in good order."""
+"""The time that the clients have. The rest of the bound is for stopping the server in good order."""
 PATIENCE_SECONDS = 5.0
-"""How long a step may take that needs milliseconds; reached only when something is wrong."""
+"""The time that a step has, which needs milliseconds; reached only when something is wrong."""
 
 
 class Check:
-    """One run. The steps stand in the order in which they happen.
+    """One run. The methods are in the order in which the steps happen.
 
     Args:
-        registry: what is under test; closed at the end.
-        clients: how many pages talk to each other; two more only mount, or vanish.
+        registry: the registry under test; closed at the end.
+        clients: the number of pages that talk to each other; two more only mount, or vanish.
     """
 
     def __init__(self, registry: stube.Backend, clients: int) -> None:
         self.report = Report(type(registry).__name__, clients)
         self.step = "start the server"
-        # Slower with more clients: the registry is checked, not how fast one process can be both sides.
+        # The clock is slower with more clients, because the check must not fail when one process is too slow for both
+        # sides.
         self._tick_ms = max(50, 2 * clients)
         self._grace_ms = 500 + 5 * clients
         self._sweep_ms = 1000 + 10 * clients
-        # All that may wait for one page at once must stay well below what its stream holds.
+        # The number of events that may wait for one page must stay well below the capacity of its stream.
         self._messages = max(1, min(5, 100 // clients))
         self._registry = registry
         self._counts = CountingRegistry(registry, tick_ms=self._tick_ms)
@@ -68,7 +69,7 @@ class Check:
         self._handled_at_end = 0
 
     async def run(self) -> None:
-        """Do everything up to closing the registry; what is wrong stands in the report."""
+        """Do everything except closing the registry; the report says what is wrong."""
         with running(self._app) as url:
             everybody = [Client(url, self._pulse, PATIENCE_SECONDS) for _ in range(self.report.clients + 2)]
             try:
@@ -101,7 +102,7 @@ class Check:
         self._begin("mount the pages")
         *connecting, absent = everybody
         await asyncio.gather(*(client.mount() for client in connecting))
-        # Last, so that by the time its sweep fires every other one that was not cancelled has fired too.
+        # Mounted last, so that when its sweep fires, every other sweep that was not cancelled has fired, too.
         await absent.mount()
         self._figure("pages mounted", len(everybody), len({client.cid for client in everybody}))
 
@@ -139,8 +140,8 @@ class Check:
         expected = len(speakers) * len(indexes) * len(hearers)
         self._figure(f"messages targeted, {label} round", expected, sum(targets))
         self._registry.settle(PATIENCE_SECONDS)
-        # Every handler has returned. What it showed travels in order, so after two more ticks on a stream a
-        # message that is not there will never come.
+        # Every handler has returned. A stream keeps the order, so a message that has not arrived before two further
+        # ticks of the same stream will never arrive.
         seen = {client: len(client.ticks[-1]) + 2 for client in hearers}
         await self._pulse.until(
             lambda: (
@@ -156,12 +157,12 @@ class Check:
         before = _different(hearers)
         for client in clients:
             await client.cut()
-        # The server notices in its own time. A stream that comes back before that would merely replace the
-        # old one, and no grace timer would be there to be cancelled.
+        # The server notices a cut only after a while. A stream that came back earlier would merely replace the old one,
+        # and there would be no grace timer to cancel.
         scheduled = self._counts.scheduled
         await self._pulse.until(lambda: scheduled["gone"] >= len(clients), PATIENCE_SECONDS)
         self._figure("streams seen cut", len(clients), scheduled["gone"])
-        # What is said now waits for whoever comes back.
+        # The server keeps these messages for the streams that come back.
         texts = [f"cut {index}" for index in range(self._messages)]
         await speaker.say(texts)
         for client in clients:
@@ -176,15 +177,15 @@ class Check:
         )
         self._figure("streams resumed", len(clients), sum(len(c.ticks) == 2 and c.hellos == 1 for c in clients))
         again = [c.ticks for c in clients if len(c.ticks) == 2 and c.ticks[1]]
-        goes_on = sum(not _gaps(first[-1:] + second[:1]) for first, second in again)
-        self._figure("clocks that went on", len(clients), goes_on)
+        continued = sum(not _gaps(first[-1:] + second[:1]) for first, second in again)
+        self._figure("clocks that continued", len(clients), continued)
         self._figure("messages heard, said while streams were cut", expected, _different(hearers) - before)
 
     async def _lose(self, absent: Client, vanishing: Client) -> None:
         self._begin("sweep the page that never connected, end the one that vanished")
         await vanishing.cut()
         handled = self._counts.handled
-        # Ticks beat all the time, so the condition is looked at again and again.
+        # Every tick is a beat of the pulse, so the condition is tested again and again.
         await self._pulse.until(
             lambda: handled["sweep"] > 0 and handled["gone"] > 0,
             PATIENCE_SECONDS + max(self._sweep_ms, self._grace_ms) / 1000,
@@ -194,7 +195,7 @@ class Check:
         self._figure("pages given up", 2, sum(gone))
 
     def _judge_streams(self, clients: list[Client]) -> None:
-        # Over all streams of a page: what it missed while it was cut is repeated.
+        # Over all streams of a page, because the events that it missed while its stream was cut are repeated.
         self._figure("ticks out of order", 0, sum(_gaps(chain.from_iterable(c.ticks)) for c in clients))
         self._figure("gaps", 0, sum(client.gaps for client in clients))
         self._figure("ticks too early", 0, self._counts.early)
@@ -202,7 +203,7 @@ class Check:
         self._figure("messages out of order", 0, sum(_disorder(client.heard) for client in clients))
         self._figure("sweeps", 1, self._counts.handled["sweep"])
         self._figure("grace timers", 1, self._counts.handled["gone"])
-        self._figure("deliveries at once", 1, self._counts.at_once)
+        self._figure("most deliveries at a time", 1, self._counts.most_inside)
 
     async def _leave(self, clients: list[Client]) -> None:
         self._begin("leave")
@@ -219,7 +220,7 @@ class Check:
 
     async def _look_after_the_end(self, onlooker: Client) -> None:
         self._begin("see that nothing comes any more")
-        # That nothing happens takes time to see: three steps of the clock, and every clock would have ticked.
+        # Wait for three steps of the clock: in that time every clock that still runs would have ticked.
         await asyncio.sleep(3 * self._tick_ms / 1000)
         self._figure("deliveries after the end", 0, self._counts.handled.total() - self._handled_at_end)
         self._figure("conversations on the panel", 0, (await onlooker.panel())["total"])
@@ -249,17 +250,17 @@ class Check:
 
 
 def _gaps(numbers: Iterable[int]) -> int:
-    """How many ticks of one page do not follow the one before."""
+    """Return how many ticks of one page do not follow the one before."""
     return sum(after != before + 1 for before, after in pairwise(numbers))
 
 
 def _different(clients: list[Client]) -> int:
-    """How many messages they heard, each counted once for each of them."""
+    """Return how many different messages each client heard, summed over the clients."""
     return sum(len(set(client.heard)) for client in clients)
 
 
 def _disorder(heard: list[str]) -> int:
-    """How many messages came after a later one of the same sender in the same round."""
+    """Return how many messages came after a later one of the same sender in the same round."""
     by_sender: defaultdict[str, list[int]] = defaultdict(list)
     for text in heard:
         sender, _, index = text.rpartition(" ")
@@ -271,13 +272,13 @@ def self_check(registry_spec: str | Mapping[str, object] | None, *, clients: int
     """Run the application against itself and say whether every figure agrees.
 
     Args:
-        registry_spec: what `stube.create_registry` takes; None for what the environment says.
-        clients: how many pages talk to each other, 1 to 100.
+        registry_spec: a spec for `stube.create_registry`; None for the spec in the environment.
+        clients: the number of pages that talk to each other, 1 to 100.
         json: print a report for machines instead of the table.
 
     Returns:
-        The exit code: 0 when every figure agrees, 1 when one is wrong or a step did not come to its end, 2
-        when the registry's time is virtual.
+        The exit code: 0 if every figure agrees, 1 if one is wrong or a step did not finish, 2 if the registry's time is
+        virtual.
     """
     if not 1 <= clients <= MOST_CLIENTS:
         raise stube.ConfigError(
@@ -287,19 +288,19 @@ def self_check(registry_spec: str | Mapping[str, object] | None, *, clients: int
     if "virtual_time" in registry.capabilities:
         registry.close()
         print(
-            "The virtual registry cannot be checked by live clients, for its clock only moves by advance(): "
-            "choose one whose time is real, such as memory.",
+            "The virtual registry cannot be checked by live clients, because its clock moves only by advance(). "
+            "Choose a registry whose time is real, such as memory.",
             file=sys.stderr,
         )
         return 2
     started = time.monotonic()
     check = Check(registry, clients)
-    # In a thread of its own that nobody has to wait for: a registry that hangs must not hang the check.
+    # In a daemon thread, so that a registry that hangs cannot hang the check.
     thread = threading.Thread(target=_run, args=(check,), name="stube-demo-check", daemon=True)
     thread.start()
     thread.join(BOUND_SECONDS)
     if thread.is_alive():
-        check.report.stuck = f"{check.step} (did not come within {BOUND_SECONDS:.0f} s)"
+        check.report.stuck = f"{check.step} (did not finish within {BOUND_SECONDS:.0f} s)"
     check.report.seconds = time.monotonic() - started
     print(check.report.as_json() if json else check.report.as_table(), flush=True)
     return 0 if check.report.ok else 1
@@ -314,6 +315,6 @@ def _run(check: Check) -> None:
     for part in parts:
         try:
             part()
-        except Exception as exc:  # noqa: BLE001 - whatever it was, the report says at which step
-            reason = "did not come in time" if isinstance(exc, TimeoutError) else f"{type(exc).__name__}: {exc}"
+        except Exception as exc:  # noqa: BLE001 - the report names any exception, and the step
+            reason = "did not finish in time" if isinstance(exc, TimeoutError) else f"{type(exc).__name__}: {exc}"
             check.report.stuck = check.report.stuck or f"{check.step} ({reason})"

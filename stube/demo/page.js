@@ -3,7 +3,7 @@ const {cid, name, ability} = document.body.dataset;
 const $ = (id) => document.getElementById(id);
 const calm = matchMedia("(prefers-reduced-motion: reduce)");
 
-// Whatever came from somebody else goes through here: text, never markup.
+// Every text from other pages goes through this function, which inserts it as text and never as markup.
 function element(tag, className, ...children) {
   const made = document.createElement(tag);
   if (className) made.className = className;
@@ -22,8 +22,8 @@ function seconds(ms) {
   return `${Math.floor(whole / 3600)}:${pad(Math.floor(whole / 60) % 60)}:${pad(whole % 60)}`;
 }
 
-/* The conversation: one EventSource. It reconnects by itself, says what it has seen last, and is sent what came since.
-   An answer that is no stream, as a 404 is, makes it give up. */
+/* The conversation: one EventSource. It reconnects by itself and sends the id of the last event that it has seen; the
+   server then sends the later ones. It gives up when the response is not a stream, for example a 404. */
 
 let over = false, lost = false, frozen = false, unsure = false;
 const source = new EventSource(`/stream/${cid}`);
@@ -47,7 +47,7 @@ listen("thawed", ({seconds}) => {
   note(`Your handler goes on, after ${seconds} seconds.`);
 });
 listen("gap", ({missed}) => {
-  // A new page would not know more of what was said meanwhile; but that of this one must not be taken for all.
+  // A new page would not have the lost events either, but the reader must not believe that this one has all of them.
   note(`Too much happened meanwhile: ${missed === null ? "some of it" : plural(missed, "event")} never reached this page.`);
   unsure = true;
 });
@@ -55,7 +55,7 @@ listen("bye", ({reason}) => {
   if (reason === "ended") end("This conversation has ended.");
   else if (reason === "replaced") end("This conversation continues in another connection.");
   else if (reason === "shutdown") end("The server has been stopped, and with it this conversation.");
-  // "behind": the source connects again, and a gap says what is lost.
+  // "behind": the source connects again, and a gap says how much is lost.
 });
 source.addEventListener("error", () => {
   if (source.readyState === EventSource.CLOSED) end("This conversation has ended: it was away for too long.");
@@ -66,7 +66,7 @@ source.addEventListener("error", () => {
   }
 });
 
-// What the handler does; the button says what has been asked of it, which may come later.
+// Show the state of the handler. The button shows what has been asked for, which may begin later.
 function showFrozen(now) {
   frozen = now;
   setFrozen(now);
@@ -123,7 +123,7 @@ function showMessage(message) {
     element("p", "meta", `${mine ? "you" : message.from}, ${time}`), element("div", "", message.text)), mine);
 }
 
-// What the page asks of its server. The answer when it is a good one, else undefined: then the page says why.
+// Send a request to the server. Returns the response if it succeeds, else undefined after showing the reason.
 async function post(what, body) {
   try {
     const answer = await fetch(`/${what}/${cid}`, {
@@ -146,11 +146,11 @@ $("form").addEventListener("submit", async (event) => {
 });
 $("reload").addEventListener("click", () => location.reload());
 
-// Closing the tab ends the conversation at once. A page brought back from the browser's cache needs a new one.
+// Closing the tab ends the conversation immediately. A page restored from the browser's cache needs a new one.
 addEventListener("pagehide", () => { if (!over) navigator.sendBeacon(`/leave/${cid}`); });
 addEventListener("pageshow", (event) => { if (event.persisted) location.reload(); });
 
-/* What this registry lets a page do. */
+/* The controls that this registry offers: freeze, or advance. */
 
 $("freeze-controls").hidden = ability !== "freeze";
 $("advance-controls").hidden = ability !== "advance";
@@ -162,7 +162,7 @@ function setFrozen(asked) {
 
 $("freeze").addEventListener("click", async () => {
   const wanted = $("freeze").getAttribute("aria-pressed") !== "true";
-  setFrozen(wanted); // before the answer, for the news that it has begun may be faster
+  setFrozen(wanted); // before the response, because the event "frozen" may arrive earlier
   if (!await post(wanted ? "freeze" : "thaw")) setFrozen(!wanted);
 });
 
@@ -171,18 +171,18 @@ $("steps").addEventListener("click", async ({target}) => {
   if (await post("advance", {ms: Number(target.dataset.ms)})) look(0);
 });
 
-/* The inspector: the registry, asked for twice a second; the time left is counted down in between. */
+/* The inspector: it fetches the registry twice a second and counts down the time left in between. */
 
 const FATES = ["delivered", "failed", "cancelled", "dropped", "timers", "queued", "running"];
 const HERE = 6;
 const standing = ability === "advance";
 const rows = new Map();
 let newest = -Infinity;
-// How far this page's clock is ahead of the server's. The least of all guesses is the one that travelled fastest.
+// By how much this page's clock is ahead of the server's. The least estimate is the best: its response was the fastest.
 let ahead = Infinity;
 
 function showRegistry(state) {
-  if (state.at_ms < newest) return; // overtaken on the way
+  if (state.at_ms < newest) return; // a newer response overtook this one
   newest = state.at_ms;
   ahead = Math.min(ahead, performance.now() - state.at_ms);
   setText($("backend"), state.backend);
@@ -190,7 +190,7 @@ function showRegistry(state) {
   const mine = state.conversations.find((held) => held.name === name);
   if (unsure && mine) {
     unsure = false;
-    showFrozen(mine.frozen); // that it froze or went on may be among what was missed
+    showFrozen(mine.frozen); // the lost events may include "frozen" or "thawed"
   }
   showLedger(state);
   showDeliveries(state.deliveries);
@@ -213,7 +213,7 @@ function showLedger({stats, balanced}) {
     setText(value, stats[fate].toLocaleString("en"));
     value.classList.toggle("zero", !stats[fate]);
   });
-  // While something runs a figure may lag by the batch in progress, which is no fault.
+  // While a delivery is running, a figure may lag by the due batch in progress, which is not an error.
   const verdict = balanced ? "yes" : stats.running ? "unknown" : "no";
   $("verdict").dataset.balanced = verdict;
   setText($("verdict"), {yes: "✓ balanced", no: "✗ does not balance", unknown: "… counting"}[verdict]);
@@ -281,7 +281,7 @@ function showStalls(conversations) {
   setText($("stalls"), frozen.length ? `Frozen: ${names}. ${others}` : stalled ? `${plural(stalled, "conversation")} stalled.` : "No handler is frozen, nobody stalls.");
 }
 
-// Only rows in sight count down: with a hundred of them the others would cost more than they show.
+// Only visible rows count down, because with a hundred rows the invisible ones would cost too much time.
 const sight = new IntersectionObserver((entries) => {
   for (const {target, isIntersecting} of entries) target.row.inSight = isIntersecting;
 });
@@ -366,14 +366,14 @@ class Row {
   countDown(now) {
     for (const {left, bar, due, remaining, longest} of this.timers) {
       const rest = standing ? remaining : Math.max(0, due - now);
-      // Due is what the registry says is due. What gets there between two snapshots is most likely over already.
+      // Show "due" only if the snapshot says so. A timer that reaches 0 between two snapshots has most likely fired.
       setText(left, remaining > 0 ? seconds(rest) : "due");
       left.classList.toggle("due", remaining === 0 && this.node.dataset.state === "stalled");
       if (!calm.matches) bar.style.transform = `scaleX(${Math.min(1, rest / longest)})`;
     }
   }
 
-  // Nothing is left of the conversation: let that be seen, figure by figure, before the row goes too.
+  // The conversation is gone: set its figures to 0 one after the other, then remove the row.
   fall() {
     this.setState("gone", "gone");
     this.inSight = false;
@@ -406,7 +406,7 @@ function showConversations({conversations, total, at_ms}) {
   for (const [known, row] of rows) {
     if (present.has(known)) continue;
     rows.delete(known);
-    if (total > conversations.length) row.node.remove(); // it may merely not be listed any more
+    if (total > conversations.length) row.node.remove(); // it may only have left the list, which is limited
     else row.fall();
   }
   const more = total - conversations.length;
@@ -424,7 +424,7 @@ function look(ms) {
         const state = await (await fetch("/registry", {signal: AbortSignal.timeout(10_000)})).json();
         const begin = performance.now();
         showRegistry(state);
-        // What the server asks for; and about a tenth of this page's time at most, however many rows there are.
+        // The pause that the server asks for, or longer if the page would spend more than a tenth of its time drawing.
         pause = Math.max(state.again_ms, Math.min(5000, 10 * (performance.now() - begin)));
       }
     } catch {

@@ -1,4 +1,4 @@
-"""Runs the application: for people, until Ctrl-C, and for the self-check, in a thread."""
+"""The server that runs the application: for people, until Ctrl-C, and for the self-check, in a thread."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ __all__ = ["open_registry", "running", "serve"]
 
 
 def _server(app: Starlette) -> uvicorn.Server:
-    # No log_config: the logging of the process is not the server's to set up.
+    # No log_config, because the server must not set up the logging of the process.
     config = uvicorn.Config(app, log_config=None, log_level="warning", access_log=False, ws="none")
     config.lifespan, config.timeout_graceful_shutdown = "on", 5
     return uvicorn.Server(config)
 
 
 def open_registry(spec: str | Mapping[str, object] | None) -> stube.Backend:
-    """The registry of a spec; of the environment when it is None."""
+    """Open the registry of a spec, or, if the spec is None, that of the environment."""
     return stube.registry_from_env() if spec is None else stube.create_registry(spec)
 
 
 @contextmanager
 def running(app: Starlette) -> Iterator[str]:
-    """The application on a loopback port of the system's choosing, in a thread; gives its URL."""
+    """Serve the application in a thread, on a loopback port that the system chooses; gives its URL."""
     server = _server(app)
-    # Listening from here on: who connects before the server has started waits in the socket's backlog.
+    # The socket listens from here on: a client that connects before the server has started waits in its backlog.
     with socket.create_server(("127.0.0.1", 0), backlog=512) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         thread = threading.Thread(target=server.run, args=([listener],), name="stube-demo-server", daemon=True)
@@ -49,9 +49,9 @@ def serve(registry_spec: str | Mapping[str, object] | None, *, host: str, port: 
     """Serve the page until Ctrl-C.
 
     Args:
-        registry_spec: what `stube.create_registry` takes; None for what the environment says.
+        registry_spec: a spec for `stube.create_registry`; None for the spec in the environment.
         host: the address to listen on.
-        port: the port; 0 for one of the system's choosing.
+        port: the port; 0 for a port that the system chooses.
 
     Returns:
         The exit code: 0 after Ctrl-C, 2 when it cannot serve with these arguments.
@@ -69,5 +69,5 @@ def serve(registry_spec: str | Mapping[str, object] | None, *, host: str, port: 
             try:
                 _server(create_app(registry)).run([listener])
             except KeyboardInterrupt:
-                pass  # uvicorn stops in good order first and then raises the signal anew
+                pass  # uvicorn has stopped in good order; it raises the signal again afterwards
     return 0

@@ -1,4 +1,4 @@
-"""How much may wait for one conversation, and what gives way: the same on every local backend."""
+"""Back-pressure: the bound of what waits for one conversation, and what is dropped; the same on every local backend."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Payload:
 
 
 class Bounded:
-    """A registry with a bound, its driver, and what it told."""
+    """A registry with a bound, its driver, and the calls of its `on_error`."""
 
     def __init__(self, spec: str, **options: Any) -> None:
         self.told: list[tuple[str, Event, BaseException]] = []
@@ -43,15 +43,15 @@ class Bounded:
             self._telling.notify_all()
 
     def wait_told(self, count: int) -> None:
-        """On asyncio the loop tells, and may be held up at the moment."""
+        """Wait for `count` calls of `on_error`. On asyncio the loop makes them, and it may be busy at the moment."""
         with self._telling:
             assert self._telling.wait_for(lambda: len(self.told) >= count, PATIENCE), self.told
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Nothing is delivered for the length of the block."""
+        """Hold all deliveries until the block ends."""
         names = {}
-        if hasattr(self.registry, "_shards"):  # each has a thread to hold up
+        if hasattr(self.registry, "_shards"):  # each shard has a delivery thread to hold
             names = {self.registry._shard_of(name): name for name in (f"hold{number}" for number in range(200))}
         with ExitStack() as stack:
             for name in names.values() or ("hold",):
@@ -80,8 +80,8 @@ def make(request: pytest.FixtureRequest) -> Iterator[Any]:
         check_ledger(bounded.registry)
 
 
-def test_the_oldest_messages_give_way(make: Any) -> None:
-    """Fault: the newest goes; or messages of somebody else do; or the figures do not know of it."""
+def test_the_oldest_messages_are_dropped(make: Any) -> None:
+    """Fault: the newest message is dropped, or those of another conversation are, or the ledger does not count it."""
     bounded = make(max_queued=3)
     run, registry = bounded.run, bounded.registry
     run.subscribe(cid="a")
@@ -98,8 +98,8 @@ def test_the_oldest_messages_give_way(make: Any) -> None:
     assert run.stats() == Stats(subscriptions=2, accepted=11, delivered=4, dropped=7)
 
 
-def test_what_gave_way_is_let_go_at_once(make: Any) -> None:
-    """Fault: dropped messages stay in a queue until the handler that hangs comes back."""
+def test_dropped_messages_are_released_immediately(make: Any) -> None:
+    """Fault: dropped messages stay in a queue until a handler that hangs returns."""
     bounded = make(max_queued=2)
     bounded.run.subscribe()
     watched = []
@@ -113,13 +113,13 @@ def test_what_gave_way_is_let_go_at_once(make: Any) -> None:
         gc.collect()
         alive = [reference() is not None for reference in watched]
         assert gate_is_shut == 2
-        # The first is handed to `on_error` as well, and where a loop does that, the loop is held up.
+        # The first one is also passed to `on_error`; on asyncio the loop does this, and the loop is held here.
         assert alive[1:] == [False] * 7 + [True] * 2
     bounded.run.settle()
 
 
-def test_each_burst_is_told_of_once(make: Any, caplog: pytest.LogCaptureFixture) -> None:
-    """Fault: a line in the log for each message that is dropped, or none for the second burst."""
+def test_each_burst_of_drops_is_reported_once(make: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """Fault: there is a line in the log for each dropped message, or none for the second burst."""
     bounded = make(max_queued=2)
     bounded.run.subscribe()
     for burst in (1, 2):
@@ -139,8 +139,8 @@ def test_each_burst_is_told_of_once(make: Any, caplog: pytest.LogCaptureFixture)
     assert bounded.registry.stats().failed == 0
 
 
-def test_a_conversation_may_be_ended_instead(make: Any) -> None:
-    """Fault: something of it stays, or its timers count as cancelled though nobody cancelled them."""
+def test_a_full_conversation_can_be_ended_instead(make: Any) -> None:
+    """Fault: something of it stays, or its timers count as cancelled although no caller cancelled them."""
     bounded = make(max_queued=2, on_full="end")
     run, registry = bounded.run, bounded.registry
     for cid in ("a", "b"):
@@ -166,8 +166,8 @@ def test_a_conversation_may_be_ended_instead(make: Any) -> None:
 
 
 def test_two_instances_of_one_conversation_share_its_bound(make: Any) -> None:
-    """Fault: the bound is the instance's; or the second target of one publication outlives the end that the first
-    brought about."""
+    """Fault: each instance has a bound of its own; or the second target of one publication survives the end of the
+    conversation that the first one caused."""
     bounded = make(max_queued=1, on_full="end")
     for instance_id in ("one", "two", "three"):
         bounded.run.subscribe(instance_id=instance_id)
@@ -178,7 +178,7 @@ def test_two_instances_of_one_conversation_share_its_bound(make: Any) -> None:
 
 
 def test_a_timer_that_would_pass_the_bound_is_refused(make: Any) -> None:
-    """G15. Fault: it is dropped in silence, or one conversation's bound is everybody's."""
+    """G15. Fault: the timer is dropped silently, or the bound of one conversation applies to others."""
     bounded = make(max_queued=2)
     run, registry = bounded.run, bounded.registry
     first = run.schedule(HOUR)
@@ -202,7 +202,7 @@ def test_a_timer_that_would_pass_the_bound_is_refused(make: Any) -> None:
 
 
 def test_messages_and_timers_take_no_room_from_each_other(make: Any) -> None:
-    """Fault: a conversation with many timers hears nothing any more, and is told of at every message."""
+    """Fault: a conversation with many timers receives no messages any more, and each message is reported."""
     bounded = make(max_queued=2)
     bounded.run.subscribe()
     for _ in range(2):
@@ -215,8 +215,8 @@ def test_messages_and_timers_take_no_room_from_each_other(make: Any) -> None:
     assert bounded.run.recorder.payloads == [0, 1]
 
 
-def test_what_nobody_wants_any_more_counts_as_cancelled_not_as_dropped(make: Any) -> None:
-    """Fault: a message whose subscriber has left is dropped once more."""
+def test_message_to_an_ended_subscription_is_cancelled_not_dropped(make: Any) -> None:
+    """Fault: a message whose subscriber has left counts as dropped as well."""
     bounded = make(max_queued=2)
     bounded.run.subscribe("left")
     bounded.run.subscribe("stays", instance_id="other")
@@ -230,7 +230,7 @@ def test_what_nobody_wants_any_more_counts_as_cancelled_not_as_dropped(make: Any
 
 
 def test_messages_and_timers_keep_their_order(make: Any) -> None:
-    """G2. Fault: messages that were taken apart go before or behind timers of the same conversation."""
+    """G2. Fault: messages that are queued one by one are delivered before or after all timers of their conversation."""
     bounded = make(max_queued=100)
     run = bounded.run
     run.subscribe()
@@ -243,8 +243,8 @@ def test_messages_and_timers_keep_their_order(make: Any) -> None:
     assert run.recorder.names == ["said", "timer"] * 5
 
 
-def test_the_bound_of_the_registry_stands_beside_it(make: Any) -> None:
-    """G22. Fault: with a bound for each conversation the whole one is not looked at."""
+def test_the_bound_of_the_registry_holds_as_well(make: Any) -> None:
+    """G22. Fault: with a bound for each conversation, the bound of the whole registry is not checked."""
     bounded = make(max_queued=5, max_pending=11)
     for number in range(4):
         bounded.run.subscribe(cid=f"c{number}")
@@ -256,8 +256,8 @@ def test_the_bound_of_the_registry_stands_beside_it(make: Any) -> None:
     assert bounded.registry.publish("t", 4) == 4
 
 
-def test_a_reset_forgets_what_waits_for_whom(make: Any) -> None:
-    """Fault: the messages of before still take room."""
+def test_a_reset_empties_the_room_of_every_conversation(make: Any) -> None:
+    """Fault: messages from before the reset still take room."""
     bounded = make(max_queued=2)
     bounded.run.subscribe()
     with bounded.held():
@@ -273,7 +273,7 @@ def test_a_reset_forgets_what_waits_for_whom(make: Any) -> None:
 
 
 def test_an_on_error_that_raises_stops_nothing(make: Any) -> None:
-    """G19. Fault: what `on_error` raises comes out of somebody's `publish`."""
+    """G19. Fault: an exception of `on_error` is raised by a caller's `publish`."""
     bounded = make(max_queued=1)
     bounded.run.subscribe()
 
@@ -301,13 +301,13 @@ def test_an_on_error_that_raises_stops_nothing(make: Any) -> None:
     ],
 )
 @pytest.mark.parametrize("backend", ["memory", "virtual", "sharded", "asyncio"])
-def test_what_is_no_bound_is_refused(backend: str, options: dict[str, Any], problem: str) -> None:
-    """Fault: it is found out with the first message that does not fit."""
+def test_a_wrong_bound_is_refused(backend: str, options: dict[str, Any], problem: str) -> None:
+    """Fault: the mistake shows only with the first message that does not fit."""
     with pytest.raises(stube.ConfigError, match=problem):
         stube.create_registry(backend, **options)
 
 
-def test_the_bound_can_stand_in_a_url() -> None:
+def test_the_bound_can_be_given_in_a_url() -> None:
     """Fault: the options cannot be chosen by configuration."""
     with stube.create_registry("memory://?max_queued=2&on_full=end") as registry:
         registry.schedule_event(cid="c", instance_id="i", delay_ms=HOUR, event="e")
@@ -316,8 +316,8 @@ def test_the_bound_can_stand_in_a_url() -> None:
             registry.schedule_event(cid="c", instance_id="i", delay_ms=HOUR, event="e")
 
 
-def test_one_stalled_stream_costs_neither_memory_nor_the_others() -> None:
-    """Fault: messages for the one that stalls pile up, or the others' stand behind them."""
+def test_one_stalled_stream_delays_no_other_and_fills_no_memory() -> None:
+    """Fault: messages for the stalled stream accumulate, or those of the others wait behind them."""
     heard: dict[str, list[int]] = {}
     stalled = asyncio.Event()
 

@@ -1,4 +1,4 @@
-"""The engine's reading of arguments: what is taken, as which plain value, and what is refused with which words."""
+"""The engine's reading of arguments: the plain value of each accepted argument, and the message of each refusal."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from stube_backends.engine._arguments import plain_event
 
 
 class Name(str):
-    """A string of a user's class, which the engine must neither keep nor hash."""
+    """A string of a class of the user's, which the engine must neither keep nor hash."""
 
     __slots__ = ()
 
@@ -34,7 +34,7 @@ class Name(str):
 
 
 class Delay(float):
-    """A float of a user's class, such as numpy's."""
+    """A float of a class of the user's, such as numpy's."""
 
     @override
     def as_integer_ratio(self) -> tuple[int, int]:
@@ -42,7 +42,7 @@ class Delay(float):
 
 
 class Whole(enum.IntEnum):
-    """An int of a user's class."""
+    """An int of a class of the user's."""
 
     TWO = 2
 
@@ -57,7 +57,7 @@ def registry() -> Iterator[VirtualBackend]:
 
 
 def test_a_name_is_taken_as_its_exact_plain_string() -> None:
-    """Fault: a subclass is kept, or asked for its `__str__`, so that a user's code runs inside the engine."""
+    """Fault: a subclass is kept, or its `__str__` is called, so that code of the user runs inside the engine."""
     taken = plain_name("cid", Name("c"))
     assert (type(taken), taken) == (str, "c")
     assert plain_name("cid", "c") == "c"
@@ -73,15 +73,15 @@ def test_a_name_is_taken_as_its_exact_plain_string() -> None:
         (ValueError, Name(""), "topic must not be empty. Pass a name of at least one character."),
     ],
 )
-def test_a_name_that_is_none_is_refused(error: type[Exception], value: object, message: str) -> None:
-    """Fault: another error, or a message that does not say which argument, which value and what to do."""
+def test_a_wrong_name_is_refused(error: type[Exception], value: object, message: str) -> None:
+    """Fault: another error is raised, or its message does not name the argument, the value and the remedy."""
     with pytest.raises(error) as caught:
         plain_name("topic", value)
     assert str(caught.value) == message
 
 
 def test_an_event_is_taken_as_a_plain_string_or_tuple() -> None:
-    """Fault: a list is kept and may change later, a name of a user's class is kept, or a payload is touched."""
+    """Fault: a list is kept and may change later, a name of a class of the user's is kept, or a payload is touched."""
     payload = Name("payload")
     for given in (("e", payload, 2), ["e", payload, 2], (Name("e"), payload, 2)):
         taken = plain_event(given)
@@ -105,15 +105,15 @@ def test_an_event_is_taken_as_a_plain_string_or_tuple() -> None:
         (ValueError, ("", 1), "event[0] must not be empty. Pass a name of at least one character."),
     ],
 )
-def test_an_event_that_is_none_is_refused(error: type[Exception], value: object, message: str) -> None:
-    """Fault: another error, or a message that does not say which value and what to do."""
+def test_a_wrong_event_is_refused(error: type[Exception], value: object, message: str) -> None:
+    """Fault: another error is raised, or its message does not name the value and the remedy."""
     with pytest.raises(error) as caught:
         plain_event(value)
     assert str(caught.value) == message
 
 
 def test_the_name_of_an_event_is_its_first_part() -> None:
-    """Fault: the first letter of a name, or a whole tuple."""
+    """Fault: the first letter of a name is returned, or a whole tuple."""
     assert name_of("tick") == "tick"
     assert name_of(("tick", 1)) == "tick"
 
@@ -150,7 +150,7 @@ def test_the_name_of_an_event_is_its_first_part() -> None:
     ],
 )
 def test_a_delay_is_read_to_the_nanosecond(delay_ms: float, nanoseconds: int) -> None:
-    """Fault: a fraction is cut off, a great delay loses its last digits, a negative one is no 0 (G11)."""
+    """Fault: a fraction is cut off, a long delay loses its last digits, or a negative one does not become 0 (G11)."""
     taken = delay_in_nanoseconds(delay_ms)
     assert (type(taken), taken) == (int, nanoseconds)
 
@@ -174,15 +174,15 @@ def test_no_delay_is_read_as_less_than_it_is(delay_ms: float) -> None:
         (TypeError, None, "delay_ms must be an int or a float, not None. Pass milliseconds as a number."),
     ],
 )
-def test_a_delay_that_is_none_is_refused(error: type[Exception], delay_ms: Any, message: str) -> None:
-    """Fault: a NaN is waited for, `True` is a millisecond, or the message does not say what to pass."""
+def test_a_wrong_delay_is_refused(error: type[Exception], delay_ms: Any, message: str) -> None:
+    """Fault: NaN is accepted, `True` is taken for a millisecond, or the message does not say what to pass."""
     with pytest.raises(error) as caught:
         delay_in_nanoseconds(delay_ms)
     assert str(caught.value) == message
 
 
 def test_nanoseconds_in_milliseconds() -> None:
-    """Fault: another unit, or an instant past what a float holds is an OverflowError in `inspect`."""
+    """Fault: the unit is wrong, or an instant beyond the range of a float raises an OverflowError in `inspect`."""
     assert milliseconds(1_500_000) == 1.5
     assert milliseconds(-1_500_000) == -1.5
     assert milliseconds(0) == 0.0
@@ -194,7 +194,7 @@ def test_nanoseconds_in_milliseconds() -> None:
 
 
 def test_a_timeout_is_a_number_of_seconds_or_none() -> None:
-    """Fault: 0 is refused, an int stays one, or more than a lock can wait for is passed on to it."""
+    """Fault: 0 is refused, an int stays an int, or a lock is given a timeout that is longer than it accepts."""
     assert checked_timeout(None) is None
     for given, expected in ((0, 0.0), (0.25, 0.25), (3, 3.0), (inf, 1e9), (10**400, 1e9), (1e9, 1e9), (2e9, 1e9)):
         taken = checked_timeout(given)
@@ -211,8 +211,8 @@ def test_a_timeout_is_a_number_of_seconds_or_none() -> None:
         (TypeError, "5", "timeout must be a number of seconds or None, not '5'. Pass seconds as a number."),
     ],
 )
-def test_a_timeout_that_is_none_is_refused(error: type[Exception], timeout: Any, message: str) -> None:
-    """Fault: a NaN is waited for, for ever, or the message does not say what to pass."""
+def test_a_wrong_timeout_is_refused(error: type[Exception], timeout: Any, message: str) -> None:
+    """Fault: with NaN the call never returns, or the message does not say what to pass."""
     with pytest.raises(error) as caught:
         checked_timeout(timeout)
     assert str(caught.value) == message
@@ -222,11 +222,11 @@ def test_a_timeout_that_is_none_is_refused(error: type[Exception], timeout: Any,
 
 
 async def _coroutine(*_: object) -> None:
-    """What nobody here can await."""
+    """A coroutine function, whose coroutines these backends cannot await."""
 
 
 class Handler:
-    """A host's object that is its own dispatch."""
+    """An object of a host that is used as dispatch."""
 
     async def __call__(self, *_: object) -> None:
         pass
@@ -248,7 +248,7 @@ class Handler:
     ids=["function", "partial", "partial-partial", "object", "partial-object", "method"],
 )
 def test_a_coroutine_function_is_refused(dispatch: Callable[..., Any]) -> None:
-    """Fault: it is taken in some disguise, and every delivery fails later (G19)."""
+    """Fault: it is accepted in one of these forms, and every delivery fails later (G19)."""
     with stube.create_registry("memory") as registry, pytest.raises(TypeError) as caught:
         registry.install_dispatch(dispatch)
     assert str(caught.value) == (
@@ -257,22 +257,22 @@ def test_a_coroutine_function_is_refused(dispatch: Callable[..., Any]) -> None:
     )
 
 
-def test_what_is_not_callable_is_refused(registry: VirtualBackend) -> None:
-    """Fault: it is taken, and every delivery fails later."""
+def test_a_dispatch_that_is_not_callable_is_refused(registry: VirtualBackend) -> None:
+    """Fault: it is accepted, and every delivery fails later."""
     with pytest.raises(TypeError) as caught:
         registry.install_dispatch(7)  # type: ignore[arg-type]
     assert str(caught.value) == "dispatch must be callable, not 7. Pass a function (cid, event) -> None."
 
 
 @pytest.mark.parametrize("dispatch", [partial(print, sep=""), len, Name], ids=["partial", "builtin", "class"])
-def test_any_other_callable_is_taken(registry: VirtualBackend, dispatch: Any) -> None:
-    """Fault: a callable that is no function, a partial or a class, is refused."""
+def test_any_other_callable_is_accepted(registry: VirtualBackend, dispatch: Any) -> None:
+    """Fault: a callable that is not a function, such as a partial or a class, is refused."""
     registry.install_dispatch(dispatch)
 
 
 @pytest.mark.parametrize("kind", ["timer", "publication"])
-def test_a_coroutine_that_dispatch_returns_is_closed_and_the_delivery_has_failed(kind: str) -> None:
-    """Fault: the coroutine is forgotten unawaited, counted delivered, or the error does not name the way out."""
+def test_returned_coroutine_is_closed_and_the_delivery_failed(kind: str) -> None:
+    """Fault: the coroutine is left unawaited, the delivery counts as delivered, or the error names no remedy."""
     errors: list[BaseException] = []
     with stube.create_registry("virtual", on_error=lambda _cid, _event, exc: errors.append(exc)) as registry:
         made = _coroutine()
@@ -290,8 +290,8 @@ def test_a_coroutine_that_dispatch_returns_is_closed_and_the_delivery_has_failed
     ]
 
 
-def test_whatever_else_dispatch_returns_is_ignored(registry: VirtualBackend) -> None:
-    """Fault: a handler that happens to return something has failed."""
+def test_other_return_values_of_dispatch_are_ignored(registry: VirtualBackend) -> None:
+    """Fault: the delivery counts as failed because the handler happens to return a value."""
     registry.install_dispatch(lambda _cid, _event: 7)  # type: ignore[arg-type]
     registry.subscribe(cid="c", instance_id="i", topic="t", event="e")
     registry.schedule_event(cid="c", instance_id="i", delay_ms=0, event="e")

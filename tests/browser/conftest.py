@@ -17,8 +17,8 @@ from tests.browser.stage import Stage, chromium, staged  # noqa: E402
 BACKENDS = ["memory", "sharded://?shards=4", "asyncio"]
 
 
-# Of a module and not of the session: while it runs, Playwright's loop runs in this thread, and a test that comes later
-# could not have one of its own.
+# The scope is the module and not the session: while the browser is open, Playwright's loop runs in this thread, and a
+# later test could not run a loop of its own.
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """Chromium."""
@@ -28,7 +28,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def stage(browser: Any) -> Iterator[Callable[..., Stage]]:
-    """Serves the demo on the registry of a spec."""
+    """A function that serves the demo on the registry of a spec."""
     with ExitStack() as stack:
         yield lambda spec, **times: stack.enter_context(staged(browser, spec, **times))
 

@@ -17,11 +17,11 @@ PHONE: dict[str, Any] = {"viewport": {"width": 360, "height": 780}, "is_mobile":
 
 
 def save(page: Any, name: str, **options: Any) -> None:
-    """Write one picture, and say so."""
+    """Write one picture, and print its name and size."""
     page.evaluate("document.fonts.ready")
     data: bytes = page.screenshot(**options)
     if len(data) > MOST_BYTES:
-        from PIL import Image  # only here, and the extra 'report' brings it along
+        from PIL import Image  # imported only when needed; the extra 'report' installs it
 
         smaller = io.BytesIO()
         Image.open(io.BytesIO(data)).convert("P", palette=Image.Palette.ADAPTIVE).save(smaller, "PNG", optimize=True)
@@ -40,7 +40,7 @@ def fresh(stage: Stage) -> None:
 
 
 def chat(stage: Stage) -> None:
-    """A few people talk, and one of them is about to close the tab: light, dark, on a phone, and then the fall."""
+    """A few people talk: light, dark and on a phone. Then one of them closes the tab, and its row falls to 0."""
     page, dark = stage.tab(viewport=WIDE), stage.tab(viewport=WIDE, color_scheme="dark")
     phone, leaving = stage.tab(**PHONE), stage.tab()
     for each in (page, dark, phone, leaving):
@@ -49,7 +49,7 @@ def chat(stage: Stage) -> None:
     hears(page, "Is anybody else here?")
     say(page, "Yes, two tabs over.")
     hears(phone, "Yes, two tabs over.")
-    say(phone, "Me too, from the phone. Whoever closes the tab is gone from the registry at once.")
+    say(phone, "Me too, from the phone. When you close a tab, the registry forgets it immediately.")
     hears(dark, "Me too, from the phone.")
     say(leaving, "<b>Watch my row then.</b>")
     hears(page, "Watch my row then.")
@@ -61,7 +61,7 @@ def chat(stage: Stage) -> None:
     save(phone, "demo-phone.png", full_page=True)
     name = name_in(leaving)
     leaving.close(run_before_unload=True)
-    # In the middle of its fall: the timers are gone, the rest is still there.
+    # In the middle of the fall: the timers are gone, and the other figures are still there.
     page.wait_for_function(
         "row => row.dataset.state === 'gone' && row.cells[1].textContent === '0'",
         arg=row(page, name).element_handle(),
@@ -71,7 +71,7 @@ def chat(stage: Stage) -> None:
 
 
 def frozen(stage: Stage) -> None:
-    """One handler stands still, and who shares its thread stalls; which may be nobody, and then another is frozen."""
+    """One handler is frozen, and the conversations on its thread stall. If there are none, freeze another handler."""
     pages = [stage.tab(viewport=WIDE) for _ in range(6)]
     for page in pages:
         clock(page, 3)
@@ -85,7 +85,7 @@ def frozen(stage: Stage) -> None:
             save(page, "demo-frozen.png")
             return
         page.get_by_role("button", name="Unfreeze it").click()
-    raise SystemExit("Nobody ever stalled.")
+    raise SystemExit("No conversation stalled in any attempt. Run it again.")
 
 
 def virtual(stage: Stage) -> None:
@@ -112,7 +112,7 @@ PICTURES: list[tuple[Callable[[Stage], None], str]] = [
 
 
 def main() -> None:
-    """Take them all."""
+    """Take all pictures."""
     with chromium() as browser:
         for take, spec in PICTURES:
             with staged(browser, spec) as stage:

@@ -1,4 +1,4 @@
-"""What the tests in a real browser stand on: the demo on a real server, Chromium, and a line that can be cut."""
+"""The equipment of the tests in a real browser: the demo on a real server, Chromium, and a line that can be cut."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ from stube.demo.server import running
 
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 ARGUMENTS = [
-    "--no-sandbox",  # in a container, and as root, there is none
+    "--no-sandbox",  # there is no sandbox in a container, or for root
     "--disable-gpu",
-    # Nothing but what a test asks for goes over the network.
+    # The browser sends only requests for which a test asks.
     "--disable-quic",
     "--no-first-run",
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
-    # A hundred tabs need not be a hundred processes.
+    # Do not start a hundred processes for a hundred tabs.
     "--renderer-process-limit=4",
     "--disable-site-isolation-trials",
 ]
 PATIENCE_MS = 15_000
-"""How long Playwright waits for what takes a moment; reached only when something is wrong, or the machine is busy."""
+"""The time that Playwright waits for a condition; reached only when something is wrong, or the machine is busy."""
 
-# A fault says so: whatever a page writes to its console is one, but for a connection that a test has cut.
+# Every line that a page writes to its console is a fault, except these, which a connection causes that a test has cut.
 CUT = ("net::ERR_", "Failed to load resource: the server responded with a status of 404")
 
 
 def missing(what: str) -> NoReturn:
-    """In CI nothing may be left out; at home one may be without a browser."""
+    """Fail in CI, where every test must run; skip on a developer's machine, which may have no browser."""
     sentence = f"The tests in a real browser need {what}."
     if os.environ.get("CI"):
         pytest.fail(f"{sentence} In CI they must run.", pytrace=False)
@@ -47,7 +47,7 @@ def missing(what: str) -> NoReturn:
 
 @contextmanager
 def chromium() -> Iterator[Any]:
-    """The system's Chromium, driven by Playwright. While it runs its loop is the loop of this thread."""
+    """Run the system's Chromium, driven by Playwright, whose loop is then the loop of this thread."""
     try:
         from playwright.sync_api import sync_playwright
     except ModuleNotFoundError:
@@ -64,7 +64,7 @@ def chromium() -> Iterator[Any]:
 
 
 class Line:
-    """A connection to the server that can be cut and mended, as a network is: nobody says goodbye."""
+    """A connection to the server that can be cut and restored, as a network is: neither side closes it in order."""
 
     def __init__(self, port: int) -> None:
         self._port = port
@@ -77,21 +77,21 @@ class Line:
         threading.Thread(target=self._accept, name="line", daemon=True).start()
 
     def cut(self) -> None:
-        """Every connection breaks, and no new one comes about."""
+        """Break every connection, and refuse new ones."""
         with self._lock:
             self._is_cut = True
             ends = list(self._ends)
         for end in ends:
             _break(end)
 
-    def mend(self) -> None:
-        """New connections come about again."""
+    def restore(self) -> None:
+        """Accept new connections again."""
         with self._lock:
             self._is_cut = False
 
     def close(self) -> None:
         """Cut it for good."""
-        # A close alone would leave the thread in accept().
+        # close() alone would leave the thread blocked in accept().
         _break(self._listener)
         self._listener.close()
         self.cut()
@@ -127,27 +127,27 @@ def _break(end: socket.socket) -> None:
     try:
         end.shutdown(socket.SHUT_RDWR)
     except OSError:
-        pass  # broken already
+        pass  # it is closed already
 
 
 class Stage:
-    """The demo on one registry, and whoever looks at it."""
+    """The demo on one registry, and the pages that use it."""
 
     def __init__(self, browser: Any, registry: stube.Backend, demo: Demo, url: str, stack: ExitStack) -> None:
         self.registry, self.demo, self.url = registry, demo, url
         self._browser, self._stack = browser, stack
         self.complaints: list[str] = []
-        """What any page wrote to its console, and what it asked of anybody but this server."""
+        """Lines that a page wrote to its console, and its requests to other servers."""
 
     def context(self, **options: Any) -> Any:
-        """A browser of its own, as another person has one."""
+        """Return a separate browser profile, like that of another person."""
         context = self._browser.new_context(**options)
         self._stack.callback(context.close)
         context.set_default_timeout(PATIENCE_MS)
         return context
 
     def tab(self, context: Any = None, *, url: str | None = None, **options: Any) -> Any:
-        """A new tab with the page in it; in a browser of its own unless one is given."""
+        """Return a new tab with the page in it; in a profile of its own unless one is given."""
         page = (context or self.context(**options)).new_page()
         page.on("console", lambda message: self._complain(message.text))
         page.on("pageerror", lambda error: self._complain(str(error)))
@@ -156,21 +156,21 @@ class Stage:
         return page
 
     def line(self) -> Line:
-        """Another way to the server, which can be cut."""
+        """Return another connection to the server, which can be cut."""
         line = Line(int(self.url.rpartition(":")[2]))
         self._stack.callback(line.close)
         return line
 
     def until(self, met: Callable[[], object], page: Any) -> None:
-        """Wait until something holds outside of the browser, while `page` lives on. Bounded by the usual patience."""
+        """Wait until a condition outside the browser holds, while `page` keeps running; at most `PATIENCE_MS`."""
         for _ in range(PATIENCE_MS // 20):
             if met():
                 return
-            page.wait_for_timeout(20)  # sleeps in Playwright's own loop, which the events of pages need
-        raise AssertionError(f"it never held: {self.registry.stats()}, {self.registry.inspect()}")
+            page.wait_for_timeout(20)  # runs Playwright's own loop, which the events of pages need
+        raise AssertionError(f"the condition never held: {self.registry.stats()}, {self.registry.inspect()}")
 
     def is_empty(self) -> bool:
-        """Whether nothing of any conversation is left, neither in the registry nor in the host."""
+        """Return True if nothing of any conversation is left, neither in the registry nor in the host."""
         stats = self.registry.stats()
         pending = (stats.timers, stats.queued, stats.running, stats.subscriptions, stats.pending_flows)
         return not any(pending) and not self.registry.inspect() and not len(self.demo.host.conversations)
@@ -186,7 +186,7 @@ class Stage:
 
 @contextmanager
 def staged(browser: Any, spec: str, **times: float) -> Iterator[Stage]:
-    """The demo on the registry of a spec. At the end no page may have complained."""
+    """Serve the demo on the registry of a spec. At the end there must be no complaint of any page."""
     with ExitStack() as stack:
         registry = stack.enter_context(stube.create_registry(spec))
         app = create_app(registry, **times)
@@ -197,7 +197,7 @@ def staged(browser: Any, spec: str, **times: float) -> Iterator[Stage]:
 
 
 def name_in(page: Any) -> str:
-    """The name of the page's conversation."""
+    """Return the name of the page's conversation."""
     name: str = page.locator("h1").inner_text()
     return name
 
@@ -213,7 +213,7 @@ def hears(page: Any, text: str) -> None:
 
 
 def clock(page: Any, seconds: int) -> None:
-    """Wait until the page's clock has come so far."""
+    """Wait until the page's clock shows at least so many seconds."""
     page.wait_for_function(
         "least => { const [m, s] = document.getElementById('clock').textContent.split(':').map(Number);"
         " return 60 * m + s >= least }",
@@ -222,5 +222,5 @@ def clock(page: Any, seconds: int) -> None:
 
 
 def row(page: Any, name: str) -> Any:
-    """The row of a conversation in the inspector."""
+    """Return the row of a conversation in the inspector."""
     return page.get_by_role("row").filter(has=page.get_by_role("rowheader", name=name))

@@ -1,4 +1,4 @@
-"""The demo in a real browser: what a page promises to whoever looks at it, hears it or types."""
+"""The demo in a real browser: the promises of a page to users who look, listen with a screen reader, or type."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Staging = Callable[..., Stage]
 
 
 def test_first_stream_boots_and_a_reload_is_a_new_conversation(stage: Staging, spec: str) -> None:
-    """Fault: the baton is not taken, or a reload comes back into a conversation that the reload has left."""
+    """Fault: the baton is not taken, or the reloaded page returns to the conversation that it has left."""
     used = stage(spec)
     page = used.tab()
     page.get_by_text("connected", exact=True).wait_for()
@@ -44,8 +44,8 @@ def test_chat_goes_both_ways_and_shows_markup_as_text(stage: Staging, spec: str)
 
 
 def test_cut_stream_resumes_where_the_clock_is(stage: Staging, spec: str) -> None:
-    """Fault: a page whose network fails for a moment loses its conversation or what is said meanwhile, or its clock
-    begins anew."""
+    """Fault: a page whose network fails for a moment loses its conversation or the messages of that time, or its clock
+    starts again."""
     used = stage(spec, grace_ms=60_000)
     line = used.line()
     page, other = used.tab(url=line.url), used.tab()
@@ -56,7 +56,7 @@ def test_cut_stream_resumes_where_the_clock_is(stage: Staging, spec: str) -> Non
     row(other, name).get_by_text("stream cut").wait_for()
     say(other, "can you hear me?")
     hears(other, "can you hear me?")
-    line.mend()
+    line.restore()
     page.get_by_text("Connected again.").wait_for()
     hears(page, "can you hear me?")
     clock(page, 3)
@@ -75,14 +75,14 @@ def test_stream_that_does_not_come_back_ends(stage: Staging, spec: str) -> None:
     clock(page, 1)
     line.cut()
     used.until(lambda: len(used.registry.inspect()) == 1, other)
-    line.mend()
+    line.restore()
     page.get_by_text("This conversation has ended: it was away for too long.").wait_for()
     assert page.get_by_role("button", name="Send").is_disabled()
     assert page.evaluate("document.activeElement.id") == "reload"
 
 
 def test_page_that_missed_too_much_says_so(stage: Staging) -> None:
-    """Fault: a page shows what it has as if it were all there was."""
+    """Fault: a page does not say that its messages are incomplete."""
     used = stage("memory", grace_ms=60_000)
     line = used.line()
     page, other = used.tab(url=line.url), used.tab()
@@ -90,15 +90,15 @@ def test_page_that_missed_too_much_says_so(stage: Staging) -> None:
     line.cut()
     row(other, name_in(page)).get_by_text("stream cut").wait_for()
     for number in range(300):
-        used.registry.publish("room", {"from": "somebody", "text": f"{number}."})
-    line.mend()
+        used.registry.publish("room", {"from": "another", "text": f"{number}."})
+    line.restore()
     page.get_by_text(re.compile(r"Too much happened meanwhile: \d+ events never reached this page\.")).wait_for()
     hears(page, "299.")
     page.get_by_text("connected", exact=True).wait_for()
 
 
 def test_page_says_that_the_server_has_stopped(stage: Staging) -> None:
-    """Fault: the page goes on as if somebody heard it, or connects to a server that wants to stop, again and again."""
+    """Fault: the page behaves as if it were connected, or connects again and again to a server that wants to stop."""
     used = stage("memory")
     page = used.tab()
     clock(page, 1)
@@ -108,7 +108,7 @@ def test_page_says_that_the_server_has_stopped(stage: Staging) -> None:
 
 
 def test_closed_tab_falls_to_nothing(stage: Staging, spec: str) -> None:
-    """Fault: something of a closed tab stays in the registry, or nobody can see how it goes."""
+    """Fault: something of a closed tab stays in the registry, or the inspector does not show how it disappears."""
     used = stage(spec, grace_ms=3_600_000)
     stays, goes = used.tab(), used.tab()
     name = name_in(goes)
@@ -129,10 +129,12 @@ def test_closed_tab_falls_to_nothing(stage: Staging, spec: str) -> None:
     assert used.registry.stats().balanced
 
 
-def test_a_hundred_conversations_at_once(stage: Staging, spec: str) -> None:
-    """Twenty browsers with five tabs each, for a browser keeps six connections to one server, and each stream needs
-    one. Only the first tab of all draws its inspector: Playwright tells every tab that it is in front, and a hundred of
-    them in front would keep a small machine busy with nothing but drawing.
+def test_a_hundred_conversations_work_at_the_same_time(stage: Staging, spec: str) -> None:
+    """Fault: with a hundred tabs a stream does not connect, a message is lost, or something of a closed tab stays.
+
+    Twenty browsers have five tabs each, because a browser keeps at most six connections to one server, and each stream
+    needs one. Only the first tab draws its inspector: Playwright tells every tab that it is in front, and a hundred
+    drawing tabs would overload a small machine.
     """
     used = stage(spec)
     pages: list[Any] = []
@@ -159,11 +161,12 @@ def test_a_hundred_conversations_at_once(stage: Staging, spec: str) -> None:
     assert (stats.balanced, stats.failed, stats.dropped) == (True, 0, 0)
 
 
-# What one can do to a registry
+# Freezing a handler, advancing a clock
 
 
-def test_frozen_handler_shows_who_else_stalls(stage: Staging, spec: str) -> None:
-    """Fault: who stalls is not who shares the frozen handler's thread: all, a shard, or on an event loop nobody."""
+def test_frozen_handler_shows_which_others_stall(stage: Staging, spec: str) -> None:
+    """Fault: the stalled conversations are not those on the frozen handler's thread: all of them, those of a shard, or,
+    on an event loop, none."""
     used = stage(spec, freeze_ms=60_000)
     frozen, *others = (used.tab(used.context()) for _ in range(6))
     for page in (frozen, *others):
@@ -201,8 +204,8 @@ def test_thirty_virtual_minutes_pass_at_the_press_of_a_button(stage: Staging) ->
     lost = used.tab(url=line.url)
     for each in (page, other, lost):
         each.get_by_text("connected", exact=True).wait_for()
-    say(other, "time stands still, and messages do not")
-    hears(page, "time stands still, and messages do not")
+    say(other, "messages need no time")
+    hears(page, "messages need no time")
     line.cut()
     row(page, name_in(lost)).get_by_text("stream cut").wait_for()
     row(page, name_in(lost)).get_by_text("5.0 s").wait_for()
@@ -215,7 +218,7 @@ def test_thirty_virtual_minutes_pass_at_the_press_of_a_button(stage: Staging) ->
         each.locator("#clock", has_text="30:01").wait_for()
         each.get_by_text("You have said nothing for 30 minutes.").wait_for()
     page.get_by_text("Time stands still at 30:01.").wait_for()
-    row(page, name_in(lost)).wait_for(state="detached")  # its grace is over, though nobody has waited
+    row(page, name_in(lost)).wait_for(state="detached")  # its grace period is over, in no real time
     page.get_by_role("img", name="Lateness of ticks, the last minute: 0.0 ms now, max 0.0 ms").wait_for()
     page.get_by_role("img", name="Deliveries per second, the last minute: 2 now, max 4").wait_for()
 
@@ -260,7 +263,7 @@ def test_time_left_is_counted_down_in_between(stage: Staging) -> None:
     assert 1 < values[0] - values[-1] < 10
 
 
-# Whoever looks, hears or types
+# Users who look, listen with a screen reader, or type
 
 
 def test_keyboard_alone_is_enough(stage: Staging) -> None:
@@ -271,7 +274,7 @@ def test_keyboard_alone_is_enough(stage: Staging) -> None:
     for _ in range(5):
         page.keyboard.press("Tab")
         stops.append(page.evaluate("document.activeElement.id || document.activeElement.textContent"))
-        # Where one is must be seen: an outline, and not merely a colour.
+        # The focus must be visible by an outline, and not only by a colour.
         outline = page.evaluate("getComputedStyle(document.activeElement).outline")
         assert "3px" in outline
     assert stops == ["log", "text", "Send", "freeze", "parts"]
@@ -289,7 +292,7 @@ def test_keyboard_alone_is_enough(stage: Staging) -> None:
     assert page.evaluate("[document.activeElement.id, document.activeElement.value]") == ["text", ""]
 
 
-def test_screen_reader_finds_its_way_and_is_left_in_peace(stage: Staging) -> None:
+def test_screen_reader_finds_all_parts_and_hears_only_the_chat(stage: Staging) -> None:
     used = stage("memory")
     page = used.tab()
     clock(page, 1)
@@ -314,10 +317,10 @@ def test_screen_reader_finds_its_way_and_is_left_in_peace(stage: Staging) -> Non
         f'- rowheader "{name} you, live"',
     ):
         assert line in tree, f"{line!r} is not in\n{tree}"
-    # One region speaks by itself, the chat: nobody wants to hear every tick.
+    # Only the chat is announced without being asked for, because a listener must not hear every tick.
     live = page.locator("[aria-live]:not([aria-live=off]), [role=status], [role=alert]")
     assert live.evaluate_all("nodes => nodes.map(node => node.id)") == ["log"]
-    # And only when something was said: what the inspector shows changes all the time.
+    # And the chat is announced only when something was said, although the inspector changes all the time.
     page.evaluate(
         "() => { window.spoken = 0; new MutationObserver(() => window.spoken++)"
         ".observe(document.getElementById('log'), {childList: true, subtree: true, characterData: true}) }"
@@ -349,7 +352,7 @@ def test_nothing_is_wider_than_the_screen(stage: Staging, width: int) -> None:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_stands_out_in_light_and_dark(stage: Staging, scheme: str) -> None:
-    """Fault: a colour without its counterpart. The bound is that of WCAG AA for small text."""
+    """Fault: a colour has no counterpart in the other scheme. The bound is that of WCAG AA for small text."""
     used = stage("memory", freeze_ms=60_000)
     page, other = used.tab(color_scheme=scheme), used.tab()
     say(page, "mine")
@@ -364,7 +367,7 @@ def test_text_stands_out_in_light_and_dark(stage: Staging, scheme: str) -> None:
     page.get_by_role("button", name="Unfreeze it").click()
 
 
-# Every piece of text with its colour, and the nearest colour behind it that is not transparent.
+# Each text with its colour, and the nearest colour behind it that is not transparent.
 COLOURS = """() => {
   const found = [];
   const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
@@ -390,7 +393,7 @@ def _contrast(one: str, other: str) -> float:
     return (high + 0.05) / (low + 0.05)
 
 
-def test_nothing_moves_for_whoever_asks_for_calm(stage: Staging) -> None:
+def test_reduced_motion_stops_all_animations(stage: Staging) -> None:
     used = stage("memory")
     lively, calm = used.tab(), used.tab(reduced_motion="reduce")
     durations = (
