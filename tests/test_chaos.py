@@ -16,8 +16,8 @@ import pytest
 
 import stube
 from stube import Backend, ConversationInfo, Dispatch, Event, RegistryFull, Stats, TimerHandle
-from stube.testing._audit import AuditedRegistry, Tally
-from stube.testing._chaos import ChaosFailed, ChaosFigures, chaos
+from stube.testing._chaos.audit import AuditedRegistry, Tally
+from stube.testing._chaos.rounds import ChaosFailed, ChaosFigures, chaos
 from stube_backends.engine import OnError, log
 from stube_backends.memory import MemoryRegistry
 from tools import soak

@@ -19,11 +19,12 @@ import pytest
 
 import stube
 from stube import cli
-from stube.testing import GUARANTEES, _conformance, _terminal
-from stube.testing._html import page_of
-from stube.testing._records import Record, Story
-from stube.testing._redaction import redaction, shown
-from stube.testing._report import Report, report_of, summary, write_report
+from stube.testing import GUARANTEES
+from stube.testing._conformance import command, terminal
+from stube.testing._conformance.outcomes import Record, Story
+from stube.testing._conformance.page import page_of
+from stube.testing._conformance.redaction import redaction, shown
+from stube.testing._conformance.report import Report, report_of, summary, write_report
 
 ROOT = Path(__file__).parents[1]
 
@@ -306,7 +307,7 @@ def test_a_backend_that_promises_nothing_has_its_mandatory_guarantees_tested(con
 
 def test_too_many_lost_tests_end_the_run(conformance: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fault: a backend that ends the process in every test is given hundreds of processes, one after the other."""
-    monkeypatch.setattr(_conformance, "_MOST_LOST", 2)
+    monkeypatch.setattr(command, "_MOST_LOST", 2)
     ran = conformance("outsider:Deadly", "--guarantee", "G8", "-q")
     assert ran.code == 1
     assert [story["finding"] for story in outcomes(ran.report)["crashed"]] == ["The process ended with code 7."] * 2
@@ -317,7 +318,7 @@ def test_an_interruption_out_of_the_backend_is_a_failure_of_its_test(
     conformance: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Fault: a KeyboardInterrupt ends pytest's run, and the tests behind it count as held or are lost."""
-    monkeypatch.setattr(_conformance, "_MOST_LOST", 1)
+    monkeypatch.setattr(command, "_MOST_LOST", 1)
     ran = conformance("outsider:Interrupting", "--guarantee", "G8", "-q")
     assert ran.code == 1
     (story,) = outcomes(ran.report)["crashed"]
@@ -509,12 +510,12 @@ def sample() -> Report:
 def test_the_table_is_coloured_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fault: escape sequences in a file, or in spite of NO_COLOR; a character that the terminal cannot show."""
     monkeypatch.delenv("NO_COLOR", raising=False)
-    coloured = _terminal.table_of(sample(), Terminal())
+    coloured = terminal.table_of(sample(), Terminal())
     assert "\x1b[1;31mBROKEN" in coloured
     assert coloured.isascii()
-    assert "\x1b" not in _terminal.table_of(sample(), io.StringIO())
+    assert "\x1b" not in terminal.table_of(sample(), io.StringIO())
     monkeypatch.setenv("NO_COLOR", "1")
-    plain = _terminal.table_of(sample(), Terminal())
+    plain = terminal.table_of(sample(), Terminal())
     assert "\x1b" not in plain
     assert re.sub(r"\x1b\[[\d;]*m", "", coloured) == plain
     assert "       assert '\\ud800 \\u2026' == 1" in plain
@@ -524,9 +525,9 @@ def test_the_table_is_coloured_on_a_terminal_only(monkeypatch: pytest.MonkeyPatc
 def test_the_progress_is_one_line_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fault: a line for each test, a line that wraps, or a rest of it before the table."""
     monkeypatch.setenv("COLUMNS", "60")
-    monkeypatch.setattr(_terminal, "_REDRAW", 0.0)
+    monkeypatch.setattr(terminal, "_REDRAW", 0.0)
     stream = Terminal()
-    progress = _terminal.Progress(stream)
+    progress = terminal.Progress(stream)
     progress.show(0, 0, 0, "")
     progress.show(1, 4, 0, "test_first")
     progress.show(3, 4, 1, "test_with_a_name_that_is_too_long_for_this_terminal")
@@ -541,13 +542,13 @@ def test_the_progress_is_one_line_on_a_terminal(monkeypatch: pytest.MonkeyPatch)
 def test_the_progress_is_a_line_now_and_then_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fault: a log full of carriage returns, or of a line for each test."""
     stream = io.StringIO()
-    progress = _terminal.Progress(stream)
+    progress = terminal.Progress(stream)
     for done in range(100):
         progress.show(done, 100, 0, "test_something")
     progress.clear()
     assert stream.getvalue() == "0 of 100 tests, 0 failed, 0 s\n"
     quiet = io.StringIO()
-    _terminal.Progress(quiet, quiet=True).show(1, 2, 0, "test_something")
+    terminal.Progress(quiet, quiet=True).show(1, 2, 0, "test_something")
     assert quiet.getvalue() == ""
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from stube.testing._differences import first_difference
+from stube.testing._harness import first_difference
 
 
 @pytest.mark.parametrize(

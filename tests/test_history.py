@@ -19,12 +19,12 @@ import pytest
 
 import stube
 from stube import Backend, Event
-from stube.testing import _random_programs
-from stube.testing._checker import Verdict, check_history
-from stube.testing._history import Call, History, Record, Remainder, Run
-from stube.testing._linearize import Step, Undecided, linearize
-from stube.testing._objects import NEVER, baton_steps
-from stube.testing._recording import HistoryFailed, RecordedRegistry, clock_option, promised, random_history
+from stube.testing._history.checker import Verdict, check_history
+from stube.testing._history.linearizability import Step, Undecided, linearize
+from stube.testing._history.recorder import HistoryFailed, RecordedRegistry, clock_option, promised, random_history
+from stube.testing._history.records import Call, History, Record, Remainder, Run
+from stube.testing._history.sequential_specs import NEVER, baton_steps
+from stube.testing._model import random_programs
 from stube_backends.virtual import VirtualRegistry
 from tools import soak
 
@@ -937,8 +937,8 @@ def test_a_soak_without_a_finding_ends_with_0_and_its_figures(
         bound["progress"](bound["steps"])
         return int(bound["steps"])
 
-    signature = inspect.signature(_random_programs.soak_programs)  # they take seconds, and have tests of their own
-    monkeypatch.setattr(_random_programs, "soak_programs", perform)
+    signature = inspect.signature(random_programs.soak_programs)  # they take seconds, and have tests of their own
+    monkeypatch.setattr(random_programs, "soak_programs", perform)
     out = Lines(terminal=terminal)
     arguments = ["--backend", "virtual", "--minutes", "0.003", "--steps", "1", "--folder", str(tmp_path)]
     arguments += ["--chaos-minutes", "0"]
@@ -982,7 +982,7 @@ def test_a_difference_from_the_model_is_a_finding(monkeypatch: pytest.MonkeyPatc
     def differ(*arguments: Any, **options: Any) -> int:
         raise AssertionError("the smallest program")
 
-    monkeypatch.setattr(_random_programs, "soak_programs", differ)
+    monkeypatch.setattr(random_programs, "soak_programs", differ)
     out = Lines(terminal=False)
     assert soak.main(["--backend", "virtual", "--steps", "1", "--minutes", "0", "--seed", "4"], cast(Any, out)) == 1
     assert out.text == "\nA finding. virtual differs from the model in programs of seed 4.\nthe smallest program\n"

@@ -18,12 +18,12 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 
 import stube
-from stube.testing import _random_programs
-from stube.testing._comparing import Comparer, Difference
-from stube.testing._drive import failures_unlogged
-from stube.testing._model import ANY_FIGURE, Latitude, Model
-from stube.testing._programs import FIRST, Call, CancelHandle, Program, Raised, Stage
-from stube.testing._random_programs import compare_programs, exact_programs, settled_programs, soak_programs
+from stube.testing._harness import failures_unlogged
+from stube.testing._model import random_programs
+from stube.testing._model.differential import Comparer, Difference
+from stube.testing._model.model import ANY_FIGURE, Latitude, Model
+from stube.testing._model.programs import FIRST, Call, CancelHandle, Program, Raised, Stage
+from stube.testing._model.random_programs import compare_programs, exact_programs, settled_programs, soak_programs
 
 
 class _Wrapped:
@@ -423,7 +423,7 @@ def test_a_message_whose_subscription_has_gone_may_stay_queued_and_take_room() -
 
 def test_a_registry_that_does_not_settle_is_not_waited_for_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fault: a backend that hangs is waited for half a minute with every step of making the program smaller."""
-    monkeypatch.setattr(_random_programs, "Comparer", _impatient)
+    monkeypatch.setattr(random_programs, "Comparer", _impatient)
     with pytest.raises(Difference, match=r"registry\.settle\(\)"):
         compare_programs("tests.test_model:create_restless", {}, exactly=False, examples=10)
 

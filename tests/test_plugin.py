@@ -197,7 +197,7 @@ def test_a_missing_capability_skips_with_a_reason_that_names_it(pytester: pytest
     result = result_of(
         pytester,
         """
-        from stube.testing._capabilities import requires
+        from stube.testing._contract.capabilities import requires
 
         @requires("virtual_time")
         def test_something(registry):
@@ -212,7 +212,7 @@ def test_a_missing_capability_skips_with_a_reason_that_names_it(pytester: pytest
 
 
 def test_an_unknown_capability_cannot_be_required() -> None:
-    from stube.testing._capabilities import requires
+    from stube.testing._contract.capabilities import requires
 
     with pytest.raises(ValueError, match=r"Unknown capability 'by_referense'\. Choose from by_reference, "):
         requires("by_referense")
@@ -461,11 +461,11 @@ def test_the_fixture_registry_checks_the_ledger(pytester: pytest.Pytester, sourc
         pytester,
         f"""
         import pytest
-        import stube.testing._drive as drive
+        from stube.testing._harness import ledger
 
         @pytest.fixture(autouse=True)
         def impatient(monkeypatch):
-            monkeypatch.setattr(drive, "PATIENCE", 0.05)
+            monkeypatch.setattr(ledger, "PATIENCE", 0.05)
 
         @pytest.fixture
         def stube_backend():

@@ -26,11 +26,11 @@ from pathlib import Path
 from typing import Any, Final, TextIO
 
 from stube import available_backends, create_registry
-from stube.testing._chaos import ChaosFailed, ChaosFigures, chaos
-from stube.testing._checker import Verdict, check_history
-from stube.testing._history import History
-from stube.testing._recording import HistoryFailed, clock_option, promised, random_history
-from stube.testing._redaction import shown
+from stube.testing._chaos.rounds import ChaosFailed, ChaosFigures, chaos
+from stube.testing._conformance.redaction import shown
+from stube.testing._history.checker import Verdict, check_history
+from stube.testing._history.recorder import HistoryFailed, clock_option, promised, random_history
+from stube.testing._history.records import History
 
 _LOCAL: Final = ("memory", "virtual", "sharded")  # what is soaked where nothing else is named, as far as it is there
 _SUBJECTS: Final = (None, "timers", "topics", "batons")
@@ -122,7 +122,7 @@ class Figures:
 def soak_the_programs(spec: str, steps: int, seed: int, progress: Progress) -> None:
     """Perform random programs of so many steps; raises `Finding`."""
     # Hypothesis is needed for these alone.
-    from stube.testing._random_programs import soak_programs
+    from stube.testing._model.random_programs import soak_programs
 
     started = time.monotonic()
     progress.label = f"{shown(spec)}, programs"

@@ -21,11 +21,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from stube.testing._chaos import ChaosFailed, ChaosFigures, chaos
-    from stube.testing._checker import Verdict, check_history
-    from stube.testing._guarantees import GUARANTEES, Guarantee
-    from stube.testing._history import Call, History, Remainder, Run, Violation
-    from stube.testing._recording import HistoryFailed, RecordedRegistry, clock_option, promised, random_history
+    from stube.testing._chaos.rounds import ChaosFailed, ChaosFigures, chaos
+    from stube.testing._contract.guarantees import GUARANTEES, Guarantee
+    from stube.testing._history.checker import Verdict, check_history
+    from stube.testing._history.recorder import HistoryFailed, RecordedRegistry, clock_option, promised, random_history
+    from stube.testing._history.records import Call, History, Remainder, Run, Violation
 
 __all__ = [
     "GUARANTEES",
@@ -47,7 +47,7 @@ __all__ = [
     "random_history",
 ]
 
-_HOMES = ("_guarantees", "_history", "_checker", "_recording", "_chaos")
+_HOMES = ("_contract.guarantees", "_history.records", "_history.checker", "_history.recorder", "_chaos.rounds")
 
 
 def __getattr__(name: str) -> object:

@@ -35,9 +35,9 @@ import pytest
 from stube import Backend, Event, VirtualBackend, create_registry
 
 if TYPE_CHECKING:
-    from stube.testing._records import Record
+    from stube.testing._conformance.outcomes import Record
 
-pytest.register_assert_rewrite("stube.testing.suite", "stube.testing._drive")
+pytest.register_assert_rewrite("stube.testing.suite", "stube.testing._harness")
 
 __all__ = ["HandlerFailed", "MakeRegistry", "VirtualChecks"]
 
@@ -108,14 +108,14 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("markers", line)
     numbers: list[str] = config.getoption("stube_guarantee") or []
     if numbers:
-        from stube.testing._guarantees import unknown_guarantee
+        from stube.testing._contract.guarantees import unknown_guarantee
 
         wrong = unknown_guarantee(numbers)
         if wrong is not None:
             raise pytest.UsageError(wrong)
     # Under pytest-xdist the workers watch, and their controller is told and writes.
     if config.getoption("stube_report"):
-        from stube.testing._records import Recording
+        from stube.testing._conformance.outcomes import Recording
 
         records = config.stash.setdefault(_records_key, [])
         config.pluginmanager.register(Recording(lambda _, record: records.append(record)), "stube.testing.recording")
@@ -126,7 +126,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run a test that uses the backend under test once for each `--stube-backend`."""
     specs: list[str] = metafunc.config.getoption("stube_backend") or []
     if specs and "stube_backend" in metafunc.fixturenames:
-        from stube.testing._redaction import shown
+        from stube.testing._conformance.redaction import shown
 
         # As a mark, for then pytest leaves the parameters of an overriding fixture aside.
         mark = pytest.mark.parametrize("stube_backend", specs, ids=map(shown, specs))
@@ -135,7 +135,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Refuse a marker that names no guarantee; leave out what `--stube-guarantee` does not ask for."""
-    from stube.testing._guarantees import unknown_guarantee
+    from stube.testing._contract.guarantees import unknown_guarantee
 
     wanted: set[str] = set(config.getoption("stube_guarantee") or ())
     chosen: list[pytest.Item] = []
@@ -197,7 +197,7 @@ def _write_reports(config: pytest.Config, path: Path) -> str | None:
     """Write what `--stube-report` asks for, and return why that is not possible, if it is not."""
     import re
 
-    from stube.testing._report import report_of, write_report
+    from stube.testing._conformance.report import report_of, write_report
 
     by_backend: dict[str, list[Record]] = {}
     for record in config.stash.get(_records_key, []):
@@ -245,10 +245,9 @@ def make_registry(
     A test that requires a capability which the backend does not promise is skipped. At the end each registry is closed:
     its ledger must balance, before and after, and nothing may be left.
     """
-    from stube.testing._capabilities import backend_name, missing_reason
-    from stube.testing._drive import check_ledger, tripped
-    from stube.testing._loops import create
-    from stube.testing._records import UNDER_TEST
+    from stube.testing._conformance.outcomes import UNDER_TEST
+    from stube.testing._contract.capabilities import backend_name, missing_reason
+    from stube.testing._harness import check_ledger, create, tripped
 
     made: list[Backend] = []
 

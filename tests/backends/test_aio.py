@@ -18,7 +18,7 @@ import pytest
 
 import stube
 from stube import Event, RegistryClosed, Stats
-from stube.testing._drive import PATIENCE, Injector, check_ledger, run_script, tracing
+from stube.testing._harness import PATIENCE, Injector, check_ledger, run_script, tracing
 from stube_backends.aio import AsyncioRegistry, create
 
 HOUR: Final = 3_600_000

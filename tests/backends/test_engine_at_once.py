@@ -16,7 +16,7 @@ from typing import Any, Final
 import pytest
 
 from stube import Event, Stats
-from stube.testing._drive import PATIENCE
+from stube.testing._harness import PATIENCE
 from stube_backends.engine import LEAVING, SLOT_BITS, Burst, Engine, Timer, Walk
 from stube_backends.memory import MemoryRegistry
 from stube_backends.sharded import ShardedRegistry

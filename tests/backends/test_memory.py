@@ -15,7 +15,7 @@ from typing import Any, Final
 import pytest
 
 from stube import Event, RegistryClosed, RegistryFull, Stats
-from stube.testing._drive import PATIENCE, Injector, check_ledger, run_script, run_threads, tracing, watchdog
+from stube.testing._harness import PATIENCE, Injector, check_ledger, run_script, run_threads, tracing, watchdog
 from stube_backends.engine import EARLIEST
 from stube_backends.memory import MemoryRegistry, create
 

@@ -26,7 +26,7 @@ import pytest
 
 import stube_backends
 from stube import Event, RegistryFull, TimerHandle
-from stube.testing._drive import PATIENCE, check_ledger, watchdog
+from stube.testing._harness import PATIENCE, check_ledger, watchdog
 from stube_backends.memory import MemoryRegistry
 from stube_backends.virtual import VirtualRegistry
 

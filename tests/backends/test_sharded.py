@@ -21,7 +21,7 @@ import pytest
 
 import stube
 from stube import Conversations, Event, RegistryClosed, RegistryFull, Stats
-from stube.testing._drive import (
+from stube.testing._harness import (
     PATIENCE,
     Injector,
     check_ledger,

@@ -15,7 +15,7 @@ from typing import Any, Final
 import pytest
 
 from stube import Delivery, Event, RegistryClosed, Stats, VirtualTimeError
-from stube.testing._drive import PATIENCE, Injector, check_ledger, run_threads, tracing, watchdog
+from stube.testing._harness import PATIENCE, Injector, check_ledger, run_threads, tracing, watchdog
 from stube_backends.virtual import VirtualRegistry, create
 
 HOUR: Final = 3_600_000

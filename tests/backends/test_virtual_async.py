@@ -15,7 +15,7 @@ import pytest
 
 import stube
 from stube import Event, Stats, VirtualTimeError
-from stube.testing._drive import Injector, check_ledger, tracing
+from stube.testing._harness import Injector, check_ledger, tracing
 from stube_backends.engine import LEAVING, Publication, Walk
 from stube_backends.virtual import VirtualRegistry
 

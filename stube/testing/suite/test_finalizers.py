@@ -15,8 +15,8 @@ from collections.abc import Callable
 import pytest
 
 from stube import Event
-from stube.testing._capabilities import requires
-from stube.testing._drive import PATIENCE, Driver, check_ledger, passes_through, watchdog
+from stube.testing._contract.capabilities import requires
+from stube.testing._harness import PATIENCE, Driver, check_ledger, passes_through, watchdog
 from stube.testing.suite._fixtures import HOUR, OPERATIONS, MakeRun, guarantee
 
 

@@ -18,7 +18,7 @@ from stube import (
     Stats,
     TimerHandle,
 )
-from stube.testing._drive import Driver, run_threads
+from stube.testing._harness import Driver, run_threads
 from stube.testing.suite._fixtures import HOUR, guarantee
 
 

@@ -6,8 +6,8 @@ scheduling.
 
 from __future__ import annotations
 
-from stube.testing._checker import check_history
-from stube.testing._recording import HistoryFailed, clock_option, promised, random_history
+from stube.testing._history.checker import check_history
+from stube.testing._history.recorder import HistoryFailed, clock_option, promised, random_history
 from stube.testing.plugin import MakeRegistry
 from stube.testing.suite._fixtures import guarantee
 

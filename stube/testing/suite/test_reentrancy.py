@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from stube import Event, RegistryClosed, RegistryFull, TimerHandle
-from stube.testing._drive import PATIENCE, Driver, Injector, check_ledger, tracing, watchdog
+from stube.testing._harness import PATIENCE, Driver, Injector, check_ledger, tracing, watchdog
 from stube.testing.suite._fixtures import HOUR, OPERATIONS, MakeRun, guarantee
 
 

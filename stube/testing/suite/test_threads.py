@@ -11,7 +11,7 @@ from functools import partial
 import pytest
 
 from stube import Backend, ConversationInfo, Stats
-from stube.testing._drive import PATIENCE, Driver, Injector, run_threads, tracing, tripped
+from stube.testing._harness import PATIENCE, Driver, Injector, run_threads, tracing, tripped
 from stube.testing.suite._fixtures import HOUR, OPERATIONS, guarantee
 
 _monotonic = time.monotonic

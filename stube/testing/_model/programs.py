@@ -399,8 +399,8 @@ def _imports(lines: list[str]) -> list[str]:
         "functools": ("partial",),
         "math": ("inf", "nan"),
         "stube": tuple(stube.__all__),
-        "stube.testing._model": ("ANY_FIGURE", "Latitude"),
-        "stube.testing._programs": ours,
+        "stube.testing._model.model": ("ANY_FIGURE", "Latitude"),
+        "stube.testing._model.programs": ours,
     }
     modules = [f"import {name}" for name in ("datetime", "pytest") if _mentions(name, lines)]
     found = {home: [name for name in names if _mentions(name, lines)] for home, names in homes.items()}

@@ -13,8 +13,8 @@ from itertools import accumulate
 from math import ceil
 from typing import Final, NamedTuple
 
-from stube.testing._history import Call, History, Run
-from stube.testing._objects import NEVER, Claim, covers
+from stube.testing._history.records import Call, History, Run
+from stube.testing._history.sequential_specs import NEVER, Claim, covers
 
 __all__ = ["Delivery", "Item", "Place", "View"]
 

@@ -15,8 +15,8 @@ from dataclasses import replace
 from typing import Any, Final, cast
 
 from stube import Backend, ConversationEnded, Event, VirtualBackend
-from stube.testing._drive import PATIENCE, failures_unlogged, switching_often
-from stube.testing._history import Call, History, Remainder, Run
+from stube.testing._harness import PATIENCE, failures_unlogged, switching_often
+from stube.testing._history.records import Call, History, Remainder, Run
 
 __all__ = ["HistoryFailed", "RecordedHandle", "RecordedRegistry", "clock_option", "promised", "random_history"]
 
@@ -57,7 +57,7 @@ class RecordedRegistry:
     `str` or a number. Any thread may call, from inside a delivery too; not from a signal handler or a finalizer.
 
     >>> from stube import create_registry
-    >>> from stube.testing._checker import check_history
+    >>> from stube.testing._history.checker import check_history
     >>> with create_registry("virtual") as backend:
     ...     registry = RecordedRegistry(backend)
     ...     handle = registry.schedule_event(cid="c1", instance_id="main", delay_ms=5, event=("tick", "timer 1"))

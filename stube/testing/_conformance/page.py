@@ -7,9 +7,18 @@ from html import escape
 from pathlib import Path
 from typing import Final
 
-from stube.testing._guarantees import GUARANTEES
-from stube.testing._records import Story
-from stube.testing._report import BROKEN, HELD, NOT_PROMISED, UNPROVEN, GuaranteeReport, Report, Tested, summary
+from stube.testing._conformance.outcomes import Story
+from stube.testing._conformance.report import (
+    BROKEN,
+    HELD,
+    NOT_PROMISED,
+    UNPROVEN,
+    GuaranteeReport,
+    Report,
+    Tested,
+    summary,
+)
+from stube.testing._contract.guarantees import GUARANTEES
 
 __all__ = ["page_of", "write_page"]
 

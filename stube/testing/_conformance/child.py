@@ -1,7 +1,7 @@
 """The process in which the conformance command runs the suite, and what it tells of it.
 
-`python -m stube.testing._child CONFIG` reads a JSON file (see `Config`) and appends one JSON object per line to the
-file that it names:
+`python -m stube.testing._conformance.child CONFIG` reads a JSON file (see `Config`) and appends one JSON object per
+line to the file that it names:
 
     {"event": "refused", "message"}             the backend cannot be made; there will be no tests
     {"event": "wrong", "message"}               a file of the suite cannot be collected
@@ -28,13 +28,13 @@ from typing import Any, Final, TypedDict
 import pytest
 
 from stube import StubeError, create_registry
-from stube.testing._capabilities import backend_name
-from stube.testing._records import Record, Recording, facts_of, of_the_suite, record_of
-from stube.testing._redaction import redaction
+from stube.testing._conformance.outcomes import Record, Recording, facts_of, of_the_suite, record_of
+from stube.testing._conformance.redaction import redaction
+from stube.testing._contract.capabilities import backend_name
 
 __all__ = ["Config", "main"]
 
-_HERE: Final = Path(__file__).resolve().parent
+_TESTING: Final = Path(__file__).resolve().parents[1]
 
 
 class Config(TypedDict):
@@ -122,7 +122,7 @@ def main(arguments: Sequence[str]) -> int:
     code = pytest.main(
         [
             *("--pyargs", "stube.testing.suite", "-q", "-c", config["settings"]),
-            *(f"--rootdir={_HERE.parents[1]}", f"--confcutdir={_HERE}"),
+            *(f"--rootdir={_TESTING.parents[1]}", f"--confcutdir={_TESTING}"),
             *("-p", "no:cacheprovider", "-p", "no:faulthandler", "-p", "stube.testing.plugin"),
             f"--stube-backend={config['spec']}",
             *(f"--stube-guarantee={number}" for number in config["guarantees"]),

@@ -2,7 +2,7 @@
 
 A round has a registry of its own. Threads perform operations at random, all over a few names so that they collide;
 the handlers block, raise whatever can be raised, re-arm themselves, end conversations and perform every operation as
-well. Then everything is ended, and the books that were kept (`_audit`) must agree with the registry's own. Some
+well. Then everything is ended, and the books that were kept (`audit`) must agree with the registry's own. Some
 rounds close the registry in the middle of it all.
 
 What each thread does is decided by the seed; what comes of it is up to the scheduler of the system.
@@ -29,10 +29,9 @@ from stube import (
     RegistryClosed,
     RegistryFull,
 )
-from stube.testing._audit import AuditedHandle, AuditedRegistry, negative_figures
-from stube.testing._drive import PATIENCE, switching_often
-from stube.testing._loops import create as create_backend
-from stube.testing._loops import live_threads
+from stube.testing._chaos.audit import AuditedHandle, AuditedRegistry, negative_figures
+from stube.testing._harness import PATIENCE, live_threads, switching_often
+from stube.testing._harness import create as create_backend
 
 __all__ = ["ChaosFailed", "ChaosFigures", "chaos"]
 

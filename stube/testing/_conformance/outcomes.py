@@ -18,16 +18,16 @@ from typing import Any, Final, TypedDict
 
 import pytest
 
-from stube.testing._capabilities import backend_name
-from stube.testing._redaction import redaction, shown
+from stube.testing._conformance.redaction import redaction, shown
+from stube.testing._contract.capabilities import backend_name
 
 __all__ = ["UNDER_TEST", "Facts", "Record", "Recording", "Story", "facts_of", "of_the_suite", "place", "record_of"]
 
 UNDER_TEST: Final[pytest.StashKey[tuple[Any, list[str] | None]]] = pytest.StashKey()
 """In a test's stash, put there by the fixture `make_registry`: the backend's spec and, once known, what it promises."""
 
-_HERE: Final = os.path.dirname(os.path.abspath(__file__))
-_SUITE: Final = os.path.join(_HERE, "suite")
+_TESTING: Final = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+_SUITE: Final = os.path.join(_TESTING, "suite")
 _MOST_LINES: Final = 40  # of a finding; a program of random steps is that long
 _LONGEST_LINE: Final = 1000  # characters
 
@@ -169,7 +169,7 @@ def record_of(item: pytest.Item, excinfo: pytest.ExceptionInfo[BaseException] | 
 def place(file: str, line: int) -> str:
     """`file:line`, the file as seen from where Python finds it: no path of one machine stands in a report."""
     file = os.path.abspath(file)
-    roots = [os.path.dirname(os.path.dirname(_HERE)), *map(os.path.abspath, sys.path)]
+    roots = [os.path.dirname(os.path.dirname(_TESTING)), *map(os.path.abspath, sys.path)]
     for root in sorted(set(roots), key=len, reverse=True):
         if file.startswith(root.rstrip(os.sep) + os.sep):
             return f"{Path(file).relative_to(root).as_posix()}:{line}"
@@ -209,7 +209,7 @@ def _finding(item: pytest.Item, excinfo: pytest.ExceptionInfo[BaseException]) ->
     """Where a test failed and what was found there."""
     frames = list(excinfo.traceback)
     own = inspect.unwrap(getattr(item, "function", facts_of)).__code__.co_filename
-    frame = _last_in(frames, own, _SUITE) or _last_in(frames, _HERE) or frames[-1]
+    frame = _last_in(frames, own, _SUITE) or _last_in(frames, _TESTING) or frames[-1]
     exc = excinfo.value
     message = "\n".join([_text(exc), *getattr(exc, "__notes__", ())]).strip()
     if isinstance(exc, AssertionError) and message:
@@ -217,7 +217,7 @@ def _finding(item: pytest.Item, excinfo: pytest.ExceptionInfo[BaseException]) ->
     else:
         finding = f"{_statement(frame)}\n{type(exc).__name__}: {message}".strip().removesuffix(":")
     innermost = frames[-1]
-    if _within(innermost, _HERE, own):
+    if _within(innermost, _TESTING, own):
         inner = ""
     else:
         inner = f"\nraised by {innermost.name} in {place(str(innermost.path), innermost.lineno + 1)}"

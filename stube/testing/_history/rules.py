@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
 from typing import Final, NamedTuple
 
-from stube.testing._history import Call, Record, Run
-from stube.testing._view import Delivery, View
+from stube.testing._history.index import Delivery, View
+from stube.testing._history.records import Call, Record, Run
 
 __all__ = ["RULES", "Finding", "one_topic_order"]
 

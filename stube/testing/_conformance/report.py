@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Final, TypedDict
 
 from stube import __version__
-from stube.testing._capabilities import CAPABILITIES
-from stube.testing._guarantees import GUARANTEES, Guarantee
-from stube.testing._records import Record, Story
+from stube.testing._conformance.outcomes import Record, Story
+from stube.testing._contract.capabilities import CAPABILITIES
+from stube.testing._contract.guarantees import GUARANTEES, Guarantee
 
 __all__ = [
     "BROKEN",
@@ -158,7 +158,7 @@ def _verdict(guarantee: Guarantee, records: Iterable[Record], promised: Collecti
 def summary(report: Report) -> str:
     """One sentence: how many guarantees are held, and which are not.
 
-    >>> from stube.testing._report import report_of, summary
+    >>> from stube.testing._conformance.report import report_of, summary
     >>> summary(report_of("acme", [], seconds=0, numbers=["G8"]))
     'acme holds 0 of 1 guarantee and leaves 1 unproven (G8): 0 tests ran in 0 s.'
     """

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
-from stube.testing._guarantees import GUARANTEES
+from stube.testing._contract.guarantees import GUARANTEES
 
 __all__ = ["Call", "History", "Record", "Remainder", "Run", "Violation", "in_time"]
 

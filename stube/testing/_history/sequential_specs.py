@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
-from stube.testing._history import Call, Remainder, Run
-from stube.testing._linearize import Step
+from stube.testing._history.linearizability import Step
+from stube.testing._history.records import Call, Remainder, Run
 
 __all__ = ["NEVER", "Claim", "Held", "baton_steps", "covers", "subscription_steps", "timer_steps"]
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, Final
 
-from stube.testing._programs import Alias, Call, CancelHandle, InstallDispatch, Operation, Program, Raise
+from stube.testing._model.programs import Alias, Call, CancelHandle, InstallDispatch, Operation, Program, Raise
 
 __all__ = ["smaller_programs"]
 

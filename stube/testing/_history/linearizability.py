@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 from typing import Generic, NamedTuple, TypeVar
 
-from stube.testing._history import Record
+from stube.testing._history.records import Record
 
 __all__ = ["Step", "Stuck", "Undecided", "linearize"]
 

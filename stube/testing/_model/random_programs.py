@@ -1,7 +1,7 @@
 """Random programs, as Hypothesis strategies over small pools of names, so that collisions are frequent.
 
 A program is drawn whole, as data, and performed afterwards; not rule by rule, as Hypothesis' state machines do. So what
-was drawn is what is printed, handlers are drawn like the top level, and it is made smaller as data (see `_smallest`).
+was drawn is what is printed, handlers are drawn like the top level, and it is made smaller as data (see `shrinking`).
 """
 
 from __future__ import annotations
@@ -16,10 +16,9 @@ from hypothesis import strategies as st
 from hypothesis.errors import Flaky
 
 from stube import ConversationEnded
-from stube.testing._comparing import Comparer, Difference
-from stube.testing._drive import failures_unlogged
-from stube.testing._loops import create
-from stube.testing._programs import (
+from stube.testing._harness import create, failures_unlogged
+from stube.testing._model.differential import Comparer, Difference
+from stube.testing._model.programs import (
     FIRST,
     OWN,
     OWN_TOPIC,

@@ -12,8 +12,9 @@ before the entry is bounded, and that is what makes G5 and G18 worth checking:
 2. A timer is claimed when it is due, never before (G9). So it was claimed after every call at which the clock showed
    less.
 
-First come rules for what a few records show (`_rules`). Then a search decides whether the calls and claims of each
-conversation can be put in order at all (`_objects`, `_linearize`); for that is what G7 and G8 promise.
+First come rules for what a few records show (`rules`). Then a search decides whether the calls and claims of each
+conversation can be put in order at all (`sequential_specs`, `linearizability`); for that is what
+G7 and G8 promise.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
-from stube.testing._history import Call, History, Record, Run, Violation, in_time
-from stube.testing._linearize import Step, Stuck, Undecided, linearize
-from stube.testing._objects import Held, baton_steps, subscription_steps, timer_steps
-from stube.testing._rules import RULES, Finding, one_topic_order
-from stube.testing._view import View
+from stube.testing._history.index import View
+from stube.testing._history.linearizability import Step, Stuck, Undecided, linearize
+from stube.testing._history.records import Call, History, Record, Run, Violation, in_time
+from stube.testing._history.rules import RULES, Finding, one_topic_order
+from stube.testing._history.sequential_specs import Held, baton_steps, subscription_steps, timer_steps
 
 __all__ = ["Verdict", "check_history"]
 

@@ -21,13 +21,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from stube import StubeError
-from stube.testing._capabilities import backend_name
-from stube.testing._child import Config
-from stube.testing._html import write_page
-from stube.testing._loops import DISPATCH, DISPATCHES, LOOP, LOOPS
-from stube.testing._records import Facts, Record, Story, place
-from stube.testing._report import Report, report_of, write_report
-from stube.testing._terminal import Progress, table_of
+from stube.testing._conformance.child import Config
+from stube.testing._conformance.outcomes import Facts, Record, Story, place
+from stube.testing._conformance.page import write_page
+from stube.testing._conformance.report import Report, report_of, write_report
+from stube.testing._conformance.terminal import Progress, table_of
+from stube.testing._contract.capabilities import backend_name
+from stube.testing._harness import DISPATCH, DISPATCHES, LOOP, LOOPS
 
 __all__ = ["ConformanceError", "Runner", "conform"]
 
@@ -38,7 +38,7 @@ _MOST_FRAMES: Final = 8  # of the stack of a test that hung
 _MOST_LOST: Final = 20  # tests that hung or crashed; then the run stops, for the next hundreds would take hours
 _FRAME: Final = re.compile(r'^  File "(?P<file>.*)", line (?P<line>\d+) in (?P<function>.*)$')
 _OF_PYTEST: Final = re.compile(r"[\\/](_pytest|pluggy)[\\/]")
-_SUITE: Final = os.path.join(os.path.dirname(os.path.abspath(__file__)), "suite")
+_SUITE: Final = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "suite")
 
 
 class ConformanceError(StubeError):
@@ -238,7 +238,7 @@ class Runner:
         self._begun, self._ended = [], False
         with files["log"].open("wb") as log:
             process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "stube.testing._child", str(files["config"])],
+                [sys.executable, "-P", "-m", "stube.testing._conformance.child", str(files["config"])],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -11,8 +11,8 @@ import textwrap
 import time
 from typing import Final, TextIO
 
-from stube.testing._records import Story
-from stube.testing._report import BROKEN, HELD, NOT_PROMISED, UNPROVEN, GuaranteeReport, Report, summary
+from stube.testing._conformance.outcomes import Story
+from stube.testing._conformance.report import BROKEN, HELD, NOT_PROMISED, UNPROVEN, GuaranteeReport, Report, summary
 
 __all__ = ["Progress", "table_of"]
 

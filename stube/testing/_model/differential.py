@@ -22,10 +22,9 @@ from dataclasses import fields, is_dataclass
 from typing import Any, Final, NamedTuple, NoReturn
 
 from stube import ConversationInfo, Event, RegistryFull, Stats
-from stube.testing._drive import PATIENCE
-from stube.testing._loops import create
-from stube.testing._model import ANY_FIGURE, Latitude, Model
-from stube.testing._programs import (
+from stube.testing._harness import PATIENCE, create
+from stube.testing._model.model import ANY_FIGURE, Latitude, Model
+from stube.testing._model.programs import (
     MOST_CALLBACKS,
     Answer,
     Call,
@@ -38,7 +37,7 @@ from stube.testing._programs import (
     source,
     touched,
 )
-from stube.testing._smallest import smaller_programs
+from stube.testing._model.shrinking import smaller_programs
 
 __all__ = ["Comparer", "Difference"]
 
