@@ -16,8 +16,10 @@ import pytest
 
 import stube
 from stube import Backend, ConversationInfo, Dispatch, Event, RegistryFull, Stats, TimerHandle
-from stube.testing._chaos.audit import AuditedRegistry, Tally
+from stube.testing._chaos.audit import Books, differences
+from stube.testing._chaos.failures import Failures
 from stube.testing._chaos.rounds import ChaosFailed, ChaosFigures, chaos
+from stube.testing._history.recorder import RecordedRegistry
 from stube_backends.engine import OnError, log
 from stube_backends.memory import MemoryRegistry
 from tools import soak
@@ -327,7 +329,7 @@ FAULTS: dict[type[Faulty], tuple[str, ...]] = {
     Forgetful: ("the ledger still says ", " timers.", "inspect() still shows", "containers that are not empty: "),
     Parallel: ("G1: ",),
     Doubling: ("G16: ", "is its second."),
-    Inventing: ("nobody has sent that.",),
+    Inventing: ("no call has sent that.",),
     Hasty: ("G9: ", "is early."),
     Direct: ("G3: ",),
     Generous: ("G8: ", "was taken twice."),
@@ -451,14 +453,28 @@ def test_figures_are_added_up_and_told() -> None:
     assert str(total) == "2 rounds, 7,500 operations, 1,503 deliveries, 21 of them made to fail"
 
 
-# The books
+# The audit
 
 
-def audited(handler: Callable[[str, Event], object] = lambda cid, event: None) -> AuditedRegistry:
-    return AuditedRegistry(lambda **options: stube.create_registry("memory", **options), handler)
+class Audited:
+    """A recorded registry with what the audit needs to know of its handlers."""
+
+    def __init__(self, handler: Callable[[str, Event], object] = lambda cid, event: None) -> None:
+        self.failures = Failures()
+        self.registry = RecordedRegistry(stube.create_registry("memory", on_error=self.failures.on_error))
+        self.registry.install_dispatch(self.failures.watched(handler))
+
+    def schedule(self, name: str, identity: str, delay_ms: float = 0) -> TimerHandle:
+        return self.registry.schedule_event(cid="c1", instance_id="i", delay_ms=delay_ms, event=(name, identity))
+
+    def books(self) -> Books:
+        return Books(self.registry.history(), self.failures.coroutines)
+
+    def differences(self) -> list[str]:
+        return [*differences(self.books(), self.registry.registry), *self.failures.differences()]
 
 
-def test_the_books_have_what_was_done() -> None:
+def test_the_audit_counts_every_call_and_delivery() -> None:
     """Fault: a figure that is not counted compares as 0 with 0."""
 
     def handle(cid: str, event: Event) -> None:
@@ -467,57 +483,61 @@ def test_the_books_have_what_was_done() -> None:
         if event.name == "end":
             raise stube.ConversationEnded
 
-    books = audited(handle)
-    with books.listening():
-        for name in ("pass", "fail", "end"):
-            books.schedule_event(cid="c1", instance_id="i", delay_ms=0, event=name)
-        assert books.registry.join(30)
-        handle_of_it = books.schedule_event(cid="c1", instance_id="i", delay_ms=60_000, event="never")
+    audited = Audited(handle)
+    registry = audited.registry
+    with audited.failures.listening():
+        for number, name in enumerate(("pass", "fail", "end")):
+            audited.schedule(name, f"t{number}")
+        assert registry.join(30)
+        handle_of_it = audited.schedule("never", "t3", 60_000)
         assert handle_of_it.cancel()
         assert not handle_of_it.cancel()
-        books.schedule_event(cid="c1", instance_id="i", delay_ms=60_000, event="never")
-        assert books.cancel_timers("c1") == 1
-        books.subscribe(cid="c1", instance_id="i", topic="t", event="pass")
-        assert books.publish("t") == 1
-        assert books.registry.join(30)
-        assert books.differences() == [
+        audited.schedule("never", "t4", 60_000)
+        assert registry.cancel_timers("c1") == 1
+        registry.subscribe(cid="c1", instance_id="i", topic="t", event="pass")
+        assert registry.publish("t", "m1") == 1
+        assert registry.join(30)
+        sizes: Mapping[str, int] = cast(Any, registry).sizes()
+        assert audited.differences() == [
             "the ledger still says 1 subscriptions.",
-            f"inspect() still shows {books.registry.inspect()}.",
+            f"inspect() still shows {registry.inspect()}.",
             "subscriptions() still shows {'t': {('c1', 'i'): 'pass'}}.",
-            f"containers that are not empty: { {n: s for n, s in cast(Any, books.registry).sizes().items() if s} }.",
+            f"containers that are not empty: { {name: size for name, size in sizes.items() if size} }.",
         ]
-        assert books.unsubscribe(cid="c1", instance_id="i") == 1
-        assert books.differences() == []
-    assert books.tally == Tally(operations=12, timers=5, targets=1, cancelled=2, begun=4, returned=2, raised=1, ended=1)
-    books.close()
+        assert registry.unsubscribe(cid="c1", instance_id="i") == 1
+        assert audited.differences() == []
+    books = audited.books()
+    assert (len(books.history.calls), books.accepted_timers, books.targets, books.cancelled) == (11, 5, 1, 2)
+    assert (books.begun, books.over, books.failed, books.delivered, books.resets) == (4, 4, 1, 3, 0)
+    registry.close()
 
 
-def test_the_books_see_a_coroutine_that_nobody_awaits() -> None:
-    """Fault: the registry's own error is taken for one that no handler has raised, or is not missed."""
+def test_the_audit_sees_a_coroutine_that_the_registry_cannot_await() -> None:
+    """Fault: the registry's own error counts as one that no handler has raised, or is not missed."""
 
     async def nothing() -> None: ...
 
-    books = audited(lambda cid, event: nothing())
-    with books.listening():
-        books.schedule_event(cid="c1", instance_id="i", delay_ms=0, event="due")
-        assert books.registry.join(30)
-        assert books.differences() == []
-    books.schedule_event(cid="c1", instance_id="i", delay_ms=0, event="due")
-    assert books.registry.join(30)
-    assert books.differences() == [
+    audited = Audited(lambda cid, event: nothing())
+    with audited.failures.listening():
+        audited.schedule("due", "t1")
+        assert audited.registry.join(30)
+        assert audited.differences() == []
+    audited.schedule("due", "t2")
+    assert audited.registry.join(30)
+    assert audited.differences() == [
         "G19: handlers returned 2 coroutines, and 1 errors were logged that no handler had raised."
     ]
-    books.close()
+    audited.registry.close()
 
 
 def test_findings_are_bounded() -> None:
     """Fault: a registry that is always wrong fills the memory with sentences."""
-    books = audited()
-    for _ in range(1000):
-        books.find("wrong")
-    assert books.found.is_set()
-    assert len(books.findings) == 20
-    books.close()
+    audited = Audited()
+    for number in range(100):
+        audited.registry.registry.schedule_event(cid="c1", instance_id="i", delay_ms=0, event=("due", f"t{number}"))
+    assert audited.registry.join(30)
+    assert len([one for one in audited.differences() if "no call has sent that." in one]) == 20
+    audited.registry.close()
 
 
 # The soak

@@ -21,9 +21,10 @@ import stube
 from stube import Backend, Event
 from stube.testing._history.checker import Verdict, check_history
 from stube.testing._history.linearizability import Step, Undecided, linearize
-from stube.testing._history.recorder import HistoryFailed, RecordedRegistry, clock_option, promised, random_history
+from stube.testing._history.recorder import RecordedRegistry, clock_option, promised
 from stube.testing._history.records import Call, History, Record, Remainder, Run
 from stube.testing._history.sequential_specs import NEVER, baton_steps
+from stube.testing._history.workload import HistoryFailed, random_history
 from stube.testing._model import random_programs
 from stube_backends.virtual import VirtualRegistry
 from tools import soak

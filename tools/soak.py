@@ -29,8 +29,9 @@ from stube import available_backends, create_registry
 from stube.testing._chaos.rounds import ChaosFailed, ChaosFigures, chaos
 from stube.testing._conformance.redaction import shown
 from stube.testing._history.checker import Verdict, check_history
-from stube.testing._history.recorder import HistoryFailed, clock_option, promised, random_history
+from stube.testing._history.recorder import clock_option, promised
 from stube.testing._history.records import History
+from stube.testing._history.workload import HistoryFailed, random_history
 
 _LOCAL: Final = ("memory", "virtual", "sharded")  # what is soaked where nothing else is named, as far as it is there
 _SUBJECTS: Final = (None, "timers", "topics", "batons")

@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     from stube.testing._chaos.rounds import ChaosFailed, ChaosFigures, chaos
     from stube.testing._contract.guarantees import GUARANTEES, Guarantee
     from stube.testing._history.checker import Verdict, check_history
-    from stube.testing._history.recorder import HistoryFailed, RecordedRegistry, clock_option, promised, random_history
+    from stube.testing._history.recorder import RecordedRegistry, clock_option, promised
     from stube.testing._history.records import Call, History, Remainder, Run, Violation
+    from stube.testing._history.workload import HistoryFailed, random_history
 
 __all__ = [
     "GUARANTEES",
@@ -47,7 +48,14 @@ __all__ = [
     "random_history",
 ]
 
-_HOMES = ("_contract.guarantees", "_history.records", "_history.checker", "_history.recorder", "_chaos.rounds")
+_HOMES = (
+    "_contract.guarantees",
+    "_history.records",
+    "_history.checker",
+    "_history.recorder",
+    "_history.workload",
+    "_chaos.rounds",
+)
 
 
 def __getattr__(name: str) -> object:

@@ -22,8 +22,10 @@ from stube.testing._harness.loops import (
     loop_is_needed,
     start,
 )
+from stube.testing._harness.proxy import RegistryProxy, is_coroutine_function
 from stube.testing._harness.recorder import Gate, Recorder, Seen
 from stube.testing._harness.scripts import run_script
+from stube.testing._harness.steps import HOUR, RandomSteps, Step, ThreadChances, UniqueIds
 from stube.testing._harness.threads import passes_through, run_threads, switching_often
 from stube.testing._harness.tracing import Injector, tracing
 from stube.testing._harness.watchdog import Overdue, tripped, watchdog
@@ -31,6 +33,7 @@ from stube.testing._harness.watchdog import Overdue, tripped, watchdog
 __all__ = [
     "DISPATCH",
     "DISPATCHES",
+    "HOUR",
     "LOOP",
     "LOOPS",
     "PATIENCE",
@@ -38,13 +41,19 @@ __all__ = [
     "Gate",
     "Injector",
     "Overdue",
+    "RandomSteps",
     "Recorder",
+    "RegistryProxy",
     "Seen",
+    "Step",
+    "ThreadChances",
+    "UniqueIds",
     "check_ledger",
     "create",
     "create_apart",
     "failures_unlogged",
     "first_difference",
+    "is_coroutine_function",
     "live_threads",
     "loop_is_needed",
     "monotonic",

@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, cast
 
 from stube import Backend, Event, create_registry
+from stube.testing._harness.proxy import is_coroutine_function
 
 __all__ = ["DISPATCHES", "LOOPS", "create", "create_apart", "live_threads", "loop_is_needed", "start"]
 
@@ -154,7 +155,7 @@ def _install_in_coroutines(registry: Any) -> None:
             finally:
                 inside.discard(cid)
 
-        plain = callable(dispatch) and not asyncio.iscoroutinefunction(dispatch)
+        plain = callable(dispatch) and not is_coroutine_function(dispatch)
         install(reference(), awaited if plain else dispatch)
 
     registry.install_dispatch = install_dispatch

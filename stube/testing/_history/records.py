@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from stube.testing._contract.guarantees import GUARANTEES
 
-__all__ = ["Call", "History", "Record", "Remainder", "Run", "Violation", "in_time"]
+__all__ = ["Call", "History", "Record", "Remainder", "Run", "Violation", "arguments_of", "in_time"]
 
 _FORMAT: Final = "stube history 1"
 _POSITIONAL: Final = {
@@ -23,6 +23,11 @@ _POSITIONAL: Final = {
     "remove_subscriptions_for_cid": ("cid",),
     "publish": ("topic", "id"),
 }
+
+
+def arguments_of(operation: str, positional: Iterable[Any], named: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a call by name, as `Call.arguments` has them."""
+    return {**dict(zip(_POSITIONAL.get(operation, ()), positional, strict=True)), **named}
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +93,10 @@ class Run:
     """None: it never did."""
     by: str = ""
     """Who delivered: a thread, or a process and its thread."""
+    error: str = ""
+    """The name of the exception that left dispatch, if one did."""
+    clock: int | None = None
+    """What the registry's clock showed, in nanoseconds, read after `began_at`. None: it was not read."""
 
     def __str__(self) -> str:
         never = "" if self.ended_at is not None else ", which never ended"
