@@ -11,14 +11,13 @@ import threading
 import traceback
 from collections.abc import Mapping
 from dataclasses import replace
-from types import TracebackType
 from typing import Any, cast
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 
 import stube
-from stube.testing._harness import failures_unlogged
+from stube.testing._harness import RegistryProxy, failures_unlogged
 from stube.testing._model import random_programs
 from stube.testing._model.differential import Comparer, Difference
 from stube.testing._model.model import ANY_FIGURE, Latitude, Model
@@ -26,25 +25,14 @@ from stube.testing._model.programs import FIRST, Call, CancelHandle, Program, Ra
 from stube.testing._model.random_programs import compare_programs, exact_programs, settled_programs, soak_programs
 
 
-class _Wrapped:
-    """Whatever a fault does not touch goes to the registry behind it."""
+class Broken(RegistryProxy):
+    """A registry with one fault, in front of a real one that it makes."""
 
     def __init__(self, behind: str, options: Mapping[str, Any]) -> None:
-        self.registry: Any = stube.create_registry(behind, **options)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.registry, name)
-
-    def __enter__(self) -> _Wrapped:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.registry.close()
+        super().__init__(stube.create_registry(behind, **options))
 
 
-class Deaf(_Wrapped):
+class Deaf(Broken):
     """A handle says that it has cancelled whenever it is asked."""
 
     def schedule_event(self, **arguments: Any) -> Any:
@@ -58,7 +46,7 @@ class Deaf(_Wrapped):
         return Handle()
 
 
-class Immortal(_Wrapped):
+class Immortal(Broken):
     """Counts the timers that it should cancel, and cancels none."""
 
     def cancel_timers(self, cid: str, /, *, instance_id: str | None = None) -> int:
@@ -66,7 +54,7 @@ class Immortal(_Wrapped):
         return sum(instance_id in (None, timer.instance_id) for timer in counted)
 
 
-class Moving(_Wrapped):
+class Moving(Broken):
     """Who subscribes again goes to the end of the queue."""
 
     def subscribe(self, **arguments: Any) -> None:
@@ -76,7 +64,7 @@ class Moving(_Wrapped):
         self.registry.subscribe(**arguments, event=event)
 
 
-class Copying(_Wrapped):
+class Copying(Broken):
     """Delivers copies."""
 
     def publish(self, topic: str, msg: Any, /) -> int:
@@ -84,7 +72,7 @@ class Copying(_Wrapped):
         return count
 
 
-class Doubting(_Wrapped):
+class Doubting(Broken):
     """Takes an empty flow id for none."""
 
     def put_pending_flow(self, cid: str, flow_id: Any, /) -> None:
@@ -92,7 +80,7 @@ class Doubting(_Wrapped):
             self.registry.put_pending_flow(cid, flow_id)
 
 
-class Miscounting(_Wrapped):
+class Miscounting(Broken):
     """Counts on both sides one delivery too few, so that the ledger balances all the same."""
 
     def stats(self) -> stube.Stats:
@@ -100,7 +88,7 @@ class Miscounting(_Wrapped):
         return replace(stats, accepted=max(0, stats.accepted - 1), delivered=max(0, stats.delivered - 1))
 
 
-class Forgetful(_Wrapped):
+class Forgetful(Broken):
     """A refused publication leaves a trace: the batons go."""
 
     def publish(self, topic: str, msg: Any, /) -> int:
@@ -113,7 +101,7 @@ class Forgetful(_Wrapped):
         return count
 
 
-class Roomy(_Wrapped):
+class Roomy(Broken):
     """Holds one timer more than it may."""
 
     def __init__(self, behind: str, options: Mapping[str, Any]) -> None:
@@ -121,7 +109,7 @@ class Roomy(_Wrapped):
         super().__init__(behind, {**options, "max_pending": bound and bound + 1})
 
 
-class Leaking(_Wrapped):
+class Leaking(Broken):
     """Keeps the subscriptions of an instance that leaves a topic by name."""
 
     def unsubscribe(self, *, topic: str | None = None, **arguments: Any) -> int:
@@ -131,7 +119,7 @@ class Leaking(_Wrapped):
         return count
 
 
-class Unordered(_Wrapped):
+class Unordered(Broken):
     """Of two timers that are due at one instant the later one comes first: its delays are a nanosecond shorter each."""
 
     def __init__(self, behind: str, options: Mapping[str, Any]) -> None:
@@ -145,14 +133,15 @@ class Unordered(_Wrapped):
         return self.registry.schedule_event(delay_ms=delay_ms, **arguments)
 
 
-BROKEN: list[type[_Wrapped]] = [Deaf, Immortal, Moving, Copying, Doubting, Miscounting, Forgetful, Roomy, Leaking]
+BROKEN: list[type[Broken]] = [Deaf, Immortal, Moving, Copying, Doubting, Miscounting, Forgetful, Roomy, Leaking]
 
 
 def create_broken(
     *, fault: str, behind: str = "virtual", max_pending: int | None = 1_000_000, on_error: Any = None
 ) -> stube.Backend:
     """Make a registry with one of the faults above."""
-    return cast("stube.Backend", globals()[fault](behind, {"max_pending": max_pending, "on_error": on_error}))
+    broken: Broken = globals()[fault](behind, {"max_pending": max_pending, "on_error": on_error})
+    return broken
 
 
 class Eager(Model):
@@ -291,7 +280,7 @@ def create_concurrent(*, max_pending: int | None = 1_000_000, on_error: Any = No
     return cast("stube.Backend", Concurrent(max_pending, on_error))
 
 
-def _broken(fault: type[_Wrapped], behind: str) -> dict[str, Any]:
+def _broken(fault: type[Broken], behind: str) -> dict[str, Any]:
     return {"backend": "tests.test_model:create_broken", "fault": fault.__name__, "behind": behind}
 
 
@@ -309,7 +298,7 @@ def _length(program: str) -> int:
         *((fault, "memory", False) for fault in (Immortal, Copying, Roomy)),
     ],
 )
-def test_a_fault_is_found_and_a_short_program_shows_it(fault: type[_Wrapped], behind: str, exactly: bool) -> None:
+def test_a_fault_is_found_and_a_short_program_shows_it(fault: type[Broken], behind: str, exactly: bool) -> None:
     """Fault: a comparison that finds nothing; a program that is printed and does not show what was found, or shows
     it on a correct registry as well; one that is not made smaller."""
     spec = _broken(fault, behind)
@@ -446,7 +435,7 @@ def create_restless(*, max_pending: int | None = 1_000_000, on_error: Any = None
     return cast("stube.Backend", Restless(max_pending=max_pending, on_error=on_error))
 
 
-class Late(_Wrapped):
+class Late(Broken):
     """What is scheduled has been delivered when the call returns, as may happen with a thread that delivers."""
 
     def schedule_event(self, **named: Any) -> Any:
