@@ -25,6 +25,7 @@ from stube.testing._conformance.outcomes import Record, Story
 from stube.testing._conformance.page import page_of
 from stube.testing._conformance.redaction import redaction, shown
 from stube.testing._conformance.report import Report, report_of, summary, write_report
+from stube.testing._harness import progress as progress_line
 
 ROOT = Path(__file__).parents[1]
 
@@ -525,7 +526,7 @@ def test_the_table_is_coloured_on_a_terminal_only(monkeypatch: pytest.MonkeyPatc
 def test_the_progress_is_one_line_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fault: a line for each test, a line that wraps, or a rest of it before the table."""
     monkeypatch.setenv("COLUMNS", "60")
-    monkeypatch.setattr(terminal, "_REDRAW", 0.0)
+    monkeypatch.setattr(progress_line, "_REDRAW", 0.0)
     stream = Terminal()
     progress = terminal.Progress(stream)
     progress.show(0, 0, 0, "")

@@ -1,44 +1,38 @@
-"""The conformance command's face on a terminal: the progress while it runs, the table at its end.
+"""The output of the conformance command: the progress while it runs, the table at its end.
 
-Nothing moves and nothing is coloured where the stream is no terminal; nothing is coloured where `NO_COLOR` is set.
+Colours are used on a terminal only, and not where `NO_COLOR` is set.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
 import textwrap
-import time
 from typing import Final, TextIO
 
 from stube.testing._conformance.outcomes import Story
 from stube.testing._conformance.report import BROKEN, HELD, NOT_PROMISED, UNPROVEN, GuaranteeReport, Report, summary
+from stube.testing._harness import ProgressLine, monotonic
 
 __all__ = ["Progress", "table_of"]
 
 _BAR: Final = 24  # characters
-_REDRAW: Final = 0.1  # seconds
-_LINE_EVERY: Final = 10.0  # seconds between two lines where there is no terminal
 _WIDTH: Final = 100  # characters of a story's prose
 
 _COLOURS: Final = {HELD: "32", NOT_PROMISED: "2", BROKEN: "1;31", UNPROVEN: "1;33"}
 
 
 class Progress:
-    """How far the run is. On a terminal one line that is drawn again and again; elsewhere a line now and then.
+    """The progress of the run, on a line for all its tests.
 
     Args:
-        stream: where to; stderr, so that the table can be redirected alone.
+        stream: where it is shown: stderr, so that the table alone can be redirected.
         quiet: show nothing.
     """
 
     def __init__(self, stream: TextIO, *, quiet: bool = False) -> None:
-        self._stream = stream
+        self._line = ProgressLine(stream)
         self._quiet = quiet
-        self._live = stream.isatty()
-        self._begin = time.monotonic()
-        self._latest = self._begin - _LINE_EVERY
-        self._drawn = False
+        self._begin = monotonic()
 
     def show(self, done: int, total: int, failures: int, current: str) -> None:
         """Show it, if enough time has passed since the last time.
@@ -47,36 +41,28 @@ class Progress:
             done, total, failures: numbers of tests.
             current: the test that runs.
         """
-        now = time.monotonic()
-        if self._quiet or not total or now - self._latest < (_REDRAW if self._live else _LINE_EVERY):
+        if self._quiet or not total or not self._line.due():
             return
-        self._latest = now
-        seconds = int(now - self._begin)
+        seconds = int(monotonic() - self._begin)
         failed = f"{failures} failed"
-        if self._live:
+        if self._line.live:
             full = _BAR * done // total
             clock = f"{seconds // 60}:{seconds % 60:02}"
-            line = f"[{'#' * full}{'.' * (_BAR - full)}] {done}/{total}  {failed}  {clock}  {current}"
-            self._stream.write(f"\r\x1b[K{line[: shutil.get_terminal_size().columns - 1]}")
-            self._drawn = True
+            self._line.draw(f"[{'#' * full}{'.' * (_BAR - full)}] {done}/{total}  {failed}  {clock}  {current}")
         else:
-            self._stream.write(f"{done} of {total} tests, {failed}, {seconds} s\n")
-        self._stream.flush()
+            self._line.draw(f"{done} of {total} tests, {failed}, {seconds} s")
 
     def clear(self) -> None:
-        """Leave the line empty for what is printed next."""
-        if self._drawn:
-            self._stream.write("\r\x1b[K")
-            self._stream.flush()
-            self._drawn = False
+        """Leave the line empty for the next output."""
+        self._line.clear()
 
 
 def table_of(report: Report, stream: TextIO) -> str:
-    """The report as a table, with the stories of what is broken, and a sentence at its end.
+    """Return the report as a table, with the stories of broken guarantees, and a sentence at its end.
 
     Args:
         report: of one backend.
-        stream: where it will be printed, which decides about colours.
+        stream: where the table will be printed; decides whether it has colours.
     """
     coloured = stream.isatty() and not os.environ.get("NO_COLOR")
     lines = [
@@ -84,7 +70,7 @@ def table_of(report: Report, stream: TextIO) -> str:
         "",
         f"{'':5}{'GUARANTEE':21}{'VERDICT':14}{'PASSED':>7}{'FAILED':>8}{'SKIPPED':>9}",
     ]
-    told: dict[str, str] = {}  # of which test under which number: a random program may break many at once
+    told: dict[str, str] = {}  # from a test to the guarantee with its story: a random program may break many of them
     for number, one in report["guarantees"].items():
         lines.append(_row(number, one, coloured=coloured))
         story = one["story"]
@@ -93,7 +79,7 @@ def table_of(report: Report, stream: TextIO) -> str:
             under = _story_of(story) if first == number else [f"The same test as under {first}."]
             lines += [f"     {line}".rstrip() for line in under]
     text = "\n".join([*lines, "", summary(report)])
-    # What the terminal's encoding lacks is escaped; the command shall not die of a character.
+    # A character that the terminal's encoding lacks is escaped, so that it cannot end the command.
     encoding = stream.encoding or "utf-8"
     return text.encode(encoding, "backslashreplace").decode(encoding)
 

@@ -22,6 +22,7 @@ from stube.testing._harness.loops import (
     loop_is_needed,
     start,
 )
+from stube.testing._harness.progress import ProgressLine
 from stube.testing._harness.proxy import RegistryProxy, is_coroutine_function
 from stube.testing._harness.recorder import Gate, Recorder, Seen
 from stube.testing._harness.scripts import run_script
@@ -41,6 +42,7 @@ __all__ = [
     "Gate",
     "Injector",
     "Overdue",
+    "ProgressLine",
     "RandomSteps",
     "Recorder",
     "RegistryProxy",
