@@ -438,7 +438,7 @@ def test_every_guarantee_has_its_cases() -> None:
 
 STORIES = {
     "two deliveries of a conversation at once": """\
-G1 (serial) is broken: two deliveries of conversation 'c1' ran at once.
+G1 (serial) is broken: two deliveries of conversation 'c1' ran at the same time.
   0.005 to 0.009 ms  D  dispatch('c1', Event('i1', 'due', 't1'))
   0.008 to 0.012 ms  D  dispatch('c1', Event('i1', 'due', 't2'))""",
     "accepted one after the other": """\
@@ -644,7 +644,7 @@ def test_a_search_that_takes_too_long_is_given_up_and_accuses_nobody() -> None:
     verdict = check(*hard, take(200, 201, "nothing of that kind", "B"), put(0, 300, "nothing of that kind"), limit=30)
     assert (verdict.violations, verdict.undecided) == ((), ("the baton of conversation 'c1'",))
     assert not verdict.holds
-    assert str(verdict) == "Undecided, for the search took too long: the baton of conversation 'c1'."
+    assert str(verdict) == "Undecided, because the search took too long: the baton of conversation 'c1'."
     verdict.assert_holds()
     with pytest.raises(Undecided):
         linearize([Step(0, 1, lambda state: state, end())] * 3, 0, limit=2)

@@ -1,21 +1,21 @@
 """The pytest plugin: the backend under test, a virtual registry for hosts, and the markers of the suite.
 
-Loaded by pytest through the entry point `stube.testing.plugin`; it does nothing in a project that asks nothing of it.
+pytest loads it through the entry point `stube.testing.plugin`. It has no effect in a project that does not use it.
 
 Options:
-    `--stube-backend SPEC` names the backend that the conformance suite runs against; repeatable. It goes before the
-    fixture `stube_backend`.
+    `--stube-backend SPEC` names the backend that the conformance suite runs against; repeatable. It takes
+    precedence over the fixture `stube_backend`.
     `--stube-guarantee G5` runs the tests that prove this guarantee and no others; repeatable.
     `--stube-report PATH` writes what the run says about each guarantee: to PATH when it ends in `.json`, else into the
     folder PATH, one file for each backend. Specs that differ in their options only are one backend there.
 
 Fixtures:
-    `stube_backend`: what `create_registry` takes as its spec. Override it to name your backend.
+    `stube_backend`: the spec for `create_registry`. Override it to name your backend.
     `stube_options`: options for every registry that the suite makes. Override it, or leave it empty.
     `make_registry`: a function that makes a fresh backend under test, with further options.
     `registry`: a fresh backend under test. Closed at teardown, and its ledger checked.
-    `virtual_registry`: for hosts: a registry whose clock stands still until the test moves it. A handler that fails
-    fails the test, with the handler's exception as the cause.
+    `virtual_registry`: for hosts: a registry whose clock only the test moves. A handler that fails fails the test, with
+    the handler's exception as the cause.
     `allow_failures`: call it to permit failing handlers from then on.
 
 Markers:

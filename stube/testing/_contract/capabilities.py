@@ -1,7 +1,7 @@
 """The optional promises of a backend, each with its meaning, and the marker that asks for one.
 
-A capability is closed by default: what a backend does not name in `capabilities` it does not promise, and the tests
-that need it are skipped with a reason that names it. Everything that has no flag here is mandatory.
+A backend does not promise a capability that it does not name in `capabilities`. The tests that need it are then
+skipped, with a reason that names it. Everything without a capability here is mandatory.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def requires(*capabilities: str) -> pytest.MarkDecorator:
     """Mark a test that needs optional capabilities: it is skipped on a backend that does not promise them.
 
     Raises:
-        ValueError: a name is no known capability, so that a slip of the pen cannot skip a test for ever.
+        ValueError: a name is no known capability, so that a spelling mistake cannot skip a test on every backend.
     """
     unknown = sorted(set(capabilities) - set(CAPABILITIES))
     if unknown:
@@ -43,7 +43,7 @@ def requires(*capabilities: str) -> pytest.MarkDecorator:
 
 
 def missing_reason(name: str, promised: Collection[str], wanted: Iterable[str]) -> str | None:
-    """The reason to skip: the first wanted capability that the backend `name` does not promise, or None."""
+    """Return the reason to skip: the first wanted capability that the backend `name` does not promise, or None."""
     for capability in wanted:
         if capability not in promised:
             return f"capability {capability} is not promised by {name}"
@@ -51,7 +51,7 @@ def missing_reason(name: str, promised: Collection[str], wanted: Iterable[str]) 
 
 
 def backend_name(spec: object) -> str:
-    """The name of the backend in a spec, for test ids and reasons. A URL's rest, and so its password, is left out."""
+    """Return the name of the backend in a spec, for test ids and reasons, without a URL's rest and so its password."""
     if isinstance(spec, Mapping):
         spec = spec.get("backend", "unnamed")
     return str(spec).partition("://")[0]

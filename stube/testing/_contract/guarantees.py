@@ -1,6 +1,6 @@
 """The twenty-six guarantees: number, title, theme and sentence, and the capability on which a whole one depends.
 
-Everything else that speaks of guarantees reads them here: the markers of the suite, the reports, the page in `docs`.
+The markers of the suite, the reports and the page in `docs` take the guarantees from here.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Guarantee:
     sentence: str
     """What is promised, in full; Markdown."""
     capability: str | None = None
-    """The capability without which a backend does not promise this at all; None where there is no way around it."""
+    """The capability without which a backend does not promise this at all; None where the guarantee is mandatory."""
 
 
 _ALL: Final = (
@@ -191,7 +191,7 @@ GUARANTEES: Final[Mapping[str, Guarantee]] = MappingProxyType({one.number: one f
 
 
 def unknown_guarantee(numbers: Iterable[object]) -> str | None:
-    """The two sentences about the first of these that is no guarantee's number; None when all are."""
+    """Return two sentences about the first of these that is no guarantee's number; None when all are."""
     for number in numbers:
         if number not in GUARANTEES:
             return f"There is no guarantee {number!r}. Choose from {', '.join(GUARANTEES)}."

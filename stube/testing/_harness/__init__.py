@@ -1,4 +1,4 @@
-"""The harness: what test bodies, random programs, recorded histories and chaos are run with.
+"""The harness: the tools for test bodies, random programs, recorded histories and chaos.
 
 Private, like every package here whose name begins with an underscore: hosts and authors of backends use the names of
 `stube.testing`. Needs no pytest, so that a scenario may also run in a process of its own (`run_script`).
@@ -29,7 +29,7 @@ from stube.testing._harness.scripts import run_script
 from stube.testing._harness.steps import HOUR, RandomSteps, Step, ThreadChances, UniqueIds
 from stube.testing._harness.threads import passes_through, run_threads, switching_often
 from stube.testing._harness.tracing import Injector, tracing
-from stube.testing._harness.watchdog import Overdue, tripped, watchdog
+from stube.testing._harness.watchdog import Overdue, timed_out, watchdog
 
 __all__ = [
     "DISPATCH",
@@ -68,6 +68,6 @@ __all__ = [
     "start",
     "switching_often",
     "tracing",
-    "tripped",
+    "timed_out",
     "watchdog",
 ]

@@ -1,7 +1,7 @@
-"""Where two long sequences part, in a few words.
+"""The first difference between two long sequences, in a few words.
 
-A test that compares more than a hundred things asserts `first_difference(found, wanted) is None`. Of `found == wanted`
-pytest prints the whole difference where it runs in CI, and for ten thousand things takes minutes to work it out.
+A test that compares more than a hundred things asserts `first_difference(found, wanted) is None`. For `found == wanted`
+pytest prints the whole difference in CI, and takes minutes to compute that of ten thousand things.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ __all__ = ["first_difference"]
 
 
 def first_difference(found: Sequence[object], wanted: Sequence[object]) -> str | None:
-    """What is the first thing that is not as it should be, and where; None when all are equal. O(length)."""
+    """Describe the first item that differs, and where it is; None when all are equal. O(length)."""
     for index, (one, other) in enumerate(zip(found, wanted, strict=False)):
         if one != other:
             return f"at {index} is {reprlib.repr(one)} instead of {reprlib.repr(other)}"

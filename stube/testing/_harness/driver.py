@@ -28,12 +28,12 @@ class Driver:
             cast(VirtualBackend, registry) if "virtual_time" in registry.capabilities else None
         )
         self.recorder = Recorder(self.now_ms)
-        # Deliveries that the driver made for itself; subtracted from the ledger that a test compares.
+        # Deliveries that the driver caused for its own use; subtracted from the ledger that a test compares.
         self._own = 0
         registry.install_dispatch(self.recorder)
 
     def now_ms(self) -> float:
-        """The instant, on the clock that moves the registry's timers."""
+        """Return the instant, on the clock of the registry's timers."""
         return monotonic_ns() / 1e6 if self.clock is None else self.clock.now_ms
 
     def schedule(
@@ -53,9 +53,9 @@ class Driver:
         assert self.registry.settle(PATIENCE), f"does not settle: {self.registry.stats().equation}"
 
     def pass_time(self, ms: float) -> None:
-        """Let `ms` pass, and everything that is due by then be delivered.
+        """Let `ms` pass, and wait until everything that is due by then has been delivered.
 
-        On a real clock nobody sleeps: a timer of that delay on the same registry says when the time is over.
+        On a real clock a timer of that delay on the same registry tells when the time is over.
         """
         if self.clock is not None:
             self.clock.advance(ms)
@@ -68,9 +68,9 @@ class Driver:
 
     @contextmanager
     def delivering(self, advance_ms: float | None = None) -> Iterator[None]:
-        """Deliver in the background for the length of the block; at its end every gate opens.
+        """Deliver in the background during the block; at its end every gate opens.
 
-        A backend with real time does that anyway. On a virtual clock a helper thread settles, or advances by
+        A backend with real time delivers anyway. On a virtual clock a helper thread settles, or advances by
         `advance_ms`; the block may call every operation, but not move the clock.
         """
         if self.clock is None:
@@ -103,9 +103,9 @@ class Driver:
 
     @contextmanager
     def held(self, *cids: str, advance_ms: float | None = None) -> Iterator[Gate]:
-        """Hold the deliveries of these conversations up for the length of the block; what is accepted meanwhile waits.
+        """Hold up the deliveries of these conversations during the block; what the block adds must wait.
 
-        A backend with one delivering thread stands still altogether. See `delivering` for virtual clocks.
+        A backend with a single delivery thread delivers nothing at all then. See `delivering` for virtual clocks.
         """
         gate = self.recorder.gate()
         for cid in cids or (_DRIVER,):
@@ -116,28 +116,28 @@ class Driver:
             yield gate
 
     def stats(self) -> Stats:
-        """The ledger when everything ready has been delivered, without the driver's own deliveries."""
+        """Settle and return the ledger, without the driver's own deliveries."""
         self.settle()
         stats = self.registry.stats()
         return replace(stats, accepted=stats.accepted - self._own, delivered=stats.delivered - self._own)
 
     def sizes(self) -> Mapping[str, int]:
-        """The length of every internal container once it has settled; capability `sizes`."""
+        """Settle and return the length of every internal container; capability `sizes`."""
         self.settle()
         return dict(cast(Any, self.registry).sizes())
 
     def subscribers(self, topic: str) -> list[tuple[str, str]]:
-        """Who subscribes, in the order of joining; sorted where the backend has no order across conversations."""
+        """Return the subscribers in the order of joining; sorted if the backend has no order across conversations."""
         found = list(self.registry.subscriptions().get(topic, {}))
         return found if "common_topic_order" in self.registry.capabilities else sorted(found)
 
     def counts(self) -> Counter[str]:
-        """How many deliveries each conversation had."""
+        """Return how many deliveries each conversation had."""
         return Counter(self.recorder.cids)
 
 
 def settle_awaiting(registry: Backend) -> None:
-    """`settle`, where what dispatch returns may have to be awaited, which a virtual clock does only if it is too."""
+    """Settle a registry whose dispatch may return awaitables, which a virtual clock awaits only in `settled`."""
     if {"virtual_time", "coroutine_dispatch"} <= registry.capabilities:
         settled = asyncio.run(cast(VirtualBackend, registry).settled(PATIENCE))
     else:

@@ -1,4 +1,4 @@
-"""The check of a registry's ledger that needs no knowledge of what was done to it."""
+"""The check of a registry's ledger that any test can make."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ def check_ledger(registry: Backend) -> Stats:
         assert not negative, f"{negative[0]} is negative: {stats}"
         if stats != latest:
             latest, changed_at = stats, monotonic()
-        # Figures that are out and stand still for a second while nothing runs will not come right.
+        # Figures that are wrong and unchanged for a second while nothing runs will stay wrong.
         at_rest = stats.running == 0 and (stats.balanced or monotonic() > changed_at + 1)
         if at_rest or monotonic() > deadline:
             break
-        pause.wait(0.001)  # there is no event for "the batch is counted"; bounded by PATIENCE
+        pause.wait(0.001)  # there is no event for "the due batch is counted"; bounded by PATIENCE
     assert stats.running == 0, f"a delivery still runs: {stats}"
     assert stats.balanced, f"the ledger does not balance: {stats.equation}"
     return stats

@@ -1,4 +1,4 @@
-"""The log of the library, silenced where failing handlers are part of a test."""
+"""The log of the library, silenced while failing handlers are part of a test."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["failures_unlogged"]
 
 @contextmanager
 def failures_unlogged() -> Iterator[None]:
-    """Keep the failures of handlers, where they are part of a random program, out of the log."""
+    """Keep the failures of handlers out of the log during the block."""
     logger = logging.getLogger("stube")
     before, logger.disabled = logger.disabled, True
     try:

@@ -1,8 +1,8 @@
-"""Registries for tests, those of asyncio included: these are served by an event loop in a thread of its own.
+"""Registries for tests. A registry of asyncio is served by an event loop in a thread of its own.
 
-The suite is written in plain functions, and calls a registry from outside of its loop, as threads of a host may. Which
-loop it is and how dispatch is installed are settings of the process and of those that it starts, in two variables of
-the environment, so that one run of the suite holds one kind of loop and of dispatch to the contract.
+The suite is written in plain functions, which call a registry from outside its loop, as the threads of a host may. The
+kind of loop and the kind of dispatch are set in two environment variables, for this process and those that it starts.
+So one run of the suite tests one kind of loop with one kind of dispatch.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ __all__ = ["DISPATCHES", "LOOPS", "create", "create_apart", "live_threads", "loo
 LOOP: Final = "STUBE_TEST_LOOP"
 DISPATCH: Final = "STUBE_TEST_DISPATCH"
 LOOPS: Final = ("asyncio", "uvloop")
-"""What `STUBE_TEST_LOOP` may be; the first when it is not set."""
+"""The values of `STUBE_TEST_LOOP`; the first is the default."""
 DISPATCHES: Final = ("function", "coroutine")
-"""What `STUBE_TEST_DISPATCH` may be: whether a test's plain dispatch is installed as it is, or in a coroutine function;
-the first when it is not set."""
+"""The values of `STUBE_TEST_DISPATCH`: a test's plain dispatch is installed as it is, or inside a coroutine function. The
+first is the default."""
 
 _PATIENCE: Final = 30.0  # seconds until a loop that must answer counts as stuck
 _served: Final[weakref.WeakSet[Any]] = weakref.WeakSet()
@@ -46,10 +46,10 @@ class _LoopThread(threading.Thread):
             try:
                 self.loop.run_forever()
             except (KeyboardInterrupt, SystemExit):
-                pass  # a handler's; here nobody waits for it
+                pass  # raised by a handler; no code waits for it here
 
     def call(self, function: Callable[[], object], patience: float) -> bool:
-        """Call a function on the loop; whether it has come back."""
+        """Call a function on the loop. Return whether it has returned in time."""
         if self.loop is asyncio._get_running_loop():
             function()
             return True
@@ -67,7 +67,7 @@ _in_use: Final[dict[str, _LoopThread]] = {}  # one for each kind
 
 
 def create(spec: Any, **options: Any) -> Backend:
-    """`create_registry`, and a running loop for a registry that needs one, the same for all."""
+    """Make a registry as `create_registry` does. All that need an event loop are served by the same one."""
     registry: Backend = create_registry(spec, **options)
     if _is_async(registry):
         _serve(registry)
@@ -77,7 +77,7 @@ def create(spec: Any, **options: Any) -> Backend:
 
 
 def create_apart(spec: Any, **options: Any) -> Backend:
-    """`create`, with a loop for this one alone, which others cannot hold up."""
+    """Make a registry as `create` does, with an event loop of its own, which other registries cannot block."""
     _in_use.clear()
     registry = create(spec, **options)
     _in_use.clear()
@@ -85,18 +85,18 @@ def create_apart(spec: Any, **options: Any) -> Backend:
 
 
 def loop_is_needed(spec: Any, options: Mapping[str, Any]) -> bool:
-    """Whether registries of this spec are served by a loop."""
+    """Tell whether registries of this spec need an event loop."""
     with create_registry(spec, **options) as registry:
         return _is_async(registry)
 
 
 def live_threads() -> list[threading.Thread]:
-    """The process's threads, but for those that run the loops here: they are not a registry's."""
+    """Return the process's threads, except those that run the loops here and belong to no registry."""
     return [thread for thread in threading.enumerate() if not isinstance(thread, _LoopThread)]
 
 
 def start() -> None:
-    """Have the loop running before it is needed: its thread and its files are not the registry's."""
+    """Start the loop before it is needed, so that a test does not count its thread and files as the registry's."""
     _current()
 
 
@@ -105,17 +105,19 @@ def _is_async(registry: Backend) -> bool:
 
 
 def _serve(registry: Backend) -> None:
-    """Bind a registry to the loop, by an operation that is called there."""
+    """Bind a registry to the loop, by calling an operation on the loop."""
     if not _served and hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=_serve_all_anew)  # now, for it must come after the registry's own
+        os.register_at_fork(
+            after_in_child=_serve_all_anew
+        )  # not at import, because it must run after the registry's own
     _served.add(registry)
     if not _current().call(registry.stats, _PATIENCE):
-        _in_use.clear()  # a test holds it up for ever; the next one has a loop that runs
+        _in_use.clear()  # a test blocks the loop; the registries from now on get another one
         _current().call(registry.stats, _PATIENCE)
 
 
 def _serve_all_anew() -> None:
-    """In a forked child, where the loop's thread is not."""
+    """Bind every registry to a new loop, in a forked child, which has no thread of the old one."""
     for registry in list(_served):
         _current().call(registry.stats, _PATIENCE)
 
@@ -138,20 +140,20 @@ def _new_loop(kind: str) -> asyncio.AbstractEventLoop:
 
 
 def _install_in_coroutines(registry: Any) -> None:
-    """Let the registry install what is a plain function in a coroutine function."""
+    """Let the registry install a plain function inside a coroutine function."""
     install = type(registry).install_dispatch
     reference = weakref.ref(registry)
     inside: set[str] = set()
 
     def install_dispatch(dispatch: Any, /) -> None:
         async def awaited(cid: str, event: Event) -> None:
-            assert cid not in inside, f"two deliveries at once in {cid!r} (G1)"
+            assert cid not in inside, f"two deliveries at the same time in {cid!r} (G1)"
             inside.add(cid)
             try:
                 result = dispatch(cid, event)
                 if isinstance(result, Awaitable):
                     await result
-                await asyncio.sleep(0)  # a turn of the loop in which others may begin, and it goes on running
+                await asyncio.sleep(0)  # give others a turn of the loop while this delivery still runs
             finally:
                 inside.discard(cid)
 

@@ -26,7 +26,7 @@ class Seen(NamedTuple):
 
 
 class Gate:
-    """A delivery that stands still inside dispatch until the test lets it go on."""
+    """Holds deliveries inside dispatch until the test releases them."""
 
     def __init__(self, key: str) -> None:
         self.key = key
@@ -34,24 +34,24 @@ class Gate:
         self.released = threading.Event()
 
     def release(self) -> None:
-        """Let the held deliveries return. Idempotent."""
+        """Let the held deliveries return. May be called again."""
         self.released.set()
 
     def wait_entered(self) -> None:
-        """Wait until a delivery stands at the gate."""
+        """Wait until a delivery is held."""
         assert self.entered.wait(PATIENCE), "no delivery came to the gate"
 
     def pass_through(self) -> None:
-        """Called by the delivery: say that it is here and wait to be released."""
+        """Called by the delivery: report that it has entered, and wait until it is released."""
         self.entered.set()
         self.released.wait(PATIENCE)
 
 
 class Recorder:
-    """A dispatch that records every delivery, in the order in which they begin, and watches G1.
+    """A dispatch that records every delivery, in the order in which they begin, and checks G1.
 
     `on(name, handler)` runs `handler(cid, event)` inside the deliveries of that event name. Deliveries that the driver
-    made for itself are not recorded.
+    caused for its own use are not recorded.
     """
 
     def __init__(self, now_ms: Callable[[], float]) -> None:
@@ -65,7 +65,7 @@ class Recorder:
         self._made = 0
         self.seen: list[Seen] = []
         self.overlaps: list[str] = []
-        """Conversations that had two deliveries at once; empty when G1 holds."""
+        """Conversations that had two deliveries at the same time; empty when G1 holds."""
 
     def __call__(self, cid: str, event: Event) -> None:
         if event.name == SENTINEL:
@@ -94,31 +94,31 @@ class Recorder:
         self._handlers[name] = handler
 
     def gate(self) -> Gate:
-        """A new gate for deliveries to stand at."""
+        """Return a new gate."""
         self._made += 1
         gate = Gate(f"gate-{self._made}")
         self._gates[gate.key] = gate
         return gate
 
     def sentinel(self) -> tuple[str, threading.Event]:
-        """A key that the driver may schedule, and the event that is set when it is delivered."""
+        """Return a key that the driver may schedule, and the event that is set when the key is delivered."""
         self._made += 1
         key, arrived = f"sentinel-{self._made}", threading.Event()
         self._sentinels[key] = arrived
         return key, arrived
 
     def release_all(self) -> None:
-        """Open every gate, so that nothing stays held after a failure."""
+        """Open every gate, so that no delivery stays held after a failure."""
         for gate in self._gates.values():
             gate.release()
 
     def wait_for(self, count: int, timeout: float = PATIENCE) -> bool:
-        """Wait until `count` deliveries have begun; whether they did in time."""
+        """Wait until `count` deliveries have begun. Return whether they did in time."""
         with self._condition:
             return self._condition.wait_for(lambda: len(self.seen) >= count, timeout)
 
     def clear(self) -> None:
-        """Forget what was recorded, payloads included."""
+        """Forget what was recorded, including the payloads."""
         with self._condition:
             self.seen.clear()
 
@@ -138,5 +138,5 @@ class Recorder:
         return [seen.cid for seen in list(self.seen)]
 
     def of(self, cid: str) -> list[Seen]:
-        """The deliveries of one conversation."""
+        """Return the deliveries of one conversation."""
         return [seen for seen in list(self.seen) if seen.cid == cid]

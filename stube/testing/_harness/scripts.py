@@ -1,4 +1,4 @@
-"""A scenario in a process of its own."""
+"""A scenario that runs in a process of its own."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["run_script"]
 
 _PRELUDE: Final = """
 import json, os, signal, sys, threading, time, warnings
-# A fork with threads about is what these scripts are for.
+# These scripts fork while threads run, on purpose.
 warnings.filterwarnings("ignore", message=".*fork.*", category=DeprecationWarning)
 import stube
 from stube.testing._harness import PATIENCE, Driver, create, create_apart, live_threads, run_threads, start
@@ -28,12 +28,12 @@ def make(**options):
     return create(spec, **{**always, **options})
 
 def make_apart(**options):
-    "One that no other can hold up, whatever it shares by way of the suite."
+    "Make a registry with an event loop of its own, which no other registry can block."
     spec, always = json.loads(os.environ["STUBE_UNDER_TEST"])
     return create_apart(spec, **{**always, **options})
 
 def read_all(fd, seconds):
-    "Everything that comes through the pipe until its end, or until nothing came for so long."
+    "Read from the pipe until its end, or until nothing has come for so many seconds."
     import select
     data = b""
     while select.select([fd], [], [], seconds)[0]:
@@ -44,7 +44,7 @@ def read_all(fd, seconds):
     return data.decode()
 
 def finish():
-    "The last line of a script that does not close: when the program should end."
+    "Print the instant at which the program should end; the last line of a script that does not close."
     print(time.time(), flush=True)
 
 """
@@ -53,12 +53,12 @@ def finish():
 def run_script(spec: object, options: Mapping[str, Any], body: str, *, timeout: float = 60) -> str:
     """Run a scenario in a fresh interpreter and return what it printed.
 
-    It finds `make(**options)`, which makes the backend under test, and the names of the prelude above. Asserts that it
-    ends in time, with code 0 and with nothing on stderr.
+    The script may use `make(**options)`, which makes the backend under test, and the other names of the prelude above.
+    Asserts that the script ends in time, with code 0 and with nothing on stderr.
     """
     environment = dict(os.environ, PYTHONPATH=os.pathsep.join(path for path in sys.path if path))
     environment.pop("PYTHONWARNINGS", None)
-    # Not in the arguments, which every user of the machine can read: a URL may hold a password.
+    # Not in the arguments, which every user of the machine can read, because a URL may hold a password.
     environment["STUBE_UNDER_TEST"] = json.dumps([spec, dict(options)])
     environment["STUBE_LOOP_IS_NEEDED"] = "yes" if loop_is_needed(spec, options) else ""
     command = [sys.executable, "-X", "faulthandler", "-c", _PRELUDE + body]

@@ -13,8 +13,11 @@ __all__ = ["passes_through", "run_threads", "switching_often"]
 
 
 def passes_through(call: Callable[[], object], timeout: float = 5.0) -> bool:
-    """Whether another thread gets through this call while the caller stands still: False where the caller's lock is in
-    its way. Where it is not, milliseconds do, so the bound of 5 s is a failure's only."""
+    """Tell whether another thread completes this call while the calling thread waits.
+
+    It cannot if the calling thread holds a lock that the call needs. Otherwise it takes milliseconds, so only a failure
+    waits for the whole timeout.
+    """
     thread = threading.Thread(target=call, daemon=True)
     thread.start()
     thread.join(timeout)
@@ -23,7 +26,7 @@ def passes_through(call: Callable[[], object], timeout: float = 5.0) -> bool:
 
 @contextmanager
 def switching_often() -> Iterator[None]:
-    """Let the interpreter switch between threads as often as it can, so that narrow races come about."""
+    """Let the interpreter switch between threads as often as it can, so that narrow races happen."""
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)
     try:
@@ -33,8 +36,10 @@ def switching_often() -> Iterator[None]:
 
 
 def run_threads(*functions: Callable[[], object], timeout: float = PATIENCE) -> None:
-    """Run the functions at once, each in a thread of its own, from one common start, with the interpreter switching
-    often; re-raise the first error."""
+    """Run the functions at the same time, each in a thread of its own, from a common start; raise the first error.
+
+    The interpreter switches between threads as often as it can.
+    """
     barrier = threading.Barrier(len(functions))
     errors: list[BaseException] = []
 

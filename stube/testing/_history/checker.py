@@ -1,20 +1,19 @@
-"""Whether a recorded history satisfies the guarantees that concern threads: G1, G2, G4, G5, G7, G8, G16, G18.
+"""The checker: it decides whether a history satisfies the guarantees about threads: G1, G2, G4, G5, G7, G8, G16, G18.
 
-The checker is sound: it never accuses a history of a correct registry, whatever the threads were doing. Two calls are
-in order only where the first one returned before the second was made. A delivery is claimed before it enters dispatch,
-and only the entry is seen; a cancel that returns in between is rightly too late for it. How far the claim may lie
-before the entry is bounded, and that is what makes G5 and G18 worth checking:
+The checker is sound: it never accuses a correct registry, whatever the threads did. Two calls are in order only if the
+first one returned before the second was made. The registry claims a delivery before the delivery enters dispatch, but
+only the entry is recorded. A cancel that returns between the two is correctly too late. The time between claim and
+entry is bounded, and only therefore G5 and G18 can be checked:
 
 1. A claimed delivery runs, and of a conversation only one delivery runs at a time (G1). So it was claimed after the end
-   of the one before it, and whatever had been cancelled by then was not there to be claimed. It follows that at most
-   one covered delivery of a conversation enters dispatch after a cancel has returned, that it is the first one to
-   enter, and that there is none when one was in dispatch at the return.
+   of the delivery before it, and could not be claimed if it had been cancelled by then. It follows that at most one
+   covered delivery of a conversation enters dispatch after a cancel has returned, that it is the first one to enter,
+   and that there is none if a delivery was in dispatch when the cancel returned.
 2. A timer is claimed when it is due, never before (G9). So it was claimed after every call at which the clock showed
    less.
 
-First come rules for what a few records show (`rules`). Then a search decides whether the calls and claims of each
-conversation can be put in order at all (`sequential_specs`, `linearizability`); for that is what
-G7 and G8 promise.
+First, rules look for faults that a few records show (`rules`). Then a search decides whether the calls and claims of
+each conversation can be put in order at all (`sequential_specs`, `linearizability`), because G7 and G8 promise that.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from stube.testing._history.sequential_specs import Held, baton_steps, subscript
 
 __all__ = ["Verdict", "check_history"]
 
-_MOST_SHOWN: Final = 12  # records of a story that the search tells: those nearest to the one that no order explains
+_MOST_SHOWN: Final = 12  # records in a finding of the search: those nearest to the record that no order explains
 _MOST_STATES: Final = 3
 _MOST_ORIGINS: Final = 4
 _MOST_BEFORE: Final = 2
@@ -39,25 +38,25 @@ _MOST_BEFORE: Final = 2
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a check found. Its `str` tells every violation."""
+    """The result of a check. Its `str` tells every violation."""
 
     violations: tuple[Violation, ...] = ()
     """One of each kind, the one that the fewest records show; by the guarantee's number."""
     undecided: tuple[str, ...] = ()
-    """What the search gave up: such as `the timers of conversation 'c1'`. Nothing is known to be wrong there."""
+    """What the search gave up, such as `the timers of conversation 'c1'`. No fault is known there."""
 
     @property
     def holds(self) -> bool:
-        """Whether nothing was found, and everything was decided."""
+        """True when no violation was found and everything was decided."""
         return not self.violations and not self.undecided
 
     def assert_holds(self) -> None:
-        """Raise `AssertionError` with the stories of what was found. What is undecided raises nothing."""
+        """Raise `AssertionError` with the violations, if there are any. An undecided search does not raise."""
         if self.violations:
             raise AssertionError(str(self))
 
     def __str__(self) -> str:
-        undecided = [f"Undecided, for the search took too long: {what}." for what in self.undecided]
+        undecided = [f"Undecided, because the search took too long: {what}." for what in self.undecided]
         return "\n".join([*map(str, self.violations), *undecided]) or "Every guarantee holds."
 
 
@@ -75,30 +74,30 @@ def check_history(
     Args:
         history: everything that happened to one registry since it was made.
         common_topic_order: whether the backend promises this capability.
-        one_instant_snapshot: whether it promises this one; else each subscription in a snapshot may be of another
+        one_instant_snapshot: whether it promises this one; otherwise each subscription in a snapshot may be of another
             instant.
-        skew_ns: nanoseconds by which the clocks of two recorders may differ. Intervals are widened by it, so that a
-            larger one overlooks more but accuses nobody falsely.
-        clock_error_ns: nanoseconds by which what a recorder took for the registry's clock may differ from what that
-            showed, between any two readings. 0 where the registry reads that very clock.
-        limit: how many configurations the search looks at for each record, on the average, before it gives up.
+        skew_ns: nanoseconds by which the clocks of two recorders may differ. Intervals are widened by it. With a larger
+            value the checker overlooks more, but never accuses falsely.
+        clock_error_ns: nanoseconds by which the recorded clock may differ from the registry's own clock, between any
+            two readings. 0 where the registry reads the recorded clock itself.
+        limit: how many configurations the search tries for each record, on average, before it gives up.
 
     Returns:
-        The verdict. A guarantee may be broken without a trace in a given history; nothing proves that it holds for
-        ever.
+        The verdict. A registry may break a guarantee without a trace in this history, so no history proves that a
+        guarantee holds.
 
     Raises:
         ValueError: two timers or messages have one id.
 
-    Any thread. Time about proportional to the records, times 2 to the power of how many calls are under way at once at
-    worst.
+    May be called from any thread. Takes time about proportional to the records; in the worst case times 2 to the power
+    of the number of calls that are under way at the same time.
 
     Sources: Wing and Gong, Testing and verifying concurrent objects (1993); Lowe, Testing for linearizability (2017).
     """
     view = View(history, skew=skew_ns, clock_error=clock_error_ns)
     rules = (*RULES, one_topic_order) if common_topic_order else RULES
     shortest: dict[tuple[object, str], Finding] = {}
-    # Where two deliveries ran at once nothing is known of the claims.
+    # Where two deliveries ran at the same time, nothing is known about the claims.
     accused = {(what, cid) for cid in view.overlapping for what in ("timers", "subscriptions")}
     undecided: list[str] = []
 
@@ -154,7 +153,7 @@ class _Objects:
         self.cids = list(self._by_cid)
 
     def of(self, cid: str) -> Iterator[tuple[str, list[Step[Any]], Any]]:
-        """What the conversation has: the name of each object, the steps on it, and the state before them."""
+        """Yield the objects of the conversation: the name of each, the steps on it, and the state before them."""
         calls = [*self._by_cid[cid], *self._everywhere]
         baton = _those(calls, "put_pending_flow", "pending_flow", "forget_pending_flow", "reset_state")
         yield "baton", baton_steps(baton, cid, self._view.history.remainder, self._view.skew), ()
@@ -205,7 +204,7 @@ def _those(calls: list[Call], *operations: str) -> list[Call]:
 
 
 def _told(view: View, what: str, cid: str, steps: list[Step[Any]], stuck: Stuck[Any]) -> Finding:
-    """What the search found, with what was possible before, what led there, and what was under way meanwhile."""
+    """Describe what the search found: the record, the states before it, and the calls that were under way."""
     record = stuck.step.record
     shown, more = list(stuck.states)[:_MOST_STATES], max(0, len(stuck.states) - _MOST_STATES)
     states = " or ".join(sorted(map(_DESCRIPTIONS[what], shown))) + (f" or {more} more" if more else "")
@@ -231,7 +230,7 @@ def _told(view: View, what: str, cid: str, steps: list[Step[Any]], stuck: Stuck[
 
 
 def _removes(record: Record) -> bool:
-    """Whether it took something away."""
+    """Tell whether the record removed something."""
     if not isinstance(record, Call):
         return isinstance(record, Run)
     adds = record.operation in ("schedule_event", "subscribe", "publish", "put_pending_flow", "subscriptions")
@@ -239,7 +238,7 @@ def _removes(record: Record) -> bool:
 
 
 def _origins(view: View, what: str, cid: str, record: Record, states: list[Any]) -> list[Record]:
-    """What made that which the record is about, and what the states hold; the latest few."""
+    """Find the calls that made what the record is about and what the states hold; the latest few."""
     wanted: set[object] = {one for state in states for one in state}
     if isinstance(record, Run):
         wanted.add(record.id)

@@ -1,6 +1,6 @@
-"""A history sorted out for the rules: who published what, what was claimed when, who surely subscribed at an instant.
+"""The index of a history: which call published a message, when a delivery was claimed, who subscribed at an instant.
 
-Every question has a cautious answer: `surely` only where no scheduling of the threads explains the records otherwise.
+Every answer is cautious: an answer is `surely` only if no scheduling of the threads explains the records otherwise.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _EARLIEST: Final = -NEVER
 
 
 class Item(NamedTuple):
-    """A timer or a message that was accepted, and when by the registry's clock it becomes ready."""
+    """A timer or a message that was accepted, and the instants at which it becomes ready by the registry's clock."""
 
     call: Call
     id: str
@@ -32,7 +32,7 @@ class Item(NamedTuple):
 
 
 class Delivery(NamedTuple):
-    """A delivery, the item that it is of, and what ran before it in its conversation."""
+    """A delivery, its item, and the delivery that ran before it in its conversation."""
 
     run: Run
     item: Item
@@ -41,7 +41,7 @@ class Delivery(NamedTuple):
 
 
 class Place(NamedTuple):
-    """A subscription: it is there, or not."""
+    """The place of a subscription, which may exist or not."""
 
     cid: str
     instance_id: str
@@ -86,27 +86,29 @@ class View:
             self.runs[run.cid].append(run)
         self.overlapping = {cid for cid in self.runs if any(self.overlaps(cid))}
         self.deliveries: dict[str, list[Delivery]] = {}
-        """By conversation, in the order in which they began, without those of nothing known and those made twice."""
+        """By conversation, in the order in which they began, without the strange and the repeated ones."""
         self.strange: list[Run] = []
-        """Runs of nothing that was accepted for that conversation and instance."""
+        """Runs whose timer or message was not accepted for that conversation and instance."""
         self.repeated: list[tuple[Run, Run]] = []
-        """Runs that are second ones of a timer, or of a message for one instance; behind the first one."""
+        """Second runs of a timer, or of a message for one instance, each behind the first run."""
         self._read_runs()
         self._places: dict[Place, _Membership] = {}
         for call in self._of("subscribe"):
             self.place(Place(*(call.arguments[name] for name in Place._fields)))
 
     def end(self, call: Call) -> float:
-        """The latest instant at which it can have had its effect, on anybody's clock."""
+        """Return the latest instant at which the call can have had its effect, on any recorder's clock."""
         return NEVER if call.returned_at is None else call.returned_at + self.skew
 
     def precedes(self, first: Call, second: Call) -> bool:
-        """Whether the first call surely had its effect before the second."""
+        """Tell whether the first call surely had its effect before the second."""
         return self.end(first) < second.called_at
 
     def removals(self, cid: str, *, timers: bool) -> list[Call]:
-        """What cancels timers of the conversation, or ends subscriptions of it, resets included; by the call's
-        instant."""
+        """Return the calls that cancel timers of the conversation, or end its subscriptions, resets included.
+
+        They are in the order of the calls' instants.
+        """
         key = (cid, timers)
         if key not in self._removals:
             names = ("cancel_timers",) if timers else ("unsubscribe", "remove_subscriptions_for_cid")
@@ -115,7 +117,7 @@ class View:
         return self._removals[key]
 
     def covering(self, item: Item, cid: str, instance_id: str) -> Iterator[Call]:
-        """What would cancel the timer, or unsubscribe the instance from the message's topic; by the call's instant."""
+        """Yield the calls that would cancel the timer, or end the instance's subscription to the message's topic."""
         timer = item.id in self.timers
         topic = None if timer else item.call.arguments["topic"]
         found = self.removals(cid, timers=timer)
@@ -126,7 +128,7 @@ class View:
                 yield call
 
     def place(self, place: Place) -> _Membership:
-        """When an instance subscribed to a topic."""
+        """Return when an instance subscribed to a topic."""
         if place not in self._places:
             removals = [
                 call for call in self.removals(place.cid, timers=False) if covers(call, *place[:2], topic=place.topic)
@@ -140,11 +142,11 @@ class View:
         return self._places[place]
 
     def places_of(self, topic: str) -> list[Place]:
-        """Everybody who ever subscribed to the topic."""
+        """Return every place that was ever subscribed to the topic."""
         return [place for place in self._places if place.topic == topic]
 
     def overlaps(self, cid: str) -> Iterator[tuple[Run, Run]]:
-        """The pairs of deliveries of a conversation that surely ran at once."""
+        """Yield the pairs of deliveries of a conversation that surely ran at the same time."""
         last: Run | None = None
         for run in self.runs[cid]:
             if last is not None and run.began_at + self.skew < _ended(last):
@@ -156,7 +158,7 @@ class View:
         return (call for call in self.calls if call.operation in operations)
 
     def _read_runs(self) -> None:
-        # The clock showed no more than that at that instant: what is due later is claimed later (G9).
+        # At each of these instants the clock showed no more than the reading. So a timer due later was claimed later.
         readings = sorted((call.clock_before, call.called_at) for call in self.calls if call.clock_before is not None)
         clock = [reading for reading, _ in readings]
         instants = list(accumulate((at for _, at in readings), max))
@@ -184,7 +186,7 @@ class View:
                 previous = run
 
     def _item_of(self, run: Run) -> Item | None:
-        """What the run delivers; None when that was accepted for somebody else, or after it, or never."""
+        """Return what the run delivers; None if that was accepted for another instance, or later, or never."""
         item = self.timers.get(run.id) or self.messages.get(run.id)
         if item is None or run.began_at + self.skew < item.call.called_at:
             return None
@@ -195,14 +197,14 @@ class View:
 
 
 class _Membership:
-    """When one instance subscribed to one topic, from the calls that added it and those that may have removed it."""
+    """The times of one subscription, from the calls that added it and those that may have removed it."""
 
     def __init__(self, view: View, subscribes: list[Call], removals: list[Call]) -> None:
         self._view = view
         self.subscribes = subscribes
         self.removals = removals
-        # A removal that returned 0 has removed nothing, so it ends no certainty; whether it could have is all the same
-        # to doubt. Both lists are in the order of the calls' instants.
+        # A removal that returned 0 has removed nothing, so `surely` ignores it. `possibly` counts it all the same,
+        # because it needs only the chance of a removal. Both lists are in the order of the calls' instants.
         effective = [call for call in removals if call.result != 0]
         self._returned = sorted((view.end(call), call.called_at) for call in subscribes)
         self._last_called = list(accumulate((called for _, called in self._returned), max))
@@ -214,7 +216,7 @@ class _Membership:
         self._first_end = list(accumulate(map(view.end, reversed(removals)), min))[::-1]
 
     def surely(self, call: Call, *, and_stays: bool = False) -> bool:
-        """Whether it subscribed all the time that the call took; with `and_stays`, and ever after."""
+        """Tell whether the subscription existed during the whole call; with `and_stays`, also ever after."""
         before = bisect_left(self._returned, (call.called_at, _EARLIEST))
         if not before:
             return False
@@ -224,7 +226,7 @@ class _Membership:
         return not possible or self._removal_last_end[possible - 1] < since
 
     def possibly(self, call: Call) -> bool:
-        """Whether it may have subscribed at some instant of the call."""
+        """Tell whether the subscription may have existed at some instant of the call."""
         before = bisect_right(self._called, self._view.end(call))
         if not before:
             return False
@@ -233,7 +235,7 @@ class _Membership:
         return after == len(self._all_called) or self._first_end[after] >= call.called_at
 
     def latest(self, call: Call) -> Call:
-        """The latest subscribing that the call may have seen; there is one where `possibly` says so."""
+        """Return the latest `subscribe` that the call may have seen; there is one where `possibly` is True."""
         return self.subscribes[bisect_right(self._called, self._view.end(call)) - 1]
 
 
@@ -249,8 +251,8 @@ def _item(call: Call) -> Item:
 
 
 def _nanoseconds(delay_ms: float) -> int:
-    """A delay as G11 has it: the float's product, rounded up."""
+    """Return a delay as G11 defines it: the float's product, rounded up."""
     try:
         return max(0, ceil(delay_ms * 1_000_000))
-    except OverflowError:  # a float, so large that the product is none
+    except OverflowError:  # the product of so large a float is infinite
         return int(Fraction(delay_ms) * 1_000_000)

@@ -1,11 +1,11 @@
-"""Whether concurrent operations on one object can be put in an order in which each does what a single thread would see.
+"""A search for an order of concurrent operations in which each one does what a single thread would see.
 
 The search is Wing and Gong's (Testing and verifying concurrent objects, 1993) in the form that Lowe calls just-in-time
-(Testing for linearizability, 2017): a return is the moment by which an operation must have had its place. What is kept
-from one return to the next is the set of configurations, each a state and the open operations that have had their place
-already; equal ones are one, which is Lowe's memoisation. So the search needs no more memory than the history has
-concurrency, and the first return that no configuration survives is the end of the shortest prefix that no order
-explains.
+(Testing for linearizability, 2017): an operation must have its place in the order before its return. From one return
+to the next the search keeps the set of configurations. A configuration is a state and the open operations that already
+have their place; equal configurations are merged, which is Lowe's memoisation. So the search needs memory only for the
+operations that run at the same time. If no configuration survives a return, no order explains the history up to there,
+and that is the shortest such prefix.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ S = TypeVar("S", bound=Hashable)
 
 
 class Step(NamedTuple, Generic[S]):
-    """One operation: when it can have had its effect, and what that does to the object."""
+    """One operation: when it can have had its effect, and the effect on the object."""
 
     start: float
     end: float
-    """Infinite when it never returned: then it may have had its effect, or not."""
+    """Infinite if it never returned: then it may have had its effect, or not."""
     apply: Callable[[S], S | None]
-    """The state after it; None where it cannot have gone as it is recorded."""
+    """Returns the state after it; None if the recorded operation is impossible in the state."""
     record: Record
     reads: bool = False
-    """Whether it never changes the state. Then its place is the first where it fits: later ones leave no more open."""
+    """Whether it never changes the state. Then its place is the first that fits, because a later one gains nothing."""
 
 
 class Stuck(NamedTuple, Generic[S]):
@@ -38,29 +38,29 @@ class Stuck(NamedTuple, Generic[S]):
 
     step: Step[S]
     states: frozenset[S]
-    """What was possible when it began."""
+    """The states that were possible when it began."""
     meanwhile: tuple[Step[S], ...]
-    """The others that were under way between then and its return."""
+    """The other operations that were under way between its begin and its return."""
 
 
 class Undecided(Exception):  # noqa: N818 - a state that is met, not a mistake
-    """The search was given up: the history has more configurations than it may look at."""
+    """The search gave up, because the history has more configurations than it may try."""
 
 
 def linearize(steps: Sequence[Step[S]], initial: S, *, limit: int) -> Stuck[S] | None:
-    """Search for an order; None when there is one.
+    """Search for an order. Return None if there is one, otherwise the first operation that no order explains.
 
     Args:
         steps: the operations on one object; the effect of each lies between its `start` and its `end`.
         initial: the state before them.
-        limit: how many configurations may be looked at.
+        limit: how many configurations may be tried.
 
     Raises:
         Undecided: `limit` was passed.
 
-    Time proportional to the steps, times 2 to the power of those that are under way at once at worst.
+    Takes time proportional to the steps; in the worst case times 2 to the power of those under way at the same time.
     """
-    # At one instant what begins comes before what ends: records that touch are not ordered.
+    # At one instant, begins come before ends, because records that touch are not ordered.
     instants = sorted(
         [(step.start, 0, number) for number, step in enumerate(steps)]
         + [(step.end, 1, number) for number, step in enumerate(steps) if step.end != float("inf")]

@@ -1,6 +1,6 @@
-"""A history: what was called on a registry and what it delivered, as data, and how it is told to people.
+"""The records of a history: the calls on a registry and its deliveries, as data and as text for people.
 
-Plain values throughout, so that histories are saved as JSON, and those of several processes merged into one.
+All values are plain, so that a history can be saved as JSON, and histories of several processes can be merged.
 """
 
 from __future__ import annotations
@@ -34,30 +34,29 @@ def arguments_of(operation: str, positional: Iterable[Any], named: Mapping[str, 
 class Call:
     """One call of an operation.
 
-    Instants are nanoseconds of one clock, which the recorder reads before the call and after its return. What the
-    registry's own clock showed is wanted of timers and publications; where it is known of all calls, the checker sees
-    more.
+    Instants are nanoseconds of one clock, which the recorder reads before the call and after its return. The checker
+    needs the readings of the registry's own clock for timers and publications; it finds more if all calls have them.
     """
 
     client: str
-    """Who called: a thread, or a process and its thread. One client makes one call at a time."""
+    """The caller: a thread, or a process and its thread. One client makes one call at a time."""
     operation: str
     """One of the twelve, or `cancel` for a timer's handle."""
     arguments: Mapping[str, Any]
-    """By name. A timer's event stands here as `name` and `id`, a published message as `id`, a handle as its timer's
-    `id`. An id is a `str` that no other timer or message of the history has."""
+    """By name. A timer's event is given as `name` and `id`, a published message as `id`, a handle as its timer's `id`.
+    An id is a `str` that no other timer or message of the history has."""
     called_at: int
     returned_at: int | None
-    """None: it never did. It may have taken effect, or not, and has no result."""
+    """None if the call never returned. It may have taken effect, or not, and has no result."""
     result: Any = None
-    """What was returned: a count, a `bool` or a baton; of `subscriptions` a tuple of (topic, cid, instance)."""
+    """The returned value: a count, a `bool` or a baton; for `subscriptions` a tuple of (topic, cid, instance)."""
     error: str = ""
     """The name of the exception, if it raised one. Then it has changed nothing (G15)."""
     clock_before: int | None = None
-    """What the registry's clock showed, in nanoseconds: read after `called_at`, and before the call. None: nobody
-    looked."""
+    """The reading of the registry's clock, in nanoseconds, taken after `called_at` and before the call; None if it was
+    not read."""
     clock_after: int | None = None
-    """The same after the return, and before `returned_at` was read."""
+    """The reading after the return and before `returned_at`."""
 
     def __str__(self) -> str:
         given = {name: value for name, value in self.arguments.items() if value is not None}
@@ -80,7 +79,7 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One delivery, as dispatch saw it; on the same clock as calls."""
+    """One delivery, as dispatch saw it. Its instants are on the same clock as those of calls."""
 
     cid: str
     instance_id: str
@@ -90,13 +89,13 @@ class Run:
     began_at: int
     """The entry into dispatch. The registry claimed the delivery before that."""
     ended_at: int | None
-    """None: it never did."""
+    """None if it never ended."""
     by: str = ""
-    """Who delivered: a thread, or a process and its thread."""
+    """The delivery thread, or a process and its thread."""
     error: str = ""
     """The name of the exception that left dispatch, if one did."""
     clock: int | None = None
-    """What the registry's clock showed, in nanoseconds, read after `began_at`. None: it was not read."""
+    """The reading of the registry's clock, in nanoseconds, taken after `began_at`; None if it was not read."""
 
     def __str__(self) -> str:
         never = "" if self.ended_at is not None else ", which never ended"
@@ -105,7 +104,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Remainder:
-    """What the registry still held in the end, when nobody called any more, nothing was ready and nothing ran."""
+    """What the registry still held in the end, when no thread called, nothing was ready and nothing ran."""
 
     at: int
     timers: tuple[str, ...] = ()
@@ -127,22 +126,21 @@ Record = Call | Run | Remainder
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """What happened to one registry since it was made, complete: a call or delivery that is left out makes others look
-    wrong.
+    """Everything that happened to one registry since it was made. If a call or delivery is missing, others look wrong.
 
     A recorder in one process stamps with one clock that all threads read alike. Recorders of several processes stamp
-    with clocks that differ by a known bound at most, which `check_history` is told. What a recorder stamps must enclose
-    what the registry does: it reads the clock before it calls and after the return; in dispatch it reads it first and
-    last. Calls that a signal handler or a finalizer makes inside another one do not belong here.
+    with clocks that differ by at most a known bound, which is given to `check_history`. The stamps must enclose what
+    the registry does: a recorder reads the clock before it calls and after the return, and in dispatch first and last.
+    Calls that a signal handler or a finalizer makes inside another call do not belong into a history.
     """
 
     calls: tuple[Call, ...] = ()
     runs: tuple[Run, ...] = ()
     remainder: Remainder | None = None
-    """None where the history was cut off; then nothing is said about what has not been delivered."""
+    """None if the history was cut off. Then the checker says nothing about what has not been delivered."""
 
     def merged(self, *others: History) -> History:
-        """One history of the records of several recorders; the last remainder counts."""
+        """Return one history of the records of several recorders; the last remainder counts."""
         histories = (self, *others)
         remainders = [one.remainder for one in histories if one.remainder is not None]
         return History(
@@ -152,15 +150,15 @@ class History:
         )
 
     def to_json(self) -> str:
-        """The history as JSON, on one line."""
+        """Return the history as JSON, on one line."""
         return json.dumps({"format": _FORMAT, **asdict(self)})
 
     @classmethod
     def from_json(cls, text: str) -> History:
-        """What `to_json` wrote.
+        """Return the history that `to_json` wrote.
 
         Raises:
-            ValueError: it is something else.
+            ValueError: the text is something else.
         """
         read = json.loads(text)
         if not isinstance(read, dict) or read.get("format") != _FORMAT:
@@ -172,7 +170,7 @@ class History:
 
     @property
     def begins_at(self) -> int:
-        """The instant of the first record; 0 when there is none."""
+        """The instant of the first record; 0 if there is none."""
         return min((*(call.called_at for call in self.calls), *(run.began_at for run in self.runs)), default=0)
 
 
@@ -182,16 +180,16 @@ def _frozen(value: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """A guarantee that a history breaks, and the few records that show it. Its `str` is the story."""
+    """A guarantee that a history breaks, and the few records that show it. Its `str` tells both."""
 
     guarantee: str
     """`G5` and the like."""
     summary: str
     """One sentence."""
     evidence: tuple[Record, ...]
-    """In the order of time."""
+    """In chronological order."""
     begins_at: int = field(default=0, repr=False)
-    """The instant from which the story counts."""
+    """The instant that the text shows as 0."""
 
     def __str__(self) -> str:
         title = f"{self.guarantee} ({GUARANTEES[self.guarantee].title}) is broken: {self.summary}"
@@ -223,7 +221,7 @@ def _doer(record: Record) -> str:
 
 
 def in_time(records: Iterable[Record | None]) -> tuple[Record, ...]:
-    """The records in the order of time, each once, without the missing ones."""
+    """Return the records in chronological order, each once, without the missing ones."""
     kept: list[Record] = []
     for record in sorted((one for one in records if one is not None), key=lambda one: _span(one)[0]):
         if not any(record is other for other in kept):

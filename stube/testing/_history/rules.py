@@ -1,6 +1,6 @@
-"""The rules for a history that can be told in a few records, one function for each kind of fault.
+"""The rules: one function for each kind of fault that a few records of a history show.
 
-Each yields what it finds; the checker takes the shortest. What no rule here sees is left to the search.
+Each yields findings, and the checker takes the shortest. The search looks for the faults that no rule finds.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ class Finding(NamedTuple):
     evidence: tuple[Record | None, ...]
     cid: str | None = None
     searched: str = ""
-    """Which object of the conversation needs no search any more: `baton`, `timers` or `subscriptions`."""
+    """The object of the conversation that needs no further search: `baton`, `timers` or `subscriptions`."""
 
 
 def serial(view: View) -> Iterator[Finding]:
-    """G1: the dispatch intervals of a conversation do not overlap."""
+    """Check G1: the dispatch intervals of a conversation do not overlap."""
     for cid in view.overlapping:
         for first, second in view.overlaps(cid):
-            yield Finding("G1", f"two deliveries of conversation {cid!r} ran at once.", (first, second))
+            yield Finding("G1", f"two deliveries of conversation {cid!r} ran at the same time.", (first, second))
 
 
 def in_order(view: View) -> Iterator[Finding]:
-    """G2: what surely became ready first began first.
+    """Check G2: a delivery that surely became ready first began first.
 
-    Surely: by the clock, whatever the calls took; or accepted first, which decides where the delay is no longer, for
-    acceptance never runs backwards, and at a tie by the clock.
+    It surely became ready first by the clock, whatever time the calls took; or because it was accepted first and its
+    delay is not longer. Acceptance never runs backwards, and it decides ties of the clock.
 
-    A timer that is accepted when the other has begun already cannot be accused: its due instant comes after that.
+    A timer that is accepted when the other has begun already cannot be accused, because its due instant comes later.
     """
     for cid, deliveries in view.deliveries.items():
         latest: Delivery | None = None  # of those that surely began before: the one that became ready last
@@ -73,7 +73,7 @@ def in_order(view: View) -> Iterator[Finding]:
 
 
 def publishers_order(view: View) -> Iterator[Finding]:
-    """G4: a client's messages on a topic reach each instance in the order of its calls."""
+    """Check G4: a client's messages on a topic reach each instance in the order of the client's calls."""
     for subscriber, deliveries in _received(view).items():
         last: dict[tuple[str, str], Delivery] = {}
         for delivery in deliveries:
@@ -92,9 +92,10 @@ def publishers_order(view: View) -> Iterator[Finding]:
 
 
 def one_topic_order(view: View) -> Iterator[Finding]:
-    """G4, with the capability: all subscribers see the messages of a topic in one order.
+    """Check G4 with `common_topic_order`: all subscribers see the messages of a topic in one order.
 
-    What each of them saw one after the other is an edge; a circle of edges is no order. The shortest circle is told.
+    Two messages that a subscriber saw one after the other are an edge of a graph. If the graph has a cycle, there is no
+    common order. The finding is a shortest cycle.
     """
     edges: dict[str, dict[str, tuple[Run, Run]]] = defaultdict(dict)
     topics: dict[tuple[str, str, str], list[Delivery]] = defaultdict(list)
@@ -105,20 +106,20 @@ def one_topic_order(view: View) -> Iterator[Finding]:
         for first, second in pairwise(deliveries):
             if first.run.began_at + view.skew < second.run.began_at:
                 edges[first.item.id].setdefault(second.item.id, (first.run, second.run))
-    circle = _shortest_circle({message: list(after) for message, after in edges.items()})
-    if circle:
-        pairs = [edges[one][other] for one, other in zip(circle, [*circle[1:], circle[0]], strict=True)]
-        topic = view.messages[circle[0]].call.arguments["topic"]
+    cycle = _shortest_cycle({message: list(after) for message, after in edges.items()})
+    if cycle:
+        pairs = [edges[one][other] for one, other in zip(cycle, [*cycle[1:], cycle[0]], strict=True)]
+        topic = view.messages[cycle[0]].call.arguments["topic"]
         yield Finding(
             "G4",
-            f"no order of the messages {', '.join(map(repr, sorted(circle)))} on topic {topic!r} is the one "
+            f"no order of the messages {', '.join(map(repr, sorted(cycle)))} on topic {topic!r} is the one "
             "in which all its subscribers got them.",
             tuple(run for pair in pairs for run in pair),
         )
 
 
 def timers_have_one_fate(view: View) -> Iterator[Finding]:
-    """G5: a timer is delivered, or cancelled, or left in the end, and only one of that."""
+    """Check G5: a timer is delivered, or cancelled, or left in the end, and only one of these."""
     delivered = {one.item.id: one for many in view.deliveries.values() for one in many if one.item.id in view.timers}
     remainder = view.history.remainder
     left = () if remainder is None else remainder.timers
@@ -164,11 +165,11 @@ def timers_have_one_fate(view: View) -> Iterator[Finding]:
 
 
 def nothing_strange(view: View) -> Iterator[Finding]:
-    """G5 and G16: every delivery is that of one timer, or of a message to one subscriber."""
+    """Check G5 and G16: every delivery is that of one timer, or of a message to one subscriber."""
     for run in view.strange:
         item = view.timers.get(run.id) or view.messages.get(run.id)
         number = "G16" if item is not None and item.id in view.messages else "G5"
-        summary = f"{run.id!r} was delivered to {_who(run.cid, run.instance_id)}, and nobody had sent it there."
+        summary = f"{run.id!r} was delivered to {_who(run.cid, run.instance_id)}, and no call had sent it there."
         yield Finding(
             number, summary, (item and item.call, run), run.cid, "timers" if number == "G5" else "subscriptions"
         )
@@ -182,7 +183,7 @@ def nothing_strange(view: View) -> Iterator[Finding]:
 
 
 def final(view: View) -> Iterator[Finding]:
-    """G5 and G18: what was cancelled, unsubscribed from or reset before it was claimed does not begin."""
+    """Check G5 and G18: a delivery that was cancelled, unsubscribed or reset before its claim does not begin."""
     for cid, deliveries in view.deliveries.items():
         for delivery in deliveries:
             run, item = delivery.run, delivery.item
@@ -191,7 +192,7 @@ def final(view: View) -> Iterator[Finding]:
                     break
                 if not view.precedes(item.call, call):
                     continue
-                # By the conversation's delivery before it, or by the clock.
+                # The order is known by the conversation's previous delivery, or by the clock.
                 late = view.end(call) < delivery.claim.start
                 not_due = call.clock_after is not None and call.clock_after + view.clock_error < item.earliest
                 if late or (not_due and call.returned_at is not None):
@@ -210,7 +211,7 @@ def final(view: View) -> Iterator[Finding]:
 
 
 def snapshot(view: View) -> Iterator[Finding]:
-    """G16: a publication reaches whoever stays, nobody who has gone, and as many as it says."""
+    """Check G16: a publication reaches all who stay subscribed, none who have left, and as many as it says."""
     reached: dict[str, list[Delivery]] = defaultdict(list)
     for deliveries in view.deliveries.values():
         for delivery in deliveries:
@@ -259,7 +260,7 @@ def snapshot(view: View) -> Iterator[Finding]:
 
 
 def one_taker(view: View) -> Iterator[Finding]:
-    """G8: a baton that was put once is taken once. (The search decides the rest.)"""
+    """Check G8: a baton that was put once is taken once. (The search decides the rest.)"""
     put: dict[tuple[str, object], list[Call]] = defaultdict(list)
     taken: dict[tuple[str, object], list[Call]] = defaultdict(list)
     for call in view.calls:
@@ -288,7 +289,7 @@ RULES: Final[tuple[Callable[[View], Iterable[Finding]], ...]] = (
 
 
 def _received(view: View) -> dict[tuple[str, str], list[Delivery]]:
-    """The messages that each instance got, in its order."""
+    """Return the messages that each instance got, in its order."""
     received: dict[tuple[str, str], list[Delivery]] = defaultdict(list)
     for cid, deliveries in view.deliveries.items():
         for delivery in deliveries:
@@ -297,9 +298,9 @@ def _received(view: View) -> dict[tuple[str, str], list[Delivery]]:
     return received
 
 
-def _shortest_circle(edges: dict[str, list[str]]) -> list[str]:
-    """The nodes of a shortest circle, in its order; none when there is no circle."""
-    # What is left when everything that nothing leads to, or that leads nowhere, has been taken away, again and again.
+def _shortest_cycle(edges: dict[str, list[str]]) -> list[str]:
+    """Return the nodes of a shortest cycle, in its order; an empty list if there is no cycle."""
+    # Remove the nodes that no edge leads to, again and again; every cycle is left.
     indegree: dict[str, int] = defaultdict(int)
     for after in edges.values():
         for node in after:
@@ -321,11 +322,11 @@ def _shortest_circle(edges: dict[str, list[str]]) -> list[str]:
             node = waiting.popleft()
             for after_it in edges.get(node, ()):
                 if after_it == start:
-                    circle = [node]
-                    while circle[-1] != start:
-                        circle.append(came_from[circle[-1]])
-                    if not best or len(circle) < len(best):
-                        best = circle[::-1]
+                    cycle = [node]
+                    while cycle[-1] != start:
+                        cycle.append(came_from[cycle[-1]])
+                    if not best or len(cycle) < len(best):
+                        best = cycle[::-1]
                     waiting.clear()
                     break
                 if after_it in left and after_it not in came_from:

@@ -1,10 +1,11 @@
-"""What a conversation is to a single thread: its baton, its timers, its subscriptions, each as steps on a small state.
+"""The sequential specifications of a conversation's baton, timers and subscriptions, each as steps on a small state.
 
-`linearize` asks whether the records of many threads can be put into such an order. A reset is a step on each of the
-three, and so is what was left in the end. A delivery is a step on two: the claim, which no later cancel finds.
+`linearize` searches for an order of the records of many threads in which a single thread would see the same. A reset is
+a step on each of the three objects, and so is what was left in the end. A delivery is a step as well: the claim, after
+which no cancel finds the delivery.
 
-Whether a timer or a message was delivered, or left in the end, is known beforehand. A step that would remove such a one
-is refused at once; otherwise the search would find out much later, and would have to try every choice in between anew.
+It is known beforehand whether a timer or a message was delivered, or left in the end. A step that would remove it is
+refused immediately; otherwise the search would find the contradiction much later and try every choice in between again.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ NEVER: Final = float("inf")
 
 
 class Claim(NamedTuple):
-    """The moment at which the registry claimed a delivery, as far as it shows."""
+    """The interval in which the registry must have claimed a delivery."""
 
     start: float
     end: float
@@ -29,17 +30,17 @@ class Claim(NamedTuple):
 
 
 class Held(NamedTuple):
-    """What the subscriptions of a conversation hold: a place in a topic, or a message that waits for it."""
+    """One thing that the subscriptions of a conversation hold: a place in a topic, or a message queued for it."""
 
     instance_id: str
     topic: str
     message: str | None = None
-    """None for the place. An empty one stands for all messages that were never delivered: how many there were shows
-    nowhere."""
+    """None for the place. The empty string stands for all messages that were never delivered, because no record shows
+    how many there were."""
 
 
 def covers(call: Call, cid: str, instance_id: str, *, timer: str | None = None, topic: str | None = None) -> bool:
-    """Whether an operation removes this timer, or this subscription with what is queued for it, if it finds it."""
+    """Tell whether an operation, if it finds them, removes this timer, or this subscription and its queued messages."""
     given = call.arguments
     match call.operation:
         case "reset_state":
@@ -62,7 +63,7 @@ def _step(call: Call, skew: int, apply: Callable[[Any], Any]) -> Step[Any]:
 
 
 def _changes_nothing(call: Call) -> bool:
-    """Whether it only looked, or says that it found nothing; a baton that is `False` or 0 is something."""
+    """Tell whether the call only read, or says that it found nothing. A baton that is `False` or 0 is something."""
     match call.operation:
         case "put_pending_flow" | "schedule_event" | "subscribe" | "reset_state":
             return False
@@ -74,13 +75,13 @@ def _changes_nothing(call: Call) -> bool:
 
 
 def _last(steps: Iterable[Step[Any]], remainder: Remainder, apply: Callable[[Any], Any]) -> Step[Any]:
-    """What was left was looked at after everything else had begun, and ended if it ever did."""
+    """Make the step that shows what was left: it comes after every begin and every known end of the others."""
     at = max((one for step in steps for one in (step.start, step.end) if one != NEVER), default=remainder.at) + 1
     return Step(at, at, apply, remainder)
 
 
 def baton_steps(calls: Iterable[Call], cid: str, remainder: Remainder | None, skew: int) -> list[Step[Any]]:
-    """The steps on a baton. The state is a tuple of what waits."""
+    """Return the steps on a baton. The state is a tuple of the baton that waits, or an empty tuple."""
 
     def effect(call: Call) -> Callable[[tuple[Any, ...]], tuple[Any, ...] | None]:
         unknown = call.returned_at is None
@@ -109,14 +110,14 @@ def timer_steps(
     remainder: Remainder | None,
     skew: int,
 ) -> list[Step[Any]]:
-    """The steps on the timers of a conversation. The state is the set of the ids that are pending.
+    """Return the steps on the timers of a conversation. The state is the set of the ids that are pending.
 
     Args:
         calls: the operations that concern them.
         claims: their deliveries.
         instances: the instance of each.
-        gone: those that were neither delivered nor left in the end; with the `cancel` that says that it did it, if one
-            does.
+        gone: those that were neither delivered nor left in the end; with the `cancel` that claims to have cancelled the
+            timer, if there is one.
         remainder: what was left.
         skew: nanoseconds by which a step may have ended later than is recorded.
     """
@@ -166,10 +167,10 @@ def subscription_steps(
     *,
     whole_snapshots: bool,
 ) -> list[Step[Any]]:
-    """The steps on the subscriptions of a conversation and what is queued for them. The state is a set of `Held`.
+    """Return the steps on the subscriptions of a conversation and their queued messages. The state is a set of `Held`.
 
     Args:
-        calls: the operations that concern them, publications on their topics included.
+        calls: the operations that concern them, including publications on their topics.
         claims: the deliveries of messages.
         cid: the conversation.
         topics: the topic of each message.

@@ -49,7 +49,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Register the markers, check the options, and watch the tests when a report is wanted."""
+    """Register the markers, check the options, and record the tests when a report is wanted."""
     for line in (
         "guarantee(*numbers): the guarantees of stube's contract that this test proves.",
         "stube_requires(*capabilities): skip on a backend that does not promise these capabilities.",
@@ -63,7 +63,7 @@ def pytest_configure(config: pytest.Config) -> None:
         wrong = unknown_guarantee(numbers)
         if wrong is not None:
             raise pytest.UsageError(wrong)
-    # Under pytest-xdist the workers watch, and their controller is told and writes.
+    # Under pytest-xdist the workers record, and send the records to their controller, which writes.
     if config.getoption("stube_report"):
         from stube.testing._conformance.outcomes import Recording
 
@@ -78,13 +78,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if specs and "stube_backend" in metafunc.fixturenames:
         from stube.testing._conformance.redaction import shown
 
-        # As a mark, for then pytest leaves the parameters of an overriding fixture aside.
+        # As a mark, because pytest then ignores the parameters of an overriding fixture.
         mark = pytest.mark.parametrize("stube_backend", specs, ids=map(shown, specs))
         metafunc.definition.add_marker(mark)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Refuse a marker that names no guarantee; leave out what `--stube-guarantee` does not ask for."""
+    """Refuse a marker that names no guarantee; deselect the tests that `--stube-guarantee` does not ask for."""
     from stube.testing._contract.guarantees import unknown_guarantee
 
     wanted: set[str] = set(config.getoption("stube_guarantee") or ())
@@ -92,7 +92,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     left_out: list[pytest.Item] = []
     for item in items:
         of_the_suite = "stube_backend" in getattr(item, "fixturenames", ())
-        # Other tests may have a marker of that name which is their own.
+        # Tests outside the suite may use a marker of that name for their own purposes.
         numbers = [one for mark in item.iter_markers("guarantee") for one in mark.args] if of_the_suite else []
         wrong = unknown_guarantee(numbers)
         if wrong is not None:
@@ -115,13 +115,13 @@ def pytest_runtest_makereport(
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """Write the reports; turn green into an error when the suite was asked for and nothing of it ran."""
+    """Write the reports; turn success into an error when the suite was asked for and no test of it ran."""
     config = session.config
     if config.getoption("collectonly") or hasattr(config, "workerinput"):
         return
     path: str | None = config.getoption("stube_report")
     complaints = [] if path is None else [_write_reports(config, Path(path))]
-    # Under pytest-xdist the workers run the tests, so the controller cannot know; they have no option `dist`.
+    # Under pytest-xdist the workers run the tests, so the controller cannot know. Workers have no option `dist`.
     if config.getoption("dist", "no") == "no" and not config.stash.get(_ran_key, False):
         complaints.append(_nothing_ran(config))
     green = exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED)
@@ -134,7 +134,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
 
 
 def _nothing_ran(config: pytest.Config) -> str | None:
-    """What to say when nothing of the suite ran; None when nobody asked for it."""
+    """Return what to say when no test of the suite ran; None when no option asked for it."""
     numbers: list[str] = config.getoption("stube_guarantee") or []
     if numbers:
         return _NOTHING_CHOSEN.format(numbers=" or ".join(numbers))
@@ -143,14 +143,14 @@ def _nothing_ran(config: pytest.Config) -> str | None:
 
 
 def _write_reports(config: pytest.Config, path: Path) -> str | None:
-    """Write what `--stube-report` asks for, and return why that is not possible, if it is not."""
+    """Write what `--stube-report` asks for. Return why that is not possible, or None."""
     from stube.testing._conformance.report import report_of, write_report
 
     by_backend: dict[str, list[Record]] = {}
     for record in config.stash.get(_records_key, []):
         by_backend.setdefault(record["backend"], []).append(record)
     if not by_backend:
-        return None  # which _nothing_ran tells
+        return None  # _nothing_ran says so
     numbers: list[str] = config.getoption("stube_guarantee") or []
     one_file = path.suffix == ".json"
     if one_file and len(by_backend) > 1:

@@ -19,7 +19,7 @@ _failed_key: pytest.StashKey[bool] = pytest.StashKey()
 
 
 class MakeRegistry(Protocol):
-    """What the fixture `make_registry` gives: a function that makes a fresh backend under test."""
+    """The function that the fixture `make_registry` returns. It makes a fresh backend under test."""
 
     def __call__(self, **options: Any) -> Backend:
         """Make one; it is closed, and its ledger checked, at the end of the test."""
@@ -43,7 +43,7 @@ def stube_backend() -> Any:
 
 @pytest.fixture
 def stube_options() -> Mapping[str, Any]:
-    """Options that every registry of the suite is made with. Override it where a backend cannot do without."""
+    """Options for every registry that the suite makes. Override it if the backend needs some."""
     return {}
 
 
@@ -51,14 +51,14 @@ def stube_options() -> Mapping[str, Any]:
 def make_registry(
     request: pytest.FixtureRequest, stube_backend: Any, stube_options: Mapping[str, Any]
 ) -> Iterator[MakeRegistry]:
-    """A function that makes a fresh backend under test, with further options.
+    """Return a function that makes a fresh backend under test, with further options.
 
-    A test that requires a capability which the backend does not promise is skipped. At the end each registry is closed:
-    its ledger must balance, before and after, and nothing may be left.
+    A test that requires a capability which the backend does not promise is skipped. At the end of the test each
+    registry is closed. Its ledger must balance before and after, and nothing may be left.
     """
     from stube.testing._conformance.outcomes import UNDER_TEST
     from stube.testing._contract.capabilities import backend_name, missing_reason
-    from stube.testing._harness import check_ledger, create, tripped
+    from stube.testing._harness import check_ledger, create, timed_out
 
     made: list[Backend] = []
 
@@ -76,13 +76,13 @@ def make_registry(
             reason = missing_reason(backend_name(stube_backend), probe.capabilities, wanted)
         if reason is not None:
             pytest.skip(reason)
-    tripped.clear()
+    timed_out.clear()
     yield make
-    if request.node.stash.get(_failed_key, False):  # one finding is enough; what it left behind is none
-        for registry in [] if tripped else made:
+    if request.node.stash.get(_failed_key, False):  # one finding is enough; what the test left behind is not another
+        for registry in [] if timed_out else made:
             registry.close(1.0)
         return
-    for registry in [] if tripped else made:
+    for registry in [] if timed_out else made:
         check_ledger(registry)
         assert registry.close(30.0), f"close() did not stop everything: {registry.stats()}"
         stats = check_ledger(registry)

@@ -18,17 +18,17 @@ class HandlerFailed(AssertionError):  # noqa: N818 - a state that is met, not a 
 
 
 class VirtualChecks:
-    """What the fixture `virtual_registry` watches: the handlers that failed, and whether they may."""
+    """The checks of the fixture `virtual_registry`: which handlers failed, and whether they may."""
 
     def __init__(self, *, allowed: bool) -> None:
         self.allowed = allowed
         self.registry: VirtualBackend | None = None
-        # Every failure is counted; kept, until it is reported, is only one that was not allowed.
+        # Every failure is counted. Those that were not allowed are also kept until they are reported.
         self._collected = 0
         self._fresh: list[tuple[str, Event, BaseException]] = []
 
     def on_error(self, cid: str, event: Event, exception: BaseException) -> None:
-        """Collect a failure of a handler, unless failures are allowed by now."""
+        """Count a failure of a handler, and keep it if failures are not allowed."""
         self._collected += 1
         if not self.allowed:
             self._fresh.append((cid, event, exception))
@@ -38,7 +38,7 @@ class VirtualChecks:
         self.allowed = True
 
     def describe(self) -> tuple[str, BaseException] | None:
-        """The failures that have not been reported yet, as a sentence, and the first of them."""
+        """Return a sentence about the failures that have not been reported yet, and the first exception; None if none."""
         fresh, self._fresh = self._fresh, []
         if not fresh:
             return None
@@ -46,12 +46,12 @@ class VirtualChecks:
         more = f" {len(fresh) - 1} more failed after it." if len(fresh) > 1 else ""
         sentence = (
             f"A handler failed: {event!r} of conversation {cid!r} raised {type(exception).__name__}.{more} "
-            "Mend it, or permit it with @pytest.mark.allow_failures or the fixture allow_failures."
+            "Fix it, or permit it with @pytest.mark.allow_failures or the fixture allow_failures."
         )
         return sentence, exception
 
     def check(self) -> None:
-        """Raise when a handler failed that was not allowed to, or when the ledger does not balance."""
+        """Raise if a handler failed and was not allowed to, or if the ledger does not balance."""
         found = self.describe()
         if found is not None:
             raise HandlerFailed(found[0]) from found[1]
@@ -72,7 +72,7 @@ def _checks_of(request: pytest.FixtureRequest) -> VirtualChecks:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
-    """Fail the test itself, rather than its teardown, when a handler failed in the course of it."""
+    """Fail the test itself, not its teardown, when a handler failed during the test."""
     checks = pyfuncitem.stash.get(_checks_key, [])
     try:
         result = yield
@@ -89,7 +89,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
 
 @pytest.fixture
 def virtual_registry(request: pytest.FixtureRequest) -> Iterator[VirtualBackend]:
-    """A registry whose clock stands still until the test moves it: `virtual_registry.advance(1000)`.
+    """Return a registry whose clock only the test moves: `virtual_registry.advance(1000)`.
 
     The test fails when a handler failed, showing the handler's own exception as the cause, or when the ledger does not
     balance. Permit failures with the marker or the fixture `allow_failures`.
@@ -103,5 +103,5 @@ def virtual_registry(request: pytest.FixtureRequest) -> Iterator[VirtualBackend]
 
 @pytest.fixture
 def allow_failures(request: pytest.FixtureRequest) -> Callable[[], None]:
-    """A function that permits handlers to fail under `virtual_registry`, from the call on."""
+    """Return a function that permits handlers to fail under `virtual_registry`, from its call on."""
     return _checks_of(request).allow
