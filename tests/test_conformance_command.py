@@ -281,7 +281,7 @@ def test_what_hangs_and_what_ends_the_process_takes_one_test_along(conformance: 
     in_test, in_teardown = found["hung"]
     first, *others = in_test["finding"].splitlines()
     assert first == "The test did not end within 3 s."
-    assert re.fullmatch(r"it stood in stand_still, outsider\.py:\d+", others[0])
+    assert re.fullmatch(r"it was in stand_still, outsider\.py:\d+", others[0])
     assert re.fullmatch(r"called by pending_flow, outsider\.py:\d+", others[1])
     assert others[-1].endswith(in_test["where"])
     assert in_test["where"].startswith("stube/testing/suite/test_pending_flow.py:")
@@ -312,7 +312,7 @@ def test_too_many_lost_tests_end_the_run(conformance: Any, monkeypatch: pytest.M
     ran = conformance("outsider:Deadly", "--guarantee", "G8", "-q")
     assert ran.code == 1
     assert [story["finding"] for story in outcomes(ran.report)["crashed"]] == ["The process ended with code 7."] * 2
-    assert re.search(r"^Stopped after \d+ of \d+ tests, for 2 of them hung or crashed\.$", ran.out, re.MULTILINE)
+    assert re.search(r"^Stopped after \d+ of \d+ tests, because 2 of them hung or crashed\.$", ran.out, re.MULTILINE)
 
 
 def test_an_interruption_out_of_the_backend_is_a_failure_of_its_test(
@@ -380,12 +380,12 @@ def test_an_interrupted_run_says_what_is_known_and_leaves_no_process(outsider: P
         (["virtual://?start_ms=soon"], "The option 'start_ms' of the backend 'virtual' must be "),
         (
             ["outsider:failing"],
-            "The backend 'outsider:failing' raises 'RuntimeError: no luck today' when it is made. Mend it there.\n",
+            "The backend 'outsider:failing' raises 'RuntimeError: no luck today' when it is made. Fix it there.\n",
         ),
         (
             ["outsider:deadly_at_once"],
             "Nothing can be tested on 'outsider:deadly_at_once': the process ended with code 4 before the first test. "
-            "See to it that the backend can be imported and made.\n",
+            "Make sure that the backend can be imported and made.\n",
         ),
         (
             ["virtual", "--json", "none/report.json"],

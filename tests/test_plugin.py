@@ -126,7 +126,7 @@ def test_failures_before_they_were_permitted_still_count(pytester: pytest.Pytest
         """,
     )
     result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["*raised ZeroDivisionError. Mend it*"])
+    result.stdout.fnmatch_lines(["*raised ZeroDivisionError. Fix it*"])
 
 
 def test_an_exception_that_is_no_exception_fails_the_test_too(pytester: pytest.Pytester) -> None:

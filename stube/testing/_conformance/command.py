@@ -1,8 +1,8 @@
-"""The conformance command: runs the suite in processes of its own until every test has an outcome.
+"""The command: it runs the suite in child processes until every test has an outcome.
 
-A backend under test may deadlock, or end its process. It then takes one test along, which is recorded as `hung` or
-`crashed` with the place where it stood; the tests that are left run in the next process. Every process either ends a
-test or is the last, so there is an end.
+A backend under test may deadlock, or end its process. The test that was running is then recorded as `hung` or
+`crashed`, with the line that it had reached, and the remaining tests run in the next process. Every process except the
+last gives at least one test an outcome, so the command ends.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from stube.testing._harness import DISPATCH, DISPATCHES, LOOP, LOOPS
 
 __all__ = ["ConformanceError", "Runner", "conform"]
 
-_POLL: Final = 0.05  # seconds between two looks at what the child has told
-_GRACE: Final = 10.0  # seconds beyond the limit, for a child whose own watch does not bite
-_FAREWELL: Final = 5.0  # seconds for a child to end once the last test is over
+_POLL: Final = 0.05  # seconds between two readings of the events of the child
+_GRACE: Final = 10.0  # seconds beyond the limit, for a child whose own time limit has no effect
+_FAREWELL: Final = 5.0  # seconds for a child to end after the last test
 _MOST_FRAMES: Final = 8  # of the stack of a test that hung
-_MOST_LOST: Final = 20  # tests that hung or crashed; then the run stops, for the next hundreds would take hours
+_MOST_LOST: Final = 20  # tests that hung or crashed; then the run stops, because the next hundreds would take hours
 _FRAME: Final = re.compile(r'^  File "(?P<file>.*)", line (?P<line>\d+) in (?P<function>.*)$')
 _OF_PYTEST: Final = re.compile(r"[\\/](_pytest|pluggy)[\\/]")
 _SUITE: Final = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "suite")
@@ -56,25 +56,25 @@ def conform(
     loop: str = LOOPS[0],
     dispatch: str = DISPATCHES[0],
 ) -> int:
-    """Run the suite on a backend, show what it says, and write the reports.
+    """Run the suite on a backend, show the result, and write the reports.
 
     Args:
         spec: a name, a URL or `package.module:factory`.
         guarantees: those to test; none for all.
-        limit: seconds for one test, its fixtures included.
-        json_file, html_file: where the reports go; None for nowhere.
+        limit: seconds for one test, including its fixtures.
+        json_file, html_file: the files for the reports; None for no report.
         quiet: show no progress.
         loop, dispatch: of `LOOPS` and `DISPATCHES`; for a backend that is served by an event loop.
 
     Returns:
-        0 when everything that the backend promises is held, 1 when something is broken or unproven, 130 when the run
-        was interrupted: then what is known so far is shown and no file is written.
+        0 if the backend holds everything that it promises, 1 if something is broken or unproven, 130 if the run was
+        interrupted. After an interruption the results up to then are shown, and no file is written.
 
     Raises:
         ConformanceError: the backend cannot be made, or a report cannot be written.
         ModuleNotFoundError: a package of the extra `testing` is missing.
     """
-    if importlib.util.find_spec("hypothesis") is None:  # which only the suite's files import, in the child
+    if importlib.util.find_spec("hypothesis") is None:  # only the suite's files import it, in the child
         raise ModuleNotFoundError("No module named 'hypothesis'", name="hypothesis")
     if importlib.util.find_spec(loop) is None:
         raise ConformanceError(f"The loop {loop!r} is not installed. Install it with: pip install {loop}")
@@ -104,7 +104,7 @@ def conform(
         print(f"Interrupted after {count}." if runner.tests else "Interrupted before the first test.")
         return 130
     if len(runner.records) < len(runner.tests):
-        print(f"Stopped after {count}, for {_MOST_LOST} of them hung or crashed.")
+        print(f"Stopped after {count}, because {_MOST_LOST} of them hung or crashed.")
     for file, write in outputs:
         try:
             write(file, report)
@@ -114,7 +114,7 @@ def conform(
 
 
 def _check_writable(file: Path) -> None:
-    """Find out before the run rather than after it."""
+    """Refuse a report that cannot be written, before the run."""
     if file.is_dir():
         raise ConformanceError(_not_writable(file, "Is a directory"))
     if not file.parent.is_dir():
@@ -128,13 +128,13 @@ def _not_writable(file: Path, why: str | None) -> str:
 
 
 class Runner:
-    """A run of the suite over as many processes as it takes.
+    """A run of the suite, in as many child processes as are needed.
 
     Args:
         spec: as `create_registry` takes it.
         guarantees: those to test; none for all.
         limit: seconds for one test.
-        progress: is shown every step.
+        progress: shows every step.
         environment: more variables for the processes.
     """
 
@@ -164,7 +164,7 @@ class Runner:
 
         Raises:
             ConformanceError: no test could be begun.
-            KeyboardInterrupt: as it comes; the child is no more, and `records` holds what is known.
+            KeyboardInterrupt: the run was interrupted. The child has been ended; `records` holds the known outcomes.
         """
         with tempfile.TemporaryDirectory(prefix="stube-conformance-") as folder:
             while True:
@@ -179,17 +179,17 @@ class Runner:
                     return
 
     def _account_for(self, why: _Ending) -> None:
-        """Give what the end of a child took along a record."""
+        """Make records for the tests that have no outcome because the child ended."""
         if not self.tests:
             raise ConformanceError(
                 f"Nothing can be tested on {backend_name(self._spec)!r}: the process {why.deed} before the first "
-                "test. See to it that the backend can be imported and made."
+                "test. Make sure that the backend can be imported and made."
             )
         if not self._begun:
             taken = [identity for identity in self.tests if identity not in self.records]
             when = " before this test began"
         elif self._begun[-1] in self.records:
-            # It came to its end and left something behind; and it must not count as passed.
+            # The test ended, but what it left behind ended the process. So it must not count as passed.
             taken, when = self._begun[-1:], " right after this test"
         else:
             taken, when = self._begun[-1:], ""
@@ -220,7 +220,7 @@ class Runner:
     # One child
 
     def _run_child(self, folder: Path) -> _Ending:
-        """Run one child to its end, and say how it ended."""
+        """Run one child until it ends, and return how it ended."""
         files = {name: folder / name for name in ("config", "events", "stacks", "settings.ini", "log")}
         for name in ("events", "stacks", "settings.ini"):
             files[name].write_bytes(b"[pytest]\n" if name == "settings.ini" else b"")
@@ -233,7 +233,7 @@ class Runner:
             "stacks": str(files["stacks"]),
             "settings": str(files["settings.ini"]),
         }
-        # In a file that only this user can read: a password has no place in the list of processes.
+        # In a file that only this user can read, because every user can read the list of processes with a password.
         files["config"].write_text(json.dumps(config), encoding="utf-8")
         self._begun, self._ended = [], False
         with files["log"].open("wb") as log:
@@ -255,7 +255,7 @@ class Runner:
         return _Ending("crashed", f"ended with {_code(process.returncode)}", seconds, stacks)
 
     def _follow(self, process: subprocess.Popen[bytes], events: Path) -> tuple[bool, float]:
-        """Take in what a child tells until it is no more: whether it is overdue, and since when it told nothing."""
+        """Read the events of a child until it ends. Return whether it is overdue, and seconds since the last event."""
         latest = time.monotonic()
         with events.open("rb") as told:
             rest = b""
@@ -282,7 +282,7 @@ class Runner:
                 raise ConformanceError(told["message"])
             case "wrong":
                 last = told["message"].strip().splitlines()[-1]
-                raise ConformanceError(f"The suite cannot be collected: {last} Mend that, or reinstall stube[testing].")
+                raise ConformanceError(f"The suite cannot be collected: {last} Fix that, or reinstall stube[testing].")
             case "collected":
                 self.tests = self.tests or told["tests"]
             case "start":
@@ -299,23 +299,23 @@ class Runner:
 
 
 class _Ending:
-    """How a child ended before its time: what that makes of the test, and where it stood."""
+    """The early end of a child: the outcome of the test that was running, and the line that it had reached."""
 
     def __init__(self, outcome: str, deed: str, seconds: float, stacks: str) -> None:
         self.outcome = outcome
         self.subject = "test" if outcome == "hung" else "process"
         self.deed = deed
-        """What it did, or did not."""
+        """What the test or the process did."""
         self.seconds = seconds
         frames = _frames(stacks)
-        self.stood = [f"it stood in {function}, {place(file, line)}" for file, line, function in frames[:1]]
+        self.stood = [f"it was in {function}, {place(file, line)}" for file, line, function in frames[:1]]
         self.stood += [f"called by {function}, {place(file, line)}" for file, line, function in frames[1:]]
         inside = [(file, line) for file, line, _ in frames if file.startswith(_SUITE + os.sep)]
         self.where = place(*inside[-1]) if inside else ""
 
 
 def _frames(stacks: str) -> list[tuple[str, int, str]]:
-    """Where the main thread stood, innermost first, down to the test or, in a fixture, to pytest."""
+    """Return the stack of the main thread, innermost first, down to the test or, in a fixture, to pytest."""
     threads: list[list[tuple[str, int, str]]] = []
     for line in stacks.splitlines():
         found = _FRAME.match(line)
@@ -325,7 +325,7 @@ def _frames(stacks: str) -> list[tuple[str, int, str]]:
             threads[-1].append((found["file"], int(found["line"]), found["function"]))
     threads = [frames for frames in threads if frames]
     testing = [frames for frames in threads if any(file.startswith(_SUITE + os.sep) for file, _, _ in frames)]
-    # Of two threads inside the suite the test's own has pytest beneath it: the stack is the longest.
+    # If several threads are inside the suite, the test's own has pytest beneath it, so its stack is the longest.
     frames = max(testing or threads, key=len, default=[])
     stood: list[tuple[str, int, str]] = []
     for frame in frames[:_MOST_FRAMES]:
@@ -347,7 +347,7 @@ def _code(code: int) -> str:
 
 
 def _environment(folder: Path) -> dict[str, str]:
-    """This process's, for one that finds the same modules and none of the plugins that happen to be installed."""
+    """Return the environment for a child that finds the same modules, but loads no other installed pytest plugin."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     environment["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     environment["PYTHONPATH"] = os.pathsep.join(path or os.getcwd() for path in sys.path)
@@ -356,11 +356,11 @@ def _environment(folder: Path) -> dict[str, str]:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End a child and whatever it has started, and reap it."""
+    """End a child and the processes that it has started, and reap it."""
     if hasattr(os, "killpg"):
         try:
             os.killpg(process.pid, signal.SIGKILL)
-        except (ProcessLookupError, PermissionError):  # nothing of it is left
+        except (ProcessLookupError, PermissionError):  # all of them have ended
             pass
     else:
         process.kill()

@@ -1,9 +1,9 @@
-"""What became of each test of the suite in a pytest run, and the story of one that failed.
+"""The outcome of each test of the suite in a pytest run, and the story of a test that failed.
 
 `Recording` is a small pytest plugin that hands a record of each test to a function as soon as its teardown is over. It
-works under pytest-xdist too: what only the worker sees travels on the report.
+works under pytest-xdist, too: the worker puts what only it knows on the report.
 
-Records and stories are plain dicts of strings and numbers, for they cross processes and end in a JSON file.
+Records and stories are plain dicts of strings and numbers, because they cross processes and end in a JSON file.
 """
 
 from __future__ import annotations
@@ -53,19 +53,19 @@ class Facts(TypedDict):
     """The function and its parameters, without the backend."""
     guarantees: list[str]
     capabilities: list[str]
-    """Those without which it is skipped."""
+    """Those without which the test is skipped."""
     promise: str
     fault: str
     where: str
 
 
 class Record(TypedDict):
-    """What became of a test."""
+    """The outcome of a test."""
 
     name: str
     backend: str
     promised: list[str] | None
-    """The backend's capabilities; None when it was never made."""
+    """The backend's capabilities; None if it was never made."""
     guarantees: list[str]
     capabilities: list[str]
     outcome: str
@@ -96,7 +96,7 @@ class Recording:
         return report
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Add a phase to the record of its test; tell it after the last."""
+        """Add a phase to the record of its test; hand the record on after the last phase."""
         seen: Record | None = getattr(report, "stube", None)
         if seen is None:
             return
@@ -115,12 +115,12 @@ class Recording:
 
 
 def of_the_suite(item: pytest.Item) -> bool:
-    """Whether a test proves a guarantee on the backend under test."""
+    """Tell whether a test proves a guarantee on the backend under test."""
     return "stube_backend" in getattr(item, "fixturenames", ()) and item.get_closest_marker("guarantee") is not None
 
 
 def facts_of(item: pytest.Item) -> Facts:
-    """What is known of a test before it runs."""
+    """Return what is known about a test before it runs."""
     function = inspect.unwrap(getattr(item, "function", facts_of))
     words = function.__name__.removeprefix("test_").replace("_", " ")
     fault = re.search(r"Fault: (.+?)(?:\n\s*\n|\Z)", inspect.getdoc(function) or "", re.DOTALL)
@@ -135,11 +135,11 @@ def facts_of(item: pytest.Item) -> Facts:
 
 
 def record_of(item: pytest.Item, excinfo: pytest.ExceptionInfo[BaseException] | None) -> Record:
-    """A record as it stands after one phase of a test.
+    """Return the record of a test after one of its phases.
 
     Args:
         item: the test.
-        excinfo: what ended the phase, when it failed.
+        excinfo: the exception of the phase, if it failed.
     """
     spec, promised = _under_test(item)
     hide = redaction(spec)
@@ -167,7 +167,7 @@ def record_of(item: pytest.Item, excinfo: pytest.ExceptionInfo[BaseException] | 
 
 
 def place(file: str, line: int) -> str:
-    """`file:line`, the file as seen from where Python finds it: no path of one machine stands in a report."""
+    """Return `file:line`, the file relative to the folder in which Python finds it: no path of this machine."""
     file = os.path.abspath(file)
     roots = [os.path.dirname(os.path.dirname(_TESTING)), *map(os.path.abspath, sys.path)]
     for root in sorted(set(roots), key=len, reverse=True):
@@ -181,23 +181,23 @@ def _marks(item: pytest.Item, name: str) -> list[str]:
 
 
 def _under_test(item: pytest.Item) -> tuple[Any, list[str] | None]:
-    """The spec and, once they are known, the capabilities."""
+    """Return the spec and, as soon as they are known, the capabilities."""
     if UNDER_TEST in item.stash:
         return item.stash[UNDER_TEST]
     parameters = getattr(getattr(item, "callspec", None), "params", {})
-    # What the fixture gave goes before its parameter, from which a file may make its spec.
+    # The fixture's value takes precedence over its parameter, because a file may make its spec from the parameter.
     spec = getattr(item, "funcargs", {}).get("stube_backend", parameters.get("stube_backend", "unnamed"))
     return spec, None
 
 
 def _name_of(item: pytest.Item) -> str:
-    """The test's name with its parameters, but for the backend."""
+    """Return the test's name with its parameters, except the backend."""
     callspec = getattr(item, "callspec", None)
     function = getattr(item, "originalname", item.name)
     if callspec is None:
         return str(item.name)
     backend = shown(callspec.params["stube_backend"]) if "stube_backend" in callspec.params else ""
-    # The id joins the parameters' with hyphens; which part is the backend's only its text says.
+    # The id joins the ids of the parameters by hyphens, so the backend's part is recognized by its text.
     inner = re.sub(rf"(^|-){re.escape(backend)}(-|$)", lambda found: found[1] and found[2], callspec.id, count=1)
     return f"{function}[{inner}]" if inner else str(function)
 
@@ -206,7 +206,7 @@ def _name_of(item: pytest.Item) -> str:
 
 
 def _finding(item: pytest.Item, excinfo: pytest.ExceptionInfo[BaseException]) -> tuple[str, str]:
-    """Where a test failed and what was found there."""
+    """Return where a test failed and what was found there."""
     frames = list(excinfo.traceback)
     own = inspect.unwrap(getattr(item, "function", facts_of)).__code__.co_filename
     frame = _last_in(frames, own, _SUITE) or _last_in(frames, _TESTING) or frames[-1]
@@ -236,14 +236,14 @@ def _within(frame: Any, *places: str) -> bool:
 def _text(exc: BaseException) -> str:
     try:
         return str(exc)
-    except Exception:  # noqa: BLE001 - a stranger's exception whose text fails
+    except Exception:  # noqa: BLE001 - the text of a backend's exception may fail
         return "(its text cannot be shown)"
 
 
 def _statement(frame: Any) -> str:
     try:
         return " ".join(str(frame.statement).split())
-    except Exception:  # noqa: BLE001 - no source is no reason to lose the story
+    except Exception:  # noqa: BLE001 - without the source the story is still worth telling
         return ""
 
 
@@ -255,5 +255,5 @@ def _trimmed(text: str) -> str:
 
 
 def _printable(line: str) -> str:
-    """The line with escapes in place of what could not be written, or would move a terminal's cursor."""
+    """Return the line with escapes for characters that cannot be written or would move a terminal's cursor."""
     return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in line)

@@ -1,4 +1,4 @@
-"""A report as one HTML page that needs nothing else: no script, no network, light and dark, readable on a phone."""
+"""A report as one HTML page without scripts or other files, light and dark, readable on a phone."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from stube.testing._contract.guarantees import GUARANTEES
 
 __all__ = ["page_of", "write_page"]
 
-# A verdict differs by its sign and its word, and by its colour last.
+# Verdicts differ by sign and word, not only by colour.
 _SIGNS: Final = {HELD: "\u2713", NOT_PROMISED: "\u2013", BROKEN: "\u2717", UNPROVEN: "?"}
 _CLASSES: Final = {HELD: "held", NOT_PROMISED: "absent", BROKEN: "broken", UNPROVEN: "unproven"}
 
@@ -65,9 +65,9 @@ code { font: .9em ui-monospace, monospace; overflow-wrap: anywhere; }
 
 
 def page_of(report: Report) -> str:
-    """The page. Everything that a backend may have said is escaped."""
+    """Return the page. All texts that may come from a backend are escaped."""
     title = f"{report['backend']}: what it holds of stube's guarantees"
-    told: dict[str, str] = {}  # of which test under which number: a random program may break many at once
+    told: dict[str, str] = {}  # from a test to the guarantee with its story: a random program may break many of them
     rows = "\n".join(_row(number, one, told) for number, one in report["guarantees"].items())
     absent = ", ".join(report["not_promised"]) or "none"
     return f"""<!DOCTYPE html>
@@ -98,7 +98,7 @@ def page_of(report: Report) -> str:
 <details>
 <summary>{len(report["tests"])} tests</summary>
 <table>
-<caption>What became of each test, in the order in which they ran</caption>
+<caption>The outcome of each test, in the order in which they ran</caption>
 <thead><tr><th scope="col">Test</th><th scope="col">Outcome</th><th scope="col" class="n">Seconds</th></tr></thead>
 <tbody>
 {"".join(map(_test, report["tests"]))}</tbody>
@@ -150,5 +150,5 @@ def _test(test: Tested) -> str:
 
 
 def _prose(text: str) -> str:
-    """Markdown's one sign that our sentences use: the backtick."""
+    """Return the text as HTML. Of Markdown our sentences use only the backtick."""
     return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))

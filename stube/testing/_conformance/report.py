@@ -1,9 +1,9 @@
-"""From the records of a run to a verdict for each guarantee: the report, and the file that holds it.
+"""The report: a verdict for each guarantee, from the records of a run.
 
-A verdict is `held` when at least one test of the guarantee ran and every one that ran passed; `broken` when one did
-not; `not promised` when the whole guarantee depends on a capability that the backend does not name; and `unproven` when
-nothing of it ran although it is mandatory. A test that was skipped for a capability takes nothing from `held`, but is
-counted, and the capability named.
+A verdict is `held` if at least one test of the guarantee ran and all that ran passed; `broken` if one did not;
+`not promised` if the whole guarantee depends on a capability that the backend does not name; and `unproven` if no test
+of a mandatory guarantee ran. Tests that were skipped for want of a capability do not change `held`, but the report
+counts them and names the capability.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _RAN: Final = {"passed", "failed", "hung", "crashed"}
 
 
 class GuaranteeReport(TypedDict):
-    """What a run says about one guarantee."""
+    """The result of a run for one guarantee."""
 
     title: str
     verdict: str
@@ -52,7 +52,7 @@ class GuaranteeReport(TypedDict):
     missing: list[str]
     """The capabilities for which tests were skipped."""
     story: Story | None
-    """The shortest of those that tell how it broke."""
+    """The shortest story of a broken test."""
 
 
 class Tested(TypedDict):
@@ -67,7 +67,7 @@ class Tested(TypedDict):
 
 
 class Report(TypedDict):
-    """What a run says about one backend; as it stands in the JSON file."""
+    """The result of a run for one backend, as the JSON file holds it."""
 
     format: int
     stube: str
@@ -84,12 +84,12 @@ class Report(TypedDict):
 
 
 def report_of(backend: str, records: Sequence[Record], *, seconds: float, numbers: Collection[str] = ()) -> Report:
-    """The report on one backend.
+    """Make the report on one backend.
 
     Args:
-        backend: its name, as it is shown; no password.
+        backend: its name as it is shown, without a password.
         records: of the tests that ran on it or were skipped.
-        seconds: how long the run took.
+        seconds: the duration of the run.
         numbers: the guarantees that were asked for; none for all.
     """
     promised = {one for record in records for one in record["promised"] or ()}
@@ -156,7 +156,7 @@ def _verdict(guarantee: Guarantee, records: Iterable[Record], promised: Collecti
 
 
 def summary(report: Report) -> str:
-    """One sentence: how many guarantees are held, and which are not.
+    """Say in one sentence how many guarantees are held, and which are not.
 
     >>> from stube.testing._conformance.report import report_of, summary
     >>> summary(report_of("acme", [], seconds=0, numbers=["G8"]))

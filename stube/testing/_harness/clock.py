@@ -8,7 +8,7 @@ from typing import Final
 __all__ = ["PATIENCE", "monotonic", "monotonic_ns", "perf_counter_ns"]
 
 PATIENCE: Final = 30.0
-"""Seconds to wait for something that must happen. Only a failing test waits this long; a machine under load needs less."""
+"""Seconds to wait for something that must happen. A machine under load needs less; only a failing test needs all."""
 
 # Taken at import, because tests replace attributes of the time module.
 monotonic = time.monotonic

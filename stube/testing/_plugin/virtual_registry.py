@@ -38,7 +38,7 @@ class VirtualChecks:
         self.allowed = True
 
     def describe(self) -> tuple[str, BaseException] | None:
-        """Return a sentence about the failures that have not been reported yet, and the first exception; None if none."""
+        """Return a sentence about the failures not reported yet, and the first exception; None if there are none."""
         fresh, self._fresh = self._fresh, []
         if not fresh:
             return None
