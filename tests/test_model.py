@@ -20,7 +20,7 @@ import stube
 from stube.testing._harness import RegistryProxy, failures_unlogged
 from stube.testing._model import random_programs
 from stube.testing._model.differential import Comparer, Difference
-from stube.testing._model.model import ANY_FIGURE, Latitude, Model
+from stube.testing._model.model import ANY_FIGURE, Model, OneOf
 from stube.testing._model.programs import FIRST, Call, CancelHandle, Program, Raised, Stage
 from stube.testing._model.random_programs import compare_programs, exact_programs, settled_programs, soak_programs
 
@@ -378,9 +378,9 @@ def test_a_long_run_performs_as_many_operations_as_it_should_and_raises_what_it_
 
 def test_the_model_permits_what_it_must_and_nothing_else() -> None:
     """Fault: an answer that is permitted differs, or one that is not passes for it."""
-    assert Latitude(1, 2) == 2
-    assert Latitude(1, 2) == 1
-    assert Latitude(1, 2) != 3
+    assert OneOf(1, 2) == 2
+    assert OneOf(1, 2) == 1
+    assert OneOf(1, 2) != 3
     assert ANY_FIGURE == 5
     assert ANY_FIGURE != -1
     assert Raised(stube.VirtualTimeError) == Raised(RuntimeError)

@@ -1,16 +1,16 @@
-"""Performing one program on a backend and on the model, and saying at the first difference what differs.
+"""The differential test: perform one program on a backend and on the model, and describe the first difference.
 
-After every operation of the top level everything that the public interface shows is compared: what the operation and
-those inside deliveries answered, the deliveries, `on_error`, each figure of the ledger, `subscriptions`, `inspect`, and
-where the backend has them `sizes` of what is empty, and its own `_check`.
+After every operation of the top level, everything that the public interface shows is compared: the answers of the
+operation and of operations inside deliveries, the deliveries, `on_error`, each figure of the ledger, `subscriptions`,
+`inspect`; and if the backend has them, the `sizes` of an empty registry and its own `_check`.
 
-- **Exactly**, on a virtual clock: nothing is left to chance there, so the order over all conversations, every instant
-  and what is in the midst of being delivered are compared too.
-- **Settled**, on any clock: `settle` follows every operation, delays are none or never, and handlers concern their own
-  conversation only. Then each conversation goes one way, whatever the timing and however many are served at once; the
-  order between conversations is left out.
+- **Exactly**, on a virtual clock: nothing depends on chance there, so the order over all conversations, every instant
+  and the state inside a delivery are compared, too.
+- **Settled**, on any clock: `settle` follows every operation, delays are zero or too long to become due, and handlers
+  use their own conversation only. Then each conversation has one possible result, whatever the timing and however many
+  conversations are served at the same time. The order between conversations is not compared.
 
-A check is written twice, as values that are compared and as the source that is printed; `transcript` serves the test
+A check is written twice, as values that are compared and as the source that is printed. `transcript` is for the test
 that both say the same.
 """
 
@@ -23,7 +23,8 @@ from typing import Any, Final, NamedTuple, NoReturn
 
 from stube import ConversationInfo, Event, RegistryFull, Stats
 from stube.testing._harness import PATIENCE, create
-from stube.testing._model.model import ANY_FIGURE, Latitude, Model
+from stube.testing._model.model import ANY_FIGURE, Model, OneOf
+from stube.testing._model.printing import source
 from stube.testing._model.programs import (
     MOST_CALLBACKS,
     Answer,
@@ -34,7 +35,6 @@ from stube.testing._model.programs import (
     Raised,
     Stage,
     Touchy,
-    source,
     touched,
 )
 from stube.testing._model.shrinking import smaller_programs
@@ -42,7 +42,7 @@ from stube.testing._model.shrinking import smaller_programs
 __all__ = ["Comparer", "Difference"]
 
 _ON_THE_CLOCK: Final = frozenset({"advance", "join", "run_until_idle", "settle"})
-_ENDING: Final = (  # of every program, and compared like it
+_ENDING: Final = (  # performed after every program, and compared as well
     Call("settle"),
     Call("reset_state"),
     Call("close"),
@@ -56,7 +56,7 @@ _ENDING: Final = (  # of every program, and compared like it
     Call("remove_subscriptions_for_cid", ("c1",)),
     Call("close"),
 )
-_MOST_ATTEMPTS: Final = 3000  # to make a program smaller: seconds
+_MOST_ATTEMPTS: Final = 3000  # to make a program smaller; they take seconds
 _PLAIN: Final = (str, int, float, bool, type(None))
 _NOTHING: Final = ConversationInfo()
 
@@ -84,9 +84,9 @@ class Comparer:
     """Compares a backend with the model, program by program, each on a fresh registry.
 
     Args:
-        spec: what `create_registry` takes.
-        options: what the backend itself needs.
-        exactly: compare everything, on a virtual clock; else what holds once everything has settled.
+        spec: as `create_registry` takes it.
+        options: those that the backend itself needs.
+        exactly: compare everything, on a virtual clock; otherwise what holds when everything has settled.
     """
 
     def __init__(self, spec: Any, options: Mapping[str, Any], *, exactly: bool) -> None:
@@ -94,23 +94,23 @@ class Comparer:
         self._options = dict(options)
         self.exactly = exactly
         self.patience = PATIENCE
-        """Seconds to wait for a registry to settle. One that once did not is waited for less, for it will be shrunk."""
+        """Seconds to wait for a registry to settle. Fewer after it once did not, because shrinking repeats the wait."""
         self.performed = 0
         """How many operations of the top level have been performed and compared."""
 
     def compare(self, program: Program) -> None:
-        """Perform a program on both; raise `Difference` at the first one."""
+        """Perform a program on both; raise the first `Difference`."""
         with self._performance(program) as performance:
             performance.run()
 
     def transcript(self, program: Program) -> str:
-        """The program as source, and behind it everything that is compared at its end as assertions."""
+        """Return the program as source, followed by assertions of everything that is compared at its end."""
         with self._performance(program) as performance:
             performance.run(ending=())
             return self.source(performance, performance.assertions(), last=True)
 
     def smallest(self, program: Program, difference: Difference) -> Difference:
-        """The difference that the smallest program shows which was found; begins with one that shows `difference`."""
+        """Shrink a program that shows `difference`; return the difference of the smallest program that was found."""
         attempts = _MOST_ATTEMPTS if self.patience == PATIENCE else _MOST_ATTEMPTS // 50
         while True:
             for smaller in smaller_programs(program):
@@ -138,7 +138,7 @@ class Comparer:
             actual.registry.close(self.patience)
 
     def source(self, performance: _Performance, assertion: str, *, last: bool) -> str:
-        """What was performed, as source. The assertion stands behind the last operation, or else is made of it."""
+        """Return what was performed, as source. The assertion follows the last operation, or replaces it if not `last`."""
         stages = (performance.actual, performance.ideal)
         return source(
             performance.program,
@@ -175,7 +175,7 @@ class _Performance:
     def run(self, ending: tuple[Operation, ...] = _ENDING) -> None:
         for operation in (*self.program.operations, *ending):
             if self.ideal.registry.closed and isinstance(operation, Call) and operation.name in _ON_THE_CLOCK:
-                continue  # the contract does not say what moving the clock of a closed registry means
+                continue  # the contract does not define what it means to move the clock of a closed registry
             self._step(operation)
             self.comparer.performed += 1
 
@@ -203,7 +203,7 @@ class _Performance:
                 self._raise(_Check("registry._check()", None, exc), "registry._check()", last=True)
 
     def _was_full(self) -> bool:
-        """Whether the backend had no room in the very call in which the model asks."""
+        """Tell whether the backend had no room in the call in which the model asks."""
         if self.ideal.registry.delivering:
             answers = self.actual.answers[len(self.ideal.answers) :]
             answer = answers[0].value if answers else None
@@ -214,7 +214,7 @@ class _Performance:
     # -- what is compared --------------------------------------------------------------------------------------
 
     def _seen(self) -> Iterator[_Check]:
-        """What happened in deliveries."""
+        """Yield the checks of what happened in deliveries."""
         actual, ideal = self.actual, self.ideal
         if self._exactly:
             yield _Check("seen", ideal.seen, actual.seen)
@@ -234,14 +234,14 @@ class _Performance:
             yield _Check("touched", [], touched)
 
     def _answers(self, text: str, wanted: list[Answer], got: list[Answer]) -> Iterator[_Check]:
-        # Whatever differs in the deliveries has been found by now, so there are as many on both sides.
+        # A difference in the deliveries would have been found before, so there are as many answers on both sides.
         for number, (ours, theirs) in enumerate(zip(wanted, got, strict=True)):
-            # One that is permitted is permitted in a way that an assertion need not be able to say.
+            # If the model permits the answer, the assertion states the answer itself.
             value = theirs.value if self._same_answer(ours.value, theirs.value) else ours.value
             yield _Check(f"{text}[{number}][1]", value, theirs.value)
 
     def _shown(self) -> Iterator[_Check]:
-        """What the registry shows of itself."""
+        """Yield the checks of what the registry shows of itself."""
         registry, model = self.actual.registry, self.ideal.registry
         got_stats, stats = registry.stats(), model.stats()
         for name in Stats.__dataclass_fields__:
@@ -286,13 +286,13 @@ class _Performance:
                 yield _Check(name, mine, its)
 
     def _parts(self, info: ConversationInfo) -> tuple[Any, ...]:
-        """A conversation's record, sorted where no order is promised: timers of one instant, and subscriptions."""
+        """Return a conversation's record; timers of one instant and subscriptions are sorted, as no order is promised."""
         timers: Any = info.timers if self._exactly else [(timer.instance_id, timer.event) for timer in info.timers]
         subscriptions = sorted(info.subscriptions, key=repr)
         return sorted(timers, key=repr), subscriptions, info.queued, info.running, info.pending_flow
 
     def _texts(self, shown: str) -> tuple[str, ...]:
-        """`_parts` as source."""
+        """Return `_parts` as source."""
         timers = (
             f"{shown}.timers" if self._exactly else f"((timer.instance_id, timer.event) for timer in {shown}.timers)"
         )
@@ -303,7 +303,7 @@ class _Performance:
 
     def _same_answer(self, wanted: Any, got: Any) -> bool:
         if isinstance(wanted, Raised) and self.ideal.registry.closed and wanted.error in (TypeError, ValueError):
-            return True  # which of the two a closed registry minds first is its own affair
+            return True  # a closed registry may check its arguments or its state first
         if isinstance(wanted, dict) and all(isinstance(each, ConversationInfo) for each in wanted.values()):
             if not isinstance(got, dict):
                 return False
@@ -314,10 +314,10 @@ class _Performance:
         return self._agree(wanted, got)
 
     def _agree(self, wanted: Any, got: Any) -> bool:
-        """Whether the model permits what the backend shows. Payloads must be the same, where that is promised."""
+        """Tell whether the model permits what the backend shows. Payloads must be identical, if that is promised."""
         if wanted is got:
             return True
-        if isinstance(wanted, (Latitude, Raised)) or wanted is ANY_FIGURE:
+        if isinstance(wanted, (OneOf, Raised)) or wanted is ANY_FIGURE:
             return bool(got == wanted)
         if isinstance(wanted, Event):
             parts = ("instance_id", "name", "payload", "signals")
@@ -339,10 +339,10 @@ class _Performance:
             return type(got) is type(wanted) and bool(got == wanted)
         return False
 
-    # -- saying so ---------------------------------------------------------------------------------------------
+    # -- messages ------------------------------------------------------------------------------------------------
 
     def assertions(self) -> str:
-        """Everything that is compared now, as assertions."""
+        """Return everything that is compared now, as assertions."""
         return "\n".join(_assertion(check) for check in (*self._seen(), *self._shown()))
 
     def _differs(self, check: _Check) -> NoReturn:
@@ -362,10 +362,10 @@ class _Performance:
 
 def _assertion(check: _Check) -> str:
     if check.expression == "overlaps":
-        return "# Two deliveries of one conversation at once: a race, so run this often."
+        return "# Two deliveries of one conversation at the same time: a race, so run this often."
     return f"assert {check.expression} {_same(check.wanted)} {check.wanted!r}"
 
 
 def _same(wanted: object) -> str:
-    """How to ask for it without touching what must not be touched."""
+    """Return the operator that compares without touching a payload that must not be touched."""
     return "is" if wanted is None or isinstance(wanted, Touchy) else "=="

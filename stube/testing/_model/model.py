@@ -1,14 +1,15 @@
-"""The registry as plain dicts and lists: the oracle that random programs compare a backend with.
+"""The model: a registry of plain dicts and lists, with which random programs compare a backend.
 
-Written from the contract and from nothing else. One thread, no indexes, every question answered by a search through
-everything: slow, and plain to see. Deliveries run inside `advance`, `settle`, `join` and `run_until_idle`, one at a
-time, in the order of their ready instants over all conversations, ties in the order of acceptance.
+It is written from the contract alone, for one thread and without indexes. Every question is answered by a search
+through everything, which is slow but obviously correct. Deliveries run inside `advance`, `settle`, `join` and
+`run_until_idle`, one at a time, in the order of their ready instants over all conversations, ties in the order of
+acceptance.
 
 Where the contract leaves a backend a choice, the model answers with a value that equals every permitted answer
-(`Latitude`), so that whoever compares is exactly as tolerant as the contract:
+(`OneOf`), so that a comparison is exactly as tolerant as the contract:
 
-- A message whose subscription was removed is waste: it may stay in `queued` until whoever delivers reaches it, and may
-  take room until then. Where it depends on the waste whether there is room, the model asks `full` what the backend did.
+- A message whose subscription was removed is waste: it may stay in `queued`, and take room, until the delivery thread
+  reaches it. If only the waste decides whether there is room, the model asks `full` what the backend did.
 - While a delivery runs, the ledger's figures of fates may lag.
 """
 
@@ -35,7 +36,7 @@ from stube import (
     VirtualTimeError,
 )
 
-__all__ = ["ANY_FIGURE", "Latitude", "Model"]
+__all__ = ["ANY_FIGURE", "OneOf", "Model"]
 
 OnError: TypeAlias = Callable[[str, Event, BaseException], object]
 
@@ -43,7 +44,7 @@ _NANOSECONDS: Final = 1_000_000  # in a millisecond
 _MAY_LAG: Final = ("timers", "queued", "running", "delivered", "failed", "cancelled", "dropped")
 
 
-class Latitude:
+class OneOf:
     """One of several answers that the contract permits; equal to each of them."""
 
     def __init__(self, *permitted: Any) -> None:
@@ -52,14 +53,14 @@ class Latitude:
     def __eq__(self, other: object) -> bool:
         return other in self._permitted
 
-    __hash__ = None  # type: ignore[assignment]  # equal to several, so it has no one hash
+    __hash__ = None  # type: ignore[assignment]  # equal to several values, so it has no hash
 
     def __repr__(self) -> str:
-        return f"Latitude({', '.join(map(repr, self._permitted))})"
+        return f"OneOf({', '.join(map(repr, self._permitted))})"
 
 
 class _AnyFigure:
-    """Equal to every count; none of them is negative."""
+    """Equal to every count that is not negative."""
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, int) and other >= 0
@@ -112,7 +113,7 @@ class _Handle:
 
 
 class Model:
-    """The twelve operations, the care of a registry and a virtual clock.
+    """The twelve operations, the rest of `Backend`, and a virtual clock.
 
     Args:
         max_pending: the bound of timers and queued messages together; None for none.
@@ -121,7 +122,7 @@ class Model:
 
     def __init__(self, *, max_pending: int | None = 1_000_000, on_error: OnError | None = None) -> None:
         self.full: Callable[[], bool] = lambda: True
-        """Whether the backend had no room for what is being added, where the contract leaves that open."""
+        """Tells whether the backend had no room for what is being added, where the contract leaves that open."""
         self.closed = False
         self.trace: list[Delivery] = []
         self._max_pending = max_pending
@@ -177,7 +178,7 @@ class Model:
         )
 
     def cancel(self, timers: list[_Pending]) -> int:
-        """Cancel those of these timers that are pending; how many."""
+        """Cancel those of these timers that are pending; return how many."""
         cancelled = [timer for timer in timers if timer in self._pending]
         for timer in cancelled:
             self._pending.remove(timer)
@@ -227,13 +228,13 @@ class Model:
         return snapshot
 
     def reset_state(self) -> None:
-        self._cancelled += len(self._waste())  # an unsubscribe has decided their fate
+        self._cancelled += len(self._waste())  # the unsubscribe has decided their fate
         self._dropped += len(self._pending) - len(self._waste())
         self._flows.clear()
         self._subscriptions.clear()
         self._pending.clear()
 
-    # -- the care of a registry --------------------------------------------------------------------------------
+    # -- the rest of Backend --------------------------------------------------------------------------------
 
     def close(self) -> bool:
         self.reset_state()
@@ -285,11 +286,11 @@ class Model:
     def now_ms(self) -> float:
         return _milliseconds(self._now)
 
-    def next_due_ms(self) -> float | Latitude | None:
+    def next_due_ms(self) -> float | OneOf | None:
         waste = self._waste()
         due = min((max(entry.ready, self._now) for entry in self._pending if entry not in waste), default=None)
         answer = None if due is None else _milliseconds(due)
-        return Latitude(answer, self.now_ms) if waste else answer
+        return OneOf(answer, self.now_ms) if waste else answer
 
     def advance(self, step: float | timedelta, /) -> None:
         if isinstance(step, timedelta):
@@ -307,11 +308,11 @@ class Model:
         self._refuse_inside(VirtualTimeError)
         return self._deliver_until(None)
 
-    # -- for whoever compares ----------------------------------------------------------------------------------
+    # -- for the comparison ----------------------------------------------------------------------------------
 
     @property
     def delivering(self) -> bool:
-        """Whether this is asked from inside a delivery."""
+        """Whether the caller is inside a delivery."""
         return self._running is not None
 
     @property
@@ -327,7 +328,7 @@ class Model:
     # -- helpers -----------------------------------------------------------------------------------------------
 
     def _deliver_until(self, end: int | None) -> int:
-        """Deliver at this instant and at each due instant up to `end`; how many."""
+        """Deliver at this instant and at each due instant up to `end`; return how many."""
         count = self._deliver_ready()
         while self._pending:
             due = min(entry.ready for entry in self._pending)
@@ -380,7 +381,7 @@ class Model:
         return len(removed)
 
     def _waste(self) -> list[_Pending]:
-        """The messages whose subscription has been removed since."""
+        """Return the messages whose subscription has been removed since."""
         return [
             entry for entry in self._pending if not entry.is_timer and entry.subscription not in self._subscriptions
         ]
@@ -422,7 +423,7 @@ class Model:
 
 
 def _between(low: int, high: int) -> Any:
-    return low if low == high else Latitude(*range(low, high + 1))
+    return low if low == high else OneOf(*range(low, high + 1))
 
 
 def _name(value: object) -> str:
@@ -456,7 +457,7 @@ def _event_of(instance_id: str, spec: Any) -> Event:
 
 
 def _delay(delay_ms: object) -> int:
-    """Whole nanoseconds, rounded up; none for a negative delay."""
+    """Return whole nanoseconds, rounded up; 0 for a negative delay."""
     if isinstance(delay_ms, bool) or not isinstance(delay_ms, (int, float)):
         raise TypeError("a delay must be a number")
     if isinstance(delay_ms, float) and not isfinite(delay_ms):

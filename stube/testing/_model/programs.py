@@ -1,18 +1,16 @@
-"""Programs as data: operations that anything with the twelve can perform, and that print as Python source.
+"""Programs as data: operations that every registry and the model can perform.
 
-A program is a list of operations and a table of what the deliveries of an event name do, so that handlers that call
-back are data too. `Stage` performs it on one registry, be it a backend or the model, and keeps what was seen; `source`
-prints it as straight-line Python that can be pasted into a test.
+A program is a list of operations, and a table of the operations that the deliveries of an event name perform, so that
+handlers are data, too. `Stage` performs a program on one registry, a backend or the model, and records what happens.
 
-What an operation answers is compared later, so whatever it raises is an answer too (`Raised`).
+The answers of operations are compared later, so an exception is an answer, too (`Raised`).
 """
 
 from __future__ import annotations
 
-import re
 import threading
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, NamedTuple, TypeAlias
@@ -39,23 +37,22 @@ __all__ = [
     "Touchy",
     "Unusual",
     "outcome",
-    "source",
     "touched",
 ]
 
 MOST_CALLBACKS: Final = 8
-"""How many deliveries of a conversation do what the table says, so that handlers which feed themselves have an end."""
+"""How many deliveries of a conversation perform operations, so that handlers which re-arm themselves come to an end."""
 
-_PATIENCE: Final = 1.0  # seconds, with a handle that another thread is about to put into its place
+_PATIENCE: Final = 1.0  # seconds to wait for a handle that another thread is about to put into its place
 
-# The things that programs are made of.
+# The values that programs use.
 
 touched: Final[list[str]] = []
-"""What has been done to a `Touchy`: a registry passes payloads on and does nothing else with them (G17)."""
+"""What was done to a `Touchy`. A registry passes payloads on and does nothing else with them (G17)."""
 
 
 class Touchy:
-    """A payload that notes whatever is done to it but passing it on."""
+    """A payload that records everything that is done to it, except passing it on."""
 
     __slots__ = ("_label",)
 
@@ -87,7 +84,7 @@ SECOND: Final = Touchy("SECOND")
 
 
 class Alias(str):
-    """A name of a subclass of `str`, which counts as its plain string."""
+    """A name of a subclass of `str`, which a registry treats as the plain string."""
 
     __slots__ = ()
 
@@ -100,11 +97,11 @@ class Unusual(BaseException):
 
 
 class Interrupt(KeyboardInterrupt):
-    """A Ctrl-C that a handler makes; not the one of whoever runs the tests."""
+    """A KeyboardInterrupt that a handler raises, unlike that of the person who runs the tests."""
 
 
 class _Placeholder:
-    """Stands for something that is known inside a delivery only."""
+    """A value that is known only inside a delivery."""
 
     def __init__(self, text: str, value: Callable[[str], str]) -> None:
         self._text = text
@@ -123,7 +120,7 @@ OWN_TOPIC: Final[Any] = _Placeholder('f"topic of {cid}"', "topic of {}".format)
 def _resolved(value: Any, cid: str | None) -> Any:
     if not isinstance(value, _Placeholder):
         return value
-    assert cid is not None, f"{value!r} stands outside of a handler"
+    assert cid is not None, f"{value!r} is used outside a handler"
     return value.value(cid)
 
 
@@ -131,7 +128,7 @@ def _resolved(value: Any, cid: str | None) -> Any:
 
 
 class Raised:
-    """The answer of an operation that raised. `got == Raised(error)` when what was raised is of that class."""
+    """The answer of an operation that raised. `got == Raised(error)` if it raised an exception of that class."""
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -149,7 +146,7 @@ _FAILURES: Final = (Exception, SystemExit, Unusual, Interrupt)
 
 
 def outcome(call: Callable[[], Any]) -> Any:
-    """What a call answers: what it returns, or `Raised`."""
+    """Return the answer of a call: its result, or `Raised`."""
     try:
         return call()
     except _FAILURES as exc:
@@ -157,7 +154,7 @@ def outcome(call: Callable[[], Any]) -> Any:
 
 
 class Answer(NamedTuple):
-    """What an operation inside a delivery answered, and in which conversation."""
+    """The answer of an operation inside a delivery of a conversation."""
 
     cid: str
     operation: Operation
@@ -176,13 +173,13 @@ class Call:
     named: tuple[tuple[str, Any], ...] = ()
 
     def perform(self, stage: Stage, cid: str | None) -> Any:
-        """Do it; what it returns."""
+        """Call the method and return its result."""
         positional = [_resolved(value, cid) for value in self.positional]
         named = {name: _resolved(value, cid) for name, value in self.named}
         operation = partial(getattr(stage.registry, self.name), *positional, **named)
         if self.name != "schedule_event":
             return operation()
-        # Its place comes first: another thread may deliver it, and that handler schedule, before this call returns.
+        # Reserve the place first: before this call returns, another thread may deliver the timer and schedule the next.
         handles = stage.handles[named["cid"]] if isinstance(named["cid"], str) else []
         place = len(handles)
         coming = threading.Event()
@@ -197,7 +194,7 @@ class Call:
         return None
 
     def source(self) -> str:
-        """The call as Python source."""
+        """Return the call as Python source."""
         arguments = [*map(repr, self.positional), *(f"{name}={value!r}" for name, value in self.named)]
         text = f"registry.{self.name}({', '.join(arguments)})"
         return f"handles[{dict(self.named)['cid']!r}].append({text})" if self.name == "schedule_event" else text
@@ -205,13 +202,13 @@ class Call:
 
 @dataclass(frozen=True)
 class CancelHandle:
-    """`cancel()` of the timer that a conversation scheduled as its first, second, …; an IndexError if there is none."""
+    """`cancel()` of the first, second ... timer that a conversation scheduled; an IndexError if there is none."""
 
     cid: Any
     index: int
 
     def perform(self, stage: Stage, cid: str | None) -> Any:
-        """Do it; whether this call prevented the delivery."""
+        """Cancel, and return whether this call prevented the delivery."""
         handles = stage.handles[_resolved(self.cid, cid)]
         handle = handles[self.index]
         if isinstance(handle, threading.Event):  # the call that will return it is under way in another thread
@@ -219,34 +216,34 @@ class CancelHandle:
         return handles[self.index].cancel()
 
     def source(self) -> str:
-        """The call as Python source."""
+        """Return the call as Python source."""
         return f"handles[{self.cid!r}][{self.index}].cancel()"
 
 
 @dataclass(frozen=True)
 class InstallDispatch:
-    """`install_dispatch` of a dispatch that marks what it sees with a number."""
+    """`install_dispatch` of a dispatch that marks each delivery with a number."""
 
     number: int = 1
 
     def perform(self, stage: Stage, cid: str | None) -> Any:
-        """Do it."""
+        """Install it."""
         stage.registry.install_dispatch(partial(stage.dispatch, number=self.number))
 
     def source(self) -> str:
-        """The call as Python source."""
+        """Return the call as Python source."""
         dispatch = "dispatch" if self.number == 1 else f"partial(dispatch, number={self.number})"
         return f"registry.install_dispatch({dispatch})"
 
 
 @dataclass(frozen=True)
 class Raise:
-    """The end of a handler: it raises."""
+    """The end of a handler that raises."""
 
     error: type[BaseException]
 
     def source(self) -> str:
-        """The statement as Python source."""
+        """Return the statement as Python source."""
         return f'raise {self.error.__name__}("a handler fails")'
 
 
@@ -255,7 +252,7 @@ Operation: TypeAlias = Call | CancelHandle | InstallDispatch | Raise
 
 @dataclass(frozen=True)
 class Program:
-    """Operations for the top level, and for the deliveries of each event name. `Raise` stands in a handler only."""
+    """Operations for the top level and for the deliveries of each event name. `Raise` may be used in a handler only."""
 
     operations: tuple[Operation, ...]
     handlers: Mapping[str, tuple[Operation, ...]] = field(default_factory=dict)
@@ -263,14 +260,14 @@ class Program:
 
     @property
     def options(self) -> dict[str, Any]:
-        """What the registry is made with, besides what the backend itself needs."""
+        """The options of the registry, besides those that the backend itself needs."""
         return {} if self.max_pending is None else {"max_pending": self.max_pending}
 
 
 class Stage:
-    """A registry on which a program is performed, and what is seen there. Conversations may be served concurrently.
+    """A registry on which a program is performed, and the record of it. Conversations may be served concurrently.
 
-    `registry` is set by whoever makes it, because the registry needs `on_error` from here.
+    The caller sets `registry` afterwards, because the registry needs `on_error` of this object.
     """
 
     def __init__(self, handlers: Mapping[str, tuple[Operation, ...]]) -> None:
@@ -280,20 +277,20 @@ class Stage:
         """Deliveries: the number of the dispatch, the conversation and the event."""
         self.answers: list[Answer] = []
         self.errors: list[tuple[str, Event, str]] = []
-        """What `on_error` was told: the conversation, the event and the name of the exception's class."""
+        """The calls of `on_error`: the conversation, the event and the name of the exception's class."""
         self.overlaps: list[str] = []
-        """Conversations that had two deliveries at once."""
+        """Conversations that had two deliveries at the same time."""
         self.callbacks: Counter[str] = Counter()
         self._handlers = handlers
         self._running: set[str] = set()
 
     def perform(self, operation: Operation, cid: str | None = None) -> Any:
-        """Perform an operation of the top level, or with `cid` of a handler; its answer."""
+        """Perform an operation of the top level, or with `cid` of a handler, and return its answer."""
         assert not isinstance(operation, Raise)
         return outcome(lambda: operation.perform(self, cid))
 
     def dispatch(self, cid: str, event: Event, number: int = 1) -> None:
-        """What is installed as dispatch: note the delivery and do what the table says."""
+        """The dispatch: record the delivery and perform the operations of the table."""
         self.seen.append((number, cid, event))
         if cid in self._running:
             self.overlaps.append(cid)
@@ -310,98 +307,5 @@ class Stage:
             self._running.discard(cid)
 
     def on_error(self, cid: str, event: Event, exc: BaseException) -> None:
-        """What the registry is made with as `on_error`."""
+        """The registry's `on_error`."""
         self.errors.append((cid, event, type(exc).__name__))
-
-
-# A program as Python source
-
-
-def source(
-    program: Program,
-    performed: Sequence[tuple[Operation, Any]],
-    assertion: str,
-    *,
-    spec: object,
-    options: Mapping[str, Any],
-    settles: bool,
-    raised: Collection[Operation] = (),
-    exhausted: bool = False,
-) -> str:
-    """What was performed of a program, as Python that ends with `assertion`.
-
-    Args:
-        program: for its handlers and options.
-        performed: operations of the top level, each with its answer.
-        assertion: the last statement. One that is about `answers` or `errors` has them kept.
-        spec: what `create_registry` takes.
-        options: what the backend itself needs.
-        settles: whether `settle` follows every operation.
-        raised: operations in handlers that raised.
-        exhausted: whether a conversation had more than `MOST_CALLBACKS` deliveries that do something.
-    """
-    body: list[str] = []
-    for operation, answer in performed:
-        call = operation.source()
-        body += [f"with suppress({answer.error.__name__}):", f"    {call}"] if isinstance(answer, Raised) else [call]
-        body += ["registry.settle()"] * settles
-    body += assertion.splitlines()
-    kept = [name for name in ("answers", "errors", "touched") if _mentions(name, [assertion])]
-    arguments = [repr(spec), *(f"{name}={value!r}" for name, value in {**options, **program.options}.items())]
-    if "errors" in kept:
-        arguments.append("on_error=lambda cid, event, exc: errors.append((cid, event, type(exc).__name__))")
-    setting = [
-        "seen, handles = [], defaultdict(list)",
-        *("touched.clear()" if name == "touched" else f"{name} = []" for name in kept),
-        *["calls = Counter()"] * exhausted,
-        f"registry = create_registry({', '.join(arguments)})",
-        "",
-        "def dispatch(cid, event, number=1):",
-        "    seen.append((number, cid, event))",
-        *_handlers(program.handlers, "answers" in kept, raised, exhausted),
-        "",
-    ]
-    return "\n".join([*_imports([*setting, *body]), *setting, *body]) + "\n"
-
-
-def _handlers(
-    handlers: Mapping[str, tuple[Operation, ...]], keeps_answers: bool, raised: Collection[Operation], exhausted: bool
-) -> list[str]:
-    lines = []
-    if exhausted:
-        lines += [f"    calls[cid] += event.name in {sorted(handlers)}"]
-        lines += [f"    if calls[cid] > {MOST_CALLBACKS}:", "        return"]
-    for name, operations in handlers.items():
-        lines.append(f"    if event.name == {name!r}:")
-        for operation in operations:
-            text = operation.source()
-            if keeps_answers and not isinstance(operation, Raise):
-                text = f"answers.append((cid, outcome(lambda: {text})))"
-            elif any(operation is each for each in raised):
-                lines.append("        with suppress(Exception):")
-                text = f"    {text}"
-            lines.append(f"        {text}")
-    return lines
-
-
-def _mentions(name: str, lines: list[str]) -> bool:
-    return any(re.search(rf"\b{name}\b", line) for line in lines)
-
-
-def _imports(lines: list[str]) -> list[str]:
-    """The imports that these lines need."""
-    import stube
-
-    ours = ("FIRST", "SECOND", "Alias", "Interrupt", "Raised", "Unusual", "outcome", "touched")
-    homes: dict[str, tuple[str, ...]] = {
-        "collections": ("Counter", "defaultdict"),
-        "contextlib": ("suppress",),
-        "functools": ("partial",),
-        "math": ("inf", "nan"),
-        "stube": tuple(stube.__all__),
-        "stube.testing._model.model": ("ANY_FIGURE", "Latitude"),
-        "stube.testing._model.programs": ours,
-    }
-    modules = [f"import {name}" for name in ("datetime", "pytest") if _mentions(name, lines)]
-    found = {home: [name for name in names if _mentions(name, lines)] for home, names in homes.items()}
-    return [*modules, *(f"from {home} import {', '.join(names)}" for home, names in found.items() if names), ""]

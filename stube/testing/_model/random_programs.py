@@ -1,7 +1,7 @@
 """Random programs, as Hypothesis strategies over small pools of names, so that collisions are frequent.
 
-A program is drawn whole, as data, and performed afterwards; not rule by rule, as Hypothesis' state machines do. So what
-was drawn is what is printed, handlers are drawn like the top level, and it is made smaller as data (see `shrinking`).
+A program is drawn whole, as data, and performed afterwards, unlike the rules of Hypothesis' state machines. So the
+drawn program is the printed one, handlers are drawn like the top level, and programs are shrunk as data (`shrinking`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.errors import Flaky
 
 from stube import ConversationEnded
-from stube.testing._harness import create, failures_unlogged
+from stube.testing._harness import HOUR, create, failures_unlogged
 from stube.testing._model.differential import Comparer, Difference
 from stube.testing._model.programs import (
     FIRST,
@@ -43,20 +43,23 @@ _CUTS: Final[tuple[Operation, ...]] = (
     Call("reset_state"),
     InstallDispatch(2),
 )
-_UNASKED: Final = (HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example)  # as they must be
-_HOUR: Final = 3_600_000  # milliseconds, that no test waits for
-# What stands in a pool several times is drawn more often; a failure shrinks towards its beginning.
+_UNASKED: Final = (
+    HealthCheck.too_slow,
+    HealthCheck.data_too_large,
+    HealthCheck.large_base_example,
+)
+# A value that is in a pool several times is drawn more often.
 _CIDS: Final = ("c1", "c2", "c1", "c2", "c3")
 _TOPICS: Final = ("t", "t", "u")
 _NAMES: Final = ("a", "b", "a", "c")  # of events
 _DELAYS: Final = (0, 1, 0, 1, 5, 0, 1, 5)
-_RARE_DELAYS: Final = (-1, 2.5, 0.5, 1e-7, 134, 135, 1000, _HOUR, 2**53, 1.7e308, 10**400)
-_STEPS: Final = (1, 5, 0, 1, 5, 2.5, timedelta(milliseconds=1), 134, 1000, _HOUR, -1)
+_RARE_DELAYS: Final = (-1, 2.5, 0.5, 1e-7, 134, 135, 1000, HOUR, 2**53, 1.7e308, 10**400)
+_STEPS: Final = (1, 5, 0, 1, 5, 2.5, timedelta(milliseconds=1), 134, 1000, HOUR, -1)
 _NO_NAMES: Final = (None, 7, b"c1", "")
 
 
 def exact_programs(*, by_reference: bool) -> st.SearchStrategy[Program]:
-    """Programs for a virtual clock: every operation, also with wrong arguments; handlers may do anything.
+    """Return programs for a virtual clock: every operation, also with wrong arguments; handlers may do anything.
 
     Args:
         by_reference: whether any object serves as a payload.
@@ -82,24 +85,24 @@ def exact_programs(*, by_reference: bool) -> st.SearchStrategy[Program]:
     return st.builds(
         Program,
         _program(operations(cids)),
-        # What cuts into a delivery, and what looks at one, is for handlers.
+        # Only handlers perform the operations that interfere with a delivery or inspect it.
         _handlers(operations(st.one_of(st.just(OWN), cids), *(st.just(cut) for cut in _CUTS)), raises),
         _weighted(st.none(), st.none(), st.integers(1, 6)),
     )
 
 
 def settled_programs(*, by_reference: bool) -> st.SearchStrategy[Program]:
-    """Programs that go one way on every clock, if each operation is followed by `settle`.
+    """Return programs that have the same result on every clock, if each operation is followed by `settle`.
 
-    Delays are none or never. A handler concerns its own conversation only, and publishes on no topic that others
-    subscribe to, for others may be served at the same time. Where room is short no handler does anything, for it would
-    be chance who fills it up.
+    Delays are zero or too long to become due. A handler uses its own conversation only, and publishes on no topic that
+    others subscribe to, because other conversations may be served at the same time. With a small `max_pending` no
+    handler does anything, because then chance would decide which operation is refused.
 
     Args:
         by_reference: whether any object serves as a payload.
     """
     cids, topics = st.sampled_from(_CIDS), st.sampled_from(_TOPICS)
-    delays = st.sampled_from((0, _HOUR, -1, 2 * _HOUR, 10**400))
+    delays = st.sampled_from((0, HOUR, -1, 2 * HOUR, 10**400))
     things = _things(by_reference)
     outside = (*_operations(cids, topics, topics, delays, things), st.builds(InstallDispatch, st.integers(1, 2)))
     own_topics = st.builds(
@@ -121,12 +124,12 @@ def settled_programs(*, by_reference: bool) -> st.SearchStrategy[Program]:
 def compare_programs(
     spec: Any, options: Mapping[str, Any], *, exactly: bool, examples: int, chance: int | None = None
 ) -> int:
-    """Compare a backend with the model in random programs; how many operations of the top level that were.
+    """Compare a backend with the model in random programs. Return how many operations of the top level were performed.
 
     Args:
-        spec: what `create_registry` takes.
-        options: what the backend itself needs.
-        exactly: everything, on a virtual clock; else what holds once everything has settled.
+        spec: as `create_registry` takes it.
+        options: those that the backend itself needs.
+        exactly: compare everything, on a virtual clock; otherwise what holds when everything has settled.
         examples: how many programs.
         chance: a seed; None for the same programs every time.
 
@@ -160,7 +163,7 @@ def compare_programs(
     with failures_unlogged():
         try:
             (compare if chance is None else seed(chance)(compare))()
-        except (Difference, Flaky):  # who finds something and does not find it again has found something
+        except (Difference, Flaky):  # a difference that Hypothesis does not find again is a difference
             raise comparer.smallest(*found[0]) from None
     return comparer.performed
 
@@ -171,8 +174,8 @@ def soak_programs(
     """Compare a backend with the model in random programs until `steps` operations of the top level have been compared.
 
     Args:
-        spec: what `create_registry` takes.
-        options: what the backend itself needs.
+        spec: as `create_registry` takes it.
+        options: those that the backend itself needs.
         steps: how many operations at least.
         seed: another one gives other programs.
         progress: called now and then with the number of operations so far.
@@ -187,7 +190,7 @@ def soak_programs(
         exactly = "virtual_time" in probe.capabilities
     done = rounds = 0
     while done < steps:
-        # On a virtual clock the programs of real ones are performed as well, but less often.
+        # On a virtual clock the programs for real clocks are performed as well, but less often.
         exact = exactly and rounds % 8 != 7
         done += compare_programs(spec, options, exactly=exact, examples=100, chance=seed * 1_000_003 + rounds)
         rounds += 1
@@ -200,7 +203,7 @@ def soak_programs(
 
 @st.composite
 def _weighted(draw: st.DrawFn, *strategies: st.SearchStrategy[Any]) -> Any:
-    """One of these; one that is given twice is drawn twice as often, where `one_of` takes it once."""
+    """Draw from one of these. One that is given twice is drawn twice as often, unlike with `one_of`."""
     return draw(strategies[draw(st.integers(0, len(strategies) - 1))])
 
 
@@ -209,7 +212,7 @@ def _call(name: str, *positional: Any, **named: Any) -> Call:
 
 
 def _things(by_reference: bool) -> st.SearchStrategy[Any]:
-    """Payloads."""
+    """Return payloads."""
     return st.sampled_from((1, None, 0, "", *((FIRST, SECOND) if by_reference else ("first",))))
 
 
@@ -220,7 +223,7 @@ def _operations(
     delays: st.SearchStrategy[Any],
     things: st.SearchStrategy[Any],
 ) -> list[st.SearchStrategy[Operation]]:
-    """The operations that concern one conversation, or one topic; the frequent ones several times."""
+    """Return the operations on one conversation or one topic; the frequent ones several times."""
     instances = st.sampled_from(("i1", "i2"))
     names = st.sampled_from(_NAMES)
     specs = st.one_of(
@@ -263,7 +266,7 @@ def _operations(
 
 
 def _mistakes() -> list[Call]:
-    """Calls with one wrong argument."""
+    """Return calls with one wrong argument."""
     names = {"cid": "c1", "instance_id": "i1"}
     timer = {**names, "delay_ms": 0, "event": "a"}
     subscription = {**names, "topic": "t", "event": "a"}
@@ -290,9 +293,9 @@ def _mistakes() -> list[Call]:
 
 
 def _program(operations: st.SearchStrategy[Operation]) -> st.SearchStrategy[tuple[Operation, ...]]:
-    """Fifty operations or so, most often behind an `install_dispatch` and a topic with several subscribers.
+    """Return about fifty operations, most often after an `install_dispatch` and a topic with several subscribers.
 
-    Drawn as lists of lists, because one list is five long on the average, and shrinks by whole lists too.
+    They are drawn as lists of lists, because a single list has five elements on average.
     """
     crowd = [
         _call("subscribe", cid=cid, instance_id=instance_id, topic="t", event="a")
@@ -310,7 +313,7 @@ def _program(operations: st.SearchStrategy[Operation]) -> st.SearchStrategy[tupl
 def _handlers(
     operations: st.SearchStrategy[Operation], raises: st.SearchStrategy[Operation]
 ) -> st.SearchStrategy[dict[str, tuple[Operation, ...]]]:
-    """For some event names what their deliveries do; at the end of it some raise."""
+    """Return the operations that the deliveries of some event names perform; some raise at the end."""
     ends = st.one_of(st.just(()), st.just(()), st.tuples(raises))
     body = st.builds(lambda calls, end: (*calls, *end), st.lists(operations, max_size=4), ends)
     return st.dictionaries(st.sampled_from(_NAMES), body.filter(bool), max_size=3)

@@ -1,11 +1,11 @@
-"""Making a program that shows a difference smaller, until nothing can be taken out of it any more.
+"""Shrinking: making a program that shows a difference smaller, until nothing more can be removed.
 
-Greedy, on the program itself: operations go in chunks that halve (the complements of Zeller and Hildebrandt,
-"Simplifying and Isolating Failure-Inducing Input", 2002), then handlers and their operations, then the bound, then
-arguments become the first ones of their pools. No operation refers to the result of another, so every part of a program
-is a program.
-Hypothesis shrinks the choices behind a program: that took several times as long here, and ended, after the 500 steps
-that it permits itself, with programs twice as long.
+It is greedy and works on the program itself. First it removes operations in chunks of halving size (the complements of
+Zeller and Hildebrandt, "Simplifying and Isolating Failure-Inducing Input", 2002), then handlers and their operations,
+then the bound; then it replaces arguments by the first ones of their pools. No operation refers to the result of
+another, so every part of a program is a program.
+Hypothesis would shrink the choices behind a program. Here that took several times as long and, after the 500 steps that
+Hypothesis permits itself, ended with programs twice as long.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ _POOLS: Final[tuple[tuple[Any, ...], ...]] = (
     ("i1", "i2"),
     ("t", "u"),
     ("a", "b", "c"),
-    (0,),  # and no delay that would come due on a real clock: see `settled_programs`
+    (0,),  # and no delay that would become due on a real clock: see `settled_programs`
 )
-"""Arguments, the simplest first."""
+"""Pools of arguments, the simplest first."""
 
 
 def smaller_programs(program: Program) -> Iterator[Program]:
-    """Programs that are a little smaller, the much smaller ones first."""
+    """Yield smaller programs, the much smaller ones first."""
     for operations in _shorter(program.operations):
         yield replace(program, operations=operations)
     for name, operations in program.handlers.items():
