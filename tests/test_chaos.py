@@ -379,7 +379,7 @@ def told_of(fault: type[Faulty], seed: int) -> str:
     return str(raised.value)
 
 
-def test_what_must_hold_when_it_closes_in_the_middle_is_looked_at_as_well() -> None:
+def test_rounds_that_close_early_are_audited_as_well() -> None:
     """Fault: the rounds that close, each fifth, compare nothing."""
     assert "was handed to on_error 0 times" in told_of(Secretive, seed=4)
     assert "accepted, and there were" in told_of(Unbalanced, seed=4)
@@ -549,7 +549,7 @@ def soaked(*arguments: str) -> tuple[int, str]:
     return soak.main(arguments, out), out.getvalue()
 
 
-def test_the_soak_lets_chaos_loose_on_what_delivers_by_itself() -> None:
+def test_the_soak_leaves_chaos_out_on_a_virtual_clock() -> None:
     """Fault: a soak that leaves chaos out, or breaks off at a virtual clock."""
     code, said = soaked(
         "--backend", "virtual", "--backend", "memory", "--steps", "0", "--minutes", "0", "--chaos-minutes", "0.001"

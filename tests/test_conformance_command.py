@@ -236,7 +236,7 @@ def test_a_good_backend_holds_what_was_asked(conformance: Any) -> None:
 
 
 @pytest.mark.parametrize(("loop", "dispatch"), [("asyncio", "function"), ("uvloop", "coroutine")])
-def test_a_backend_on_an_event_loop_is_served_by_the_loop_that_was_chosen(
+def test_asynchronous_backend_is_served_by_the_chosen_loop(
     conformance: Any, monkeypatch: pytest.MonkeyPatch, loop: str, dispatch: str
 ) -> None:
     """Fault: nobody runs a loop for it, so that every test hangs; or the choice does not reach the tests' process."""
@@ -271,7 +271,7 @@ def test_a_broken_backend_is_told_with_its_shortest_story(conformance: Any, monk
     assert ran.out.splitlines()[-1].startswith("outsider:Generous holds 0 of 1 guarantee and breaks 1 (G8): ")
 
 
-def test_what_hangs_and_what_ends_the_process_takes_one_test_along(conformance: Any) -> None:
+def test_hang_or_crash_costs_the_outcome_of_one_test(conformance: Any) -> None:
     """Fault: the command hangs or dies with the backend, or loses the tests that were left."""
     # The limit is a failure's own time; a good one of these tests takes a fraction of a second.
     ran = conformance("outsider:Wild", "--guarantee", "G8", "--limit", "3")
@@ -293,7 +293,7 @@ def test_what_hangs_and_what_ends_the_process_takes_one_test_along(conformance: 
     assert one["passed"] + one["failed"] == len(ran.report["tests"]) == len({t["name"] for t in ran.report["tests"]})
 
 
-def test_a_backend_that_promises_nothing_has_its_mandatory_guarantees_tested(conformance: Any) -> None:
+def test_backend_without_capabilities_is_tested_for_mandatory_guarantees(conformance: Any) -> None:
     """Fault: a flag for what is mandatory, or a verdict of `held` where nothing ran."""
     ran = conformance("outsider:Mute", *("--guarantee", "G8", "--guarantee", "G25"))
     assert ran.code == 0, ran.out
@@ -399,7 +399,7 @@ def test_an_interrupted_run_says_what_is_known_and_leaves_no_process(outsider: P
     ],
     ids=lambda value: value[-1][:20] if isinstance(value, list) else "",
 )
-def test_what_is_wrong_is_told_before_any_test(
+def test_mistakes_are_reported_before_any_test_runs(
     outsider: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
     """Fault: a traceback, a password, or a minute of tests before the mistake is told."""
@@ -441,7 +441,7 @@ def record(name: str, outcome: str, *numbers: str, needs: str = "", finding: str
     return found
 
 
-def test_the_verdicts() -> None:
+def test_verdicts_follow_from_the_outcomes() -> None:
     """Fault: a skip counts as held, a hang as passed, or something mandatory is excused."""
     report = report_of(
         "acme",
@@ -472,13 +472,13 @@ def test_the_verdicts() -> None:
     assert summary(report).endswith("): 4 tests ran in 1 s.")
 
 
-def test_a_failure_counts_whatever_is_promised() -> None:
+def test_failure_counts_even_if_the_capability_is_not_promised() -> None:
     """Fault: a backend dodges a failing test by not naming the capability on which the guarantee depends."""
     report = report_of("acme", [record("a", "failed", "G25", promised=[])], seconds=0, numbers=["G25"])
     assert report["guarantees"]["G25"]["verdict"] == "broken"
 
 
-def test_everything_held_is_said_in_one_word() -> None:
+def test_summary_says_in_one_word_that_all_guarantees_are_held() -> None:
     """Fault: a summary that nobody can take in at a glance."""
     records = [record("a", "passed", *GUARANTEES, promised=["fork", "by_reference"])]
     assert summary(report_of("acme", records, seconds=2)) == "acme holds all 26 guarantees: 1 test ran in 2 s."
@@ -540,7 +540,7 @@ def test_the_progress_is_one_line_on_a_terminal(monkeypatch: pytest.MonkeyPatch)
     assert cleared == ""
 
 
-def test_the_progress_is_a_line_now_and_then_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_progress_is_a_line_every_ten_seconds_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fault: a log full of carriage returns, or of a line for each test."""
     stream = io.StringIO()
     progress = terminal.Progress(stream)

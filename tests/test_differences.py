@@ -25,7 +25,7 @@ def test_the_first_difference_is_told(found: Sequence[object], wanted: Sequence[
     assert first_difference(found, wanted) == told
 
 
-def test_what_is_told_is_short() -> None:
+def test_description_of_the_difference_is_short() -> None:
     """Fault: a payload of a megabyte fills the report."""
     told = first_difference(["x" * 10**6], [["y" * 10**6] * 100])
     assert told is not None

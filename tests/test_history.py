@@ -548,7 +548,7 @@ def test_subscribers_of_a_topic_see_one_order_where_that_is_promised() -> None:
     assert broken(*circle[:-1], common_topic_order=True) == set()
 
 
-def test_clocks_that_differ_make_nothing_certain_that_is_within_their_difference() -> None:
+def test_nothing_within_the_skew_of_two_clocks_is_certain() -> None:
     """Fault: records of two machines are compared as if one clock had stamped them; or a skew hides everything."""
     for name, (guarantees, bad, _) in CASES.items():
         if name == "two deliveries of a conversation at once":
@@ -570,7 +570,7 @@ def test_a_good_history_stays_good_with_any_skew_and_error(name: str) -> None:
         assert broken(*CASES[name][2], skew_ns=wide, clock_error_ns=wide, one_instant_snapshot=True) == set()
 
 
-def test_a_reading_of_the_clock_is_as_good_as_it_is_said_to_be() -> None:
+def test_clock_readings_are_trusted_within_their_error() -> None:
     """Fault: a due instant is taken from a clock that is not the registry's to the nanosecond."""
     due = CASES["due one after the other"][1]
     assert broken(*due, clock_error_ns=US - 1) == {"G2"}
@@ -580,7 +580,7 @@ def test_a_reading_of_the_clock_is_as_good_as_it_is_said_to_be() -> None:
     assert broken(*not_due, clock_error_ns=US) == set()
 
 
-def test_nothing_is_concluded_from_a_clock_that_nobody_read() -> None:
+def test_missing_clock_reading_proves_nothing() -> None:
     """Fault: a missing reading counts as 0, so that every timer is due late."""
     bad = CASES["not due when it was cancelled"][1]
     unread = [replace(one, clock_before=None, clock_after=None) if isinstance(one, Call) else one for one in bad]
@@ -629,14 +629,14 @@ def test_a_call_that_raised_has_changed_nothing() -> None:
     assert broken(subscribe(0, 1), replace(publish(2, 3, "m1", None), error="RegistryFull"), run(4, 5, "m1")) == {"G5"}
 
 
-def test_a_history_that_was_cut_off_says_nothing_of_what_is_missing() -> None:
+def test_cut_off_history_says_nothing_about_missing_deliveries() -> None:
     """Fault: what was not delivered until the recorder stopped counts as lost."""
     for name in ("neither delivered nor cancelled", "one that stays misses it", "pending after a cancel"):
         assert broken(*CASES[name][1]) != set()
         assert broken(*(one for one in CASES[name][1] if not isinstance(one, Remainder))) == set()
 
 
-def test_a_search_that_takes_too_long_is_given_up_and_accuses_nobody() -> None:
+def test_search_that_takes_too_long_gives_up_without_accusing() -> None:
     """Fault: a hard history hangs the checker, or what it could not decide counts as a violation."""
     hard = [
         call(f"client {number}", "put_pending_flow", number, 100, cid="c1", flow_id=str(number)) for number in range(12)
@@ -716,7 +716,7 @@ def test_a_history_comes_back_from_json_as_it_was() -> None:
     assert History.from_json(History().to_json()) == History()
 
 
-def test_what_is_no_history_is_refused() -> None:
+def test_json_of_another_format_is_refused() -> None:
     """Fault: another file is read as an empty history, of which everything holds."""
     for text in ("[]", "{}", json.dumps({"format": "something else", "calls": [], "runs": [], "remainder": None})):
         with pytest.raises(ValueError, match="no 'stube history 1'") as raised:
@@ -797,7 +797,7 @@ def test_the_recorder_records_calls_results_errors_and_deliveries() -> None:
     check_history(recorded, common_topic_order=True).assert_holds()
 
 
-def test_what_is_under_way_stands_in_the_history_as_well() -> None:
+def test_unfinished_calls_and_deliveries_are_in_the_history() -> None:
     """Fault: a delivery that hangs, and what it hangs in, is not recorded until it is over."""
     with stube.create_registry("memory") as backend:
         registry = RecordedRegistry(backend)
@@ -830,7 +830,7 @@ def test_every_thread_is_a_client_of_its_own() -> None:
     assert clients == ["publisher", "publisher (2)", "publisher (3)"]
 
 
-def test_what_is_promised_follows_the_capabilities() -> None:
+def test_promises_follow_the_capabilities() -> None:
     """Fault: a promise is checked that a backend does not make, or its clock is trusted though it is not the
     recorder's."""
     assert promised({"common_topic_order", "virtual_time"}) == {

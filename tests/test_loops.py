@@ -29,7 +29,7 @@ def test_there_is_one_loop_for_each_kind(monkeypatch: pytest.MonkeyPatch) -> Non
     assert sorted(thread.name for thread in _serving() - before) == ["stube-testing-asyncio", "stube-testing-uvloop"]
 
 
-def test_a_loop_is_nobodys_thread_whatever_runs_on_it() -> None:
+def test_loop_threads_are_not_counted_as_a_registrys_threads() -> None:
     """Fault: the thread is uncounted until somebody logs from it, and a test in which that happens finds a leak."""
     before = loops.live_threads()
     registry = loops.create("asyncio")
@@ -40,7 +40,7 @@ def test_a_loop_is_nobodys_thread_whatever_runs_on_it() -> None:
     assert loops.live_threads() == before
 
 
-def test_a_loop_that_is_held_up_is_left_for_a_new_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocked_loop_is_replaced_by_a_new_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fault: one test that blocks the loop for ever takes every later one with it."""
     entered, release = threading.Event(), threading.Event()
 

@@ -314,7 +314,7 @@ def test_a_fault_is_found_and_a_short_program_shows_it(fault: type[Broken], behi
 
 
 @pytest.mark.parametrize(("spec", "exactly"), [("virtual", True), ("virtual", False), ("memory", False)])
-def test_what_is_compared_and_what_is_printed_say_the_same(spec: str, exactly: bool) -> None:
+def test_checks_and_printed_assertions_say_the_same(spec: str, exactly: bool) -> None:
     """Fault: a check whose source says something else than its values, so that a printed program misleads."""
     comparer = Comparer(spec, {}, exactly=exactly)
     programs = exact_programs if exactly else settled_programs
@@ -348,7 +348,7 @@ def test_what_is_compared_and_what_is_printed_say_the_same(spec: str, exactly: b
         ("tests.test_model:create_concurrent", False),
     ],
 )
-def test_nothing_is_asked_for_that_the_contract_leaves_open(spec: str, exactly: bool) -> None:
+def test_every_correct_backend_agrees_with_the_model(spec: str, exactly: bool) -> None:
     """Fault: a correct backend fails: one that serves conversations at once, or one that frees room earlier."""
     assert compare_programs(spec, {}, exactly=exactly, examples=100) > 3000
 
@@ -364,7 +364,7 @@ def test_the_same_programs_every_time_or_those_of_a_seed() -> None:
     assert len({performed(chance) for chance in range(4)}) > 1
 
 
-def test_a_long_run_performs_as_many_operations_as_it_should_and_raises_what_it_finds() -> None:
+def test_long_run_performs_its_operations_and_raises_differences() -> None:
     """Fault: it ends early, says nothing on the way, or loses what it finds."""
     said: list[int] = []
     done = soak_programs("virtual", {}, steps=6000, seed=3, progress=said.append)
@@ -376,7 +376,7 @@ def test_a_long_run_performs_as_many_operations_as_it_should_and_raises_what_it_
         soak_programs(_broken(Moving, "virtual"), {}, steps=10**6, seed=3, progress=said.append)
 
 
-def test_the_model_permits_what_it_must_and_nothing_else() -> None:
+def test_the_model_permits_every_permitted_answer_and_no_other() -> None:
     """Fault: an answer that is permitted differs, or one that is not passes for it."""
     assert OneOf(1, 2) == 2
     assert OneOf(1, 2) == 1
@@ -387,7 +387,7 @@ def test_the_model_permits_what_it_must_and_nothing_else() -> None:
     assert Raised(RuntimeError) != Raised(stube.VirtualTimeError)
 
 
-def test_a_message_whose_subscription_has_gone_may_stay_queued_and_take_room() -> None:
+def test_message_of_a_removed_subscription_may_stay_queued() -> None:
     """Fault: the model frees at once what may stay, or keeps what must go."""
     model = Model(max_pending=1)
     model.subscribe(cid="c1", instance_id="i1", topic="t", event="a")
@@ -410,7 +410,7 @@ def test_a_message_whose_subscription_has_gone_may_stay_queued_and_take_room() -
     assert model.stats() == stube.Stats(accepted=2, delivered=1, cancelled=1)
 
 
-def test_a_registry_that_does_not_settle_is_not_waited_for_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_registry_that_never_settles_is_waited_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fault: a backend that hangs is waited for half a minute with every step of making the program smaller."""
     monkeypatch.setattr(random_programs, "Comparer", _impatient)
     with pytest.raises(Difference, match=r"registry\.settle\(\)"):
@@ -445,7 +445,7 @@ class Late(Broken):
         return handle
 
 
-def test_handles_are_counted_in_the_order_of_the_calls_whoever_returns_first() -> None:
+def test_handles_are_counted_in_the_order_of_the_calls() -> None:
     """Fault: what a handler schedules takes the place of the timer that it is the delivery of, and a later cancel is of
     another timer on the model than on the backend."""
 

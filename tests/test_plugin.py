@@ -22,7 +22,7 @@ def result_of(pytester: pytest.Pytester, source: str, *arguments: str) -> pytest
 # The virtual registry.
 
 
-def test_a_failing_assertion_in_a_handler_fails_the_test_and_shows_itself(pytester: pytest.Pytester) -> None:
+def test_failing_assertion_in_a_handler_fails_the_test_and_is_shown(pytester: pytest.Pytester) -> None:
     """Case 23b."""
     result = result_of(
         pytester,
@@ -129,7 +129,7 @@ def test_failures_before_they_were_permitted_still_count(pytester: pytest.Pytest
     result.stdout.fnmatch_lines(["*raised ZeroDivisionError. Fix it*"])
 
 
-def test_an_exception_that_is_no_exception_fails_the_test_too(pytester: pytest.Pytester) -> None:
+def test_base_exception_of_a_handler_fails_the_test_too(pytester: pytest.Pytester) -> None:
     result = result_of(
         pytester,
         """
@@ -149,7 +149,7 @@ def test_an_exception_that_is_no_exception_fails_the_test_too(pytester: pytest.P
     result.assert_outcomes(failed=3)
 
 
-def test_what_works_passes_and_what_is_pending_may_stay(pytester: pytest.Pytester) -> None:
+def test_working_handlers_pass_and_pending_timers_may_stay(pytester: pytest.Pytester) -> None:
     result = result_of(
         pytester,
         """
@@ -174,7 +174,7 @@ def test_a_suite_without_a_backend_says_how_to_name_one(pytester: pytest.Pyteste
     result.stdout.fnmatch_lines(["*No backend is named. Give the option --stube-backend SPEC, or define a fixture*"])
 
 
-def test_the_option_names_the_backends_and_goes_before_the_fixture(pytester: pytest.Pytester) -> None:
+def test_the_option_names_the_backends_and_overrides_the_fixture(pytester: pytest.Pytester) -> None:
     source = """
         import pytest
 
@@ -218,7 +218,7 @@ def test_an_unknown_capability_cannot_be_required() -> None:
         requires("by_referense")
 
 
-def test_a_named_backend_on_which_nothing_ran_is_an_error(pytester: pytest.Pytester) -> None:
+def test_named_backend_on_which_no_test_ran_is_an_error(pytester: pytest.Pytester) -> None:
     result = result_of(pytester, "def test_something(): ...", "--stube-backend=memory")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stdout.fnmatch_lines(["stube: the option --stube-backend was given, but no test of the *suite ran*"])
@@ -242,7 +242,7 @@ def test_an_outsiders_whole_file_is_one_line_and_a_fixture(pytester: pytest.Pyte
     assert result.parseoutcomes()["passed"] > 10
 
 
-def test_by_name_from_an_empty_folder(pytester: pytest.Pytester) -> None:
+def test_suite_runs_by_name_from_an_empty_folder(pytester: pytest.Pytester) -> None:
     """Fault: the plugin is there twice, once by its entry point; or the suite's fixtures are not found by name."""
     # In a process of its own: `-p` is taken before anything else, and this one has the plugin already.
     result = pytester.runpytest_subprocess(
@@ -305,7 +305,7 @@ SAMPLE = """
 """
 
 
-def test_the_report_of_any_run(pytester: pytest.Pytester) -> None:
+def test_report_option_writes_the_report_of_any_run(pytester: pytest.Pytester) -> None:
     """Fault: two backends in one report, a failing teardown that is lost, or a story without its figures."""
     result = result_of(
         pytester, SAMPLE, "--stube-backend=virtual", "--stube-backend=memory://?max_pending=9", "--stube-report=out"
@@ -328,7 +328,7 @@ def test_the_report_of_any_run(pytester: pytest.Pytester) -> None:
     assert one["story"]["promise"] == "One baton"
     assert one["story"]["fault"] == "it is taken twice."
     assert "assert 2 == 1" in one["story"]["finding"]
-    assert re.fullmatch(r"test_the_report_of_any_run\.py:\d+", one["story"]["where"])
+    assert re.fullmatch(r"test_report_option_writes_the_report_of_any_run\.py:\d+", one["story"]["where"])
     story = report["guarantees"]["G5"]["story"]
     assert story["finding"] == 'raise LookupError("no such thing")\nLookupError: no such thing'
     assert report["guarantees"]["G25"]["verdict"] == "unproven"
@@ -369,7 +369,7 @@ def test_a_report_that_cannot_be_written_is_an_error(pytester: pytest.Pytester) 
         ),
     ],
 )
-def test_an_option_with_which_nothing_ran_is_an_error(
+def test_option_with_which_no_test_ran_is_an_error(
     pytester: pytest.Pytester, arguments: list[str], complaint: str
 ) -> None:
     """Fault: green, though the suite that was asked for was not even there."""

@@ -9,11 +9,21 @@ A backend's whole test file is one import and one fixture (or the option `--stub
     def stube_backend():
         return "package.module:factory"
 
-A host asks for the fixture `virtual_registry`: time stands still until the test moves it, and a handler that fails
-fails the test. `GUARANTEES` is what every backend promises, by number. `check_history` decides whether a recorded
-history of many clients keeps the guarantees, on several machines too; `RecordedRegistry` and `random_history` record
-one. `chaos` lets threads and unruly handlers loose on a backend and sees whether it is whole afterwards. The extra
-`testing` brings what this package needs.
+A host uses the fixture `virtual_registry`: only the test moves its clock, and a handler that fails fails the test.
+`GUARANTEES` holds the promises of every backend, by number. `check_history` decides whether a recorded history of many
+clients, possibly on several machines, keeps the guarantees; `RecordedRegistry` and `random_history` record one. `chaos`
+lets many threads and unruly handlers use a backend and checks that it is whole afterwards. The extra `testing` installs
+the packages that this one needs.
+
+The modules are in packages whose names begin with an underscore, because they are private:
+
+- `_contract`: the guarantees and the capabilities;
+- `_harness`: tools for tests, such as the driver, threads, event loops, and the proxy in front of a registry;
+- `_model`: random programs, compared with a sequential model;
+- `_history`: recorded histories of many threads, and their checker;
+- `_chaos`: threads and unruly handlers, and the audit;
+- `_conformance`: the command that runs the suite, and its reports;
+- `_plugin`: the parts of the pytest plugin.
 """
 
 from __future__ import annotations
@@ -59,7 +69,7 @@ _HOMES = (
 
 
 def __getattr__(name: str) -> object:
-    # pytest loads this package, by way of the plugin, in every project where stube is installed: 20 ms for all of it.
+    # pytest loads this package with the plugin in every project where stube is installed, so names are loaded late.
     if name in __all__:
         from importlib import import_module
 

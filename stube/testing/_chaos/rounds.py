@@ -174,7 +174,7 @@ class _Stuck(Exception):  # noqa: N818 - a state that is met, not a mistake
 
 
 class _Outcry(BaseException):
-    """What a handler may raise that is no `Exception`."""
+    """An exception of a handler that is no `Exception`."""
 
 
 class _NumberedRegistry(RecordedRegistry):
@@ -194,13 +194,13 @@ class _NumberedRegistry(RecordedRegistry):
 
 
 class _Round:
-    """What the threads and the handlers of one round do."""
+    """One round: its threads, its handlers, and the registry that they use."""
 
     def __init__(
         self, create: Callable[..., Backend], seed: int, threads: int, operations: int, patience: float
     ) -> None:
         self.findings: list[str] = []
-        """What threads and handlers have found wrong or raised, a sentence each."""
+        """A sentence for each thing that threads and handlers have found wrong or raised."""
         self._found = threading.Event()  # set with the first of them
         self._seed = seed
         self._threads = threads
@@ -247,7 +247,7 @@ class _Round:
         self._pause.set()
 
     def books(self) -> Books:
-        """What was called and delivered up to now."""
+        """Return the figures of the calls and deliveries up to now."""
         return Books(self.recorded.history(), self.failures.coroutines)
 
     def perform(self, *, closes: bool) -> list[str]:

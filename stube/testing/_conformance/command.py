@@ -305,7 +305,7 @@ class _Ending:
         self.outcome = outcome
         self.subject = "test" if outcome == "hung" else "process"
         self.deed = deed
-        """What the test or the process did."""
+        """The verb: what the test or the process did."""
         self.seconds = seconds
         frames = _frames(stacks)
         self.stood = [f"it was in {function}, {place(file, line)}" for file, line, function in frames[:1]]

@@ -47,7 +47,7 @@ class Story(TypedDict):
 
 
 class Facts(TypedDict):
-    """What is known of a test before it runs."""
+    """The facts about a test that are known before it runs."""
 
     name: str
     """The function and its parameters, without the backend."""

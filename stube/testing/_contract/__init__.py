@@ -1,1 +1,1 @@
-"""What the contract promises: the guarantees by number, and the optional capabilities by name. Private."""
+"""The promises of the contract: the guarantees by number, and the optional capabilities by name. Private."""

@@ -16,12 +16,12 @@ __all__ = ["CAPABILITIES", "backend_name", "missing_reason", "requires"]
 
 CAPABILITIES: Final[Mapping[str, str]] = MappingProxyType(
     {
-        "common_topic_order": "All subscribers of a topic see its messages in one common order, whoever publishes.",
+        "common_topic_order": "All subscribers of a topic see its messages in one common order, from all publishers.",
         "one_instant_snapshot": "`stats`, `inspect` and `subscriptions` show one instant of the whole registry.",
         "by_reference": "Payloads arrive as the very objects that were handed in; any object serves.",
         "fork": "A forked child has an empty, usable registry, and the parent is undisturbed.",
         "coroutine_dispatch": "Dispatch may be a coroutine function, which the backend awaits.",
-        "virtual_time": "The clock stands still until the caller moves it: the backend is a `VirtualBackend`.",
+        "virtual_time": "The clock moves only when the caller moves it: the backend is a `VirtualBackend`.",
         "own_clock": "The option `clock` takes a callable that returns monotonic nanoseconds.",
         "cross_process": "Payloads cross a process boundary; what cannot be carried is refused at the call.",
         "sizes": "`sizes()` returns the length of every internal container, which the leak tests compare.",

@@ -25,7 +25,7 @@ class Guarantee:
     title: str
     theme: str
     sentence: str
-    """What is promised, in full; Markdown."""
+    """The whole promise; Markdown."""
     capability: str | None = None
     """The capability without which a backend does not promise this at all; None where the guarantee is mandatory."""
 

@@ -208,8 +208,8 @@ def _told(view: View, what: str, cid: str, steps: list[Step[Any]], stuck: Stuck[
     record = stuck.step.record
     shown, more = list(stuck.states)[:_MOST_STATES], max(0, len(stuck.states) - _MOST_STATES)
     states = " or ".join(sorted(map(_DESCRIPTIONS[what], shown))) + (f" or {more} more" if more else "")
-    meanwhile = sorted(stuck.meanwhile, key=lambda step: abs(step.end - stuck.step.end))[: _MOST_SHOWN - 2]
-    raced = any(step.record is not record for step in meanwhile)
+    concurrent = sorted(stuck.concurrent, key=lambda step: abs(step.end - stuck.step.end))[: _MOST_SHOWN - 2]
+    raced = any(step.record is not record for step in concurrent)
     if what == "baton":
         number = "G8"
     elif what == "timers" and not raced:
@@ -224,7 +224,7 @@ def _told(view: View, what: str, cid: str, steps: list[Step[Any]], stuck: Stuck[
     before = sorted(
         (step for step in steps if step.end < stuck.step.start and _removes(step.record)), key=lambda one: one.end
     )
-    steps_shown = [*before[-_MOST_BEFORE:], *meanwhile, stuck.step]
+    steps_shown = [*before[-_MOST_BEFORE:], *concurrent, stuck.step]
     origins = _origins(view, what, cid, record, shown)
     return Finding(number, summary, (*origins, *(step.record for step in steps_shown)), cid, what)
 

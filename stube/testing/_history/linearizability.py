@@ -30,7 +30,7 @@ class Step(NamedTuple, Generic[S]):
     """Returns the state after it; None if the recorded operation is impossible in the state."""
     record: Record
     reads: bool = False
-    """Whether it never changes the state. Then its place is the first that fits, because a later one gains nothing."""
+    """True if it never changes the state. Then its place is the first that fits, because a later one gains nothing."""
 
 
 class Stuck(NamedTuple, Generic[S]):
@@ -39,7 +39,7 @@ class Stuck(NamedTuple, Generic[S]):
     step: Step[S]
     states: frozenset[S]
     """The states that were possible when it began."""
-    meanwhile: tuple[Step[S], ...]
+    concurrent: tuple[Step[S], ...]
     """The other operations that were under way between its begin and its return."""
 
 
@@ -68,7 +68,7 @@ def linearize(steps: Sequence[Step[S]], initial: S, *, limit: int) -> Stuck[S] |
     configurations: set[tuple[S, frozenset[int]]] = {(initial, frozenset())}
     before: dict[int, frozenset[S]] = {}
     under_way: set[int] = set()
-    meanwhile: dict[int, set[int]] = {}
+    concurrent: dict[int, set[int]] = {}
     reading: set[int] = set()  # those under way that only read
     looked_at = 0
 
@@ -79,9 +79,9 @@ def linearize(steps: Sequence[Step[S]], initial: S, *, limit: int) -> Stuck[S] |
     for _, ends, number in instants:
         if not ends:
             before[number] = frozenset(state for state, _ in configurations)
-            meanwhile[number] = set(under_way)
+            concurrent[number] = set(under_way)
             for other in under_way:
-                meanwhile[other].add(number)
+                concurrent[other].add(number)
             under_way.add(number)
             if steps[number].reads:
                 reading.add(number)
@@ -106,8 +106,8 @@ def linearize(steps: Sequence[Step[S]], initial: S, *, limit: int) -> Stuck[S] |
         if looked_at > limit:
             raise Undecided
         if not configurations:
-            return Stuck(steps[number], before[number], tuple(steps[one] for one in sorted(meanwhile[number])))
+            return Stuck(steps[number], before[number], tuple(steps[one] for one in sorted(concurrent[number])))
         under_way.discard(number)
         reading.discard(number)
-        del before[number], meanwhile[number]
+        del before[number], concurrent[number]
     return None

@@ -104,7 +104,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Remainder:
-    """What the registry still held in the end, when no thread called, nothing was ready and nothing ran."""
+    """The contents of the registry in the end, when no thread called, nothing was ready and nothing ran."""
 
     at: int
     timers: tuple[str, ...] = ()

@@ -88,7 +88,7 @@ def random_history(
 
 
 class _Workload:
-    """What the threads and the handlers of one history do."""
+    """The threads and the handlers of one history."""
 
     def __init__(self, registry: Backend, seed: int, mostly: str | None) -> None:
         self.recorded = RecordedRegistry(registry)

@@ -138,7 +138,7 @@ class Comparer:
             actual.registry.close(self.patience)
 
     def source(self, performance: _Performance, assertion: str, *, last: bool) -> str:
-        """Return what was performed, as source. The assertion follows the last operation, or replaces it if not `last`."""
+        """Return what was performed, as source. With `last` the assertion follows the last operation."""
         stages = (performance.actual, performance.ideal)
         return source(
             performance.program,
@@ -286,7 +286,7 @@ class _Performance:
                 yield _Check(name, mine, its)
 
     def _parts(self, info: ConversationInfo) -> tuple[Any, ...]:
-        """Return a conversation's record; timers of one instant and subscriptions are sorted, as no order is promised."""
+        """Return a conversation's record, with those parts sorted for which no order is promised."""
         timers: Any = info.timers if self._exactly else [(timer.instance_id, timer.event) for timer in info.timers]
         subscriptions = sorted(info.subscriptions, key=repr)
         return sorted(timers, key=repr), subscriptions, info.queued, info.running, info.pending_flow

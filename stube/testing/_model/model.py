@@ -312,12 +312,12 @@ class Model:
 
     @property
     def delivering(self) -> bool:
-        """Whether the caller is inside a delivery."""
+        """True if the caller is inside a delivery."""
         return self._running is not None
 
     @property
     def empty(self) -> bool:
-        """Whether nothing is held."""
+        """True if the model holds nothing."""
         return not (self._flows or self._subscriptions or self._pending)
 
     @property
