@@ -1,6 +1,6 @@
-"""Registries with one fault each, to see that a check which passes can also fail.
+"""Registries with one fault each. They show that a check which passes can also fail.
 
-Each wraps a real one and breaks it in at most five lines. They are selected as a third party's would be:
+Each stands in front of a real one and breaks it in at most five lines. They are selected like a third party's:
 `--registry tests.broken_registries:create_lossy`.
 """
 
@@ -106,14 +106,14 @@ class Unbalanced(Broken):
 
 
 class Stuck(Broken):
-    """Never delivers: what is published and what is scheduled stays where it is."""
+    """Never delivers: messages and timers stay pending."""
 
     def install_dispatch(self, dispatch: stube.Dispatch, /) -> None:
         pass
 
 
 class Hanging(Broken):
-    """Never comes back from `settle`, until `release` is set."""
+    """Never returns from `settle` until `release` is set."""
 
     release = threading.Event()
 

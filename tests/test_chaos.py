@@ -1,4 +1,4 @@
-"""Chaos: the backends are whole after it, and of registries with one fault each it says what is wrong with them."""
+"""Chaos: the backends are whole after it, and it names the fault of each broken registry."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tools import soak
 
 INSTALLED = {one.name for one in stube.available_backends()}
 BACKENDS = [name for name in ("memory", "sharded", "asyncio") if name in INSTALLED]
-SEEDS = range(6)  # with resets and without, with little room, and one that closes in the middle
+SEEDS = range(6)  # with and without resets, with little room, and one that closes while threads run
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -35,14 +35,14 @@ def test_a_backend_is_whole_after_the_chaos(backend: str, seed: int) -> None:
     """Fault: any state that is changed outside of its lock, counted twice or not at all, or left behind."""
     figures = chaos(backend, seed=seed)
     assert figures.rounds == 1
-    if seed % 5 != 4:  # how far it comes before it closes is chance
+    if seed % 5 != 4:  # chance decides how far it comes before it closes
         assert figures.operations > 1_000
         assert figures.deliveries > 50
         assert figures.failures > 0
 
 
 class Faulty(MemoryRegistry):
-    """Whatever a fault needs: a count, so that it comes about now and then only, and often enough for one round."""
+    """A registry with a fault that happens at every n-th chance, often enough for one round."""
 
     def __init__(self, **options: Any) -> None:
         self.count = itertools.count(1)
@@ -60,7 +60,7 @@ class Losing(Faulty):
 
 
 class Miscounting(Faulty):
-    """Takes one failure for a success; the ledger balances."""
+    """Counts one failure as a success; the ledger balances."""
 
     def stats(self) -> Stats:
         stats = super().stats()
@@ -84,7 +84,7 @@ class Negative(Faulty):
 
 
 class Undead(Faulty):
-    """Says of a timer now and then that it was cancelled."""
+    """Sometimes says that it cancelled a timer, and has not."""
 
     def cancel_timer(self, timer: Any) -> bool:
         return True if self.every(5) else super().cancel_timer(timer)
@@ -98,7 +98,7 @@ class Overcounting(Faulty):
 
 
 class Forgetful(Faulty):
-    """Overlooks the timers of a conversation now and then."""
+    """Sometimes overlooks the timers of a conversation."""
 
     def cancel_timers(self, cid: str, /, *, instance_id: str | None = None) -> int:
         return 0 if self.every(3) else super().cancel_timers(cid, instance_id=instance_id)
@@ -127,7 +127,7 @@ class Parallel(Faulty):
 
 
 class Doubling(Faulty):
-    """Delivers a message twice now and then."""
+    """Sometimes delivers a message twice."""
 
     def publish(self, topic: str, msg: Any, /) -> int:
         if self.every(7):
@@ -136,21 +136,21 @@ class Doubling(Faulty):
 
 
 class Inventing(Faulty):
-    """Delivers what nobody has sent."""
+    """Sometimes delivers a message that no call has sent."""
 
     def publish(self, topic: str, msg: Any, /) -> int:
         return super().publish(topic, "new" if self.every(20) else msg)
 
 
 class Hasty(Faulty):
-    """Its timers begin at half time."""
+    """Its timers begin after half of their delay."""
 
     def schedule_event(self, *, delay_ms: float, **arguments: Any) -> TimerHandle:
         return super().schedule_event(delay_ms=delay_ms / 2, **arguments)
 
 
 class Direct(Faulty):
-    """Delivers on the caller's stack what is due at once."""
+    """Delivers timers without delay on the caller's stack."""
 
     def schedule_event(self, *, cid: str, instance_id: str, delay_ms: float, event: Any) -> TimerHandle:
         handle = super().schedule_event(cid=cid, instance_id=instance_id, delay_ms=delay_ms, event=event)
@@ -160,7 +160,7 @@ class Direct(Faulty):
 
 
 class Generous(Faulty):
-    """Hands out a baton once more to whoever comes next."""
+    """Sometimes hands out a baton twice."""
 
     last: Any = None
 
@@ -172,7 +172,7 @@ class Generous(Faulty):
 
 
 class HalfRefusing(Faulty):
-    """Raises that it is full when it has taken the timer."""
+    """Accepts a timer and then raises that it is full."""
 
     def schedule_event(self, **arguments: Any) -> TimerHandle:
         handle = super().schedule_event(**arguments)
@@ -182,7 +182,7 @@ class HalfRefusing(Faulty):
 
 
 class Leaking(Faulty):
-    """Keeps the subscriptions of a conversation now and then."""
+    """Sometimes keeps the subscriptions of a conversation."""
 
     def remove_subscriptions_for_cid(self, cid: str, /) -> int:
         return 0 if self.every(2) else super().remove_subscriptions_for_cid(cid)
@@ -257,7 +257,7 @@ class Unclosing(Faulty):
 
 
 class Waiting(Faulty):
-    """`settle` inside a delivery returns at once."""
+    """`settle` inside a delivery returns immediately."""
 
     def settle(self, timeout: float | None = 5.0) -> bool:
         try:
@@ -318,7 +318,7 @@ class Keeping(Faulty):
             self.schedule_event(cid=cid, instance_id=instance_id, delay_ms=3_600_000, event=event)
 
 
-# Each with what is said of it, and with seeds at which the fault can come about at all.
+# Each fault with the texts that chaos must say about it.
 FAULTS: dict[type[Faulty], tuple[str, ...]] = {
     Losing: ("delivered, and there were", "were delivered and"),
     Miscounting: ("failed, and there were",),
@@ -352,7 +352,7 @@ FAULTS: dict[type[Faulty], tuple[str, ...]] = {
 
 
 def faulty(*, fault: str, on_error: OnError | None = None, max_pending: int | None = 1_000_000) -> Backend:
-    """The entry of the registries above."""
+    """Make one of the registries above."""
     (kind,) = (one for one in FAULTS if one.__name__ == fault)
     return kind(on_error=on_error, max_pending=max_pending)
 
@@ -373,7 +373,7 @@ def test_a_fault_is_found_and_named(fault: type[Faulty]) -> None:
 
 
 def told_of(fault: type[Faulty], seed: int) -> str:
-    """What chaos says of a faulty registry."""
+    """Return what chaos says about a faulty registry."""
     with pytest.raises(ChaosFailed) as raised:
         chaos(f"{__name__}:faulty", {"fault": fault.__name__}, seed=seed, patience=2)
     return str(raised.value)
@@ -386,7 +386,7 @@ def test_rounds_that_close_early_are_audited_as_well() -> None:
 
 
 class Watched(MemoryRegistry):
-    """Notes which operations are called, and whether from inside a delivery."""
+    """Records which operations are called, and whether from inside a delivery."""
 
     def __init__(self, **options: Any) -> None:
         self.delivering = threading.local()
@@ -414,7 +414,7 @@ called: set[tuple[str, bool]] = set()
 
 
 def watched(*, on_error: OnError | None = None, max_pending: int | None = 1_000_000) -> Backend:
-    """The entry of the registry above."""
+    """Make the registry above."""
     return Watched(on_error=on_error, max_pending=max_pending)
 
 
@@ -422,7 +422,7 @@ def test_every_operation_is_called_by_threads_and_by_handlers() -> None:
     """Fault: a workload that leaves an operation out, or never performs it inside a delivery."""
     called.clear()
     wanted = {(name, inside) for name in OPERATIONS for inside in (False, True)}
-    for seed in range(1, 80, 2):  # two or three rounds do; a reset by a handler is the rarest
+    for seed in range(1, 80, 2):  # two or three rounds suffice; a reset by a handler is the rarest
         chaos(f"{__name__}:watched", seed=seed)
         if called == wanted:
             break
@@ -544,7 +544,7 @@ def test_findings_are_bounded() -> None:
 
 
 def soaked(*arguments: str) -> tuple[int, str]:
-    """The exit code of a soak, and what it said."""
+    """Return the exit code of a soak and its output."""
     out = io.StringIO()
     return soak.main(arguments, out), out.getvalue()
 
@@ -581,7 +581,7 @@ def test_a_finding_of_chaos_ends_the_soak_with_its_seed() -> None:
 
 
 def secretive(*, on_error: OnError | None = None, max_pending: int | None = 1_000_000) -> Backend:
-    """A registry that never calls `on_error`."""
+    """Make a registry that never calls `on_error`."""
     return Secretive(max_pending=max_pending)
 
 

@@ -1,4 +1,4 @@
-"""`stube conformance`: on a good backend, on some that are broken on purpose, and what stands in its reports."""
+"""`stube conformance` on a good backend and on broken ones, and the contents of its reports."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ FOLDER = Path(__file__).parent
 
 
 def inside(test):
-    """Whether this test of the suite runs; other tests are left alone, however many there are."""
+    """Tell whether this test of the suite runs, so that a fault leaves the other tests alone."""
     return f"::{test}" in os.environ.get("PYTEST_CURRENT_TEST", "")
 
 
@@ -67,7 +67,7 @@ class Wrapped:
 
 
 class Generous(Wrapped):
-    """Hands a baton out again and again."""
+    """Hands out a baton again and again."""
 
     def pending_flow(self, cid, /):
         flow = self._registry.pending_flow(cid)
@@ -77,7 +77,7 @@ class Generous(Wrapped):
 
 
 class Wild(Wrapped):
-    """Deadlocks in one test, ends the process in another, and never comes back from the close of a third."""
+    """Deadlocks in one test, ends the process in another, and never returns from close() in a third."""
 
     def pending_flow(self, cid, /):
         if inside("test_a_baton_is_taken_once"):
@@ -101,7 +101,7 @@ class Wild(Wrapped):
 
 
 class Mute(Wrapped):
-    """Promises nothing that it can leave out."""
+    """Promises no optional capability."""
 
     backend = "memory"
     capabilities = frozenset()
@@ -120,7 +120,7 @@ class Deadly(Wrapped):
 
 
 class Waiting(Wrapped):
-    """Says which process it is in, and waits for ever, in one test."""
+    """In one test it writes the number of its process and never returns."""
 
     def pending_flow(self, cid, /):
         if inside("test_a_baton_is_taken_once"):
@@ -153,7 +153,7 @@ def failing():
 
 
 class Ran(NamedTuple):
-    """What a run of the command left behind."""
+    """The results of a run of the command."""
 
     code: int
     out: str
@@ -164,7 +164,7 @@ class Ran(NamedTuple):
 
 @pytest.fixture
 def outsider(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that holds the module `outsider` and a distribution that names a backend `talker`; and where we are."""
+    """Return the current folder, with the module `outsider` and a distribution that names a backend `talker`."""
     (tmp_path / "outsider.py").write_text(BROKEN, encoding="utf-8")
     folder = tmp_path / "talker-1.0.dist-info"
     folder.mkdir()
@@ -177,7 +177,7 @@ def outsider(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def conformance(outsider: Path, capsys: pytest.CaptureFixture[str]) -> Any:
-    """A function that runs the command, with both reports, and returns what came of it."""
+    """Return a function that runs the command with both reports, and returns the results."""
 
     def run(*arguments: str) -> Ran:
         code = cli.main(["conformance", *arguments, "--json", "report.json", "--html", "report.html"])
@@ -190,7 +190,7 @@ def conformance(outsider: Path, capsys: pytest.CaptureFixture[str]) -> Any:
 
 
 def outcomes(report: Report) -> dict[str, list[Story]]:
-    """The stories of the tests that failed, by outcome."""
+    """Return the stories of the tests that failed, by outcome."""
     found: dict[str, list[Story]] = {}
     for test in report["tests"]:
         if test["story"] is not None:
@@ -240,7 +240,7 @@ def test_asynchronous_backend_is_served_by_the_chosen_loop(
     conformance: Any, monkeypatch: pytest.MonkeyPatch, loop: str, dispatch: str
 ) -> None:
     """Fault: nobody runs a loop for it, so that every test hangs; or the choice does not reach the tests' process."""
-    monkeypatch.setenv("STUBE_TEST_LOOP", "nosuchloop")  # which the command's own choice goes before
+    monkeypatch.setenv("STUBE_TEST_LOOP", "nosuchloop")  # the command's own option takes precedence
     monkeypatch.setenv("STUBE_TEST_DISPATCH", "nosuchkind")
     ran = conformance("asyncio", "--loop", loop, "--dispatch", dispatch, "--guarantee", "G3")
     assert ran.code == 0, ran.out
@@ -273,7 +273,7 @@ def test_a_broken_backend_is_told_with_its_shortest_story(conformance: Any, monk
 
 def test_hang_or_crash_costs_the_outcome_of_one_test(conformance: Any) -> None:
     """Fault: the command hangs or dies with the backend, or loses the tests that were left."""
-    # The limit is a failure's own time; a good one of these tests takes a fraction of a second.
+    # Only a failing test takes the whole limit; otherwise each takes a fraction of a second.
     ran = conformance("outsider:Wild", "--guarantee", "G8", "--limit", "3")
     assert ran.code == 1
     found = outcomes(ran.report)
@@ -352,8 +352,8 @@ def test_an_interrupted_run_says_what_is_known_and_leaves_no_process(outsider: P
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
     ) as process:
         assert process.stderr is not None
-        progress = process.stderr.readline()  # from here on the command knows which tests there are
-        # There is no event between two processes but the file; the bound is reached by a failure only.
+        progress = process.stderr.readline()  # from here on the command knows its tests
+        # Between two processes there is no event except the file. Only a failure reaches the bound.
         deadline = time.monotonic() + 60
         while not (outsider / "waits").exists() and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.02)
@@ -370,7 +370,7 @@ def test_an_interrupted_run_says_what_is_known_and_leaves_no_process(outsider: P
         os.kill(child, 0)
 
 
-# What is wrong before the first test
+# Mistakes that are found before the first test
 
 
 @pytest.mark.parametrize(
@@ -459,7 +459,7 @@ def test_verdicts_follow_from_the_outcomes() -> None:
     )
     verdicts = {number: one["verdict"] for number, one in report["guarantees"].items()}
     wanted = dict.fromkeys(GUARANTEES, "unproven") | {"G1": "held", "G2": "broken", "G3": "broken", "G26": "broken"}
-    # A backend that promises `fork` and on which every test of it was skipped for another reason has proved nothing.
+    # A backend that promises `fork` has proved nothing if every test of it was skipped for another reason.
     assert verdicts == {**wanted, "G17": "not promised", "G25": "unproven"}
     assert report["guarantees"]["G1"]["missing"] == ["virtual_time"]
     story = report["guarantees"]["G3"]["story"]
@@ -554,7 +554,7 @@ def test_the_progress_is_a_line_every_ten_seconds_elsewhere(monkeypatch: pytest.
 
 
 class Outline(HTMLParser):
-    """The elements of a page: that they are closed in order, and what they refer to."""
+    """Checks that the elements of a page are closed in order, and collects their references."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -593,7 +593,7 @@ def test_the_page_stands_alone_and_can_be_read_by_everybody() -> None:
     assert "<code>pending_flow(cid)</code>" in page
 
 
-# What may be shown
+# Passwords
 
 
 @pytest.mark.parametrize(
@@ -668,7 +668,7 @@ def test_the_page_is_written_from_the_reports_and_its_age_is_found(tmp_path: Pat
     first = json.loads(files[0].read_text())
     files[0].write_text(json.dumps({**first, "date": "2001-01-01T00:00:00+00:00", "seconds": 99}))
     assert page_tool("--check", "--page", page, *reversed(files)) == (0, "page.md is fresh\n")
-    # Without a report the backends' table stays.
+    # Without a report the table of the backends is kept.
     assert page_tool("--page", page) == (0, "")
     assert page.read_text(encoding="utf-8") == text
 

@@ -1,4 +1,4 @@
-"""Where two long sequences part."""
+"""The first difference between two long sequences."""
 
 from __future__ import annotations
 

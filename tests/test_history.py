@@ -1,4 +1,4 @@
-"""The checker of recorded histories, on histories written by hand: each bad one beside the nearest good one.
+"""The checker on histories written by hand: each bad history beside the nearest good one.
 
 Instants are written in microseconds. `A` and `B` are clients, `D` delivers.
 """
@@ -33,7 +33,7 @@ US = 1000  # nanoseconds
 
 
 def call(client: str, operation: str, at: float, until: float | None, result: Any = None, **arguments: Any) -> Call:
-    """A call; the registry's clock is the one of the instants."""
+    """Make a call whose instants are also the readings of the registry's clock."""
     clock_after = None if until is None else int(until * US)
     return Call(
         client,
@@ -48,7 +48,7 @@ def call(client: str, operation: str, at: float, until: float | None, result: An
 
 
 def schedule(at: float, until: float | None, id: str, delay_us: float = 0, **where: str) -> Call:  # noqa: A002
-    """`A` schedules a timer, for c1/i1 unless it is said otherwise."""
+    """Make the call in which `A` schedules a timer, by default for c1/i1."""
     given = {"cid": "c1", "instance_id": "i1", **where, "delay_ms": delay_us / 1000, "name": "due", "id": id}
     return call("A", "schedule_event", at, until, **given)
 
@@ -110,7 +110,7 @@ def history(*records: Record) -> History:
 
 
 def check(*records: Record, **promises: Any) -> Verdict:
-    """Check it, and once more as it comes back from JSON."""
+    """Check a history, and check it again after a round trip through JSON."""
     made = history(*records)
     verdict = check_history(made, **promises)
     assert check_history(History.from_json(made.to_json()), **promises) == verdict
@@ -118,7 +118,7 @@ def check(*records: Record, **promises: Any) -> Verdict:
 
 
 def broken(*records: Record, **promises: Any) -> set[str]:
-    """The guarantees that the history breaks."""
+    """Return the guarantees that the history breaks."""
     verdict = check(*records, **promises)
     assert not verdict.undecided
     return {violation.guarantee for violation in verdict.violations}
@@ -517,7 +517,7 @@ def test_a_story_is_told_for_every_guarantee() -> None:
     assert told == {"G1", "G2", "G4", "G5", "G7", "G8", "G16", "G18"}
 
 
-# What is promised beyond, and what is not known for certain
+# Optional promises, and facts that are uncertain
 
 
 def test_subscribers_of_a_topic_see_one_order_where_that_is_promised() -> None:
@@ -536,7 +536,7 @@ def test_subscribers_of_a_topic_see_one_order_where_that_is_promised() -> None:
         "  0.008 to 0.009 ms  D  dispatch('c1', Event('i1', 'due', 'm2'))\n"
         "  0.008 to 0.009 ms  D  dispatch('c2', Event('i1', 'due', 'm1'))"
     )
-    # Each of them misses one message, which it had unsubscribed from in time.
+    # Each subscriber misses one message, because it had unsubscribed in time.
     orders = (("c1", "m1", "m2"), ("c2", "m2", "m3"), ("c3", "m3", "m1"))
     published = [publish(2, 5, message, 2, message) for message in ("m1", "m2", "m3")]
     comings = [call("X", "subscribe", 2, 5, cid=cid, instance_id="i1", topic="t", event="e") for cid, _, _ in orders]
@@ -556,7 +556,7 @@ def test_nothing_within_the_skew_of_two_clocks_is_certain() -> None:
         if name == "accepted one after the other":
             assert broken(*bad, skew_ns=US - 1) == {"G2"}
         found = broken(*bad, skew_ns=US)
-        assert found <= {*guarantees.split(), "G7"}, name  # G7: what is in no order may have raced
+        assert found <= {*guarantees.split(), "G7"}, name  # G7: records without an order may have raced
     assert broken(*CASES["two deliveries of a conversation at once"][1], skew_ns=US) == set()
     assert broken(*CASES["accepted one after the other"][1], skew_ns=US) == {"G2"}, "by the registry's clock"
     assert broken(*CASES["accepted one after the other"][1], skew_ns=US, clock_error_ns=US) == set()
@@ -694,7 +694,7 @@ def test_the_search_agrees_with_trying_every_order() -> None:
 
 
 def explained(order: Sequence[Step[Any]]) -> bool:
-    """Whether the instants permit the order, and each step goes as it is recorded."""
+    """Tell whether the instants permit the order, and each step is possible as it is recorded."""
     state: Any = ()
     for place, step in enumerate(order):
         state = step.apply(state)
@@ -875,7 +875,7 @@ class Forgetful(VirtualRegistry):
 
 
 class Refusing(VirtualRegistry):
-    """A registry that raises where it must not."""
+    """A registry with an operation that raises and must not."""
 
     def remove_subscriptions_for_cid(self, cid: str, /) -> int:
         raise LookupError("nobody has subscribed")
@@ -911,7 +911,7 @@ def test_a_history_that_fails_is_kept() -> None:
 
 
 class Lines:
-    """Something to write to, which may be a terminal."""
+    """A stream that may be a terminal."""
 
     def __init__(self, *, terminal: bool) -> None:
         self.text = ""

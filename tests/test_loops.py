@@ -1,4 +1,4 @@
-"""The loops that serve asynchronous backends in the suite: their number, and that no test counts them."""
+"""The event loops that serve asynchronous backends in the suite."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_blocked_loop_is_replaced_by_a_new_one(monkeypatch: pytest.MonkeyPatch) 
     held_up.schedule_event(cid="c1", instance_id="main", delay_ms=0, event="tick")
     assert entered.wait(30)
     try:
-        monkeypatch.setattr(loops, "_PATIENCE", 0.1)  # nothing else is said on a loop that answers nobody
+        monkeypatch.setattr(loops, "_PATIENCE", 0.1)  # the loop is blocked, so its answer would never come
         other = loops.create("asyncio")
         other.install_dispatch(lambda cid, event: None)
         other.schedule_event(cid="c1", instance_id="main", delay_ms=0, event="tick")

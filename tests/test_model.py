@@ -1,4 +1,4 @@
-"""The oracle and the random programs: they find what is broken, print a program that shows it, and ask for no more.
+"""The model and the random programs: they find faults, print a program that shows each, and accuse no correct backend.
 
 The broken registries are selected as a third party's would be: `tests.test_model:create_deaf`.
 """
@@ -55,7 +55,7 @@ class Immortal(Broken):
 
 
 class Moving(Broken):
-    """Who subscribes again goes to the end of the queue."""
+    """Subscribing again moves the instance to the end of the order."""
 
     def subscribe(self, **arguments: Any) -> None:
         self.registry.subscribe(**arguments)
@@ -73,7 +73,7 @@ class Copying(Broken):
 
 
 class Doubting(Broken):
-    """Takes an empty flow id for none."""
+    """Treats an empty flow id as none."""
 
     def put_pending_flow(self, cid: str, flow_id: Any, /) -> None:
         if flow_id or flow_id is None or not isinstance(cid, str) or not cid:
@@ -89,7 +89,7 @@ class Miscounting(Broken):
 
 
 class Forgetful(Broken):
-    """A refused publication leaves a trace: the batons go."""
+    """A refused publication has an effect: it removes the batons."""
 
     def publish(self, topic: str, msg: Any, /) -> int:
         try:
@@ -120,7 +120,7 @@ class Leaking(Broken):
 
 
 class Unordered(Broken):
-    """Of two timers that are due at one instant the later one comes first: its delays are a nanosecond shorter each."""
+    """Of two timers due at one instant it delivers the later one first: each delay is shorter by one more nanosecond."""
 
     def __init__(self, behind: str, options: Mapping[str, Any]) -> None:
         super().__init__(behind, options)
@@ -145,7 +145,7 @@ def create_broken(
 
 
 class Eager(Model):
-    """Another correct backend: what is queued for a subscription that is removed is cancelled at once."""
+    """Another correct backend: it cancels the queued messages of a subscription together with the subscription."""
 
     capabilities = frozenset({"virtual_time", "common_topic_order", "one_instant_snapshot", "by_reference"})
 
@@ -175,7 +175,7 @@ def create_eager(*, max_pending: int | None = 1_000_000, on_error: Any = None) -
 
 
 class Concurrent:
-    """Another correct backend: two registries that share the conversations, and serve them at the same time."""
+    """Another correct backend: two registries share the conversations and deliver at the same time."""
 
     capabilities = frozenset({"by_reference"})
 
@@ -221,7 +221,7 @@ class Concurrent:
 
     def schedule_event(self, *, cid: str, **arguments: Any) -> Any:
         with stube.create_registry("virtual") as probe:
-            probe.schedule_event(cid=cid, **arguments)  # wrong arguments come first
+            probe.schedule_event(cid=cid, **arguments)  # to refuse wrong arguments before a full registry
         self._refuse(1)
         return self._of(cid).schedule_event(cid=cid, **arguments)
 
@@ -260,7 +260,9 @@ class Concurrent:
     def settle(self, timeout: float | None = 5.0) -> bool:
         if getattr(self._local, "delivering", False):
             raise RuntimeError("inside a delivery")
-        return all(part.settle(timeout) for part in (*self._parts, *self._parts))  # one may add to the other
+        return all(
+            part.settle(timeout) for part in (*self._parts, *self._parts)
+        )  # twice, because one may add to the other
 
     def join(self, timeout: float | None = None) -> bool:
         assert getattr(self._local, "delivering", False), "no program waits for what is never due"
@@ -285,7 +287,7 @@ def _broken(fault: type[Broken], behind: str) -> dict[str, Any]:
 
 
 def _length(program: str) -> int:
-    """How many lines a program has, without its imports, blank lines, and the `settle` behind every operation."""
+    """Count the lines of a program, without imports, blank lines, and the `settle` after every operation."""
     ignored = ("import", "from", "registry.settle()")
     return sum(bool(line) and not line.startswith(ignored) for line in program.splitlines())
 
@@ -424,7 +426,7 @@ def _impatient(*arguments: Any, **options: Any) -> Comparer:
 
 
 class Restless(Eager):
-    """Never settles, and says so at once."""
+    """Never settles, and says so immediately."""
 
     def settle(self, timeout: float | None = 5.0) -> bool:
         return False
@@ -436,7 +438,7 @@ def create_restless(*, max_pending: int | None = 1_000_000, on_error: Any = None
 
 
 class Late(Broken):
-    """What is scheduled has been delivered when the call returns, as may happen with a thread that delivers."""
+    """Delivers a timer before the call that schedules it returns, as a delivery thread may do."""
 
     def schedule_event(self, **named: Any) -> Any:
         handle = self.registry.schedule_event(**named)

@@ -1,4 +1,4 @@
-"""The pytest plugin: what hosts and authors of backends see of it."""
+"""The pytest plugin, as hosts and authors of backends see it."""
 
 from __future__ import annotations
 
@@ -244,10 +244,10 @@ def test_an_outsiders_whole_file_is_one_line_and_a_fixture(pytester: pytest.Pyte
 
 def test_suite_runs_by_name_from_an_empty_folder(pytester: pytest.Pytester) -> None:
     """Fault: the plugin is there twice, once by its entry point; or the suite's fixtures are not found by name."""
-    # In a process of its own: `-p` is taken before anything else, and this one has the plugin already.
+    # In a process of its own, because `-p` comes before everything else, and this process has loaded the plugin.
     result = pytester.runpytest_subprocess(
         *("-p", "no:cacheprovider", "-p", "stube.testing.plugin", "--pyargs", "stube.testing.suite"),
-        *("-p", "no:benchmark"),  # which may be installed beside it, and leaves a folder
+        *("-p", "no:benchmark"),  # which may be installed as well, and leaves a folder
         *("--stube-backend=virtual", "--stube-guarantee=G26", "--stube-report=reports"),
     )
     assert result.ret == pytest.ExitCode.OK
@@ -391,7 +391,7 @@ def test_a_guarantee_that_does_not_exist_is_refused(pytester: pytest.Pytester) -
     result.stderr.fnmatch_lines(
         [f"ERROR: The marker of *::test_x is wrong. There is no guarantee 'g8'. Choose from {numbers}."]
     )
-    # In a project that has such a marker for something else it is none of ours.
+    # In a project that uses the name for another purpose, the marker is not that of stube.
     assert result_of(pytester, source.format("")).ret == pytest.ExitCode.OK
 
 
@@ -500,7 +500,7 @@ def test_the_plugin_leaves_a_project_alone_that_does_not_use_it(pytester: pytest
             assert not [name for name in sys.modules if name.startswith("stube.testing.suite")]
         """
     )
-    # In a process of its own, for here this file's own process has imported much.
+    # In a process of its own, because the process of this file has imported much.
     done = pytester.runpytest_subprocess("-p", "no:cacheprovider", "-W", "error")
     done.assert_outcomes(passed=1)
 
