@@ -284,8 +284,8 @@ def _table(found: Iterable[BackendInfo]) -> list[str]:
 
 def _conformance(arguments: argparse.Namespace) -> int:
     try:
-        from stube.testing._conformance import conform
-        from stube.testing._guarantees import unknown_guarantee
+        from stube.testing._conformance.command import conform
+        from stube.testing._contract.guarantees import unknown_guarantee
     except ImportError as exc:
         _refuse_without(exc, "The conformance suite", "testing")
     wrong = unknown_guarantee(arguments.guarantee)

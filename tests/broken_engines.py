@@ -555,7 +555,7 @@ def catch(fault: Fault | None, tests: Iterable[str], backends: Sequence[str], fo
     if fault is not None:
         _change(folder / fault.file, fault.old, fault.new)
         # What must happen at once and does not is waited for in vain; in this way an assertion says so sooner.
-        _change(folder / "stube/testing/_drive.py", "PATIENCE: Final = 30.0", "PATIENCE: Final = 3.0")
+        _change(folder / "stube/testing/_harness/clock.py", "PATIENCE: Final = 30.0", "PATIENCE: Final = 3.0")
     (folder / "outcomes.py").write_text(_OUTCOMES, encoding="utf-8")
     # A test that hangs tells where, before it is killed.
     (folder / "pytest.ini").write_text(f"[pytest]\nfaulthandler_timeout = {_LIMIT / 2}\n", encoding="utf-8")

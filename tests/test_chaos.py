@@ -1,4 +1,4 @@
-"""Chaos: the backends are whole after it, and of registries with one fault each it says what is wrong with them."""
+"""Chaos: the backends are whole after it, and it names the fault of each broken registry."""
 
 from __future__ import annotations
 
@@ -17,15 +17,17 @@ from typing_extensions import override
 
 import stube
 from stube import Backend, ConversationInfo, Dispatch, Event, RegistryFull, Stats, TimerHandle
-from stube.testing._audit import AuditedRegistry, Tally
-from stube.testing._chaos import ChaosFailed, ChaosFigures, chaos
+from stube.testing._chaos.audit import Books, differences
+from stube.testing._chaos.failures import Failures as Complaints
+from stube.testing._chaos.rounds import ChaosFailed, ChaosFigures, chaos
+from stube.testing._history.recorder import RecordedRegistry
 from stube_backends.engine import Deliverer, Failures, OnError, ThreadDriver, log
 from stube_backends.memory import MemoryRegistry
 from tools import soak
 
 INSTALLED = {one.name for one in stube.available_backends()}
-BACKENDS = [name for name in ("memory", "sharded") if name in INSTALLED]
-SEEDS = range(6)  # with resets and without, with little room, and one that closes in the middle
+BACKENDS = [name for name in ("memory", "sharded", "asyncio") if name in INSTALLED]
+SEEDS = range(6)  # with and without resets, with little room, and one that closes while threads run
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -34,14 +36,14 @@ def test_a_backend_is_whole_after_the_chaos(backend: str, seed: int) -> None:
     """Fault: any state that is changed outside of its lock, counted twice or not at all, or left behind."""
     figures = chaos(backend, seed=seed)
     assert figures.rounds == 1
-    if seed % 5 != 4:  # how far it comes before it closes is chance
+    if seed % 5 != 4:  # chance decides how far it comes before it closes
         assert figures.operations > 1_000
         assert figures.deliveries > 50
         assert figures.failures > 0
 
 
 class Faulty(MemoryRegistry):
-    """Whatever a fault needs: a count, so that it comes about now and then only, and often enough for one round."""
+    """A registry with a fault that happens at every n-th chance, often enough for one round."""
 
     def __init__(self, **options: Any) -> None:
         self.count = itertools.count(1)
@@ -68,7 +70,7 @@ class Losing(Faulty):
 
 
 class Miscounting(Faulty):
-    """Takes one failure for a success; the ledger balances."""
+    """Counts one failure as a success; the ledger balances."""
 
     @override
     def stats(self) -> Stats:
@@ -95,7 +97,7 @@ class Negative(Faulty):
 
 
 class Undead(Faulty):
-    """Says of a timer now and then that it was cancelled."""
+    """Sometimes says that it cancelled a timer, and has not."""
 
     @override
     def cancel_timer(self, timer: Any) -> bool:
@@ -111,7 +113,7 @@ class Overcounting(Faulty):
 
 
 class Forgetful(Faulty):
-    """Overlooks the timers of a conversation now and then."""
+    """Sometimes overlooks the timers of a conversation."""
 
     @override
     def cancel_timers(self, cid: str, /, *, instance_id: str | None = None) -> int:
@@ -142,7 +144,7 @@ class Parallel(Faulty):
 
 
 class Doubling(Faulty):
-    """Delivers a message twice now and then."""
+    """Sometimes delivers a message twice."""
 
     @override
     def publish(self, topic: str, msg: Any, /) -> int:
@@ -152,7 +154,7 @@ class Doubling(Faulty):
 
 
 class Inventing(Faulty):
-    """Delivers what nobody has sent."""
+    """Sometimes delivers a message that no call has sent."""
 
     @override
     def publish(self, topic: str, msg: Any, /) -> int:
@@ -160,7 +162,7 @@ class Inventing(Faulty):
 
 
 class Hasty(Faulty):
-    """Its timers begin at half time."""
+    """Its timers begin after half of their delay."""
 
     @override
     def schedule_event(self, *, delay_ms: float, **arguments: Any) -> TimerHandle:
@@ -168,7 +170,7 @@ class Hasty(Faulty):
 
 
 class Direct(Faulty):
-    """Delivers on the caller's stack what is due at once."""
+    """Delivers timers without delay on the caller's stack."""
 
     @override
     def schedule_event(self, *, cid: str, instance_id: str, delay_ms: float, event: Any) -> TimerHandle:
@@ -179,7 +181,7 @@ class Direct(Faulty):
 
 
 class Generous(Faulty):
-    """Hands out a baton once more to whoever comes next."""
+    """Sometimes hands out a baton twice."""
 
     last: Any = None
 
@@ -192,7 +194,7 @@ class Generous(Faulty):
 
 
 class HalfRefusing(Faulty):
-    """Raises that it is full when it has taken the timer."""
+    """Accepts a timer and then raises that it is full."""
 
     @override
     def schedule_event(self, **arguments: Any) -> TimerHandle:
@@ -203,7 +205,7 @@ class HalfRefusing(Faulty):
 
 
 class Leaking(Faulty):
-    """Keeps the subscriptions of a conversation now and then."""
+    """Sometimes keeps the subscriptions of a conversation."""
 
     @override
     def remove_subscriptions_for_cid(self, cid: str, /) -> int:
@@ -302,7 +304,7 @@ class Unclosing(Faulty):
 
 
 class Waiting(Faulty):
-    """`settle` inside a delivery returns at once."""
+    """`settle` inside a delivery returns immediately."""
 
     @override
     def settle(self, timeout: float | None = 5.0) -> bool:
@@ -370,7 +372,7 @@ class Keeping(Faulty):
             self.schedule_event(cid=cid, instance_id=instance_id, delay_ms=3_600_000, event=event)
 
 
-# Each with what is said of it, and with seeds at which the fault can come about at all.
+# Each fault with the texts that chaos must say about it.
 FAULTS: dict[type[Faulty], tuple[str, ...]] = {
     Losing: ("delivered, and there were", "were delivered and"),
     Miscounting: ("failed, and there were",),
@@ -381,7 +383,7 @@ FAULTS: dict[type[Faulty], tuple[str, ...]] = {
     Forgetful: ("the ledger still says ", " timers.", "inspect() still shows", "containers that are not empty: "),
     Parallel: ("G1: ",),
     Doubling: ("G16: ", "is its second."),
-    Inventing: ("nobody has sent that.",),
+    Inventing: ("no call has sent that.",),
     Hasty: ("G9: ", "is early."),
     Direct: ("G3: ",),
     Generous: ("G8: ", "was taken twice."),
@@ -404,7 +406,7 @@ FAULTS: dict[type[Faulty], tuple[str, ...]] = {
 
 
 def faulty(*, fault: str, on_error: OnError | None = None, max_pending: int | None = 1_000_000) -> Backend:
-    """The entry of the registries above."""
+    """Make one of the registries above."""
     (kind,) = (one for one in FAULTS if one.__name__ == fault)
     return kind(on_error=on_error, max_pending=max_pending)
 
@@ -425,20 +427,20 @@ def test_a_fault_is_found_and_named(fault: type[Faulty]) -> None:
 
 
 def told_of(fault: type[Faulty], seed: int) -> str:
-    """What chaos says of a faulty registry."""
+    """Return what chaos says about a faulty registry."""
     with pytest.raises(ChaosFailed) as raised:
         chaos(f"{__name__}:faulty", {"fault": fault.__name__}, seed=seed, patience=2)
     return str(raised.value)
 
 
-def test_what_must_hold_when_it_closes_in_the_middle_is_looked_at_as_well() -> None:
+def test_rounds_that_close_early_are_audited_as_well() -> None:
     """Fault: the rounds that close, each fifth, compare nothing."""
     assert "was handed to on_error 0 times" in told_of(Secretive, seed=4)
     assert "accepted, and there were" in told_of(Unbalanced, seed=4)
 
 
 class Watched(MemoryRegistry):
-    """Notes which operations are called, and whether from inside a delivery."""
+    """Records which operations are called, and whether from inside a delivery."""
 
     def __init__(self, **options: Any) -> None:
         self.delivering = threading.local()
@@ -468,7 +470,7 @@ called: set[tuple[str, bool]] = set()
 
 
 def watched(*, on_error: OnError | None = None, max_pending: int | None = 1_000_000) -> Backend:
-    """The entry of the registry above."""
+    """Make the registry above."""
     return Watched(on_error=on_error, max_pending=max_pending)
 
 
@@ -476,7 +478,7 @@ def test_every_operation_is_called_by_threads_and_by_handlers() -> None:
     """Fault: a workload that leaves an operation out, or never performs it inside a delivery."""
     called.clear()
     wanted = {(name, inside) for name in OPERATIONS for inside in (False, True)}
-    for seed in range(1, 80, 2):  # two or three rounds do; a reset by a handler is the rarest
+    for seed in range(1, 80, 2):  # two or three rounds suffice; a reset by a handler is the rarest
         chaos(f"{__name__}:watched", seed=seed)
         if called == wanted:
             break
@@ -507,14 +509,28 @@ def test_figures_are_added_up_and_told() -> None:
     assert str(total) == "2 rounds, 7,500 operations, 1,503 deliveries, 21 of them made to fail"
 
 
-# The books
+# The audit
 
 
-def audited(handler: Callable[[str, Event], object] = lambda cid, event: None) -> AuditedRegistry:
-    return AuditedRegistry(lambda **options: stube.create_registry("memory", **options), handler)
+class Audited:
+    """A recorded registry with what the audit needs to know of its handlers."""
+
+    def __init__(self, handler: Callable[[str, Event], object] = lambda cid, event: None) -> None:
+        self.failures = Complaints()
+        self.registry = RecordedRegistry(stube.create_registry("memory", on_error=self.failures.on_error))
+        self.registry.install_dispatch(self.failures.watched(handler))
+
+    def schedule(self, name: str, identity: str, delay_ms: float = 0) -> TimerHandle:
+        return self.registry.schedule_event(cid="c1", instance_id="i", delay_ms=delay_ms, event=(name, identity))
+
+    def books(self) -> Books:
+        return Books(self.registry.history(), self.failures.coroutines)
+
+    def differences(self) -> list[str]:
+        return [*differences(self.books(), self.registry.registry), *self.failures.differences()]
 
 
-def test_the_books_have_what_was_done() -> None:
+def test_the_audit_counts_every_call_and_delivery() -> None:
     """Fault: a figure that is not counted compares as 0 with 0."""
 
     def handle(cid: str, event: Event) -> None:
@@ -523,78 +539,91 @@ def test_the_books_have_what_was_done() -> None:
         if event.name == "end":
             raise stube.ConversationEnded
 
-    books = audited(handle)
-    with books.listening():
-        for name in ("pass", "fail", "end"):
-            books.schedule_event(cid="c1", instance_id="i", delay_ms=0, event=name)
-        assert books.registry.join(30)
-        handle_of_it = books.schedule_event(cid="c1", instance_id="i", delay_ms=60_000, event="never")
+    audited = Audited(handle)
+    registry = audited.registry
+    with audited.failures.listening():
+        for number, name in enumerate(("pass", "fail", "end")):
+            audited.schedule(name, f"t{number}")
+        assert registry.join(30)
+        handle_of_it = audited.schedule("never", "t3", 60_000)
         assert handle_of_it.cancel()
         assert not handle_of_it.cancel()
-        books.schedule_event(cid="c1", instance_id="i", delay_ms=60_000, event="never")
-        assert books.cancel_timers("c1") == 1
-        books.subscribe(cid="c1", instance_id="i", topic="t", event="pass")
-        assert books.publish("t") == 1
-        assert books.registry.join(30)
-        assert books.differences() == [
+        audited.schedule("never", "t4", 60_000)
+        assert registry.cancel_timers("c1") == 1
+        registry.subscribe(cid="c1", instance_id="i", topic="t", event="pass")
+        assert registry.publish("t", "m1") == 1
+        assert registry.join(30)
+        sizes: Mapping[str, int] = cast(Any, registry).sizes()
+        assert audited.differences() == [
             "the ledger still says 1 subscriptions.",
-            f"inspect() still shows {books.registry.inspect()}.",
+            f"inspect() still shows {registry.inspect()}.",
             "subscriptions() still shows {'t': {('c1', 'i'): 'pass'}}.",
-            f"containers that are not empty: { {n: s for n, s in cast(Any, books.registry).sizes().items() if s} }.",
+            f"containers that are not empty: { {name: size for name, size in sizes.items() if size} }.",
         ]
-        assert books.unsubscribe(cid="c1", instance_id="i") == 1
-        assert books.differences() == []
-    assert books.tally == Tally(operations=12, timers=5, targets=1, cancelled=2, begun=4, returned=2, raised=1, ended=1)
-    books.close()
+        assert registry.unsubscribe(cid="c1", instance_id="i") == 1
+        assert audited.differences() == []
+    books = audited.books()
+    assert (len(books.history.calls), books.accepted_timers, books.targets, books.cancelled) == (11, 5, 1, 2)
+    assert (books.begun, books.over, books.failed, books.delivered, books.resets) == (4, 4, 1, 3, 0)
+    registry.close()
 
 
-def test_the_books_see_a_coroutine_that_nobody_awaits() -> None:
-    """Fault: the registry's own error is taken for one that no handler has raised, or is not missed."""
+def test_the_audit_sees_a_coroutine_that_the_registry_cannot_await() -> None:
+    """Fault: the registry's own error counts as one that no handler has raised, or is not missed."""
 
     async def nothing() -> None: ...
 
-    books = audited(lambda cid, event: nothing())
-    with books.listening():
-        books.schedule_event(cid="c1", instance_id="i", delay_ms=0, event="due")
-        assert books.registry.join(30)
-        assert books.differences() == []
-    books.schedule_event(cid="c1", instance_id="i", delay_ms=0, event="due")
-    assert books.registry.join(30)
-    assert books.differences() == [
+    audited = Audited(lambda cid, event: nothing())
+    with audited.failures.listening():
+        audited.schedule("due", "t1")
+        assert audited.registry.join(30)
+        assert audited.differences() == []
+    audited.schedule("due", "t2")
+    assert audited.registry.join(30)
+    assert audited.differences() == [
         "G19: handlers returned 2 coroutines, and 1 errors were logged that no handler had raised."
     ]
-    books.close()
+    audited.registry.close()
 
 
 def test_findings_are_bounded() -> None:
     """Fault: a registry that is always wrong fills the memory with sentences."""
-    books = audited()
-    for _ in range(1000):
-        books.find("wrong")
-    assert books.found.is_set()
-    assert len(books.findings) == 20
-    books.close()
+    audited = Audited()
+    for number in range(100):
+        audited.registry.registry.schedule_event(cid="c1", instance_id="i", delay_ms=0, event=("due", f"t{number}"))
+    assert audited.registry.join(30)
+    assert len([one for one in audited.differences() if "no call has sent that." in one]) == 20
+    audited.registry.close()
 
 
 # The soak
 
 
 def soaked(*arguments: str) -> tuple[int, str]:
-    """The exit code of a soak, and what it said."""
+    """Return the exit code of a soak and its output."""
     out = io.StringIO()
     return soak.main(arguments, out), out.getvalue()
 
 
-def test_the_soak_lets_chaos_loose_on_what_delivers_by_itself() -> None:
+def test_the_soak_leaves_chaos_out_on_a_virtual_clock() -> None:
     """Fault: a soak that leaves chaos out, or breaks off at a virtual clock."""
     code, said = soaked(
         "--backend", "virtual", "--backend", "memory", "--steps", "0", "--minutes", "0", "--chaos-minutes", "0.001"
     )  # fmt: skip
     virtual, memory, last = said.splitlines()
     assert (code, last) == (0, "No finding.")
-    assert virtual == "virtual, chaos: left out, for a virtual clock delivers on its callers' threads."
+    assert virtual == "virtual, chaos: left out, because a virtual clock delivers on its callers' threads."
     counted = r"1 rounds, [\d,]+ operations, [\d,]+ deliveries, [\d,]+ of them made to fail"
     assert re.fullmatch(rf"memory, chaos: {counted} in \d:\d\d, nothing wrong\.", memory)
+
+
+def test_the_soak_serves_a_registry_that_needs_an_event_loop() -> None:
+    """Fault: nothing serves a registry of asyncio, so its histories never settle."""
+    code, said = soaked("--backend", "asyncio", "--steps", "0", "--minutes", "0.001", "--chaos-minutes", "0.001")
+    histories, chaotic, last = said.splitlines()
+    assert (code, last) == (0, "No finding.")
+    assert histories.startswith("asyncio, histories: 1 histories, ")
+    assert chaotic.startswith("asyncio, chaos: 1 rounds, ")
 
 
 def test_a_finding_of_chaos_ends_the_soak_with_its_seed() -> None:
@@ -603,12 +632,12 @@ def test_a_finding_of_chaos_ends_the_soak_with_its_seed() -> None:
     code, said = soaked("--backend", spec, "--steps", "0", "--minutes", "0", "--chaos-minutes", "1", "--seed", "10")
     assert code == 1
     assert f"A finding. {spec}: after the chaos of seed 10 this is not as it must be:\n  G19: the failure of " in said
-    assert f"See it again, if it comes again: --backend {spec} --steps 0 --minutes 0 --seed 10\n" in said
+    assert f"To try it again: --backend {spec} --steps 0 --minutes 0 --seed 10\n" in said
     assert "No finding." not in said
 
 
 def secretive(*, on_error: OnError | None = None, max_pending: int | None = 1_000_000) -> Backend:
-    """A registry that never calls `on_error`."""
+    """Make a registry that never calls `on_error`."""
     return Secretive(max_pending=max_pending)
 
 
@@ -617,7 +646,7 @@ def test_the_nightly_soak_is_the_shorter_one(monkeypatch: pytest.MonkeyPatch) ->
     done: list[tuple[str, str, float]] = []
     for name in ("soak_the_programs", "soak_histories", "soak_chaos"):
         monkeypatch.setattr(soak, name, lambda spec, length, *_, name=name: done.append((name, spec, length)))
-    backends = [name for name in ("memory", "virtual", "sharded") if name in INSTALLED]
+    backends = [name for name in ("memory", "virtual", "sharded", "asyncio") if name in INSTALLED]
     for arguments, steps, minutes, chaos_minutes in (
         ((), 200_000, 10, 10),
         (("--nightly",), 50_000, 2, 1),

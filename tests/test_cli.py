@@ -273,7 +273,7 @@ def conform(monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, ...]]:
         calls.append((spec, options))
         return 1
 
-    monkeypatch.setattr("stube.testing._conformance.conform", stand_in)
+    monkeypatch.setattr("stube.testing._conformance.command.conform", stand_in)
     return calls
 
 
@@ -426,7 +426,7 @@ def test_every_example_of_the_help_parses(
 ) -> None:
     import shlex
 
-    monkeypatch.setattr("stube.testing._conformance.conform", lambda spec, **options: 0)
+    monkeypatch.setattr("stube.testing._conformance.command.conform", lambda spec, **options: 0)
     for command in ([], ["backends"], ["conformance"], ["demo"]):
         cli.main([*command, "--help"])
         examples = re.findall(r"^  (?:STUBE_REGISTRY=\S+ )?stube (.+?)(?:   .*)?$", capsys.readouterr().out, re.M)

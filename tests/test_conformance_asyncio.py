@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from stube.testing._loops import DISPATCH, DISPATCHES, LOOP, LOOPS
+from stube.testing._harness import DISPATCH, DISPATCHES, LOOP, LOOPS
 from stube.testing.suite import *  # noqa: F403 - the one line that a backend's author writes
 
 

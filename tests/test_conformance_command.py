@@ -1,4 +1,4 @@
-"""`stube conformance`: on a good backend, on some that are broken on purpose, and what stands in its reports."""
+"""`stube conformance` on a good backend and on broken ones, and the contents of its reports."""
 
 from __future__ import annotations
 
@@ -20,11 +20,13 @@ from typing_extensions import override
 
 import stube
 from stube import cli
-from stube.testing import GUARANTEES, _conformance, _terminal
-from stube.testing._html import page_of
-from stube.testing._records import Record, Story
-from stube.testing._redaction import redaction, shown
-from stube.testing._report import Report, report_of, summary, write_report
+from stube.testing import GUARANTEES
+from stube.testing._conformance import command, terminal
+from stube.testing._conformance.outcomes import Record, Story
+from stube.testing._conformance.page import page_of
+from stube.testing._conformance.redaction import redaction, shown
+from stube.testing._conformance.report import Report, report_of, summary, write_report
+from stube.testing._harness import progress as progress_line
 
 ROOT = Path(__file__).parents[1]
 
@@ -42,7 +44,7 @@ FOLDER = Path(__file__).parent
 
 
 def inside(test):
-    """Whether this test of the suite runs; other tests are left alone, however many there are."""
+    """Tell whether this test of the suite runs, so that a fault leaves the other tests alone."""
     return f"::{test}" in os.environ.get("PYTEST_CURRENT_TEST", "")
 
 
@@ -66,7 +68,7 @@ class Wrapped:
 
 
 class Generous(Wrapped):
-    """Hands a baton out again and again."""
+    """Hands out a baton again and again."""
 
     def pending_flow(self, cid, /):
         flow = self._registry.pending_flow(cid)
@@ -76,7 +78,7 @@ class Generous(Wrapped):
 
 
 class Wild(Wrapped):
-    """Deadlocks in one test, ends the process in another, and never comes back from the close of a third."""
+    """Deadlocks in one test, ends the process in another, and never returns from close() in a third."""
 
     def pending_flow(self, cid, /):
         if inside("test_a_baton_is_taken_once"):
@@ -100,7 +102,7 @@ class Wild(Wrapped):
 
 
 class Mute(Wrapped):
-    """Promises nothing that it can leave out."""
+    """Promises no optional capability."""
 
     backend = "memory"
     capabilities = frozenset()
@@ -119,7 +121,7 @@ class Deadly(Wrapped):
 
 
 class Waiting(Wrapped):
-    """Says which process it is in, and waits for ever, in one test."""
+    """In one test it writes the number of its process and never returns."""
 
     def pending_flow(self, cid, /):
         if inside("test_a_baton_is_taken_once"):
@@ -152,7 +154,7 @@ def failing():
 
 
 class Ran(NamedTuple):
-    """What a run of the command left behind."""
+    """The results of a run of the command."""
 
     code: int
     out: str
@@ -163,7 +165,7 @@ class Ran(NamedTuple):
 
 @pytest.fixture
 def outsider(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that holds the module `outsider` and a distribution that names a backend `talker`; and where we are."""
+    """Return the current folder, with the module `outsider` and a distribution that names a backend `talker`."""
     (tmp_path / "outsider.py").write_text(BROKEN, encoding="utf-8")
     folder = tmp_path / "talker-1.0.dist-info"
     folder.mkdir()
@@ -176,7 +178,7 @@ def outsider(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def conformance(outsider: Path, capsys: pytest.CaptureFixture[str]) -> Any:
-    """A function that runs the command, with both reports, and returns what came of it."""
+    """Return a function that runs the command with both reports, and returns the results."""
 
     def run(*arguments: str) -> Ran:
         code = cli.main(["conformance", *arguments, "--json", "report.json", "--html", "report.html"])
@@ -189,7 +191,7 @@ def conformance(outsider: Path, capsys: pytest.CaptureFixture[str]) -> Any:
 
 
 def outcomes(report: Report) -> dict[str, list[Story]]:
-    """The stories of the tests that failed, by outcome."""
+    """Return the stories of the tests that failed, by outcome."""
     found: dict[str, list[Story]] = {}
     for test in report["tests"]:
         if test["story"] is not None:
@@ -235,11 +237,11 @@ def test_a_good_backend_holds_what_was_asked(conformance: Any) -> None:
 
 
 @pytest.mark.parametrize(("loop", "dispatch"), [("asyncio", "function"), ("uvloop", "coroutine")])
-def test_a_backend_on_an_event_loop_is_served_by_the_loop_that_was_chosen(
+def test_asynchronous_backend_is_served_by_the_chosen_loop(
     conformance: Any, monkeypatch: pytest.MonkeyPatch, loop: str, dispatch: str
 ) -> None:
     """Fault: nobody runs a loop for it, so that every test hangs; or the choice does not reach the tests' process."""
-    monkeypatch.setenv("STUBE_TEST_LOOP", "nosuchloop")  # which the command's own choice goes before
+    monkeypatch.setenv("STUBE_TEST_LOOP", "nosuchloop")  # the command's own option takes precedence
     monkeypatch.setenv("STUBE_TEST_DISPATCH", "nosuchkind")
     ran = conformance("asyncio", "--loop", loop, "--dispatch", dispatch, "--guarantee", "G3")
     assert ran.code == 0, ran.out
@@ -270,9 +272,9 @@ def test_a_broken_backend_is_told_with_its_shortest_story(conformance: Any, monk
     assert ran.out.splitlines()[-1].startswith("outsider:Generous holds 0 of 1 guarantee and breaks 1 (G8): ")
 
 
-def test_what_hangs_and_what_ends_the_process_takes_one_test_along(conformance: Any) -> None:
+def test_hang_or_crash_costs_the_outcome_of_one_test(conformance: Any) -> None:
     """Fault: the command hangs or dies with the backend, or loses the tests that were left."""
-    # The limit is a failure's own time; a good one of these tests takes a fraction of a second.
+    # Only a failing test takes the whole limit; otherwise each takes a fraction of a second.
     ran = conformance("outsider:Wild", "--guarantee", "G8", "--limit", "3")
     assert ran.code == 1
     found = outcomes(ran.report)
@@ -280,7 +282,7 @@ def test_what_hangs_and_what_ends_the_process_takes_one_test_along(conformance: 
     in_test, in_teardown = found["hung"]
     first, *others = in_test["finding"].splitlines()
     assert first == "The test did not end within 3 s."
-    assert re.fullmatch(r"it stood in stand_still, outsider\.py:\d+", others[0])
+    assert re.fullmatch(r"it was in stand_still, outsider\.py:\d+", others[0])
     assert re.fullmatch(r"called by pending_flow, outsider\.py:\d+", others[1])
     assert others[-1].endswith(in_test["where"])
     assert in_test["where"].startswith("stube/testing/suite/test_pending_flow.py:")
@@ -292,7 +294,7 @@ def test_what_hangs_and_what_ends_the_process_takes_one_test_along(conformance: 
     assert one["passed"] + one["failed"] == len(ran.report["tests"]) == len({t["name"] for t in ran.report["tests"]})
 
 
-def test_a_backend_that_promises_nothing_has_its_mandatory_guarantees_tested(conformance: Any) -> None:
+def test_backend_without_capabilities_is_tested_for_mandatory_guarantees(conformance: Any) -> None:
     """Fault: a flag for what is mandatory, or a verdict of `held` where nothing ran."""
     ran = conformance("outsider:Mute", *("--guarantee", "G8", "--guarantee", "G25"))
     assert ran.code == 0, ran.out
@@ -307,18 +309,18 @@ def test_a_backend_that_promises_nothing_has_its_mandatory_guarantees_tested(con
 
 def test_too_many_lost_tests_end_the_run(conformance: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fault: a backend that ends the process in every test is given hundreds of processes, one after the other."""
-    monkeypatch.setattr(_conformance, "_MOST_LOST", 2)
+    monkeypatch.setattr(command, "_MOST_LOST", 2)
     ran = conformance("outsider:Deadly", "--guarantee", "G8", "-q")
     assert ran.code == 1
     assert [story["finding"] for story in outcomes(ran.report)["crashed"]] == ["The process ended with code 7."] * 2
-    assert re.search(r"^Stopped after \d+ of \d+ tests, for 2 of them hung or crashed\.$", ran.out, re.MULTILINE)
+    assert re.search(r"^Stopped after \d+ of \d+ tests, because 2 of them hung or crashed\.$", ran.out, re.MULTILINE)
 
 
 def test_an_interruption_out_of_the_backend_is_a_failure_of_its_test(
     conformance: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Fault: a KeyboardInterrupt ends pytest's run, and the tests behind it count as held or are lost."""
-    monkeypatch.setattr(_conformance, "_MOST_LOST", 1)
+    monkeypatch.setattr(command, "_MOST_LOST", 1)
     ran = conformance("outsider:Interrupting", "--guarantee", "G8", "-q")
     assert ran.code == 1
     (story,) = outcomes(ran.report)["crashed"]
@@ -351,8 +353,8 @@ def test_an_interrupted_run_says_what_is_known_and_leaves_no_process(outsider: P
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
     ) as process:
         assert process.stderr is not None
-        progress = process.stderr.readline()  # from here on the command knows which tests there are
-        # There is no event between two processes but the file; the bound is reached by a failure only.
+        progress = process.stderr.readline()  # from here on the command knows its tests
+        # Between two processes there is no event except the file. Only a failure reaches the bound.
         deadline = time.monotonic() + 60
         while not (outsider / "waits").exists() and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.02)
@@ -369,7 +371,7 @@ def test_an_interrupted_run_says_what_is_known_and_leaves_no_process(outsider: P
         os.kill(child, 0)
 
 
-# What is wrong before the first test
+# Mistakes that are found before the first test
 
 
 @pytest.mark.parametrize(
@@ -379,12 +381,12 @@ def test_an_interrupted_run_says_what_is_known_and_leaves_no_process(outsider: P
         (["virtual://?start_ms=soon"], "The option 'start_ms' of the backend 'virtual' must be "),
         (
             ["outsider:failing"],
-            "The backend 'outsider:failing' raises 'RuntimeError: no luck today' when it is made. Mend it there.\n",
+            "The backend 'outsider:failing' raises 'RuntimeError: no luck today' when it is made. Fix it there.\n",
         ),
         (
             ["outsider:deadly_at_once"],
             "Nothing can be tested on 'outsider:deadly_at_once': the process ended with code 4 before the first test. "
-            "See to it that the backend can be imported and made.\n",
+            "Make sure that the backend can be imported and made.\n",
         ),
         (
             ["virtual", "--json", "none/report.json"],
@@ -398,7 +400,7 @@ def test_an_interrupted_run_says_what_is_known_and_leaves_no_process(outsider: P
     ],
     ids=lambda value: value[-1][:20] if isinstance(value, list) else "",
 )
-def test_what_is_wrong_is_told_before_any_test(
+def test_mistakes_are_reported_before_any_test_runs(
     outsider: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
     """Fault: a traceback, a password, or a minute of tests before the mistake is told."""
@@ -440,7 +442,7 @@ def record(name: str, outcome: str, *numbers: str, needs: str = "", finding: str
     return found
 
 
-def test_the_verdicts() -> None:
+def test_verdicts_follow_from_the_outcomes() -> None:
     """Fault: a skip counts as held, a hang as passed, or something mandatory is excused."""
     report = report_of(
         "acme",
@@ -458,7 +460,7 @@ def test_the_verdicts() -> None:
     )
     verdicts = {number: one["verdict"] for number, one in report["guarantees"].items()}
     wanted = dict.fromkeys(GUARANTEES, "unproven") | {"G1": "held", "G2": "broken", "G3": "broken", "G26": "broken"}
-    # A backend that promises `fork` and on which every test of it was skipped for another reason has proved nothing.
+    # A backend that promises `fork` has proved nothing if every test of it was skipped for another reason.
     assert verdicts == {**wanted, "G17": "not promised", "G25": "unproven"}
     assert report["guarantees"]["G1"]["missing"] == ["virtual_time"]
     story = report["guarantees"]["G3"]["story"]
@@ -471,13 +473,13 @@ def test_the_verdicts() -> None:
     assert summary(report).endswith("): 4 tests ran in 1 s.")
 
 
-def test_a_failure_counts_whatever_is_promised() -> None:
+def test_failure_counts_even_if_the_capability_is_not_promised() -> None:
     """Fault: a backend dodges a failing test by not naming the capability on which the guarantee depends."""
     report = report_of("acme", [record("a", "failed", "G25", promised=[])], seconds=0, numbers=["G25"])
     assert report["guarantees"]["G25"]["verdict"] == "broken"
 
 
-def test_everything_held_is_said_in_one_word() -> None:
+def test_summary_says_in_one_word_that_all_guarantees_are_held() -> None:
     """Fault: a summary that nobody can take in at a glance."""
     records = [record("a", "passed", *GUARANTEES, promised=["fork", "by_reference"])]
     assert summary(report_of("acme", records, seconds=2)) == "acme holds all 26 guarantees: 1 test ran in 2 s."
@@ -511,12 +513,12 @@ def sample() -> Report:
 def test_the_table_is_coloured_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fault: escape sequences in a file, or in spite of NO_COLOR; a character that the terminal cannot show."""
     monkeypatch.delenv("NO_COLOR", raising=False)
-    coloured = _terminal.table_of(sample(), Terminal())
+    coloured = terminal.table_of(sample(), Terminal())
     assert "\x1b[1;31mBROKEN" in coloured
     assert coloured.isascii()
-    assert "\x1b" not in _terminal.table_of(sample(), io.StringIO())
+    assert "\x1b" not in terminal.table_of(sample(), io.StringIO())
     monkeypatch.setenv("NO_COLOR", "1")
-    plain = _terminal.table_of(sample(), Terminal())
+    plain = terminal.table_of(sample(), Terminal())
     assert "\x1b" not in plain
     assert re.sub(r"\x1b\[[\d;]*m", "", coloured) == plain
     assert "       assert '\\ud800 \\u2026' == 1" in plain
@@ -526,9 +528,9 @@ def test_the_table_is_coloured_on_a_terminal_only(monkeypatch: pytest.MonkeyPatc
 def test_the_progress_is_one_line_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fault: a line for each test, a line that wraps, or a rest of it before the table."""
     monkeypatch.setenv("COLUMNS", "60")
-    monkeypatch.setattr(_terminal, "_REDRAW", 0.0)
+    monkeypatch.setattr(progress_line, "_REDRAW", 0.0)
     stream = Terminal()
-    progress = _terminal.Progress(stream)
+    progress = terminal.Progress(stream)
     progress.show(0, 0, 0, "")
     progress.show(1, 4, 0, "test_first")
     progress.show(3, 4, 1, "test_with_a_name_that_is_too_long_for_this_terminal")
@@ -540,21 +542,21 @@ def test_the_progress_is_one_line_on_a_terminal(monkeypatch: pytest.MonkeyPatch)
     assert cleared == ""
 
 
-def test_the_progress_is_a_line_now_and_then_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_progress_is_a_line_every_ten_seconds_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fault: a log full of carriage returns, or of a line for each test."""
     stream = io.StringIO()
-    progress = _terminal.Progress(stream)
+    progress = terminal.Progress(stream)
     for done in range(100):
         progress.show(done, 100, 0, "test_something")
     progress.clear()
     assert stream.getvalue() == "0 of 100 tests, 0 failed, 0 s\n"
     quiet = io.StringIO()
-    _terminal.Progress(quiet, quiet=True).show(1, 2, 0, "test_something")
+    terminal.Progress(quiet, quiet=True).show(1, 2, 0, "test_something")
     assert quiet.getvalue() == ""
 
 
 class Outline(HTMLParser):
-    """The elements of a page: that they are closed in order, and what they refer to."""
+    """Checks that the elements of a page are closed in order, and collects their references."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -595,7 +597,7 @@ def test_the_page_stands_alone_and_can_be_read_by_everybody() -> None:
     assert "<code>pending_flow(cid)</code>" in page
 
 
-# What may be shown
+# Passwords
 
 
 @pytest.mark.parametrize(
@@ -670,7 +672,7 @@ def test_the_page_is_written_from_the_reports_and_its_age_is_found(tmp_path: Pat
     first = json.loads(files[0].read_text())
     files[0].write_text(json.dumps({**first, "date": "2001-01-01T00:00:00+00:00", "seconds": 99}))
     assert page_tool("--check", "--page", page, *reversed(files)) == (0, "page.md is fresh\n")
-    # Without a report the backends' table stays.
+    # Without a report the table of the backends is kept.
     assert page_tool("--page", page) == (0, "")
     assert page.read_text(encoding="utf-8") == text
 

@@ -1,4 +1,4 @@
-"""Where two long sequences part."""
+"""The first difference between two long sequences."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from stube.testing._differences import first_difference
+from stube.testing._harness import first_difference
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,7 @@ def test_the_first_difference_is_told(found: Sequence[object], wanted: Sequence[
     assert first_difference(found, wanted) == told
 
 
-def test_what_is_told_is_short() -> None:
+def test_description_of_the_difference_is_short() -> None:
     """Fault: a payload of a megabyte fills the report."""
     told = first_difference(["x" * 10**6], [["y" * 10**6] * 100])
     assert told is not None

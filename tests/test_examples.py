@@ -24,7 +24,7 @@ import pytest
 import stube
 import stube_backends.engine
 from stube.testing import suite
-from stube.testing._drive import watchdog
+from stube.testing._harness import watchdog
 from tests.test_architecture import Module, _lines_of_code
 from tests.test_docs import blocks_of
 

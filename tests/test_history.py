@@ -1,4 +1,4 @@
-"""The checker of recorded histories, on histories written by hand: each bad one beside the nearest good one.
+"""The checker on histories written by hand: each bad history beside the nearest good one.
 
 Instants are written in microseconds. `A` and `B` are clients, `D` delivers.
 """
@@ -20,12 +20,13 @@ from typing_extensions import override
 
 import stube
 from stube import Backend, Event
-from stube.testing import _random_programs
-from stube.testing._checker import Verdict, check_history
-from stube.testing._history import Call, History, Record, Remainder, Run
-from stube.testing._linearize import Step, Undecided, linearize
-from stube.testing._objects import NEVER, baton_steps
-from stube.testing._recording import HistoryFailed, RecordedRegistry, clock_option, promised, random_history
+from stube.testing._history.checker import Verdict, check_history
+from stube.testing._history.linearizability import Step, Undecided, linearize
+from stube.testing._history.recorder import RecordedRegistry, clock_option, promised
+from stube.testing._history.records import Call, History, Record, Remainder, Run
+from stube.testing._history.sequential_specs import NEVER, baton_steps
+from stube.testing._history.workload import HistoryFailed, random_history
+from stube.testing._model import random_programs
 from stube_backends.virtual import VirtualRegistry
 from tools import soak
 
@@ -33,7 +34,7 @@ US = 1000  # nanoseconds
 
 
 def call(client: str, operation: str, at: float, until: float | None, result: Any = None, **arguments: Any) -> Call:
-    """A call; the registry's clock is the one of the instants."""
+    """Make a call whose instants are also the readings of the registry's clock."""
     clock_after = None if until is None else int(until * US)
     return Call(
         client,
@@ -48,7 +49,7 @@ def call(client: str, operation: str, at: float, until: float | None, result: An
 
 
 def schedule(at: float, until: float | None, id: str, delay_us: float = 0, **where: str) -> Call:  # noqa: A002
-    """`A` schedules a timer, for c1/i1 unless it is said otherwise."""
+    """Make the call in which `A` schedules a timer, by default for c1/i1."""
     given = {"cid": "c1", "instance_id": "i1", **where, "delay_ms": delay_us / 1000, "name": "due", "id": id}
     return call("A", "schedule_event", at, until, **given)
 
@@ -110,7 +111,7 @@ def history(*records: Record) -> History:
 
 
 def check(*records: Record, **promises: Any) -> Verdict:
-    """Check it, and once more as it comes back from JSON."""
+    """Check a history, and check it again after a round trip through JSON."""
     made = history(*records)
     verdict = check_history(made, **promises)
     assert check_history(History.from_json(made.to_json()), **promises) == verdict
@@ -118,7 +119,7 @@ def check(*records: Record, **promises: Any) -> Verdict:
 
 
 def broken(*records: Record, **promises: Any) -> set[str]:
-    """The guarantees that the history breaks."""
+    """Return the guarantees that the history breaks."""
     verdict = check(*records, **promises)
     assert not verdict.undecided
     return {violation.guarantee for violation in verdict.violations}
@@ -438,7 +439,7 @@ def test_every_guarantee_has_its_cases() -> None:
 
 STORIES = {
     "two deliveries of a conversation at once": """\
-G1 (serial) is broken: two deliveries of conversation 'c1' ran at once.
+G1 (serial) is broken: two deliveries of conversation 'c1' ran at the same time.
   0.005 to 0.009 ms  D  dispatch('c1', Event('i1', 'due', 't1'))
   0.008 to 0.012 ms  D  dispatch('c1', Event('i1', 'due', 't2'))""",
     "accepted one after the other": """\
@@ -517,7 +518,7 @@ def test_a_story_is_told_for_every_guarantee() -> None:
     assert told == {"G1", "G2", "G4", "G5", "G7", "G8", "G16", "G18"}
 
 
-# What is promised beyond, and what is not known for certain
+# Optional promises, and facts that are uncertain
 
 
 def test_subscribers_of_a_topic_see_one_order_where_that_is_promised() -> None:
@@ -536,7 +537,7 @@ def test_subscribers_of_a_topic_see_one_order_where_that_is_promised() -> None:
         "  0.008 to 0.009 ms  D  dispatch('c1', Event('i1', 'due', 'm2'))\n"
         "  0.008 to 0.009 ms  D  dispatch('c2', Event('i1', 'due', 'm1'))"
     )
-    # Each of them misses one message, which it had unsubscribed from in time.
+    # Each subscriber misses one message, because it had unsubscribed in time.
     orders = (("c1", "m1", "m2"), ("c2", "m2", "m3"), ("c3", "m3", "m1"))
     published = [publish(2, 5, message, 2, message) for message in ("m1", "m2", "m3")]
     comings = [call("X", "subscribe", 2, 5, cid=cid, instance_id="i1", topic="t", event="e") for cid, _, _ in orders]
@@ -548,7 +549,7 @@ def test_subscribers_of_a_topic_see_one_order_where_that_is_promised() -> None:
     assert broken(*circle[:-1], common_topic_order=True) == set()
 
 
-def test_clocks_that_differ_make_nothing_certain_that_is_within_their_difference() -> None:
+def test_nothing_within_the_skew_of_two_clocks_is_certain() -> None:
     """Fault: records of two machines are compared as if one clock had stamped them; or a skew hides everything."""
     for name, (guarantees, bad, _) in CASES.items():
         if name == "two deliveries of a conversation at once":
@@ -556,7 +557,7 @@ def test_clocks_that_differ_make_nothing_certain_that_is_within_their_difference
         if name == "accepted one after the other":
             assert broken(*bad, skew_ns=US - 1) == {"G2"}
         found = broken(*bad, skew_ns=US)
-        assert found <= {*guarantees.split(), "G7"}, name  # G7: what is in no order may have raced
+        assert found <= {*guarantees.split(), "G7"}, name  # G7: records without an order may have raced
     assert broken(*CASES["two deliveries of a conversation at once"][1], skew_ns=US) == set()
     assert broken(*CASES["accepted one after the other"][1], skew_ns=US) == {"G2"}, "by the registry's clock"
     assert broken(*CASES["accepted one after the other"][1], skew_ns=US, clock_error_ns=US) == set()
@@ -570,7 +571,7 @@ def test_a_good_history_stays_good_with_any_skew_and_error(name: str) -> None:
         assert broken(*CASES[name][2], skew_ns=wide, clock_error_ns=wide, one_instant_snapshot=True) == set()
 
 
-def test_a_reading_of_the_clock_is_as_good_as_it_is_said_to_be() -> None:
+def test_clock_readings_are_trusted_within_their_error() -> None:
     """Fault: a due instant is taken from a clock that is not the registry's to the nanosecond."""
     due = CASES["due one after the other"][1]
     assert broken(*due, clock_error_ns=US - 1) == {"G2"}
@@ -580,7 +581,7 @@ def test_a_reading_of_the_clock_is_as_good_as_it_is_said_to_be() -> None:
     assert broken(*not_due, clock_error_ns=US) == set()
 
 
-def test_nothing_is_concluded_from_a_clock_that_nobody_read() -> None:
+def test_missing_clock_reading_proves_nothing() -> None:
     """Fault: a missing reading counts as 0, so that every timer is due late."""
     bad = CASES["not due when it was cancelled"][1]
     unread = [replace(one, clock_before=None, clock_after=None) if isinstance(one, Call) else one for one in bad]
@@ -629,14 +630,14 @@ def test_a_call_that_raised_has_changed_nothing() -> None:
     assert broken(subscribe(0, 1), replace(publish(2, 3, "m1", None), error="RegistryFull"), run(4, 5, "m1")) == {"G5"}
 
 
-def test_a_history_that_was_cut_off_says_nothing_of_what_is_missing() -> None:
+def test_cut_off_history_says_nothing_about_missing_deliveries() -> None:
     """Fault: what was not delivered until the recorder stopped counts as lost."""
     for name in ("neither delivered nor cancelled", "one that stays misses it", "pending after a cancel"):
         assert broken(*CASES[name][1]) != set()
         assert broken(*(one for one in CASES[name][1] if not isinstance(one, Remainder))) == set()
 
 
-def test_a_search_that_takes_too_long_is_given_up_and_accuses_nobody() -> None:
+def test_search_that_takes_too_long_gives_up_without_accusing() -> None:
     """Fault: a hard history hangs the checker, or what it could not decide counts as a violation."""
     hard = [
         call(f"client {number}", "put_pending_flow", number, 100, cid="c1", flow_id=str(number)) for number in range(12)
@@ -644,7 +645,7 @@ def test_a_search_that_takes_too_long_is_given_up_and_accuses_nobody() -> None:
     verdict = check(*hard, take(200, 201, "nothing of that kind", "B"), put(0, 300, "nothing of that kind"), limit=30)
     assert (verdict.violations, verdict.undecided) == ((), ("the baton of conversation 'c1'",))
     assert not verdict.holds
-    assert str(verdict) == "Undecided, for the search took too long: the baton of conversation 'c1'."
+    assert str(verdict) == "Undecided, because the search took too long: the baton of conversation 'c1'."
     verdict.assert_holds()
     with pytest.raises(Undecided):
         linearize([Step(0, 1, lambda state: state, end())] * 3, 0, limit=2)
@@ -694,7 +695,7 @@ def test_the_search_agrees_with_trying_every_order() -> None:
 
 
 def explained(order: Sequence[Step[Any]]) -> bool:
-    """Whether the instants permit the order, and each step goes as it is recorded."""
+    """Tell whether the instants permit the order, and each step is possible as it is recorded."""
     state: Any = ()
     for place, step in enumerate(order):
         state = step.apply(state)
@@ -716,7 +717,7 @@ def test_a_history_comes_back_from_json_as_it_was() -> None:
     assert History.from_json(History().to_json()) == History()
 
 
-def test_what_is_no_history_is_refused() -> None:
+def test_json_of_another_format_is_refused() -> None:
     """Fault: another file is read as an empty history, of which everything holds."""
     for text in ("[]", "{}", json.dumps({"format": "something else", "calls": [], "runs": [], "remainder": None})):
         with pytest.raises(ValueError, match="no 'stube history 1'") as raised:
@@ -797,7 +798,7 @@ def test_the_recorder_records_calls_results_errors_and_deliveries() -> None:
     check_history(recorded, common_topic_order=True).assert_holds()
 
 
-def test_what_is_under_way_stands_in_the_history_as_well() -> None:
+def test_unfinished_calls_and_deliveries_are_in_the_history() -> None:
     """Fault: a delivery that hangs, and what it hangs in, is not recorded until it is over."""
     with stube.create_registry("memory") as backend:
         registry = RecordedRegistry(backend)
@@ -830,7 +831,7 @@ def test_every_thread_is_a_client_of_its_own() -> None:
     assert clients == ["publisher", "publisher (2)", "publisher (3)"]
 
 
-def test_what_is_promised_follows_the_capabilities() -> None:
+def test_promises_follow_the_capabilities() -> None:
     """Fault: a promise is checked that a backend does not make, or its clock is trusted though it is not the
     recorder's."""
     assert promised({"common_topic_order", "virtual_time"}) == {
@@ -876,7 +877,7 @@ class Forgetful(VirtualRegistry):
 
 
 class Refusing(VirtualRegistry):
-    """A registry that raises where it must not."""
+    """A registry with an operation that raises and must not."""
 
     @override
     def remove_subscriptions_for_cid(self, cid: str, /) -> int:
@@ -913,7 +914,7 @@ def test_a_history_that_fails_is_kept() -> None:
 
 
 class Lines:
-    """Something to write to, which may be a terminal."""
+    """A stream that may be a terminal."""
 
     def __init__(self, *, terminal: bool) -> None:
         self.text = ""
@@ -940,8 +941,8 @@ def test_a_soak_without_a_finding_ends_with_0_and_its_figures(
         bound["progress"](bound["steps"])
         return int(bound["steps"])
 
-    signature = inspect.signature(_random_programs.soak_programs)  # they take seconds, and have tests of their own
-    monkeypatch.setattr(_random_programs, "soak_programs", perform)
+    signature = inspect.signature(random_programs.soak_programs)  # they take seconds, and have tests of their own
+    monkeypatch.setattr(random_programs, "soak_programs", perform)
     out = Lines(terminal=terminal)
     arguments = ["--backend", "virtual", "--minutes", "0.003", "--steps", "1", "--folder", str(tmp_path)]
     arguments += ["--chaos-minutes", "0"]
@@ -985,7 +986,7 @@ def test_a_difference_from_the_model_is_a_finding(monkeypatch: pytest.MonkeyPatc
     def differ(*arguments: Any, **options: Any) -> int:
         raise AssertionError("the smallest program")
 
-    monkeypatch.setattr(_random_programs, "soak_programs", differ)
+    monkeypatch.setattr(random_programs, "soak_programs", differ)
     out = Lines(terminal=False)
     assert soak.main(["--backend", "virtual", "--steps", "1", "--minutes", "0", "--seed", "4"], cast(Any, out)) == 1
     assert out.text == "\nA finding. virtual differs from the model in programs of seed 4.\nthe smallest program\n"

@@ -1,4 +1,4 @@
-"""The oracle and the random programs: they find what is broken, print a program that shows it, and ask for no more.
+"""The model and the random programs: they find faults, print a program that shows each, and accuse no correct backend.
 
 The broken registries are selected as a third party's would be: `tests.test_model:create_deaf`.
 """
@@ -11,7 +11,6 @@ import threading
 import traceback
 from collections.abc import Mapping
 from dataclasses import replace
-from types import TracebackType
 from typing import Any, cast
 
 import pytest
@@ -19,35 +18,25 @@ from hypothesis import HealthCheck, Phase, given, settings
 from typing_extensions import override
 
 import stube
-from stube.testing import _random_programs
-from stube.testing._comparing import Comparer, Difference
-from stube.testing._drive import failures_unlogged
-from stube.testing._model import ANY_FIGURE, Latitude, Model
-from stube.testing._programs import FIRST, Call, CancelHandle, Program, Raised, Stage
-from stube.testing._random_programs import compare_programs, exact_programs, settled_programs, soak_programs
+from stube.testing._harness import RegistryProxy, failures_unlogged
+from stube.testing._model import random_programs
+from stube.testing._model.differential import Comparer, Difference
+from stube.testing._model.model import ANY_FIGURE, Model, OneOf
+from stube.testing._model.programs import FIRST, Call, CancelHandle, Program, Raised, Stage
+from stube.testing._model.random_programs import compare_programs, exact_programs, settled_programs, soak_programs
 
 
-class _Wrapped:
-    """Whatever a fault does not touch goes to the registry behind it."""
+class Broken(RegistryProxy):
+    """A registry with one fault, in front of a real one that it makes."""
 
     def __init__(self, behind: str, options: Mapping[str, Any]) -> None:
-        self.registry: Any = stube.create_registry(behind, **options)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.registry, name)
-
-    def __enter__(self) -> _Wrapped:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.registry.close()
+        super().__init__(stube.create_registry(behind, **options))
 
 
-class Deaf(_Wrapped):
+class Deaf(Broken):
     """A handle says that it has cancelled whenever it is asked."""
 
+    @override
     def schedule_event(self, **arguments: Any) -> Any:
         handle = self.registry.schedule_event(**arguments)
 
@@ -59,17 +48,19 @@ class Deaf(_Wrapped):
         return Handle()
 
 
-class Immortal(_Wrapped):
+class Immortal(Broken):
     """Counts the timers that it should cancel, and cancels none."""
 
+    @override
     def cancel_timers(self, cid: str, /, *, instance_id: str | None = None) -> int:
         counted = self.registry.inspect(cid).get(cid, stube.ConversationInfo()).timers
         return sum(instance_id in (None, timer.instance_id) for timer in counted)
 
 
-class Moving(_Wrapped):
-    """Who subscribes again goes to the end of the queue."""
+class Moving(Broken):
+    """Subscribing again moves the instance to the end of the order."""
 
+    @override
     def subscribe(self, **arguments: Any) -> None:
         self.registry.subscribe(**arguments)
         event = arguments.pop("event")
@@ -77,33 +68,37 @@ class Moving(_Wrapped):
         self.registry.subscribe(**arguments, event=event)
 
 
-class Copying(_Wrapped):
+class Copying(Broken):
     """Delivers copies."""
 
+    @override
     def publish(self, topic: str, msg: Any, /) -> int:
         count: int = self.registry.publish(topic, copy.copy(msg))
         return count
 
 
-class Doubting(_Wrapped):
-    """Takes an empty flow id for none."""
+class Doubting(Broken):
+    """Treats an empty flow id as none."""
 
+    @override
     def put_pending_flow(self, cid: str, flow_id: Any, /) -> None:
         if flow_id or flow_id is None or not isinstance(cid, str) or not cid:
             self.registry.put_pending_flow(cid, flow_id)
 
 
-class Miscounting(_Wrapped):
+class Miscounting(Broken):
     """Counts on both sides one delivery too few, so that the ledger balances all the same."""
 
+    @override
     def stats(self) -> stube.Stats:
         stats: stube.Stats = self.registry.stats()
         return replace(stats, accepted=max(0, stats.accepted - 1), delivered=max(0, stats.delivered - 1))
 
 
-class Forgetful(_Wrapped):
-    """A refused publication leaves a trace: the batons go."""
+class Forgetful(Broken):
+    """A refused publication has an effect: it removes the batons."""
 
+    @override
     def publish(self, topic: str, msg: Any, /) -> int:
         try:
             count: int = self.registry.publish(topic, msg)
@@ -114,7 +109,7 @@ class Forgetful(_Wrapped):
         return count
 
 
-class Roomy(_Wrapped):
+class Roomy(Broken):
     """Holds one timer more than it may."""
 
     def __init__(self, behind: str, options: Mapping[str, Any]) -> None:
@@ -122,9 +117,10 @@ class Roomy(_Wrapped):
         super().__init__(behind, {**options, "max_pending": bound and bound + 1})
 
 
-class Leaking(_Wrapped):
+class Leaking(Broken):
     """Keeps the subscriptions of an instance that leaves a topic by name."""
 
+    @override
     def unsubscribe(self, *, topic: str | None = None, **arguments: Any) -> int:
         count: int = self.registry.unsubscribe(**arguments, topic=topic)
         if topic is not None and count:
@@ -132,13 +128,14 @@ class Leaking(_Wrapped):
         return count
 
 
-class Unordered(_Wrapped):
-    """Of two timers that are due at one instant the later one comes first: its delays are a nanosecond shorter each."""
+class Unordered(Broken):
+    """Of two timers due at one instant it delivers the later one first: each delay is one nanosecond shorter."""
 
     def __init__(self, behind: str, options: Mapping[str, Any]) -> None:
         super().__init__(behind, options)
         self._count = 0
 
+    @override
     def schedule_event(self, *, delay_ms: float, **arguments: Any) -> Any:
         if delay_ms in (1, 5):
             self._count += 1
@@ -146,18 +143,19 @@ class Unordered(_Wrapped):
         return self.registry.schedule_event(delay_ms=delay_ms, **arguments)
 
 
-BROKEN: list[type[_Wrapped]] = [Deaf, Immortal, Moving, Copying, Doubting, Miscounting, Forgetful, Roomy, Leaking]
+BROKEN: list[type[Broken]] = [Deaf, Immortal, Moving, Copying, Doubting, Miscounting, Forgetful, Roomy, Leaking]
 
 
 def create_broken(
     *, fault: str, behind: str = "virtual", max_pending: int | None = 1_000_000, on_error: Any = None
 ) -> stube.Backend:
     """Make a registry with one of the faults above."""
-    return cast("stube.Backend", globals()[fault](behind, {"max_pending": max_pending, "on_error": on_error}))
+    broken: Broken = globals()[fault](behind, {"max_pending": max_pending, "on_error": on_error})
+    return broken
 
 
 class Eager(Model):
-    """Another correct backend: what is queued for a subscription that is removed is cancelled at once."""
+    """Another correct backend: it cancels the queued messages of a subscription together with the subscription."""
 
     capabilities = frozenset({"virtual_time", "common_topic_order", "one_instant_snapshot", "by_reference"})
 
@@ -190,7 +188,7 @@ def create_eager(*, max_pending: int | None = 1_000_000, on_error: Any = None) -
 
 
 class Concurrent:
-    """Another correct backend: two registries that share the conversations, and serve them at the same time."""
+    """Another correct backend: two registries share the conversations and deliver at the same time."""
 
     capabilities = frozenset({"by_reference"})
 
@@ -236,7 +234,7 @@ class Concurrent:
 
     def schedule_event(self, *, cid: str, **arguments: Any) -> Any:
         with stube.create_registry("virtual") as probe:
-            probe.schedule_event(cid=cid, **arguments)  # wrong arguments come first
+            probe.schedule_event(cid=cid, **arguments)  # to refuse wrong arguments before a full registry
         self._refuse(1)
         return self._of(cid).schedule_event(cid=cid, **arguments)
 
@@ -275,7 +273,9 @@ class Concurrent:
     def settle(self, timeout: float | None = 5.0) -> bool:
         if getattr(self._local, "delivering", False):
             raise RuntimeError("inside a delivery")
-        return all(part.settle(timeout) for part in (*self._parts, *self._parts))  # one may add to the other
+        return all(
+            part.settle(timeout) for part in (*self._parts, *self._parts)
+        )  # twice, because one may add to the other
 
     def join(self, timeout: float | None = None) -> bool:
         assert getattr(self._local, "delivering", False), "no program waits for what is never due"
@@ -295,12 +295,12 @@ def create_concurrent(*, max_pending: int | None = 1_000_000, on_error: Any = No
     return cast("stube.Backend", Concurrent(max_pending, on_error))
 
 
-def _broken(fault: type[_Wrapped], behind: str) -> dict[str, Any]:
+def _broken(fault: type[Broken], behind: str) -> dict[str, Any]:
     return {"backend": "tests.test_model:create_broken", "fault": fault.__name__, "behind": behind}
 
 
 def _length(program: str) -> int:
-    """How many lines a program has, without its imports, blank lines, and the `settle` behind every operation."""
+    """Count the lines of a program, without imports, blank lines, and the `settle` after every operation."""
     ignored = ("import", "from", "registry.settle()")
     return sum(bool(line) and not line.startswith(ignored) for line in program.splitlines())
 
@@ -313,7 +313,7 @@ def _length(program: str) -> int:
         *((fault, "memory", False) for fault in (Immortal, Copying, Roomy)),
     ],
 )
-def test_a_fault_is_found_and_a_short_program_shows_it(fault: type[_Wrapped], behind: str, exactly: bool) -> None:
+def test_a_fault_is_found_and_a_short_program_shows_it(fault: type[Broken], behind: str, exactly: bool) -> None:
     """Fault: a comparison that finds nothing; a program that is printed and does not show what was found, or shows
     it on a correct registry as well; one that is not made smaller."""
     spec = _broken(fault, behind)
@@ -329,7 +329,7 @@ def test_a_fault_is_found_and_a_short_program_shows_it(fault: type[_Wrapped], be
 
 
 @pytest.mark.parametrize(("spec", "exactly"), [("virtual", True), ("virtual", False), ("memory", False)])
-def test_what_is_compared_and_what_is_printed_say_the_same(spec: str, exactly: bool) -> None:
+def test_checks_and_printed_assertions_say_the_same(spec: str, exactly: bool) -> None:
     """Fault: a check whose source says something else than its values, so that a printed program misleads."""
     comparer = Comparer(spec, {}, exactly=exactly)
     programs = exact_programs if exactly else settled_programs
@@ -363,7 +363,7 @@ def test_what_is_compared_and_what_is_printed_say_the_same(spec: str, exactly: b
         ("tests.test_model:create_concurrent", False),
     ],
 )
-def test_nothing_is_asked_for_that_the_contract_leaves_open(spec: str, exactly: bool) -> None:
+def test_every_correct_backend_agrees_with_the_model(spec: str, exactly: bool) -> None:
     """Fault: a correct backend fails: one that serves conversations at once, or one that frees room earlier."""
     assert compare_programs(spec, {}, exactly=exactly, examples=100) > 3000
 
@@ -379,7 +379,7 @@ def test_the_same_programs_every_time_or_those_of_a_seed() -> None:
     assert len({performed(chance) for chance in range(4)}) > 1
 
 
-def test_a_long_run_performs_as_many_operations_as_it_should_and_raises_what_it_finds() -> None:
+def test_long_run_performs_its_operations_and_raises_differences() -> None:
     """Fault: it ends early, says nothing on the way, or loses what it finds."""
     said: list[int] = []
     done = soak_programs("virtual", {}, steps=6000, seed=3, progress=said.append)
@@ -391,18 +391,18 @@ def test_a_long_run_performs_as_many_operations_as_it_should_and_raises_what_it_
         soak_programs(_broken(Moving, "virtual"), {}, steps=10**6, seed=3, progress=said.append)
 
 
-def test_the_model_permits_what_it_must_and_nothing_else() -> None:
+def test_the_model_permits_every_permitted_answer_and_no_other() -> None:
     """Fault: an answer that is permitted differs, or one that is not passes for it."""
-    assert Latitude(1, 2) == 2
-    assert Latitude(1, 2) == 1
-    assert Latitude(1, 2) != 3
+    assert OneOf(1, 2) == 2
+    assert OneOf(1, 2) == 1
+    assert OneOf(1, 2) != 3
     assert ANY_FIGURE == 5
     assert ANY_FIGURE != -1
     assert Raised(stube.VirtualTimeError) == Raised(RuntimeError)
     assert Raised(RuntimeError) != Raised(stube.VirtualTimeError)
 
 
-def test_a_message_whose_subscription_has_gone_may_stay_queued_and_take_room() -> None:
+def test_message_of_a_removed_subscription_may_stay_queued() -> None:
     """Fault: the model frees at once what may stay, or keeps what must go."""
     model = Model(max_pending=1)
     model.subscribe(cid="c1", instance_id="i1", topic="t", event="a")
@@ -425,9 +425,9 @@ def test_a_message_whose_subscription_has_gone_may_stay_queued_and_take_room() -
     assert model.stats() == stube.Stats(accepted=2, delivered=1, cancelled=1)
 
 
-def test_a_registry_that_does_not_settle_is_not_waited_for_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_registry_that_never_settles_is_waited_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fault: a backend that hangs is waited for half a minute with every step of making the program smaller."""
-    monkeypatch.setattr(_random_programs, "Comparer", _impatient)
+    monkeypatch.setattr(random_programs, "Comparer", _impatient)
     with pytest.raises(Difference, match=r"registry\.settle\(\)"):
         compare_programs("tests.test_model:create_restless", {}, exactly=False, examples=10)
 
@@ -439,7 +439,7 @@ def _impatient(*arguments: Any, **options: Any) -> Comparer:
 
 
 class Restless(Eager):
-    """Never settles, and says so at once."""
+    """Never settles, and says so immediately."""
 
     @override
     def settle(self, timeout: float | None = 5.0) -> bool:
@@ -451,9 +451,10 @@ def create_restless(*, max_pending: int | None = 1_000_000, on_error: Any = None
     return cast("stube.Backend", Restless(max_pending=max_pending, on_error=on_error))
 
 
-class Late(_Wrapped):
-    """What is scheduled has been delivered when the call returns, as may happen with a thread that delivers."""
+class Late(Broken):
+    """Delivers a timer before the call that schedules it returns, as a delivery thread may do."""
 
+    @override
     def schedule_event(self, **named: Any) -> Any:
         handle = self.registry.schedule_event(**named)
         with contextlib.suppress(RuntimeError):  # from inside a delivery
@@ -461,7 +462,7 @@ class Late(_Wrapped):
         return handle
 
 
-def test_handles_are_counted_in_the_order_of_the_calls_whoever_returns_first() -> None:
+def test_handles_are_counted_in_the_order_of_the_calls() -> None:
     """Fault: what a handler schedules takes the place of the timer that it is the delivery of, and a later cancel is of
     another timer on the model than on the backend."""
 

@@ -1,4 +1,4 @@
-"""The pytest plugin: what hosts and authors of backends see of it."""
+"""The pytest plugin, as hosts and authors of backends see it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def result_of(pytester: pytest.Pytester, source: str, *arguments: str) -> pytest
 # The virtual registry.
 
 
-def test_a_failing_assertion_in_a_handler_fails_the_test_and_shows_itself(pytester: pytest.Pytester) -> None:
+def test_failing_assertion_in_a_handler_fails_the_test_and_is_shown(pytester: pytest.Pytester) -> None:
     """Case 23b."""
     result = result_of(
         pytester,
@@ -126,10 +126,10 @@ def test_failures_before_they_were_permitted_still_count(pytester: pytest.Pytest
         """,
     )
     result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["*raised ZeroDivisionError. Mend it*"])
+    result.stdout.fnmatch_lines(["*raised ZeroDivisionError. Fix it*"])
 
 
-def test_an_exception_that_is_no_exception_fails_the_test_too(pytester: pytest.Pytester) -> None:
+def test_base_exception_of_a_handler_fails_the_test_too(pytester: pytest.Pytester) -> None:
     result = result_of(
         pytester,
         """
@@ -149,7 +149,7 @@ def test_an_exception_that_is_no_exception_fails_the_test_too(pytester: pytest.P
     result.assert_outcomes(failed=3)
 
 
-def test_what_works_passes_and_what_is_pending_may_stay(pytester: pytest.Pytester) -> None:
+def test_working_handlers_pass_and_pending_timers_may_stay(pytester: pytest.Pytester) -> None:
     result = result_of(
         pytester,
         """
@@ -174,7 +174,7 @@ def test_a_suite_without_a_backend_says_how_to_name_one(pytester: pytest.Pyteste
     result.stdout.fnmatch_lines(["*No backend is named. Give the option --stube-backend SPEC, or define a fixture*"])
 
 
-def test_the_option_names_the_backends_and_goes_before_the_fixture(pytester: pytest.Pytester) -> None:
+def test_the_option_names_the_backends_and_overrides_the_fixture(pytester: pytest.Pytester) -> None:
     source = """
         import pytest
 
@@ -197,7 +197,7 @@ def test_a_missing_capability_skips_with_a_reason_that_names_it(pytester: pytest
     result = result_of(
         pytester,
         """
-        from stube.testing._capabilities import requires
+        from stube.testing._contract.capabilities import requires
 
         @requires("virtual_time")
         def test_something(registry):
@@ -212,13 +212,13 @@ def test_a_missing_capability_skips_with_a_reason_that_names_it(pytester: pytest
 
 
 def test_an_unknown_capability_cannot_be_required() -> None:
-    from stube.testing._capabilities import requires
+    from stube.testing._contract.capabilities import requires
 
     with pytest.raises(ValueError, match=r"Unknown capability 'by_referense'\. Choose from by_reference, "):
         requires("by_referense")
 
 
-def test_a_named_backend_on_which_nothing_ran_is_an_error(pytester: pytest.Pytester) -> None:
+def test_named_backend_on_which_no_test_ran_is_an_error(pytester: pytest.Pytester) -> None:
     result = result_of(pytester, "def test_something(): ...", "--stube-backend=memory")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stdout.fnmatch_lines(["stube: the option --stube-backend was given, but no test of the *suite ran*"])
@@ -242,12 +242,12 @@ def test_an_outsiders_whole_file_is_one_line_and_a_fixture(pytester: pytest.Pyte
     assert result.parseoutcomes()["passed"] > 10
 
 
-def test_by_name_from_an_empty_folder(pytester: pytest.Pytester) -> None:
+def test_suite_runs_by_name_from_an_empty_folder(pytester: pytest.Pytester) -> None:
     """Fault: the plugin is there twice, once by its entry point; or the suite's fixtures are not found by name."""
-    # In a process of its own: `-p` is taken before anything else, and this one has the plugin already.
+    # In a process of its own, because `-p` comes before everything else, and this process has loaded the plugin.
     result = pytester.runpytest_subprocess(
         *("-p", "no:cacheprovider", "-p", "stube.testing.plugin", "--pyargs", "stube.testing.suite"),
-        *("-p", "no:benchmark"),  # which may be installed beside it, and leaves a folder
+        *("-p", "no:benchmark"),  # which may be installed as well, and leaves a folder
         *("--stube-backend=virtual", "--stube-guarantee=G26", "--stube-report=reports"),
     )
     assert result.ret == pytest.ExitCode.OK
@@ -305,7 +305,7 @@ SAMPLE = """
 """
 
 
-def test_the_report_of_any_run(pytester: pytest.Pytester) -> None:
+def test_report_option_writes_the_report_of_any_run(pytester: pytest.Pytester) -> None:
     """Fault: two backends in one report, a failing teardown that is lost, or a story without its figures."""
     result = result_of(
         pytester, SAMPLE, "--stube-backend=virtual", "--stube-backend=memory://?max_pending=9", "--stube-report=out"
@@ -328,7 +328,7 @@ def test_the_report_of_any_run(pytester: pytest.Pytester) -> None:
     assert one["story"]["promise"] == "One baton"
     assert one["story"]["fault"] == "it is taken twice."
     assert "assert 2 == 1" in one["story"]["finding"]
-    assert re.fullmatch(r"test_the_report_of_any_run\.py:\d+", one["story"]["where"])
+    assert re.fullmatch(r"test_report_option_writes_the_report_of_any_run\.py:\d+", one["story"]["where"])
     story = report["guarantees"]["G5"]["story"]
     assert story["finding"] == 'raise LookupError("no such thing")\nLookupError: no such thing'
     assert report["guarantees"]["G25"]["verdict"] == "unproven"
@@ -369,7 +369,7 @@ def test_a_report_that_cannot_be_written_is_an_error(pytester: pytest.Pytester) 
         ),
     ],
 )
-def test_an_option_with_which_nothing_ran_is_an_error(
+def test_option_with_which_no_test_ran_is_an_error(
     pytester: pytest.Pytester, arguments: list[str], complaint: str
 ) -> None:
     """Fault: green, though the suite that was asked for was not even there."""
@@ -391,7 +391,7 @@ def test_a_guarantee_that_does_not_exist_is_refused(pytester: pytest.Pytester) -
     result.stderr.fnmatch_lines(
         [f"ERROR: The marker of *::test_x is wrong. There is no guarantee 'g8'. Choose from {numbers}."]
     )
-    # In a project that has such a marker for something else it is none of ours.
+    # In a project that uses the name for another purpose, the marker is not that of stube.
     assert result_of(pytester, source.format("")).ret == pytest.ExitCode.OK
 
 
@@ -461,11 +461,11 @@ def test_the_fixture_registry_checks_the_ledger(pytester: pytest.Pytester, sourc
         pytester,
         f"""
         import pytest
-        import stube.testing._drive as drive
+        from stube.testing._harness import ledger
 
         @pytest.fixture(autouse=True)
         def impatient(monkeypatch):
-            monkeypatch.setattr(drive, "PATIENCE", 0.05)
+            monkeypatch.setattr(ledger, "PATIENCE", 0.05)
 
         @pytest.fixture
         def stube_backend():
@@ -500,7 +500,7 @@ def test_the_plugin_leaves_a_project_alone_that_does_not_use_it(pytester: pytest
             assert not [name for name in sys.modules if name.startswith("stube.testing.suite")]
         """
     )
-    # In a process of its own, for here this file's own process has imported much.
+    # In a process of its own, because the process of this file has imported much.
     done = pytester.runpytest_subprocess("-p", "no:cacheprovider", "-W", "error")
     done.assert_outcomes(passed=1)
 

@@ -4,15 +4,16 @@
     python tools/soak.py --backend sharded://?shards=4      another backend; may be given several times
     python tools/soak.py --nightly                          as in CI: a minute of chaos for each backend
     python tools/soak.py --minutes 1 --steps 20000          shorter, or 0 to leave a part out
-    python tools/soak.py --check soak-memory-17.json        check a history once more that an earlier run saved
+    python tools/soak.py --check soak-memory-17.json        check a history again that an earlier run saved
 
-Programs are performed step by step on a backend and on a model of plain dicts (`stube.testing`). Histories are what
-threads do at random, recorded, with a checker that decides whether they keep G1, G2, G4, G5, G7, G8, G16 and G18.
-Chaos is many more threads, with handlers that block, raise and do everything themselves, and books of it all that must
-agree with the registry's own; a backend with a virtual clock is left out, for it delivers on its callers' threads.
+Programs are performed step by step on a backend and on a model of plain dicts (`stube.testing`). Histories are recorded
+while threads perform random operations; a checker decides whether they keep G1, G2, G4, G5, G7, G8, G16 and G18. Chaos
+is many more threads, with handlers that block, raise and perform every operation themselves; afterwards the recorded
+history must agree with the registry's own ledger. A backend with a virtual clock has no chaos, because it delivers on
+its callers' threads. An asyncio backend is served by an event loop in a thread of its own.
 
-The exit code is 1 upon the first finding. It is printed with its seed, and a history is saved: scheduling cannot be
-replayed, a record can be checked again.
+The exit code is 1 upon the first finding. The finding is printed with its seed, and a history is saved: the scheduling
+of threads cannot be repeated, but a record can be checked again.
 """
 
 from __future__ import annotations
@@ -21,29 +22,30 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TextIO
 
 from typing_extensions import override
 
-from stube import available_backends, create_registry
-from stube.testing._chaos import ChaosFailed, ChaosFigures, chaos
-from stube.testing._checker import Verdict, check_history
-from stube.testing._history import History
-from stube.testing._recording import HistoryFailed, clock_option, promised, random_history
-from stube.testing._redaction import shown
+from stube import available_backends
+from stube.testing._chaos.rounds import ChaosFailed, ChaosFigures, chaos
+from stube.testing._conformance.redaction import shown
+from stube.testing._harness import ProgressLine, create
+from stube.testing._history.checker import Verdict, check_history
+from stube.testing._history.recorder import clock_option, promised
+from stube.testing._history.records import History
+from stube.testing._history.workload import HistoryFailed, random_history
 
-_LOCAL: Final = ("memory", "virtual", "sharded")  # what is soaked where nothing else is named, as far as it is there
+_LOCAL: Final = ("memory", "virtual", "sharded", "asyncio")  # the default backends, as far as they are installed
 _SUBJECTS: Final = (None, "timers", "topics", "batons")
-_LIVE: Final = 0.2  # seconds between two states of a live line
-_PLAIN: Final = 10.0  # and between two lines where nobody watches
+_SILENT: Final = 10.0  # seconds until the first line of progress, where there is no terminal
 _FAILED, _INTERRUPTED = 1, 130
 
 
 @dataclass(frozen=True)
 class Lengths:
-    """How long it all takes, unless it is said otherwise."""
+    """The default lengths of the parts."""
 
     steps: int
     """Operations of random programs, for each backend."""
@@ -58,49 +60,23 @@ _NIGHTLY: Final = Lengths(steps=50_000, minutes=2, chaos_minutes=1)
 
 
 class Finding(Exception):  # noqa: N818 - a state that is met, not a mistake
-    """A backend does not keep its promises; the text says how."""
+    """A backend does not keep its promises; the text says which and how."""
 
 
-@dataclass
-class Progress:
-    """The line that says how far it is: rewritten on a terminal, a new one every 10 seconds elsewhere."""
+class Progress(ProgressLine):
+    """The progress of one part on one backend, whose name is the label."""
 
-    out: TextIO
-    label: str = ""
-    _next: float = 0.0
-    _wide: int = 0
-    _live: bool = field(init=False)
-
-    def __post_init__(self) -> None:
-        self._live = self.out.isatty()
-        self._next = time.monotonic() + (0 if self._live else _PLAIN)
+    label = ""
 
     def show(self, text: str) -> None:
-        """Show the state, if it is time to."""
-        now = time.monotonic()
-        if now < self._next:
-            return
-        self._next = now + (_LIVE if self._live else _PLAIN)
-        line = f"{self.label}: {text}"
-        if self._live:
-            self.out.write(f"\r{line:{self._wide}}")
-            self._wide = len(line)
-        else:
-            self.out.write(f"{line}\n")
-        self.out.flush()
-
-    def say(self, line: str) -> None:
-        """A line that stays."""
-        if self._live and self._wide:
-            self.out.write(f"\r{'':{self._wide}}\r")
-            self._wide = 0
-        self.out.write(f"{line}\n")
-        self.out.flush()
+        """Show the state, if enough time has passed since the last time."""
+        if self.due():
+            self.draw(f"{self.label}: {text}")
 
 
 @dataclass
 class Figures:
-    """What the histories of one backend came to."""
+    """The figures of the histories of one backend."""
 
     histories: int = 0
     operations: int = 0
@@ -124,8 +100,8 @@ class Figures:
 
 def soak_the_programs(spec: str, steps: int, seed: int, progress: Progress) -> None:
     """Perform random programs of so many steps; raises `Finding`."""
-    # Hypothesis is needed for these alone.
-    from stube.testing._random_programs import soak_programs
+    # Only this part needs hypothesis.
+    from stube.testing._model.random_programs import soak_programs
 
     started = time.monotonic()
     progress.label = f"{shown(spec)}, programs"
@@ -141,11 +117,11 @@ def soak_the_programs(spec: str, steps: int, seed: int, progress: Progress) -> N
 
 
 def soak_histories(spec: str, minutes: float, seed: int, folder: Path, progress: Progress) -> Figures:
-    """Record and check histories for so long; raises `Finding`, behind which the history is saved."""
+    """Record and check histories for so many minutes; saves the history and raises `Finding` when one is wrong."""
     figures = Figures()
     started = time.monotonic()
     progress.label = f"{shown(spec)}, histories"
-    with create_registry(spec) as probe:
+    with create(spec) as probe:
         clock = clock_option(probe.capabilities)
     for number in range(seed, sys.maxsize):
         elapsed = time.monotonic() - started
@@ -153,7 +129,7 @@ def soak_histories(spec: str, minutes: float, seed: int, folder: Path, progress:
             break
         left = max(0.0, minutes * 60 - elapsed)
         progress.show(f"{figures}, no violation; {_clock(elapsed)} elapsed, {_clock(left)} left")
-        with create_registry(spec, **clock) as registry:
+        with create(spec, **clock) as registry:
             arguments = promised(registry.capabilities)
             failed = ""
             try:
@@ -180,13 +156,13 @@ def soak_histories(spec: str, minutes: float, seed: int, folder: Path, progress:
 
 
 def soak_chaos(spec: str, minutes: float, seed: int, progress: Progress) -> ChaosFigures:
-    """Round after round for so long; raises `Finding`. Does nothing on a virtual clock."""
+    """Perform rounds of chaos for so many minutes; raises `Finding`. Does nothing on a virtual clock."""
     figures = ChaosFigures()
     started = time.monotonic()
     progress.label = f"{shown(spec)}, chaos"
-    with create_registry(spec) as probe:
+    with create(spec) as probe:
         if "virtual_time" in probe.capabilities:
-            progress.say(f"{progress.label}: left out, for a virtual clock delivers on its callers' threads.")
+            progress.say(f"{progress.label}: left out, because a virtual clock delivers on its callers' threads.")
             return figures
     for number in range(seed, sys.maxsize):
         elapsed = time.monotonic() - started
@@ -198,25 +174,24 @@ def soak_chaos(spec: str, minutes: float, seed: int, progress: Progress) -> Chao
             figures += chaos(spec, seed=number)
         except ChaosFailed as exc:
             raise Finding(
-                f"{shown(spec)}: {exc}\nSee it again, if it comes again: --backend {shown(spec)} --steps 0 "
-                f"--minutes 0 --seed {number}"
+                f"{shown(spec)}: {exc}\nTo try it again: --backend {shown(spec)} --steps 0 --minutes 0 --seed {number}"
             ) from None
     progress.say(f"{progress.label}: {figures} in {_clock(time.monotonic() - started)}, nothing wrong.")
     return figures
 
 
 def check_saved(path: Path, capabilities: Sequence[str], out: TextIO) -> int:
-    """Check a saved history and tell what is found; the exit code."""
+    """Check a saved history and write the verdict; return the exit code."""
     verdict = check_history(History.from_json(path.read_text(encoding="utf-8")), **promised(capabilities))
     out.write(f"{verdict}\n")
     return 0 if not verdict.violations else _FAILED
 
 
 def main(argv: Sequence[str] | None = None, out: TextIO = sys.stdout) -> int:
-    """Soak; 0 when nothing was found, 1 upon a finding, 130 when interrupted."""
+    """Soak. Return 0 when nothing was found, 1 upon a finding, 130 when interrupted."""
     arguments = _parser().parse_args(argv)
     if arguments.check:
-        with create_registry((arguments.backend or _LOCAL)[0]) as registry:
+        with create((arguments.backend or _LOCAL)[0]) as registry:
             return check_saved(arguments.check, sorted(registry.capabilities), out)
     lengths = _NIGHTLY if arguments.nightly else _BY_HAND
     steps, minutes, chaos_minutes = (
@@ -225,7 +200,7 @@ def main(argv: Sequence[str] | None = None, out: TextIO = sys.stdout) -> int:
     )
     there = {backend.name for backend in available_backends()}
     specs = arguments.backend or [name for name in _LOCAL if name in there]
-    progress = Progress(out)
+    progress = Progress(out, silent=_SILENT)
     try:
         for spec in specs:
             if steps:
@@ -292,7 +267,7 @@ def _positive(kind: Callable[[str], Any]) -> Callable[[str], Any]:
             raise argparse.ArgumentTypeError(f"{text} is less than 0. Give 0 or more.")
         return value
 
-    read.__name__ = "number"  # as argparse calls it in its own messages
+    read.__name__ = "number"  # argparse writes it in its own messages
     return read
 
 

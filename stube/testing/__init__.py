@@ -9,11 +9,21 @@ A backend's whole test file is one import and one fixture (or the option `--stub
     def stube_backend():
         return "package.module:factory"
 
-A host asks for the fixture `virtual_registry`: time stands still until the test moves it, and a handler that fails
-fails the test. `GUARANTEES` is what every backend promises, by number. `check_history` decides whether a recorded
-history of many clients keeps the guarantees, on several machines too; `RecordedRegistry` and `random_history` record
-one. `chaos` lets threads and unruly handlers loose on a backend and sees whether it is whole afterwards. The extra
-`testing` brings what this package needs.
+A host uses the fixture `virtual_registry`: only the test moves its clock, and a handler that fails fails the test.
+`GUARANTEES` holds the promises of every backend, by number. `check_history` decides whether a recorded history of many
+clients, possibly on several machines, keeps the guarantees; `RecordedRegistry` and `random_history` record one. `chaos`
+lets many threads and unruly handlers use a backend and checks that it is whole afterwards. The extra `testing` installs
+the packages that this one needs.
+
+The modules are in packages whose names begin with an underscore, because they are private:
+
+- `_contract`: the guarantees and the capabilities;
+- `_harness`: tools for tests, such as the driver, threads, event loops, and the proxy in front of a registry;
+- `_model`: random programs, compared with a sequential model;
+- `_history`: recorded histories of many threads, and their checker;
+- `_chaos`: threads and unruly handlers, and the audit;
+- `_conformance`: the command that runs the suite, and its reports;
+- `_plugin`: the parts of the pytest plugin.
 """
 
 from __future__ import annotations
@@ -21,11 +31,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from stube.testing._chaos import ChaosFailed, ChaosFigures, chaos
-    from stube.testing._checker import Verdict, check_history
-    from stube.testing._guarantees import GUARANTEES, Guarantee
-    from stube.testing._history import Call, History, Remainder, Run, Violation
-    from stube.testing._recording import HistoryFailed, RecordedRegistry, clock_option, promised, random_history
+    from stube.testing._chaos.rounds import ChaosFailed, ChaosFigures, chaos
+    from stube.testing._contract.guarantees import GUARANTEES, Guarantee
+    from stube.testing._history.checker import Verdict, check_history
+    from stube.testing._history.recorder import RecordedRegistry, clock_option, promised
+    from stube.testing._history.records import Call, History, Remainder, Run, Violation
+    from stube.testing._history.workload import HistoryFailed, random_history
 
 __all__ = [
     "GUARANTEES",
@@ -47,11 +58,18 @@ __all__ = [
     "random_history",
 ]
 
-_HOMES = ("_guarantees", "_history", "_checker", "_recording", "_chaos")
+_HOMES = (
+    "_contract.guarantees",
+    "_history.records",
+    "_history.checker",
+    "_history.recorder",
+    "_history.workload",
+    "_chaos.rounds",
+)
 
 
 def __getattr__(name: str) -> object:
-    # pytest loads this package, by way of the plugin, in every project where stube is installed: 20 ms for all of it.
+    # pytest loads this package with the plugin in every project where stube is installed, so names are loaded late.
     if name in __all__:
         from importlib import import_module
 

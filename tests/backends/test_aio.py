@@ -19,7 +19,7 @@ from typing_extensions import override
 
 import stube
 from stube import Event, RegistryClosed, Stats
-from stube.testing._drive import PATIENCE, Injector, check_ledger, run_script, tracing
+from stube.testing._harness import PATIENCE, Injector, check_ledger, run_script, tracing
 from stube_backends.aio import AsyncioRegistry
 from stube_backends.aio._driver import LoopDriver
 

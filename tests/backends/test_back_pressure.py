@@ -15,8 +15,7 @@ import pytest
 
 import stube
 from stube import Event, RegistryFull, Stats
-from stube.testing._drive import PATIENCE, Driver, check_ledger
-from stube.testing._loops import create
+from stube.testing._harness import PATIENCE, Driver, check_ledger, create
 from stube.testing.suite._fixtures import unchanged
 from stube_backends.aio import AsyncioRegistry
 

@@ -16,7 +16,7 @@ from typing import Any, Final
 import pytest
 
 from stube import Event, Stats
-from stube.testing._drive import PATIENCE
+from stube.testing._harness import PATIENCE
 from stube_backends.engine import Burst, Engine, Timer, Walk
 from stube_backends.engine._topics import LEAVING
 from stube_backends.engine._wheel import SLOT_BITS

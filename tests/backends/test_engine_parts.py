@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from stube.testing._drive import Injector, tracing
+from stube.testing._harness import Injector, tracing
 from stube_backends.engine import EARLIEST, FOREVER, Timer, Walk
 from stube_backends.engine._order import Publication, ReadyOrder
 from stube_backends.engine._timers import Group, TimerGroups

@@ -16,7 +16,7 @@ import pytest
 from typing_extensions import override
 
 from stube import Event, RegistryClosed, RegistryFull, Stats
-from stube.testing._drive import PATIENCE, Injector, check_ledger, run_script, run_threads, tracing, watchdog
+from stube.testing._harness import PATIENCE, Injector, check_ledger, run_script, run_threads, tracing, watchdog
 from stube_backends.engine import EARLIEST, daemon_thread
 from stube_backends.memory import MemoryRegistry
 

@@ -27,7 +27,7 @@ from typing_extensions import override
 
 import stube_backends
 from stube import Event, RegistryFull, TimerHandle
-from stube.testing._drive import PATIENCE, check_ledger, watchdog
+from stube.testing._harness import PATIENCE, Injector, check_ledger, watchdog
 from stube_backends.memory import MemoryRegistry
 from stube_backends.virtual import VirtualRegistry
 
@@ -38,49 +38,9 @@ KINDS: Final[dict[str, type[AnyRegistry]]] = {"virtual": VirtualRegistry, "memor
 both = pytest.mark.parametrize("kind", list(KINDS))
 
 
-class Injector:
-    """Runs `action` at line event number `at` of the backends' code in the traced thread.
-
-    An exception that leaves the action is kept in `error`, or, where `raising`, thrown into the traced code.
-    """
-
-    def __init__(self, at: int, action: Callable[[], object], *, raising: bool = False) -> None:
-        self.at = at
-        self.action = action
-        self.raising = raising
-        self.lines = 0
-        self.where = "nowhere"
-        self.error: BaseException | None = None
-
-    def run(self, operation: Callable[[], object]) -> object:
-        """Call `operation` under the trace."""
-        previous = sys.gettrace()
-        sys.settrace(self.trace)
-        try:
-            return operation()
-        finally:
-            sys.settrace(previous)
-
-    def trace(self, frame: FrameType, event: str, argument: object) -> Any:
-        """The global trace function: follow the backends' own frames only."""
-        return self._line if frame.f_code.co_filename.startswith(BACKEND_FILES) else None
-
-    def _line(self, frame: FrameType, event: str, argument: object) -> Any:
-        if event == "line":
-            number, self.lines = self.lines, self.lines + 1
-            if number == self.at:
-                self.where = f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno} ({frame.f_code.co_name})"
-                if self.raising:
-                    self.action()
-                else:
-                    self._act()
-        return self._line
-
-    def _act(self) -> None:
-        try:
-            self.action()
-        except BaseException as exc:  # noqa: BLE001 - handed to the test
-            self.error = exc
+def injector_at(at: int, action: Callable[[], object], *, raising: bool = False) -> Injector:
+    """Count the lines of the backends' own code alone. Unless `raising`, keep an exception that leaves the action."""
+    return Injector(at, action, within=BACKEND_FILES, keep_error=not raising)
 
 
 def nothing() -> None:
@@ -291,13 +251,13 @@ class Sweep:
     def _one(self, outer: str, inner: str, at: int, expected: list[dict[str, object]]) -> bool:
         self.registry.reset_state()
         scene = Scene(self.registry)
-        injector = Injector(at, lambda: OPERATIONS[inner](scene, "inner"))
+        injector = injector_at(at, lambda: OPERATIONS[inner](scene, "inner"))
         self.runs += 1
         fault: object = None
         try:
             injector.run(lambda: OPERATIONS[outer](scene, "outer"))
             fault = injector.error
-            if injector.where != "nowhere" and fault is None:
+            if injector.fired and fault is None:
                 outcome = scene.outcome()
                 if outcome not in expected:
                     fault = differences(outcome, expected)
@@ -305,10 +265,10 @@ class Sweep:
             fault = exc
         scene.release()
         if fault is not None:
-            self.faults.append(f"{inner} in {outer} at {injector.where}: {fault!r}")
+            self.faults.append(f"{inner} in {outer} at {injector.fired}: {fault!r}")
             self.registry.close(0)
             self.registry = KINDS[self.kind]()
-        return injector.where != "nowhere"
+        return bool(injector.fired)
 
     def finish(self) -> None:
         """Report."""
@@ -359,19 +319,19 @@ def test_a_start_interrupted_at_any_line_starts_one_thread(outer: str, inner: st
                 registry.schedule_event(cid="c1", instance_id="main", delay_ms=0, event="tick")  # noqa: B023
 
         before = serving_threads()
-        injector = Injector(at, lambda: call(inner))
+        injector = injector_at(at, lambda: call(inner))
         with watchdog():
             injector.run(lambda: call(outer))
             started = len(serving_threads() - before)
             joined = registry.join(PATIENCE)
         registry._check()
         names = sorted("said" if name == "publish" else "tick" for name in (outer, inner))
-        if injector.where != "nowhere" and (injector.error or started != 1 or sorted(seen) != names):
-            faults.append(f"{injector.where}: {started} threads, delivered {seen}, raised {injector.error!r}")
+        if injector.fired and (injector.error or started != 1 or sorted(seen) != names):
+            faults.append(f"{injector.fired}: {started} threads, delivered {seen}, raised {injector.error!r}")
         assert joined
         if not registry.close(0.2 if faults else PATIENCE):
-            faults.append(f"{injector.where}: not everything stopped")
-        if injector.where == "nowhere":
+            faults.append(f"{injector.fired}: not everything stopped")
+        if not injector.fired:
             break
         at += 1
     assert at > 20
@@ -402,7 +362,7 @@ def test_waiting_at_any_line_of_an_operation_is_bounded(what: str, outer: str) -
                 pass  # a refusal, which is what settle and join may answer
             took = time.monotonic() - started
 
-        injector = Injector(at, wait)
+        injector = injector_at(at, wait)
         operation = {
             "put_pending_flow": lambda: registry.put_pending_flow("c1", 1),  # noqa: B023
             "schedule_event": lambda: registry.schedule_event(  # noqa: B023
@@ -419,17 +379,17 @@ def test_waiting_at_any_line_of_an_operation_is_bounded(what: str, outer: str) -
             except RuntimeError as exc:
                 raised = exc  # RegistryClosed, when the injected close came first
         if raised is not None and what != "close":
-            faults.append(f"{injector.where}: {outer} raised {raised!r}")
+            faults.append(f"{injector.fired}: {outer} raised {raised!r}")
         # The wait is over in some 0.1 ms; 0.5 s leaves room for a busy machine and is half of what a wait
         # for oneself takes, which lasts until its timeout.
         if injector.error is not None or took > 0.5:
-            faults.append(f"{injector.where}: {what} took {took:.2f} s, raised {injector.error!r}")
-        if what == "close" and injector.where != "nowhere":
+            faults.append(f"{injector.fired}: {what} took {took:.2f} s, raised {injector.error!r}")
+        if what == "close" and injector.fired:
             with watchdog():
                 assert registry.close(PATIENCE)
-            assert registry.inspect() == {}, f"{injector.where}: something was accepted by a closed registry"
+            assert registry.inspect() == {}, f"{injector.fired}: something was accepted by a closed registry"
         registry.close(PATIENCE)
-        if injector.where == "nowhere":
+        if not injector.fired:
             break
         at += 1
     assert at > 5
@@ -451,15 +411,15 @@ def test_the_virtual_clock_is_not_moved_from_within_an_operation() -> None:
 
         registry.install_dispatch(dispatch)
         registry.schedule_event(cid="c1", instance_id="main", delay_ms=0, event="tick")
-        injector = Injector(at, lambda: registry.advance(0))  # noqa: B023
+        injector = injector_at(at, lambda: registry.advance(0))  # noqa: B023
         injector.run(lambda: registry.put_pending_flow("c1", 1))  # noqa: B023
         if able == [False]:
-            faults.append(injector.where)
+            faults.append(injector.fired)
             helper = Helper()  # the old one has been freed by now, but is marked
         registry.advance(0)
         registry._check()
         check_ledger(registry)
-        if injector.where == "nowhere":
+        if not injector.fired:
             break
         at += 1
     helper.end()
@@ -553,7 +513,7 @@ def test_an_operation_may_be_called_at_any_line_of_the_delivering(inner: str) ->
         seen: list[str] = []
         handles = _deliverable(registry, seen)
         answer: list[object] = []
-        injector = Injector(at, lambda: answer.append(INNER[inner](registry, handles)))  # noqa: B023
+        injector = injector_at(at, lambda: answer.append(INNER[inner](registry, handles)))  # noqa: B023
         wrong = []
         try:
             with watchdog():
@@ -562,12 +522,12 @@ def test_an_operation_may_be_called_at_any_line_of_the_delivering(inner: str) ->
                 registry._check()
         except BaseException as exc:  # noqa: BLE001 - collected
             wrong.append(repr(exc))
-        if injector.where == "nowhere":
+        if not injector.fired:
             break
         if injector.error is not None:
             wrong.append(repr(injector.error))
         wrong = wrong or _after_delivering(registry, inner, seen, answer[0])
-        faults += [f"{injector.where}: {what}" for what in wrong]
+        faults += [f"{injector.fired}: {what}" for what in wrong]
         at += 1
     assert at > 100
     assert not faults, f"{len(faults)} faults at {at} lines:\n" + "\n".join(faults[:12])
@@ -586,19 +546,19 @@ def test_an_operation_may_be_called_at_any_line_of_the_scheduler_thread(inner: s
         seen: list[str] = []
         handles: list[Any] = []
         answer: list[object] = []
-        injector = Injector(at, lambda: answer.append(INNER[inner](registry, handles)))  # noqa: B023
-        threading.settrace(injector.trace)  # for the threads that start from here on
+        injector = injector_at(at, lambda: answer.append(INNER[inner](registry, handles)))  # noqa: B023
+        threading.settrace(injector)  # for the threads that start from here on
         try:
             handles += _deliverable(registry, seen)
         finally:
             threading.settrace(None)  # which is how one turns it off
         with watchdog():
             settled = registry.join(5)
-        if injector.where != "nowhere":
+        if injector.fired:
             wrong = [] if settled else [f"the registry does not settle: {registry.stats()}"]
             if injector.error is not None:
                 wrong.append(repr(injector.error))
-            faults += [f"{injector.where}: {what}" for what in wrong]
+            faults += [f"{injector.fired}: {what}" for what in wrong]
         registry.close(1)
     assert not faults, f"{len(faults)} faults:\n" + "\n".join(faults[:12])
 
@@ -647,7 +607,7 @@ def test_thousands_of_calls_nested_in_one_operation_all_take_effect(kind: str) -
         for index in range(number):
             registry.put_pending_flow(f"c{index}", index)
 
-    injector = Injector(15, nested)
+    injector = injector_at(15, nested)
     helper = Helper()
     try:
         injector.run(lambda: registry.subscribe(cid="c1", instance_id="main", topic="t", event="said"))
@@ -679,14 +639,14 @@ def test_nested_calls_take_effect_in_their_order(kind: str) -> None:
             registry.put_pending_flow("c1", "last")
 
         registry.reset_state()
-        injector = Injector(at, nested)
+        injector = injector_at(at, nested)
         injector.run(lambda: registry.subscribe(cid="c2", instance_id="main", topic="t", event="said"))
-        if injector.where == "nowhere":
+        if not injector.fired:
             break
         assert injector.error is None
         registry._check()
         stats = registry.stats()
-        assert (stats.timers, stats.subscriptions, stats.pending_flows) == (0, 2, 1), injector.where
+        assert (stats.timers, stats.subscriptions, stats.pending_flows) == (0, 2, 1), injector.fired
         at += 1
     assert at > 10
     check_ledger(registry)
@@ -1215,7 +1175,7 @@ def test_an_interrupt_at_any_line_leaves_a_registry_that_a_reset_makes_whole(kin
     while True:
         registry = KINDS[kind]()
         scene = Scene(registry)
-        injector = Injector(at, interrupt, raising=True)
+        injector = injector_at(at, interrupt, raising=True)
         with watchdog():
             try:
                 injector.run(lambda: OPERATIONS[outer](scene, "outer"))  # noqa: B023
@@ -1230,13 +1190,13 @@ def test_an_interrupt_at_any_line_leaves_a_registry_that_a_reset_makes_whole(kin
             except Exception as exc:  # noqa: BLE001 - collected
                 fault = repr(exc)
         if fault is not None:
-            faults.append(f"{injector.where}: {fault}")
+            faults.append(f"{injector.fired}: {fault}")
             if helper.stuck:
                 helper = Helper()
             while registry._driver.core.lock._is_owned():  # type: ignore[attr-defined]
                 registry._driver.core.release()  # for the threads that wait
         registry.close(1 if fault is None else 0)
-        if injector.where == "nowhere" or len(faults) == 8:
+        if not injector.fired or len(faults) == 8:
             break
         at += 1
     helper.end()
@@ -1314,7 +1274,7 @@ def test_an_interrupt_of_a_nested_operation_leaves_the_lock_free() -> None:
     at = 0
     while True:
         registry = VirtualRegistry()
-        injector = Injector(at, interrupt, raising=True)
+        injector = injector_at(at, interrupt, raising=True)
 
         def nested(registry: VirtualRegistry = registry, injector: Injector = injector) -> None:
             try:
@@ -1325,13 +1285,13 @@ def test_an_interrupt_of_a_nested_operation_leaves_the_lock_free() -> None:
 
         registry._driver.core.run_locked(nested)
         if not helper.can(registry.subscriptions, 0.3):
-            faults.append(injector.where)
+            faults.append(injector.fired)
             helper = Helper()
             while registry._driver.core.lock._is_owned():  # type: ignore[attr-defined]
                 registry._driver.core.release()
         registry.reset_state()
         registry._check()
-        if injector.where == "nowhere":
+        if not injector.fired:
             break
         at += 1
     helper.end()
@@ -1354,7 +1314,7 @@ def test_an_interrupt_at_any_line_of_advance_loses_no_lock_and_no_count() -> Non
         registry = VirtualRegistry()
         seen: list[str] = []
         _deliverable(registry, seen)
-        injector = Injector(at, interrupt, raising=True)
+        injector = injector_at(at, interrupt, raising=True)
         fault: str | None = None
         try:
             injector.run(lambda: registry.advance(1))  # noqa: B023
@@ -1376,8 +1336,8 @@ def test_an_interrupt_at_any_line_of_advance_loses_no_lock_and_no_count() -> Non
             while registry._driver.core.lock._is_owned():  # type: ignore[attr-defined]
                 registry._driver.core.release()
         if fault is not None:
-            faults.append(f"{injector.where}: {fault}")
-        if injector.where == "nowhere":
+            faults.append(f"{injector.fired}: {fault}")
+        if not injector.fired:
             break
         at += 1
     helper.end()

@@ -22,7 +22,7 @@ from typing_extensions import override
 
 import stube
 from stube import Conversations, Event, RegistryClosed, RegistryFull, Stats
-from stube.testing._drive import (
+from stube.testing._harness import (
     PATIENCE,
     Injector,
     check_ledger,

@@ -16,7 +16,7 @@ import pytest
 from typing_extensions import override
 
 from stube import Delivery, Event, RegistryClosed, Stats, VirtualTimeError
-from stube.testing._drive import PATIENCE, Injector, check_ledger, run_threads, tracing, watchdog
+from stube.testing._harness import PATIENCE, Injector, check_ledger, run_threads, tracing, watchdog
 from stube_backends.virtual import VirtualRegistry
 
 HOUR: Final = 3_600_000

@@ -16,7 +16,7 @@ from typing_extensions import override
 
 import stube
 from stube import Event, Stats, VirtualTimeError
-from stube.testing._drive import Injector, check_ledger, tracing
+from stube.testing._harness import Injector, check_ledger, tracing
 from stube_backends.engine import Walk
 from stube_backends.engine._order import Publication
 from stube_backends.engine._topics import LEAVING

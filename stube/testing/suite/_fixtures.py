@@ -10,7 +10,7 @@ from typing import Any, Final, Protocol, cast
 import pytest
 
 from stube import Backend
-from stube.testing._drive import Driver
+from stube.testing._harness import Driver
 from stube.testing.plugin import MakeRegistry
 
 __all__ = [

@@ -21,8 +21,8 @@ from stube import (
     TimerInfo,
     UnknownBackendError,
 )
-from stube.testing._capabilities import CAPABILITIES, requires
-from stube.testing._drive import PATIENCE, Driver
+from stube.testing._contract.capabilities import CAPABILITIES, requires
+from stube.testing._harness import PATIENCE, Driver
 from stube.testing.plugin import MakeRegistry
 from stube.testing.suite._fixtures import HOUR, MakeRun, guarantee
 

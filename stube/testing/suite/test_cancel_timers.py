@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from stube import Stats
-from stube.testing._drive import Driver
+from stube.testing._harness import Driver
 from stube.testing.suite._fixtures import HOUR, NOT_A_NAME, guarantee, unchanged
 
 

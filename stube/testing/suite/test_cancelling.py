@@ -8,8 +8,7 @@ import threading
 import pytest
 
 from stube import Event, Stats, TimerHandle
-from stube.testing._differences import first_difference
-from stube.testing._drive import Driver, run_threads
+from stube.testing._harness import Driver, first_difference, run_threads
 from stube.testing.suite._fixtures import HOUR, guarantee
 
 

@@ -15,7 +15,7 @@ from stube import (
     Event,
     Stats,
 )
-from stube.testing._drive import settle_awaiting
+from stube.testing._harness import settle_awaiting
 from stube.testing.plugin import MakeRegistry
 from stube.testing.suite._fixtures import HOUR, MakeRun, guarantee
 

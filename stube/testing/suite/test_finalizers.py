@@ -16,8 +16,8 @@ import pytest
 from typing_extensions import override
 
 from stube import Event
-from stube.testing._capabilities import requires
-from stube.testing._drive import PATIENCE, Driver, check_ledger, passes_through, watchdog
+from stube.testing._contract.capabilities import requires
+from stube.testing._harness import PATIENCE, Driver, check_ledger, passes_through, watchdog
 from stube.testing.suite._fixtures import HOUR, OPERATIONS, MakeRun, guarantee
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from stube import Backend, Stats
-from stube.testing._capabilities import requires
-from stube.testing._drive import run_script
+from stube.testing._contract.capabilities import requires
+from stube.testing._harness import run_script
 from stube.testing.suite._fixtures import guarantee
 
 _FORK = """

@@ -11,15 +11,14 @@ import pytest
 from typing_extensions import override
 
 from stube import (
+    Backend,
     Conversation,
     ConversationEnded,
     Conversations,
     Event,
-    EventSpec,
     Stats,
-    TimerHandle,
 )
-from stube.testing._drive import Driver, run_threads
+from stube.testing._harness import Driver, RegistryProxy, run_threads
 from stube.testing.suite._fixtures import HOUR, guarantee
 
 
@@ -191,37 +190,23 @@ def test_conversation_ended_is_no_failure_where_the_log_fails(run: Driver) -> No
     assert run.stats() == Stats(subscriptions=1, accepted=2, delivered=2)
 
 
-class _Meddling:
-    """A registry that ends a conversation in the middle of its adding operations, before or after the add itself."""
+class _Meddling(RegistryProxy):
+    """A registry that ends a conversation during its next operation, before or after the operation itself."""
 
-    def __init__(self, run: Driver, moment: str) -> None:
-        self._registry: Any = run.registry
+    def __init__(self, registry: Backend, moment: str) -> None:
+        super().__init__(registry)
         self._moment = moment
         self.conversation: Conversation | None = None
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._registry, name)
-
-    def _around(self, add: Callable[[], Any]) -> Any:
+    @override
+    def _operate(self, operation: str, call: Callable[..., Any], /, *positional: Any, **named: Any) -> Any:
         conversation, self.conversation = self.conversation, None
         if conversation is not None and self._moment == "before":
             conversation.end()
-        result = add()
+        result = call(*positional, **named)
         if conversation is not None and self._moment == "after":
             conversation.end()
         return result
-
-    def put_pending_flow(self, cid: str, flow_id: Any, /) -> None:
-        self._around(lambda: self._registry.put_pending_flow(cid, flow_id))
-
-    def schedule_event(self, *, cid: str, instance_id: str, delay_ms: float, event: EventSpec) -> TimerHandle:
-        handle: TimerHandle = self._around(
-            lambda: self._registry.schedule_event(cid=cid, instance_id=instance_id, delay_ms=delay_ms, event=event)
-        )
-        return handle
-
-    def subscribe(self, *, cid: str, instance_id: str, topic: str, event: EventSpec) -> None:
-        self._around(lambda: self._registry.subscribe(cid=cid, instance_id=instance_id, topic=topic, event=event))
 
 
 @guarantee("G7")
@@ -229,9 +214,8 @@ class _Meddling:
 @pytest.mark.parametrize("method", ["put_flow", "schedule", "subscribe"])
 def test_an_add_that_races_with_the_end_is_undone_before_it_raises(run: Driver, moment: str, method: str) -> None:
     """Case 14b. Fault: whether it has ended is asked before the add and not after it. Both orders of the race."""
-    meddling = _Meddling(run, moment)
-    registry: Any = meddling
-    conversation = Conversations(registry).open("c1")
+    meddling = _Meddling(run.registry, moment)
+    conversation = Conversations(meddling).open("c1")
     adding: dict[str, Callable[[], object]] = {
         "put_flow": lambda: conversation.put_flow("flow"),
         "schedule": lambda: conversation.schedule("tick", HOUR),

@@ -6,8 +6,9 @@ scheduling.
 
 from __future__ import annotations
 
-from stube.testing._checker import check_history
-from stube.testing._recording import HistoryFailed, clock_option, promised, random_history
+from stube.testing._history.checker import check_history
+from stube.testing._history.recorder import clock_option, promised
+from stube.testing._history.workload import HistoryFailed, random_history
 from stube.testing.plugin import MakeRegistry
 from stube.testing.suite._fixtures import guarantee
 

@@ -10,7 +10,7 @@ from unittest.mock import Mock
 import pytest
 
 from stube import Backend, Dispatch, Event, Stats
-from stube.testing._drive import Driver, settle_awaiting
+from stube.testing._harness import Driver, settle_awaiting
 from stube.testing.suite._fixtures import guarantee, unchanged
 
 

@@ -12,9 +12,8 @@ import weakref
 import pytest
 
 from stube import Event, Stats, TimerHandle
-from stube.testing._capabilities import requires
-from stube.testing._drive import PATIENCE, Driver
-from stube.testing._loops import live_threads
+from stube.testing._contract.capabilities import requires
+from stube.testing._harness import PATIENCE, Driver, live_threads
 from stube.testing.suite._fixtures import AWKWARD_NAMES, HOUR, MakeRun, Payload, guarantee
 
 

@@ -13,9 +13,8 @@ from typing import Any
 import pytest
 
 from stube import Backend, Event, RegistryClosed, Stats
-from stube.testing._capabilities import requires
-from stube.testing._drive import PATIENCE, Driver, Injector, run_script, run_threads, tracing
-from stube.testing._loops import create, live_threads
+from stube.testing._contract.capabilities import requires
+from stube.testing._harness import PATIENCE, Driver, Injector, create, live_threads, run_script, run_threads, tracing
 from stube.testing.plugin import MakeRegistry
 from stube.testing.suite._fixtures import HOUR, OPERATIONS, MakeRun, guarantee, unchanged
 

@@ -11,9 +11,8 @@ from collections.abc import Iterable
 import pytest
 
 from stube import Event, Stats
-from stube.testing._capabilities import requires
-from stube.testing._differences import first_difference
-from stube.testing._drive import Driver, run_threads
+from stube.testing._contract.capabilities import requires
+from stube.testing._harness import Driver, first_difference, run_threads
 from stube.testing.suite._fixtures import MakeRun, guarantee
 
 # Taken at import, because tests replace attributes of the time module.

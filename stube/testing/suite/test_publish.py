@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from stube import Stats
-from stube.testing._drive import Driver
+from stube.testing._harness import Driver
 from stube.testing.suite._fixtures import NOT_A_NAME, guarantee, unchanged
 
 _monotonic_ns = time.monotonic_ns

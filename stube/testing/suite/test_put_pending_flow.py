@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 
 from stube import Stats
-from stube.testing._capabilities import requires
-from stube.testing._differences import first_difference
-from stube.testing._drive import Driver
+from stube.testing._contract.capabilities import requires
+from stube.testing._harness import Driver, first_difference
 from stube.testing.suite._fixtures import AWKWARD_NAMES, NOT_A_NAME, Payload, guarantee, unchanged
 
 

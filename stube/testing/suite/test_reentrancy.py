@@ -20,7 +20,7 @@ import pytest
 from typing_extensions import override
 
 from stube import Event, RegistryClosed, RegistryFull, TimerHandle
-from stube.testing._drive import PATIENCE, Driver, Injector, check_ledger, tracing, watchdog
+from stube.testing._harness import PATIENCE, Driver, Injector, check_ledger, tracing, watchdog
 from stube.testing.suite._fixtures import HOUR, OPERATIONS, MakeRun, guarantee
 
 

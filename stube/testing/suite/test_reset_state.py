@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 
 from stube import ConversationInfo, Event, Stats
-from stube.testing._drive import Driver
+from stube.testing._harness import Driver
 from stube.testing.suite._fixtures import HOUR, guarantee
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from stube import NO_PAYLOAD, Event, EventSpec, Stats, TimerHandle
-from stube.testing._drive import Driver
+from stube.testing._harness import Driver
 from stube.testing.suite._fixtures import AWKWARD_NAMES, HOUR, NOT_A_NAME, guarantee, unchanged
 
 # What arrives.

@@ -11,9 +11,8 @@ import pytest
 from typing_extensions import override
 
 from stube import RegistryClosed, RegistryFull, Stats
-from stube.testing._capabilities import requires
-from stube.testing._differences import first_difference
-from stube.testing._drive import PATIENCE, Driver, Injector, run_threads, tracing
+from stube.testing._contract.capabilities import requires
+from stube.testing._harness import PATIENCE, Driver, Injector, first_difference, run_threads, tracing
 from stube.testing.suite._fixtures import HOUR, MakeRun, guarantee, unchanged
 
 # Taken at import, because tests replace attributes of the time module.

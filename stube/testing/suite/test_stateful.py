@@ -1,7 +1,8 @@
 """Random programs of all twelve operations, performed on the backend and on a model of plain dicts and lists.
 
-What is compared, and when, stands in `stube.testing._comparing`; what a program may hold in `_random_programs`. A
-failure prints the smallest program that was found to show it, as Python that can be pasted into a test.
+What is compared, and when, stands in `stube.testing._model.differential`; what a program may hold in
+`stube.testing._model.random_programs`. A failure prints the smallest program that was found to show it, as Python that
+can be pasted into a test.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ from typing import Any, Final
 
 import pytest
 
-from stube.testing._capabilities import requires
-from stube.testing._random_programs import compare_programs
+from stube.testing._contract.capabilities import requires
+from stube.testing._model.random_programs import compare_programs
 from stube.testing.suite._fixtures import guarantee
 
 _EXACT_PROGRAMS: Final = 250

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from stube import Event, EventSpec, Stats
-from stube.testing._differences import first_difference
-from stube.testing._drive import Driver, run_threads
+from stube.testing._harness import Driver, first_difference, run_threads
 from stube.testing.suite._fixtures import AWKWARD_NAMES, NOT_A_NAME, guarantee, unchanged
 from stube.testing.suite.test_schedule_event import WRONG_EVENTS
 

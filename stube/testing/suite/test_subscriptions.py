@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stube.testing._drive import Driver
+from stube.testing._harness import Driver
 from stube.testing.suite._fixtures import guarantee
 
 

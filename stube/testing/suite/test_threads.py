@@ -11,7 +11,7 @@ from functools import partial
 import pytest
 
 from stube import Backend, ConversationInfo, Stats
-from stube.testing._drive import PATIENCE, Driver, Injector, run_threads, tracing, tripped
+from stube.testing._harness import PATIENCE, Driver, Injector, run_threads, timed_out, tracing
 from stube.testing.suite._fixtures import HOUR, OPERATIONS, guarantee
 
 _monotonic = time.monotonic
@@ -177,7 +177,7 @@ def test_two_threads_that_are_both_interrupted_do_not_wait_for_each_other(run: D
         for thread in threads:
             thread.join(PATIENCE)
         if any(thread.is_alive() for thread in threads):
-            tripped.append(PATIENCE)  # the registry may stand still for ever, so nobody closes it
+            timed_out.append(PATIENCE)  # the registry may stand still for ever, so nobody closes it
             raise AssertionError(f"a deadlock: both were interrupted at line {at} of subscribe")
         if not fired:
             break

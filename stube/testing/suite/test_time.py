@@ -13,10 +13,8 @@ from typing import Any
 import pytest
 
 from stube import Stats
-from stube.testing._capabilities import requires
-from stube.testing._differences import first_difference
-from stube.testing._drive import PATIENCE, Driver, run_script
-from stube.testing._loops import loop_is_needed
+from stube.testing._contract.capabilities import requires
+from stube.testing._harness import PATIENCE, Driver, first_difference, loop_is_needed, run_script
 from stube.testing.suite._fixtures import HOUR, MakeRun, guarantee, unchanged
 
 # Taken at import, because tests replace attributes of the time module.

@@ -12,9 +12,8 @@ from typing import cast
 import pytest
 
 from stube import Backend, Event, Stats, VirtualBackend, VirtualTimeError
-from stube.testing._capabilities import requires
-from stube.testing._differences import first_difference
-from stube.testing._drive import PATIENCE, Driver, Injector, run_threads, tracing
+from stube.testing._contract.capabilities import requires
+from stube.testing._harness import PATIENCE, Driver, Injector, first_difference, run_threads, tracing
 from stube.testing.plugin import MakeRegistry
 from stube.testing.suite._fixtures import HOUR, MakeRun, Payload, guarantee
 

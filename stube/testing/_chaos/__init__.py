@@ -1,0 +1,1 @@
+"""Threads and unruly handlers on one registry, and the audit of what came of it. Private."""

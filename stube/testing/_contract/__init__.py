@@ -1,0 +1,1 @@
+"""The promises of the contract: the guarantees by number, and the optional capabilities by name. Private."""

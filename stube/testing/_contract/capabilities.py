@@ -1,0 +1,57 @@
+"""The optional promises of a backend, each with its meaning, and the marker that asks for one.
+
+A backend does not promise a capability that it does not name in `capabilities`. The tests that need it are then
+skipped, with a reason that names it. Everything without a capability here is mandatory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from types import MappingProxyType
+from typing import Final
+
+import pytest
+
+__all__ = ["CAPABILITIES", "backend_name", "missing_reason", "requires"]
+
+CAPABILITIES: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "common_topic_order": "All subscribers of a topic see its messages in one common order, from all publishers.",
+        "one_instant_snapshot": "`stats`, `inspect` and `subscriptions` show one instant of the whole registry.",
+        "by_reference": "Payloads arrive as the very objects that were handed in; any object serves.",
+        "fork": "A forked child has an empty, usable registry, and the parent is undisturbed.",
+        "coroutine_dispatch": "Dispatch may be a coroutine function, which the backend awaits.",
+        "virtual_time": "The clock moves only when the caller moves it: the backend is a `VirtualBackend`.",
+        "own_clock": "The option `clock` takes a callable that returns monotonic nanoseconds.",
+        "cross_process": "Payloads cross a process boundary; what cannot be carried is refused at the call.",
+        "sizes": "`sizes()` returns the length of every internal container, which the leak tests compare.",
+    }
+)
+"""Every known capability and what it promises."""
+
+
+def requires(*capabilities: str) -> pytest.MarkDecorator:
+    """Mark a test that needs optional capabilities: it is skipped on a backend that does not promise them.
+
+    Raises:
+        ValueError: a name is no known capability, so that a spelling mistake cannot skip a test on every backend.
+    """
+    unknown = sorted(set(capabilities) - set(CAPABILITIES))
+    if unknown:
+        raise ValueError(f"Unknown capability {unknown[0]!r}. Choose from {', '.join(sorted(CAPABILITIES))}.")
+    return pytest.mark.stube_requires(*capabilities)
+
+
+def missing_reason(name: str, promised: Collection[str], wanted: Iterable[str]) -> str | None:
+    """Return the reason to skip: the first wanted capability that the backend `name` does not promise, or None."""
+    for capability in wanted:
+        if capability not in promised:
+            return f"capability {capability} is not promised by {name}"
+    return None
+
+
+def backend_name(spec: object) -> str:
+    """Return the name of the backend in a spec, for test ids and reasons, without a URL's rest and so its password."""
+    if isinstance(spec, Mapping):
+        spec = spec.get("backend", "unnamed")
+    return str(spec).partition("://")[0]

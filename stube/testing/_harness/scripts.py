@@ -1,0 +1,68 @@
+"""A scenario that runs in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from typing import Any, Final
+
+from stube.testing._harness.loops import loop_is_needed
+
+__all__ = ["run_script"]
+
+_PRELUDE: Final = """
+import json, os, signal, sys, threading, time, warnings
+# These scripts fork while threads run, on purpose.
+warnings.filterwarnings("ignore", message=".*fork.*", category=DeprecationWarning)
+import stube
+from stube.testing._harness import PATIENCE, Driver, create, create_apart, live_threads, run_threads, start
+
+if os.environ.pop("STUBE_LOOP_IS_NEEDED", ""):
+    start()
+
+def make(**options):
+    spec, always = json.loads(os.environ["STUBE_UNDER_TEST"])
+    return create(spec, **{**always, **options})
+
+def make_apart(**options):
+    "Make a registry with an event loop of its own, which no other registry can block."
+    spec, always = json.loads(os.environ["STUBE_UNDER_TEST"])
+    return create_apart(spec, **{**always, **options})
+
+def read_all(fd, seconds):
+    "Read from the pipe until its end, or until nothing has come for so many seconds."
+    import select
+    data = b""
+    while select.select([fd], [], [], seconds)[0]:
+        chunk = os.read(fd, 65536)
+        if not chunk:
+            break
+        data += chunk
+    return data.decode()
+
+def finish():
+    "Print the instant at which the program should end; the last line of a script that does not close."
+    print(time.time(), flush=True)
+
+"""
+
+
+def run_script(spec: object, options: Mapping[str, Any], body: str, *, timeout: float = 60) -> str:
+    """Run a scenario in a fresh interpreter and return what it printed.
+
+    The script may use `make(**options)`, which makes the backend under test, and the other names of the prelude above.
+    Asserts that the script ends in time, with code 0 and with nothing on stderr.
+    """
+    environment = dict(os.environ, PYTHONPATH=os.pathsep.join(path for path in sys.path if path))
+    environment.pop("PYTHONWARNINGS", None)
+    # Not in the arguments, which every user of the machine can read, because a URL may hold a password.
+    environment["STUBE_UNDER_TEST"] = json.dumps([spec, dict(options)])
+    environment["STUBE_LOOP_IS_NEEDED"] = "yes" if loop_is_needed(spec, options) else ""
+    command = [sys.executable, "-X", "faulthandler", "-c", _PRELUDE + body]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout, check=False)
+    assert done.stderr == "", f"the script wrote on stderr:\n{done.stderr}"
+    assert done.returncode == 0, f"the script ended with code {done.returncode}; it printed:\n{done.stdout}"
+    return done.stdout

@@ -1,0 +1,81 @@
+"""An action at one chosen line of an operation, for tests of what may happen between two lines."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, Final
+
+__all__ = ["Injector", "tracing"]
+
+_TESTING: Final = os.path.dirname(os.path.dirname(__file__))
+
+
+class Injector:
+    """A trace function that performs an action once, when it comes to a certain line beneath an operation.
+
+    Args:
+        at: the number of the line, from 0. The lines of all traced threads are counted together.
+        action: what is performed there.
+        within: a folder; only lines of files in it count. By default all lines count except those of `stube.testing`.
+        keep_error: keep an exception of the action in `error`. By default it is raised in the interrupted operation.
+    """
+
+    def __init__(
+        self, at: int, action: Callable[[], object], *, within: str | None = None, keep_error: bool = False
+    ) -> None:
+        self._at = at
+        self._actions = [action]  # popped, because several threads may come to the line
+        self._within = within
+        self._keep_error = keep_error
+        self.lines = 0
+        """How many lines were counted up to now."""
+        self.fired = ""
+        """The place of the line, once it was reached."""
+        self.error: BaseException | None = None
+
+    def __call__(self, frame: FrameType, event: str, argument: Any) -> Any:
+        """Trace the frames whose lines count."""
+        file = frame.f_code.co_filename
+        counts = file.startswith(self._within) if self._within is not None else not file.startswith(_TESTING)
+        return self._line if counts else None
+
+    def run(self, operation: Callable[[], object]) -> object:
+        """Call `operation` with this thread traced."""
+        with tracing(self):
+            return operation()
+
+    def _line(self, frame: FrameType, event: str, argument: Any) -> Any:
+        if event == "line":
+            number, self.lines = self.lines, self.lines + 1
+            if number >= self._at and not self.fired:
+                try:
+                    action = self._actions.pop()
+                except IndexError:
+                    return self._line  # another thread performs it
+                code = frame.f_code
+                self.fired = f"{os.path.basename(code.co_filename)}:{frame.f_lineno} ({code.co_name})"
+                self._perform(action)
+        return self._line
+
+    def _perform(self, action: Callable[[], object]) -> None:
+        try:
+            action()
+        except BaseException as exc:
+            if not self._keep_error:
+                raise
+            self.error = exc
+
+
+@contextmanager
+def tracing(injector: Injector) -> Iterator[None]:
+    """Let the injector see every line of the block that this thread executes."""
+    previous = sys.gettrace()
+    sys.settrace(injector)
+    try:
+        yield
+    finally:
+        sys.settrace(previous)

@@ -1,0 +1,1 @@
+"""Histories of many threads: the records, the recorder, and the checker with its rules. Private."""

@@ -1,0 +1,1 @@
+"""The parts of the pytest plugin `stube.testing.plugin`, each a plugin that it loads. Private."""
