@@ -230,7 +230,7 @@ FAULTS: Final[tuple[Fault, ...]] = (
         "a baton is read and then forgotten, in two steps",
         ENGINE + "_local.py",
         "        flow_id = engine.flows.pop(cid, None)  #",
-        "        flow_id = engine.flows.get(cid)\n        os.sched_yield()\n        engine.flows.pop(cid, None)  #",
+        "        flow_id = engine.flows.get(cid)\n        __import__('os').sched_yield()\n        engine.flows.pop(cid, None)  #",
         ("test_threads.py::test_whatever_line_another_thread_comes_in_at_both_operations_are_whole",),
     ),
     Fault(
