@@ -158,8 +158,7 @@ def test_a_timer_that_only_its_group_knows_is_pending_again() -> None:
     """Fault: a schedule that was broken off between the group and the wheel loses its timer (G20)."""
     broken = Broken()
     engine = broken.engine
-    engine.order.wheel.remove(broken.timers[3])
-    engine.order.wheel.remove(broken.timers[4])
+    engine.order.remove(broken.timers[3:5])
     mend(engine)
     engine._check()
     assert engine.ledger.timers == 6

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, get_args
 
 from stube import Event, RegistryFull
 from stube_backends.engine._order import Publication, part_of
-from stube_backends.engine._wheel import unlink
+from stube_backends.engine._rings import unlink
+from stube_backends.engine._tables import free_if_empty
 
 if TYPE_CHECKING:
     from stube_backends.engine._engine import Engine
@@ -94,7 +95,7 @@ class Backlogs:
                 ledger.dropped += 1
                 continue
             message = part_of(publication, [target])
-            engine.order.add_arrival(message)
+            engine.order.arrivals.append(message)
             ledger.queued += 1
             backlog = self.by_cid.get(target.cid)
             if backlog is None:
@@ -158,8 +159,7 @@ class Backlogs:
 
     def _drop(self, cid: str) -> None:
         del self.by_cid[cid]
-        if not self.by_cid:
-            self.by_cid.clear()  # gives the table back
+        free_if_empty(self.by_cid)
 
     def _check(self, waiting: Iterable[Publication]) -> None:
         mine = {id(message) for backlog in self.by_cid.values() for message in backlog.messages}

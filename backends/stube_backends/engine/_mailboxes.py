@@ -16,7 +16,7 @@ is parked goes back to where it came from.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, Final
 
 from stube import Event
@@ -24,40 +24,26 @@ from stube_backends.engine._arguments import PlainEvent, event_of
 from stube_backends.engine._backlogs import Limits
 from stube_backends.engine._engine import Engine, count_live
 from stube_backends.engine._order import EARLIEST, Arrival, Publication, part_of
+from stube_backends.engine._rings import Ring, insert_after, unlink
+from stube_backends.engine._tables import free_if_empty
 from stube_backends.engine._timers import Timer
 from stube_backends.engine._topics import Subscription
-from stube_backends.engine._wheel import unlink
 
 _PARKED_AT_MOST: Final = 256  # in one call, so that others get their turn of the lock
 
 
-class Mailbox:
+class Mailbox(Ring):
     """What waits for one conversation, in the ready order: the head of its ring, and who sees to it."""
 
-    __slots__ = ("after", "before", "begun", "cid", "running", "server")
+    __slots__ = ("begun", "cid", "running", "server")
 
     def __init__(self, cid: str, server: object) -> None:
+        super().__init__()
         self.cid = cid
-        self.before: Any = self
-        self.after: Any = self
         self.running = False  # whether a delivery of it has begun and is not over
         # For who serves it: what has been begun and is still to be gone on with.
         self.begun: tuple[Event, Any] | None = None
         self.server = server  # who delivers it, one after the other; None when that is over
-
-    def __iter__(self) -> Iterator[Arrival]:
-        entry = self.after
-        while entry is not self:
-            yield entry
-            entry = entry.after
-
-    def add(self, entry: Arrival) -> None:
-        """Put an entry last."""
-        last = self.before  # as in `TimerWheel.add`
-        entry.before = last
-        entry.after = self
-        last.after = entry
-        self.before = entry
 
 
 AGAIN: Final = Mailbox("", None)
@@ -97,10 +83,10 @@ class MailboxEngine(Engine):
                 cid = entry.entries[0].cid  # type: ignore[union-attr]
             box = self.boxes.get(cid)
             if box is not None:
-                box.add(entry)
+                box.append(entry)
                 continue
             box = self.boxes[cid] = Mailbox(cid, server)
-            box.add(entry)
+            box.append(entry)
             return box
         return AGAIN
 
@@ -112,7 +98,7 @@ class MailboxEngine(Engine):
             if type(entry) is Timer:
                 group, spec = entry.group, entry.event
                 ledger.timers -= 1
-                self.groups.remove(entry)
+                self.groups.remove((entry,))
                 entry.event = entry.group = None
                 event = event_of(group.instance_id, spec)  # type: ignore[union-attr, arg-type]
             else:
@@ -144,12 +130,10 @@ class MailboxEngine(Engine):
             while place.after is not self.order.arrivals and place.after.due < entry.due:
                 place = place.after
             unlink(entry)
-            entry.before, entry.after = place, place.after
-            place.after.before = entry
-            place.after = place = entry
+            insert_after(place, entry)
+            place = entry
         self.boxes.pop(box.cid, None)
-        if not self.boxes:
-            self.boxes.clear()  # gives the table back
+        free_if_empty(self.boxes)
         box.server = None
 
     def unsubscribe(self, cid: str, instance_id: str | None, topic: str | None) -> list[PlainEvent | None]:
@@ -192,7 +176,7 @@ class MailboxEngine(Engine):
         """Take out what is parked, in no ring any more. Who serves a mailbox goes on serving it."""
         entries = self.parked()
         for box in self.boxes.values():
-            _emptied(box)
+            box.release_all()
         self.publication, self.targets = None, []
         return entries
 
@@ -202,7 +186,7 @@ class MailboxEngine(Engine):
         for entry in self.unpark():
             if type(entry) is Timer:
                 held.append(entry.event)
-                self.groups.remove(entry)
+                self.groups.remove((entry,))
                 entry.event = entry.group = None
                 self.ledger.timers -= 1
                 self.ledger.dropped += 1
@@ -269,17 +253,6 @@ class MailboxEngine(Engine):
             assert box.server is not None, f"nobody will look into the mailbox of {cid!r}"
             dues = [entry.due for entry in box]
             assert dues == sorted(dues), f"the mailbox of {cid!r} is out of order: {dues}"
-            for entry in box:
-                assert entry.after.before is entry, f"the ring of the mailbox of {cid!r} is broken"
+            box._check()
         running = sum(box.running for box in self.boxes.values())
         assert running <= self.ledger.running, f"{running} deliveries run, counted {self.ledger.running}"
-
-
-def _emptied(box: Mailbox) -> list[Arrival]:
-    """Take out all that is parked in a mailbox, in its order."""
-    entries = list(box)
-    box.before = box.after = box
-    for entry in entries:
-        entry.after = None
-        del entry.before
-    return entries

@@ -61,10 +61,10 @@ def _mend_timers(engine: Engine, arrivals: list[Timer | Publication], burst: lis
     seen: set[int] = set()
     for entry in arrivals:
         if type(entry) is Publication:
-            engine.order.add_arrival(entry)
+            engine.order.arrivals.append(entry)
         elif _is_to_mend(entry, seen):
             _regroup(engine, entry)
-            engine.order.add_arrival(entry)
+            engine.order.arrivals.append(entry)
     for timer in waiting:
         if _is_to_mend(timer, seen):
             _regroup(engine, timer)

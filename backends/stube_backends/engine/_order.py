@@ -9,13 +9,14 @@ before that instant, so on a tie the wheel goes first.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from operator import length_hint
 from typing import Any, Final, TypeAlias
 
+from stube_backends.engine._rings import Ring, unlink
 from stube_backends.engine._timers import Timer
 from stube_backends.engine._topics import LEAVING, Subscription, Topic
-from stube_backends.engine._wheel import OPEN, TimerWheel, unlink
+from stube_backends.engine._wheel import OPEN, Slot, TimerWheel
 
 
 class Publication:
@@ -157,20 +158,10 @@ class Burst:
         return rest
 
 
-class Arrivals:
-    """The head of the ring of what was ready when it was accepted."""
+class Arrivals(Ring):
+    """The ring of what was ready when it was accepted."""
 
-    __slots__ = ("after", "before")
-
-    def __init__(self) -> None:
-        self.before: Any = self
-        self.after: Any = self
-
-    def __iter__(self) -> Iterator[Arrival]:
-        entry = self.after
-        while entry is not self:
-            yield entry
-            entry = entry.after
+    __slots__ = ()
 
     def __bool__(self) -> bool:
         return self.after is not self
@@ -189,17 +180,24 @@ class ReadyOrder:
         self.wheel = TimerWheel()
         self.arrivals = Arrivals()
 
-    def add_arrival(self, entry: Arrival) -> None:
-        """Take in a publication or a timer without delay, accepted at the latest instant so far.
+    def remove(self, timers: Iterable[Timer]) -> None:
+        """Take out timers, whether they stand in the wheel, among the arrivals or in another ring of arrivals.
 
-        A timer with a delay goes to the wheel; and to remove a timer, wherever it stands, is the wheel's as well.
+        One method serves all of them, because a timer's links do not tell in which ring it stands.
         """
-        arrivals = self.arrivals
-        last = arrivals.before  # as in `TimerWheel.add`
-        entry.before = last
-        entry.after = arrivals
-        last.after = entry
-        arrivals.before = entry
+        for timer in timers:
+            after = timer.after
+            if after is OPEN:
+                self.wheel.remove_from_open(timer)
+                continue
+            # `unlink`, written out (0.04 us of 0.36 for each timer of a conversation that is cancelled).
+            before = timer.before
+            before.after = after
+            after.before = before
+            timer.after = None
+            del timer.before
+            if before is after and type(after) is Slot:
+                self.wheel.drop(after)
 
     def take(self, now: int) -> Arrival | None:
         """Take out what must begin next, of all that is ready at `now`."""
@@ -225,14 +223,13 @@ class ReadyOrder:
             if entry.after is not OPEN:
                 del entry.before
             entry.after = None
-        heads: list[Any] = [arrivals, *wheel.slots.values()]
+        heads: list[Ring] = [arrivals, *wheel.slots.values()]
         for head in heads:
-            del head.before, head.after  # a ring of its own would not be freed at once
+            head.cut()
         return entries
 
     def _check(self) -> None:
         self.wheel._check()
         instants = [entry.due for entry in self.arrivals]
         assert instants == sorted(instants), f"arrivals out of order: {instants}"
-        for entry in self.arrivals:
-            assert entry.after.before is entry, "the ring of arrivals is broken"
+        self.arrivals._check()

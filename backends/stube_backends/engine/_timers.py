@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Final, Protocol
 
 from stube_backends.engine._arguments import PlainEvent, name_of
+from stube_backends.engine._tables import free_if_empty
 
 DETACHED: Final = object()
 """The `after` of a timer whose handle has been given out and which stands in no ring yet."""
@@ -101,8 +102,11 @@ class TimerGroups:
         self.by_cid: dict[str, dict[str, Group]] = {}
 
     def add(self, timer: Timer, cid: str, instance_id: str, owner: TimerOwner) -> None:
-        """Put a timer last in the group of an instance."""
-        group = self.group_of(cid, instance_id, owner)
+        """Put a timer last in the group of an instance, which is made with its first timer."""
+        groups = self.by_cid.get(cid)
+        group = None if groups is None else groups.get(instance_id)
+        if group is None:
+            group = self.by_cid.setdefault(cid, {})[instance_id] = Group(cid, instance_id, owner)
         timer.group = group
         newest = group.older
         timer.older = newest
@@ -110,29 +114,16 @@ class TimerGroups:
         newest.newer = timer
         group.older = timer
 
-    def group_of(self, cid: str, instance_id: str, owner: TimerOwner) -> Group:
-        """The group of an instance, which it gets with its first timer."""
-        groups = self.by_cid.get(cid)
-        if groups is None:
-            groups = self.by_cid[cid] = {}
-        group = groups.get(instance_id)
-        if group is None:
-            group = groups[instance_id] = Group(cid, instance_id, owner)
-        return group
-
-    def remove(self, timer: Timer) -> None:
-        """Take a timer out of its group, and what empties by it out of the index."""
-        older, newer = timer.older, timer.newer
-        older.newer = newer
-        newer.older = older
-        del timer.older, timer.newer
-        if older is newer:  # only the head is left
-            self.drop(older)
-
-    def drop(self, group: Group) -> None:
-        """Forget a group whose last timer has left, and cut its head, a ring of its own by now."""
-        self._forget(group)
-        del group.older, group.newer
+    def remove(self, timers: Iterable[Timer]) -> None:
+        """Take timers out of their groups, and out of the index each group that has become empty."""
+        for timer in timers:
+            older, newer = timer.older, timer.newer
+            older.newer = newer
+            newer.older = older
+            del timer.older, timer.newer
+            if older is newer:  # only the head is left, a ring of its own
+                self._forget(older)
+                del older.older, older.newer
 
     def take(self, cid: str, instance_id: str | None) -> list[Timer]:
         """Take out all timers of a conversation, or of one instance of it; O(their number)."""
@@ -143,7 +134,7 @@ class TimerGroups:
             groups = [] if group is None else [group]
         # Out of the index before the rings are cut, so that a reader that interrupts these lines meets whole ones.
         if instance_id is None:
-            self._shrink()
+            free_if_empty(self.by_cid)
         elif groups:
             self._forget(groups[0])
         return _cut(groups)
@@ -164,12 +155,7 @@ class TimerGroups:
         del groups[group.instance_id]
         if not groups:
             del self.by_cid[group.cid]
-            self._shrink()
-
-    def _shrink(self) -> None:
-        # An empty dict keeps the table of its fullest day (42 MB after a million keys); clearing gives it back.
-        if not self.by_cid:
-            self.by_cid.clear()
+            free_if_empty(self.by_cid)
 
     def _check(self) -> None:
         for cid, groups in self.by_cid.items():
