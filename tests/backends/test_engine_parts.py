@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from stube import Event
 from stube.testing._drive import Injector, tracing
 from stube_backends.engine import (
     EARLIEST,
@@ -428,6 +429,22 @@ def test_a_handle_asks_its_owner_and_after_its_end_nobody() -> None:
     assert owner.asked == [timer]
     timer.group = None
     assert timer.cancel() is False
+
+
+@pytest.mark.parametrize(
+    ("spec", "event"),
+    [
+        ("tick", Event("i", "tick")),
+        (("tick",), Event("i", "tick")),
+        (("tick", 1), Event("i", "tick", 1)),
+        (("tick", 1, 2), Event("i", "tick", (1, 2))),
+    ],
+)
+def test_a_claim_takes_the_delivery_off_the_timer(spec: Any, event: Event) -> None:
+    """Fault: the event of another instance, or a handle that keeps a payload or a registry alive (G13)."""
+    timer = Timer.detached(spec, Group("c", "i", Owner()))
+    assert timer.claim() == ("c", event)
+    assert (timer.event, timer.group, timer.cancel()) == (None, None, False)
 
 
 @pytest.mark.usefixtures("uncollected")

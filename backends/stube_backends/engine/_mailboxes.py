@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from stube import Event
-from stube_backends.engine._arguments import PlainEvent, event_of
+from stube_backends.engine._arguments import PlainEvent
 from stube_backends.engine._backlogs import Limits
 from stube_backends.engine._engine import Engine, count_live
 from stube_backends.engine._order import EARLIEST, Arrival, Publication, part_of
@@ -96,11 +96,9 @@ class MailboxEngine(Engine):
         while (entry := box.after) is not box:
             unlink(entry)
             if type(entry) is Timer:
-                group, spec = entry.group, entry.event
                 ledger.timers -= 1
                 self.groups.remove((entry,))
-                entry.event = entry.group = None
-                event = event_of(group.instance_id, spec)  # type: ignore[union-attr, arg-type]
+                _, event = entry.claim()
             else:
                 target = entry.entries[0]
                 ledger.queued -= 1

@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any, Final, Protocol
 
-from stube_backends.engine._arguments import PlainEvent, name_of
+from stube import Event
+from stube_backends.engine._arguments import PlainEvent, event_of, name_of
 from stube_backends.engine._tables import free_if_empty
 
 DETACHED: Final = object()
 """The `after` of a timer whose handle has been given out and which stands in no ring yet."""
 
-
 CLAIMABLE: Final = object()
-"""The `after` of a timer in a burst, from which whoever delivers claims it without the lock."""
+"""The `after` of a timer in a burst, from which the delivery thread claims it without the lock."""
 
 
 class TimerOwner(Protocol):
-    """Whoever can cancel a timer on behalf of its handle: the registry."""
+    """Cancels a timer on behalf of its handle: the registry."""
 
     def cancel_timer(self, timer: Timer) -> bool: ...
 
@@ -30,10 +30,10 @@ class Timer:
     "Hashed and Hierarchical Timing Wheels", 1987, scheme 6). Being its own handle, and two links instead of two
     dict entries, make it 120 bytes with its due instant.
 
-    A timer is pending while `after` is not None. Whoever takes it out of its ring, under the lock, has decided its
-    fate: the claim that makes cancelling final (G5). Its event and its links are gone soon after, so that a handle
-    that outlives its timer keeps nothing alive. There is no `__weakref__` slot
-    on purpose: a weak reference's callback would be user code inside the engine.
+    A timer is pending while `after` is not None. The thread that takes it out of its ring, under the lock, decides its
+    fate: this is the claim that makes cancelling final (G5). The claim also takes its event and its group, so that a
+    handle that outlives its timer keeps nothing alive. There is no `__weakref__` slot, because the callback of a weak
+    reference would be user code inside the engine.
     """
 
     __slots__ = ("after", "before", "due", "event", "group", "newer", "older")
@@ -48,17 +48,24 @@ class Timer:
     older: Any
     newer: Any
 
-    # No __init__: whoever makes a timer sets `due` and `event`, `TimerGroups` and the wheel the rest (0.1 us of 1.2).
+    # No __init__: the engine sets `due` and `event`, `TimerGroups` and the ring set the rest (0.1 us of 1.2).
 
     @classmethod
     def detached(cls, event: PlainEvent, group: Group) -> Timer:
-        """A timer that has a handle's duties but stands in no ring yet; nor does its group, which only names it."""
+        """Make a timer that can be cancelled by its handle but stands in no ring yet, nor in the group that it
+        names."""
         del group.older, group.newer
         timer = cls()
         timer.event = event
         timer.group = group
         timer.after = DETACHED
         return timer
+
+    def claim(self) -> tuple[str, Event]:
+        """Take the delivery off a timer that has left its ring or its burst: the conversation and the event."""
+        group, event = self.group, self.event
+        self.group = self.event = None  # from now on the handle keeps nothing alive
+        return group.cid, event_of(group.instance_id, event)  # type: ignore[union-attr, arg-type]  # it had both
 
     def cancel(self) -> bool:
         """See `stube.TimerHandle`."""
@@ -85,7 +92,7 @@ class Group:
         self.newer: Any = self
 
     def __iter__(self) -> Iterator[Timer]:
-        """From the oldest on. The timer handed out may be removed before the next one is asked for."""
+        """Yield the timers from the oldest on. The one yielded may be removed before the next one is asked for."""
         timer = self.newer
         while timer is not self:
             following = timer.newer
@@ -94,7 +101,7 @@ class Group:
 
 
 class TimerGroups:
-    """Which timers a conversation has, instance by instance; each look-up and each change is O(1)."""
+    """The timers of each conversation, instance by instance; each look-up and each change is O(1)."""
 
     __slots__ = ("by_cid",)
 
@@ -132,7 +139,7 @@ class TimerGroups:
         else:
             group = self.by_cid.get(cid, {}).get(instance_id)
             groups = [] if group is None else [group]
-        # Out of the index before the rings are cut, so that a reader that interrupts these lines meets whole ones.
+        # Out of the index before the rings are cut, so that a reader that interrupts these lines finds whole rings.
         if instance_id is None:
             free_if_empty(self.by_cid)
         elif groups:
@@ -140,7 +147,7 @@ class TimerGroups:
         return _cut(groups)
 
     def holds(self, timer: Timer) -> bool:
-        """Whether a timer's group stands in this index: not in another life of the registry, before a fork."""
+        """Say whether a timer's group stands in this index, and not in that of the parent process before a fork."""
         group = timer.group
         return group is not None and self.by_cid.get(group.cid, {}).get(group.instance_id) is group
 
@@ -171,7 +178,8 @@ class TimerGroups:
 
 
 def _cut(groups: Iterable[Group]) -> list[Timer]:
-    """Take the rings of groups apart, for a ring is a cycle and would not be freed at once; the timers of them."""
+    """Take the rings of groups apart and return their timers. A ring that is not cut is a cycle, which only the garbage
+    collector frees."""
     timers = []
     for group in groups:
         timer = group.newer
