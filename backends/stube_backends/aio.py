@@ -51,9 +51,10 @@ from stube_backends.engine import (
     NESTED,
     AsyncClosing,
     Core,
+    Engine,
     LocalRegistry,
     Mailbox,
-    MailboxEngine,
+    MailboxClaims,
     OnError,
     OnFull,
     Overflow,
@@ -100,9 +101,9 @@ class _LoopCore(Core):
 
     __slots__ = ("alarm", "called", "early", "loop", "paused")
 
-    engine: MailboxEngine
+    engine: Engine[MailboxClaims]
 
-    def __init__(self, engine: MailboxEngine, dispatch: Dispatch) -> None:
+    def __init__(self, engine: Engine[MailboxClaims], dispatch: Dispatch) -> None:
         super().__init__(threading.RLock(), engine, dispatch)
         self.serving = True  # nobody has to be started
         self.loop: AbstractEventLoop | None = None  # changed under the lock; None while there is none
@@ -192,7 +193,7 @@ class AsyncioRegistry(AsyncClosing, LocalRegistry):
         timeout = checked_timeout(timeout)
         core = self._core
         if self.close(0) or self._delivers_here(core):
-            return not core.engine.boxes
+            return not core.engine.claims.boxes
         return await self._waited(timeout, timers_too=False, call="aclose")
 
     def _wait(self, timeout: float | None, *, timers_too: bool, call: str, instead: str) -> bool:
@@ -232,7 +233,7 @@ class AsyncioRegistry(AsyncClosing, LocalRegistry):
     def _delivers_here(self, core: _LoopCore) -> bool:
         """Whether the caller, a coroutine, is a delivery. A task that a handler made is another."""
         task = asyncio.current_task()
-        return self._on_its_loop(core) and any(box.server is task for box in core.engine.boxes.values())
+        return self._on_its_loop(core) and any(box.server is task for box in core.engine.claims.boxes.values())
 
     # -- which loop --------------------------------------------------------------------------------------------
 
@@ -282,7 +283,7 @@ class AsyncioRegistry(AsyncClosing, LocalRegistry):
 
     def _part_locked(self, core: _LoopCore, loop: AbstractEventLoop, left: list[tuple[Mailbox, object]]) -> None:
         if core.loop is loop:  # else another thread was first
-            left += [(box, box.server) for box in core.engine.boxes.values()]
+            left += [(box, box.server) for box in core.engine.claims.boxes.values()]
             core.loop = core.alarm = core.called = None
             core.sleep_until = FOREVER
             core.paused = False
@@ -290,7 +291,7 @@ class AsyncioRegistry(AsyncClosing, LocalRegistry):
     # -- who delivers ------------------------------------------------------------------------------------------
 
     def _new_core(self, dispatch: Dispatch) -> _LoopCore:
-        return _LoopCore(MailboxEngine(self._max_pending, self._limits), dispatch)
+        return _LoopCore(Engine(self._max_pending, limits=self._limits, claims=MailboxClaims), dispatch)
 
     def _start_serving(self, core: Core) -> None:
         self._refuse_if_closed(core)  # the only time when it is not serving
@@ -299,7 +300,7 @@ class AsyncioRegistry(AsyncClosing, LocalRegistry):
         assert isinstance(core, _LoopCore)
         self._wake(core)  # to disarm the alarm
         if core.nested() or self._on_its_loop(core):
-            return not core.engine.boxes
+            return not core.engine.claims.boxes
         return self._wait_until_idle(core, timeout, timers_too=False)
 
     def _wake(self, core: Core) -> None:
@@ -367,7 +368,7 @@ class AsyncioRegistry(AsyncClosing, LocalRegistry):
 
     def _recover_locked(self, core: _LoopCore) -> None:
         """After a round that was broken off: leave what it had in its hands."""
-        for box in [box for box in core.engine.boxes.values() if box.server is self]:
+        for box in [box for box in core.engine.claims.boxes.values() if box.server is self]:
             self._leave_locked(core, box)
 
     def _deliver_for_a_while(self, core: _LoopCore) -> int | None:
@@ -377,8 +378,8 @@ class AsyncioRegistry(AsyncClosing, LocalRegistry):
         delivered = False
         while self._own is core:  # in a child forked by a handler it is not, and the batch is the parent's
             box = self._start_one(core, now) if type(core.dispatch) is _Awaited else self._deliver_one(core, now)
-            if core.engine.spent:
-                core.exclusively(core.engine.take_spent)
+            if core.engine.claims.spent:
+                core.exclusively(core.engine.claims.take_spent)
             if box is not None:
                 delivered = True
                 if self._clock() - began > _SLICE:
@@ -394,7 +395,7 @@ class AsyncioRegistry(AsyncClosing, LocalRegistry):
         """When there is something to do next. Decided under the same lock as the look that found nothing: whatever is
         added from now on finds `sleep_until` set."""
         engine = core.engine
-        instant = engine.next_instant()
+        instant = engine.claims.next_instant()
         core.sleep_until = FOREVER if instant is None else min(instant, FOREVER)
         self._let_go_locked(core)
         self._release_waiters_locked(core, now)
@@ -402,7 +403,7 @@ class AsyncioRegistry(AsyncClosing, LocalRegistry):
 
     def _start_one(self, core: _LoopCore, now: int) -> Mailbox | None:
         """Start a runner for the next conversation that has something ready and no runner."""
-        box: Mailbox | None = core.exclusively(core.engine.next_box, now, self)
+        box: Mailbox | None = core.exclusively(core.engine.claims.next_box, now, self)
         if box is not None and box is not AGAIN:
             self._start(core, box)
         return box
@@ -433,16 +434,16 @@ class AsyncioRegistry(AsyncClosing, LocalRegistry):
         return box
 
     def _begin_locked(self, core: _LoopCore, now: int) -> tuple[Mailbox | None, Event | None]:
-        while (box := core.engine.next_box(now, self)) is not None and box is not AGAIN:
-            event = core.engine.claim(box)
+        while (box := core.engine.claims.next_box(now, self)) is not None and box is not AGAIN:
+            event = core.engine.claims.claim(box)
             if event is not None:
                 return box, event
         return box, None
 
     def _leave_locked(self, core: _LoopCore, box: Mailbox, failed: bool = True) -> None:
         if box.running:
-            core.engine.finish(box, failed)
-        core.engine.leave(box)
+            core.engine.claims.finish(box, failed)
+        core.engine.claims.leave(box)
         self._let_go_locked(core)
 
     def _start(self, core: _LoopCore, box: Mailbox) -> None:
@@ -471,8 +472,8 @@ class AsyncioRegistry(AsyncClosing, LocalRegistry):
         while self._own is core:
             if event is None:
                 event = core.exclusively(self._claim_locked, core, box)
-                if core.engine.spent:
-                    core.exclusively(core.engine.take_spent)
+                if core.engine.claims.spent:
+                    core.exclusively(core.engine.claims.take_spent)
                 if event is None:
                     break
             handed_on: BaseException | None = None
@@ -487,7 +488,7 @@ class AsyncioRegistry(AsyncClosing, LocalRegistry):
                 of_the_end = isinstance(exc, (CancelledError, GeneratorExit)) and _is_over(runner)
                 failed, handed_on = self._judge(box.cid, event, exc, logging.DEBUG if of_the_end else logging.ERROR)
             event = result = None
-            core.exclusively(core.engine.finish, box, failed)
+            core.exclusively(core.engine.claims.finish, box, failed)
             if handed_on is not None:
                 try:
                     raise handed_on from None
@@ -501,7 +502,7 @@ class AsyncioRegistry(AsyncClosing, LocalRegistry):
             self._wake(core)
 
     def _claim_locked(self, core: _LoopCore, box: Mailbox) -> Event | None:
-        event = core.engine.claim(box)
+        event = core.engine.claims.claim(box)
         if event is None:
             self._let_go_locked(core)
         return event
@@ -555,8 +556,8 @@ class AsyncioRegistry(AsyncClosing, LocalRegistry):
     def _unsubscribe(self, cid: str, instance_id: str | None, topic: str | None) -> int:
         count = super()._unsubscribe(cid, instance_id, topic)
         core = self._own
-        if core.engine.spent:
-            core.exclusively(core.engine.take_spent)
+        if core.engine.claims.spent:
+            core.exclusively(core.engine.claims.take_spent)
         return count
 
     def _tell_overflow(self, overflow: Overflow) -> None:

@@ -133,7 +133,8 @@ class _Shard(ThreadedRegistry):
         return self._reset_locked(core, core.engine.reset)
 
     def halt_locked(self, core: Core) -> list[Any]:
-        return core.engine.halt()
+        held: list[Any] = core.engine.claims.drop_in_progress()
+        return held
 
     def forget_locked(self, core: Core) -> list[Any]:
         return self._reset_locked(core, core.engine.forget_the_rest)

@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from contextvars import Context
 from datetime import timedelta
+from functools import partial
 from math import isfinite
 from operator import attrgetter
 from typing import Any, Final
@@ -31,10 +32,11 @@ from stube_backends.engine import (
     Core,
     Engine,
     HandlerHangs,
-    Limits,
     LocalRegistry,
     OnError,
     OnFull,
+    ReadyOrder,
+    SerialClaims,
     Timer,
     Walk,
     checked_limits,
@@ -111,8 +113,8 @@ class _Tracer:
         self.entries: deque[tuple[int, str, str, str, str]] = deque(maxlen=_TRACE_LENGTH)
 
 
-class _VirtualEngine(Engine):
-    """The engine, watched for handlers that keep one instant from ending, and for what causes a delivery.
+class _WatchedClaims(SerialClaims):
+    """Claims, watched for handlers that keep one instant from ending, and for what causes a delivery.
 
     What has arrived by now is one round; what its deliveries make arrive at the same instant is the next. A chain
     shows in the number of rounds, however wide each is.
@@ -120,8 +122,8 @@ class _VirtualEngine(Engine):
 
     __slots__ = ("instant", "left", "rounds", "tracer")
 
-    def __init__(self, max_pending: int | None, limits: Limits | None, tracer: _Tracer) -> None:
-        super().__init__(max_pending, limits=limits)
+    def __init__(self, tracer: _Tracer, *parts: Any) -> None:
+        super().__init__(*parts)
         self.tracer = tracer
         self.begin_window()
 
@@ -158,7 +160,8 @@ class _VirtualEngine(Engine):
             self.rounds = self.left = 0
             raise VirtualTimeError(
                 f"Handlers go on without end at the instant {milliseconds(self.tracer.clock.now)} ms, "
-                f"{_LONGEST_CHAIN} rounds so far; next is {_describe_next(self)}. Give what re-arms itself a delay."
+                f"{_LONGEST_CHAIN} rounds so far; next is {_describe_next(self.order)}. "
+                "Give what re-arms itself a delay."
             )
 
 
@@ -298,15 +301,16 @@ class VirtualRegistry(AsyncClosing, AwaitingDeliverer, LocalRegistry):
         is_coroutine_function(dispatch)  # refuses what cannot be called
 
     def _new_core(self, dispatch: Dispatch) -> Core:
-        return Core(threading.RLock(), _VirtualEngine(self._max_pending, self._limits, self._tracer), dispatch)
+        claims = partial(_WatchedClaims, self._tracer)
+        return Core(threading.RLock(), Engine(self._max_pending, limits=self._limits, claims=claims), dispatch)
 
     def _delivering(self, core: Core) -> bool:
         """Whether this call comes from inside a delivery. (Between two of them a signal handler may well call.)"""
         return self._mover.owned() and core.engine.ledger.running > 0
 
-    def _engine_of(self, core: Core) -> _VirtualEngine:
-        assert isinstance(core.engine, _VirtualEngine)
-        return core.engine
+    def _claims_of(self, core: Core) -> _WatchedClaims:
+        assert isinstance(core.engine.claims, _WatchedClaims)
+        return core.engine.claims
 
     def _start_serving(self, core: Core) -> None:
         self._refuse_if_closed(core)
@@ -345,7 +349,7 @@ class VirtualRegistry(AsyncClosing, AwaitingDeliverer, LocalRegistry):
         elif window.passed or (instant is None and not window.to_its_end):
             return None
         if end is not None and end > now:
-            self._time.now = engine.latest = end
+            self._time.now = engine.order.latest = end
         return end if window.more and not window.passed else None
 
     def _wrapped(self, dispatch: Dispatch) -> Dispatch:
@@ -387,11 +391,11 @@ class VirtualRegistry(AsyncClosing, AwaitingDeliverer, LocalRegistry):
             if not mine and not waits:
                 raise VirtualTimeError(f"{what}() was called while another thread moves the clock. Use one thread.")
             if mine:
-                self._engine_of(core).begin_window()
+                self._claims_of(core).begin_window()
             yield mine
         except BaseException:
             if self._core is core and mover.owned():
-                core.exclusively(self._cancel_locked, core, core.engine.abandon)
+                core.exclusively(self._cancel_locked, core, core.engine.claims.abandon)
             raise
         finally:
             # Asked of the lock and not of `mine`: a signal handler may have raised before that was set.
@@ -450,7 +454,7 @@ class VirtualRegistry(AsyncClosing, AwaitingDeliverer, LocalRegistry):
     def _refuse_passed(self, core: Core, window: _Window, limit: int | None, count: int) -> None:
         # In a child that a handler forked the window was the parent's.
         if window.passed and self._core is core:
-            more = f", and next is {_describe_next(core.engine)}" if window.more else ""
+            more = f", and next is {_describe_next(core.engine.order)}" if window.more else ""
             raise VirtualTimeError(
                 f"More than {limit} deliveries: {count} so far{more}. End what re-arms itself, or raise the limit."
             )
@@ -460,12 +464,11 @@ class VirtualRegistry(AsyncClosing, AwaitingDeliverer, LocalRegistry):
 
 
 def _has_ready(engine: Engine) -> bool:
-    burst, walk = engine.burst, engine.walk
-    return bool(engine.order.arrivals or (walk is not None and walk.rest()) or (burst is not None and burst.timers))
+    return bool(engine.order.arrivals or engine.claims.waiting_targets() or engine.claims.waiting_timers())
 
 
-def _describe_next(engine: Engine) -> str:
-    entry = next(iter(engine.order.arrivals), None) or min(engine.order.wheel, key=attrgetter("due"), default=None)
+def _describe_next(order: ReadyOrder) -> str:
+    entry = next(iter(order.arrivals), None) or min(order.wheel, key=attrgetter("due"), default=None)
     if isinstance(entry, Timer) and entry.event is not None and entry.group is not None:
         group = entry.group
         return f"the timer {name_of(entry.event)!r} of instance {group.instance_id!r} of conversation {group.cid!r}"

@@ -662,8 +662,8 @@ def test_a_runner_that_is_cancelled_before_its_first_step_loses_nothing(registry
     async def main() -> None:
         registry.install_dispatch(recorder)
         tick(registry)
-        await until(lambda: registry._own.engine.boxes)
-        (box,) = registry._own.engine.boxes.values()
+        await until(lambda: registry._own.engine.claims.boxes)
+        (box,) = registry._own.engine.claims.boxes.values()
         assert not recorder.begun
         assert isinstance(box.server, asyncio.Task)
         box.server.cancel()
@@ -1043,7 +1043,7 @@ def test_tasks_may_be_eager(registry: AsyncioRegistry, factory: Any) -> None:
         recorder.gates["e1"].set()
         assert await registry.settled()
         assert sorted(name for _, name in recorder.ended) == [f"e{number}" for number in range(10)]
-        assert not registry._own.engine.boxes
+        assert not registry._own.engine.claims.boxes
 
     asyncio.run(main())
 
@@ -1359,8 +1359,8 @@ def test_a_delivery_whose_awaitable_is_never_awaited_is_told_of(
     async def main() -> None:
         registry.install_dispatch(lambda cid, event: work())
         tick(registry)
-        await until(lambda: registry._own.engine.boxes)
-        (box,) = registry._own.engine.boxes.values()
+        await until(lambda: registry._own.engine.claims.boxes)
+        (box,) = registry._own.engine.claims.boxes.values()
         assert isinstance(box.server, asyncio.Task)
         box.server.cancel()
         registry.install_dispatch(lambda cid, event: None)

@@ -819,6 +819,7 @@ def test_arrivals_and_timers_are_merged_by_their_instants() -> None:
     timers = [timer_due(due) for due in (SLOT + 1, SLOT + 3, SLOT + 5)]
     for timer in timers:
         order.wheel.add(timer)
+    order.latest = SLOT + 3
     arrivals: list[Any] = [arrival(SLOT + 2), timer_due(SLOT + 3), arrival(SLOT + 3)]
     for entry in arrivals:
         order.arrivals.append(entry)

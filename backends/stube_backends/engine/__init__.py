@@ -21,13 +21,16 @@ from stube_backends.engine._arguments import (
 )
 from stube_backends.engine._awaiting import AwaitingDeliverer, HandlerHangs
 from stube_backends.engine._backlogs import ConversationFull, Limits, OnFull, Overflow, checked_limits
+from stube_backends.engine._batches import Burst, Walk
+from stube_backends.engine._claims import Claims, SerialClaims
 from stube_backends.engine._core import FOREVER, NESTED, Core, ReentrantLock, Siblings, Waiter, log, together
 from stube_backends.engine._delivery import Deliverer, OnError
 from stube_backends.engine._engine import Engine, raise_closed, registry_full
+from stube_backends.engine._inspection import inspect, sizes
 from stube_backends.engine._ledger import Ledger
 from stube_backends.engine._local import AsyncClosing, LocalRegistry, live_registries
-from stube_backends.engine._mailboxes import AGAIN, Mailbox, MailboxEngine
-from stube_backends.engine._order import EARLIEST, Burst, Publication, ReadyOrder, Walk
+from stube_backends.engine._mailboxes import AGAIN, Mailbox, MailboxClaims
+from stube_backends.engine._order import EARLIEST, Publication, ReadyOrder
 from stube_backends.engine._serving import ServedCore, ServedRegistry, close_at_exit
 from stube_backends.engine._threaded import ThreadedRegistry
 from stube_backends.engine._timers import Group, Timer, TimerGroups, TimerOwner
@@ -45,6 +48,7 @@ __all__ = [
     "AsyncClosing",
     "AwaitingDeliverer",
     "Burst",
+    "Claims",
     "ConversationFull",
     "Core",
     "Deliverer",
@@ -55,7 +59,7 @@ __all__ = [
     "Limits",
     "LocalRegistry",
     "Mailbox",
-    "MailboxEngine",
+    "MailboxClaims",
     "OnError",
     "OnFull",
     "Overflow",
@@ -63,6 +67,7 @@ __all__ = [
     "Publication",
     "ReadyOrder",
     "ReentrantLock",
+    "SerialClaims",
     "ServedCore",
     "ServedRegistry",
     "Siblings",
@@ -82,6 +87,7 @@ __all__ = [
     "checked_timeout",
     "close_at_exit",
     "delay_in_nanoseconds",
+    "inspect",
     "is_coroutine_function",
     "live_registries",
     "log",
@@ -91,5 +97,6 @@ __all__ = [
     "plain_name",
     "raise_closed",
     "registry_full",
+    "sizes",
     "together",
 ]

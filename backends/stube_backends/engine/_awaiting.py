@@ -7,15 +7,14 @@ event loop, and the next one begins when it is over.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Generator
+from functools import partial
 from typing import Any
 
 from stube import Event
-from stube_backends.engine._arguments import event_of
+from stube_backends.engine._batches import Burst, Walk
 from stube_backends.engine._core import Core
 from stube_backends.engine._delivery import Deliverer, nothing
-from stube_backends.engine._order import Burst, Walk
 from stube_backends.engine._timers import Timer
-from stube_backends.engine._topics import LEAVING
 
 Claims = Generator[tuple[str, Event], bool, None]
 
@@ -71,13 +70,13 @@ class AwaitingDeliverer(Deliverer):
         return count
 
     def _begin_locked(self, core: Core, now: int, fresh: bool) -> tuple[Timer | Burst | Walk | None, int]:
-        work = core.engine.begin(now)
+        work = core.engine.claims.begin(now)
         while work is None:
             instant = self._nothing_ready_locked(core, now, fresh=fresh)
             if instant is None:
                 break
             now = instant
-            work = core.engine.begin(now)
+            work = core.engine.claims.begin(now)
         return work, now
 
     async def _deliver_one(
@@ -113,16 +112,12 @@ class AwaitingDeliverer(Deliverer):
         return self._claims_of_burst(core, work) if isinstance(work, Burst) else self._claims_of_walk(core, work)
 
     def _claims_of_timer(self, core: Core, timer: Timer) -> Claims:
-        group, spec = timer.group, timer.event
-        timer.event = timer.group = None  # from now on it keeps nothing alive
-        assert group is not None
-        assert spec is not None
         failed = True
         try:
-            failed = yield group.cid, event_of(group.instance_id, spec)
+            failed = yield timer.claim()
         finally:
             if self._core is core:
-                core.exclusively(core.engine.finish_timer, failed)
+                core.exclusively(core.engine.claims.finish_timer, failed)
 
     def _claims_of_burst(self, core: Core, burst: Burst) -> Claims:
         """Each is claimed by the pop; `Engine.begin` counts their fates."""
@@ -131,35 +126,23 @@ class AwaitingDeliverer(Deliverer):
                 timer = burst.timers.pop()
             except IndexError:
                 return  # a cancel or a reset took the last one at this moment
-            group, spec = timer.group, timer.event
-            timer.event = timer.group = None
-            assert group is not None
-            assert spec is not None
-            core.engine.running_cid = group.cid
-            failed = yield group.cid, event_of(group.instance_id, spec)
+            cid, event = timer.claim()
+            core.engine.claims.running_cid = cid
+            failed = yield cid, event
+            del event  # sent in: nothing that was delivered stays alive until the next delivery
             burst.delivered += not failed
 
     def _claims_of_walk(self, core: Core, walk: Walk) -> Claims:
         """Each is claimed by the look at its name."""
-        delivered = cancelled = failed = dropped = 0
+        delivered = failed = 0
         try:
-            for target in walk.iterator:
-                name = target.name
-                if name is LEAVING:
-                    core.exclusively(nothing)  # until whoever marked it has done
-                    name = target.name
-                    if name is LEAVING:  # of a reset
-                        dropped = 1
-                        return
-                if name is None:
-                    cancelled += 1
-                    continue
+            for target, name in walk.claim_each(partial(core.exclusively, nothing)):
                 failed += 1  # until it is known better
                 if not (yield target.cid, Event(target.instance_id, name, walk.message)):
                     failed, delivered = failed - 1, delivered + 1
         finally:
             if self._core is core:
-                core.exclusively(core.engine.finish_walk, walk, delivered, cancelled, failed, dropped)
+                core.exclusively(core.engine.claims.finish_walk, walk, delivered, failed)
 
 
 def _send(claims: Claims, failed: bool) -> tuple[str, Event] | None:

@@ -31,7 +31,7 @@ from typing import Any, Final, NamedTuple, Protocol
 
 from stube import Dispatch, Event, StubeError
 from stube_backends.engine._engine import Engine
-from stube_backends.engine._mending import mend
+from stube_backends.engine._recovery import rebuild
 from stube_backends.engine._topics import Epoch
 
 
@@ -162,7 +162,7 @@ class Core:
     )
 
     def __init__(
-        self, lock: ReentrantLock, engine: Engine, dispatch: Dispatch, siblings: Siblings | None = None
+        self, lock: ReentrantLock, engine: Engine[Any], dispatch: Dispatch, siblings: Siblings | None = None
     ) -> None:
         self.siblings = siblings or Siblings()
         self._take_lock(lock, alone=siblings is None)
@@ -217,7 +217,7 @@ class Core:
         """
         if self.owned():
             if self.busy and not isinstance(exc, StubeError):
-                mend(self.engine)
+                rebuild(self.engine)
             self.busy = False
             self.release()
         if self.deferred:
@@ -268,9 +268,7 @@ class Core:
 
     def retire(self, lock: ReentrantLock) -> None:
         """In a forked child: let nothing more of the parent's batch begin, and wait for no thread of the parent."""
-        for batch in (self.engine.walk, self.engine.burst):
-            if batch is not None:
-                batch.stop()
+        self.engine.claims.stop()
         for noted in self.deferred.values():
             noted.clear()  # it was called in the parent, and happens there
         if not self.owned():

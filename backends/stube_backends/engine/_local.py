@@ -26,6 +26,7 @@ from stube_backends.engine._backlogs import Limits, Overflow
 from stube_backends.engine._core import NESTED, Core, ReentrantLock, ignore, log
 from stube_backends.engine._delivery import Deliverer, OnError
 from stube_backends.engine._engine import Engine, raise_closed
+from stube_backends.engine._inspection import inspect, sizes
 from stube_backends.engine._order import EARLIEST
 from stube_backends.engine._timers import Group, Timer
 
@@ -260,14 +261,14 @@ class LocalRegistry(Deliverer):
         if cid is not None:
             cid = plain_name("cid", cid)
         core = self._core
-        found: dict[str, ConversationInfo] = self._look(core, core.engine.inspect, cid, self._clock())
+        found: dict[str, ConversationInfo] = self._look(core, inspect, core.engine, cid, self._clock())
         return found
 
     def sizes(self) -> Mapping[str, int]:
         """The length of every internal container, for the suite's leak tests."""
         core = self._core
         return {
-            **self._look(core, core.engine.sizes),
+            **self._look(core, sizes, core.engine),
             "deferred": len(core.noted()),
             "waiters": len(core.waiters),
             "anchor": len(core.anchor),

@@ -32,7 +32,7 @@ import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 from stube import Dispatch, monotonic_ns
 from stube_backends.engine._arguments import checked_timeout
@@ -55,7 +55,7 @@ class ServedCore(Core):
     def __init__(
         self,
         new_lock: Callable[[], ReentrantLock],
-        engine: Engine,
+        engine: Engine[Any],
         dispatch: Dispatch,
         siblings: Siblings | None = None,
     ) -> None:

@@ -36,6 +36,11 @@ class Subscription:
         self.name: str | None = name_of(event)
 
 
+def count_live(entries: list[Subscription]) -> int:
+    """Return how many of these subscriptions have not been removed."""
+    return sum(entry.name is not None for entry in entries)
+
+
 class Topic:
     """The subscriptions of one topic, in the order of joining. Kept only while it has a live one."""
 
