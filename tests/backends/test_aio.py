@@ -664,8 +664,8 @@ def test_a_runner_that_is_cancelled_before_its_first_step_loses_nothing(registry
     async def main() -> None:
         registry.install_dispatch(recorder)
         tick(registry)
-        await until(lambda: registry._driver._engine.boxes)
-        (box,) = registry._driver._engine.boxes.values()
+        await until(lambda: registry._driver._claims.boxes)
+        (box,) = registry._driver._claims.boxes.values()
         assert not recorder.begun
         assert isinstance(box.server, asyncio.Task)
         box.server.cancel()
@@ -1045,7 +1045,7 @@ def test_tasks_may_be_eager(registry: AsyncioRegistry, factory: Any) -> None:
         recorder.gates["e1"].set()
         assert await registry.settled()
         assert sorted(name for _, name in recorder.ended) == [f"e{number}" for number in range(10)]
-        assert not registry._driver._engine.boxes
+        assert not registry._driver._claims.boxes
 
     asyncio.run(main())
 
@@ -1363,8 +1363,8 @@ def test_a_delivery_whose_awaitable_is_never_awaited_is_told_of(
     async def main() -> None:
         registry.install_dispatch(lambda cid, event: work())
         tick(registry)
-        await until(lambda: registry._driver._engine.boxes)
-        (box,) = registry._driver._engine.boxes.values()
+        await until(lambda: registry._driver._claims.boxes)
+        (box,) = registry._driver._claims.boxes.values()
         assert isinstance(box.server, asyncio.Task)
         box.server.cancel()
         registry.install_dispatch(lambda cid, event: None)

@@ -8,6 +8,7 @@ import pytest
 
 from stube import RegistryFull
 from stube_backends.engine import Burst, Engine, Timer, Walk
+from stube_backends.engine._inspection import sizes
 from stube_backends.engine._topics import LEAVING
 from stube_backends.engine._wheel import SLOT_BITS
 
@@ -100,7 +101,7 @@ class Program:
         if ready:
             _, number, kind, index = min(ready)
             if kind == "timer":
-                work = self.engine.begin(self.now)
+                work = self.engine.claims.begin(self.now)
                 assert isinstance(work, Timer | Burst)
                 timer = work.timers.pop() if isinstance(work, Burst) else work
                 assert timer.event == ("e", number)
@@ -108,19 +109,19 @@ class Program:
                 if isinstance(work, Burst):
                     work.delivered += 1  # the rest of it goes on with the next one
                 else:
-                    self.engine.finish_timer(failed=False)
+                    self.engine.claims.finish_timer(failed=False)
                 del self.timers[number], self.handles[number]
                 return
             _, _, topic, targets = self.messages[index]
             live = [key for key, since in targets.items() if self.topics.get(topic, {}).get(key) == since]  # type: ignore[attr-defined,call-overload]
             del self.messages[index]
-            walk = self.engine.begin(self.now)
+            walk = self.engine.claims.begin(self.now)
             assert isinstance(walk, Walk)
             assert walk.message == number
             assert [(s.cid, s.instance_id) for s in walk.iterator] == live
-            self.engine.finish_walk(walk, len(live), 0)
+            self.engine.claims.finish_walk(walk, len(live))
             return
-        assert self.engine.begin(self.now) is None
+        assert self.engine.claims.begin(self.now) is None
 
 
 STEPS = ("schedule", "schedule", "cancel", "cancel_many", "subscribe", "subscribe", "unsubscribe", "publish", "advance")
@@ -137,24 +138,24 @@ def test_random_programs_keep_every_invariant_and_the_order(seed: int) -> None:
     while program.timers or program.messages:
         program.deliver_one()
         program.engine._check()
-    assert program.engine.begin(program.now) is None
+    assert program.engine.claims.begin(program.now) is None
     assert program.engine.stats().balanced
     assert program.engine.reset()
     program.engine._check()
-    assert set(program.engine.sizes().values()) == {0}
+    assert set(sizes(program.engine).values()) == {0}
 
 
 def test_cancelled_timers_of_the_open_slot_leave_at_most_as_many_shells_as_live_ones() -> None:
     """Fault: the shells of cancelled timers pile up in the open slot (G13)."""
     engine = Engine(None)
     timers = [engine.schedule(NOBODY, "c", "i", 1000 + n, "e", 0) for n in range(1000)]
-    assert engine.begin(10) is None  # opens the slot
+    assert engine.claims.begin(10) is None  # opens the slot
     for kept, timer in enumerate(timers[:-1]):
         engine.cancel(timer)
-        assert engine.sizes()["open slot"] <= 2 * (999 - kept)
+        assert sizes(engine)["open slot"] <= 2 * (999 - kept)
         engine._check()
     engine.cancel(timers[-1])
-    assert set(engine.sizes().values()) == {0}
+    assert set(sizes(engine).values()) == {0}
 
 
 def test_a_reset_in_the_middle_of_a_walk_drops_the_rest() -> None:
@@ -163,15 +164,16 @@ def test_a_reset_in_the_middle_of_a_walk_drops_the_rest() -> None:
     for n in range(5):
         engine.subscribe(f"c{n}", "i", "t", "said")
     engine.publish("t", "m", 0)
-    walk = engine.begin(0)
+    walk = engine.claims.begin(0)
     assert isinstance(walk, Walk)
     next(walk.iterator)
     engine.reset()
     assert next(walk.iterator).name is LEAVING, "whoever walks would deliver it"
-    engine.finish_walk(walk, 1, 0, 0, 1)
+    walk.dropped = 1
+    engine.claims.finish_walk(walk, 1)
     engine._check()
     assert (engine.ledger.delivered, engine.ledger.dropped) == (1, 4)
-    assert engine.walk is None
+    assert engine.claims.walk is None
 
 
 def test_a_reset_counts_as_cancelled_what_was_queued_for_those_who_had_left() -> None:
@@ -194,7 +196,7 @@ def test_what_has_begun_frees_its_room_at_once() -> None:
     engine.publish("t", "m", 0)
     with pytest.raises(RegistryFull):
         engine.schedule(NOBODY, "c", "i", 0, "e", 0)
-    walk = engine.begin(0)
+    walk = engine.claims.begin(0)
     assert isinstance(walk, Walk)
     next(walk.iterator)
     engine.schedule(NOBODY, "c", "i", 0, "e", 0)

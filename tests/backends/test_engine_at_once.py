@@ -75,7 +75,7 @@ class WalkGoesOn:
         engine.subscribe("a", "1", "t", "said")
         engine.subscribe("a", "2", "t", "said")
         engine.publish("t", "message", 0)
-        walk = engine.begin(0)
+        walk = engine.claims.begin(0)
         assert isinstance(walk, Walk)
         self.walk = walk
         next(walk.iterator)
@@ -103,7 +103,8 @@ class WalkGoesOn:
         rest = self.walk.total - 1 - len(self.delivered)
         stopped = self.walk.stopped
         list(self.walk.iterator)
-        engine.finish_walk(self.walk, 1 + len(self.delivered), 0 if stopped else rest, 0, rest if stopped else 0)
+        self.walk.cancelled, self.walk.dropped = (0, rest) if stopped else (rest, 0)
+        engine.claims.finish_walk(self.walk, 1 + len(self.delivered))
         engine._check()
         assert engine.ledger.queued == 0
 
@@ -143,8 +144,8 @@ class BurstGoesOn:
         ]
         self.later = engine.schedule(Nobody(), "a", "1", 5 * SLOT, "tick", 0)
         engine.subscribe("a", "1", "t", "said")
-        assert engine.begin(SLOT) is None  # opens the slot
-        burst = engine.begin(SLOT + 9)
+        assert engine.claims.begin(SLOT) is None  # opens the slot
+        burst = engine.claims.begin(SLOT + 9)
         assert isinstance(burst, Burst)
         self.burst = burst
         self.delivered: list[Timer] = []
@@ -180,7 +181,7 @@ def test_what_a_burst_still_delivers_while_its_timers_end_together(operation: st
         while case.burst.timers:
             case.burst.timers.pop()
             case.burst.delivered += 1
-        engine.finish_burst()
+        engine.claims.finish_burst()
         engine._check()
         return there
 
@@ -244,7 +245,7 @@ def test_no_shard_still_begins_what_another_one_has_been_seen_to_forget(operatio
         second.subscribe("a", "1", "t", "said")
         second.subscribe("a", "2", "t", "said")
         second.publish("t", "message", 0)
-        walk = second.begin(0)
+        walk = second.claims.begin(0)
         assert isinstance(walk, Walk)
         next(walk.iterator)
         looked: list[bool] = []
@@ -259,7 +260,8 @@ def test_no_shard_still_begins_what_another_one_has_been_seen_to_forget(operatio
         if not there:
             next(walk.iterator)
         dropped = looked == [True] or not there
-        second.finish_walk(walk, 2 - dropped, 0, 0, dropped)
+        walk.dropped = int(dropped)
+        second.claims.finish_walk(walk, 2 - dropped)
         registry._check()
         registry.close()
         return there

@@ -10,6 +10,7 @@ import pytest
 
 from stube import Event, create_registry
 from stube_backends.engine import Burst, Engine, Timer
+from stube_backends.engine._inspection import inspect, sizes
 from stube_backends.engine._wheel import SLOT_BITS
 
 SLOT = 1 << SLOT_BITS
@@ -34,10 +35,10 @@ def burst_of(*cids: str) -> tuple[Engine, Burst, list[Timer]]:
     engine = Engine(None)
     scheduled(engine, "first", 1)
     timers = [scheduled(engine, cid, 2 + number) for number, cid in enumerate(cids)]
-    first = engine.begin(SLOT)  # alone, for its slot was closed
+    first = engine.claims.begin(SLOT)  # alone, for its slot was closed
     assert isinstance(first, Timer)
     first.event = first.group = None
-    burst = engine.begin(SLOT, False)
+    burst = engine.claims.begin(SLOT, False)
     assert isinstance(burst, Burst)
     engine._check()
     return engine, burst, timers
@@ -57,10 +58,10 @@ def test_a_burst_is_claimed_in_the_order_of_the_due_instants_and_counted_behind_
     assert (engine.stats().timers, engine.stats().running) == (2, 1)
     assert [claim(burst), claim(burst)] == timers[1:]
     burst.delivered = 2
-    assert engine.begin(SLOT) is None
+    assert engine.claims.begin(SLOT) is None
     engine._check()
     stats = engine.stats()
-    assert (stats.delivered, stats.failed, stats.running, stats.timers, engine.burst) == (3, 1, 0, 0, None)
+    assert (stats.delivered, stats.failed, stats.running, stats.timers, engine.claims.burst) == (3, 1, 0, 0, None)
 
 
 @pytest.mark.parametrize("begun", range(4))
@@ -72,7 +73,7 @@ def test_a_handle_cancels_what_has_not_begun_and_nothing_else(begun: int) -> Non
     assert [engine.cancel(timer) for timer in timers] == [None] * 3, "cancelled twice"
     assert burst.timers == []
     burst.delivered = len(claimed)
-    assert engine.begin(SLOT) is None
+    assert engine.claims.begin(SLOT) is None
     engine._check()
     assert (engine.stats().delivered, engine.stats().cancelled) == (1 + begun, 3 - begun)
 
@@ -84,8 +85,8 @@ def test_a_conversation_is_cancelled_in_the_burst_and_outside(instance_id: str |
     for delay, (cid, instance) in enumerate([("x", "i"), ("a", "i"), ("b", "i"), ("a", "j")], 1):
         scheduled(engine, cid, delay, instance)
     scheduled(engine, "a", 5 * SLOT)
-    engine.begin(SLOT)
-    burst = engine.begin(SLOT, False)
+    engine.claims.begin(SLOT)
+    burst = engine.claims.begin(SLOT, False)
     assert isinstance(burst, Burst)
     assert len(engine.cancel_timers("a", instance_id)) == count
     engine._check()
@@ -102,9 +103,9 @@ def test_a_reset_drops_the_rest_of_a_burst() -> None:
     assert (burst.timers, timers[1].event, timers[2].group) == ([], None, None)
     assert held.count("tick") == 2
     burst.delivered = 1
-    assert engine.begin(SLOT) is None
+    assert engine.claims.begin(SLOT) is None
     engine._check()
-    assert (engine.stats().delivered, engine.stats().dropped, engine.burst) == (2, 2, None)
+    assert (engine.stats().delivered, engine.stats().dropped, engine.claims.burst) == (2, 2, None)
 
 
 def test_what_is_queued_between_two_timers_parts_the_burst() -> None:
@@ -114,8 +115,8 @@ def test_what_is_queued_between_two_timers_parts_the_burst() -> None:
         scheduled(engine, "a", delay)
     engine.subscribe("a", "i", "t", "said")
     engine.publish("t", "m", 5)
-    engine.begin(SLOT)
-    burst = engine.begin(SLOT, False)
+    engine.claims.begin(SLOT)
+    burst = engine.claims.begin(SLOT, False)
     assert isinstance(burst, Burst)
     assert [timer.due for timer in burst.timers] == [3, 2]
 
@@ -125,8 +126,8 @@ def test_a_burst_is_no_longer_than_a_turn_of_the_lock_is_worth() -> None:
     engine = Engine(None)
     for number in range(1000):
         scheduled(engine, f"c{number}", 1 + number)
-    engine.begin(SLOT)
-    burst = engine.begin(SLOT, False)
+    engine.claims.begin(SLOT)
+    burst = engine.claims.begin(SLOT, False)
     assert isinstance(burst, Burst)
     assert len(burst.timers) == 64
     engine._check()
@@ -135,31 +136,31 @@ def test_a_burst_is_no_longer_than_a_turn_of_the_lock_is_worth() -> None:
 def test_nothing_of_a_conversation_is_kept_while_it_waits_in_a_burst_but_its_timer() -> None:
     """Fault: a group stays in the index until the burst is over, a slow handler long (G13)."""
     engine, burst, _ = burst_of("a", "b")
-    sizes = engine.sizes()
-    assert (sizes["conversations with timers"], sizes["timers in slots"], sizes["timers of the burst"]) == (0, 0, 2)
+    found = sizes(engine)
+    assert (found["conversations with timers"], found["timers in slots"], found["timers of the burst"]) == (0, 0, 2)
     claim(burst)
-    assert engine.sizes()["timers of the burst"] == 1
+    assert sizes(engine)["timers of the burst"] == 1
 
 
 def test_what_waits_in_a_burst_is_shown_as_pending() -> None:
     """Fault: a conversation whose only timer waits behind a slow handler is shown as having none."""
     engine, burst, _ = burst_of("a", "b")
     claim(burst)
-    assert {cid: len(info.timers) for cid, info in engine.inspect(None, SLOT).items()} == {"b": 1}
+    assert {cid: len(info.timers) for cid, info in inspect(engine, None, SLOT).items()} == {"b": 1}
 
 
 def test_a_burst_that_was_broken_off_is_mended() -> None:
     """Fault: after an operation was broken off, what waited in a burst is lost, or begins twice."""
-    from stube_backends.engine._mending import mend
+    from stube_backends.engine._recovery import rebuild
 
     engine, burst, timers = burst_of("a", "b", "c")
     claim(burst)
-    mend(engine)
+    rebuild(engine)
     engine._check()
     assert (burst.timers, engine.stats().timers) == ([], 2)
     burst.delivered = 1
     begun = []
-    work = engine.begin(SLOT)
+    work = engine.claims.begin(SLOT)
     while work is not None:
         fate = None
         if isinstance(work, Burst):
@@ -170,7 +171,7 @@ def test_a_burst_that_was_broken_off_is_mended() -> None:
             work.event = work.group = None
             begun.append(work)
             fate = False
-        work = engine.begin(SLOT, fate)
+        work = engine.claims.begin(SLOT, fate)
     assert begun == timers[1:]
     assert engine.stats().balanced
 

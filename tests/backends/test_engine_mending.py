@@ -7,9 +7,9 @@ from collections.abc import Callable
 import pytest
 
 from stube_backends.engine import Burst, Engine, Timer, Walk
-from stube_backends.engine._mending import mend
+from stube_backends.engine._inspection import sizes
 from stube_backends.engine._order import Publication
-from stube_backends.engine._timers import TimerGroups
+from stube_backends.engine._recovery import rebuild
 from stube_backends.engine._topics import LEAVING, TopicIndex
 from stube_backends.engine._wheel import LONG, SLOT_BITS
 
@@ -48,11 +48,12 @@ class Broken:
     def order(self) -> list[object]:
         """What begins until nothing is left, in its order."""
         found: list[object] = []
-        while (work := self.engine.begin(9 * SLOT)) is not None:
+        while (work := self.engine.claims.begin(9 * SLOT)) is not None:
             if isinstance(work, Walk):
                 live = [f"{each.cid}{each.instance_id}" for each in work.iterator if each.name is not None]
                 found.append((work.message, *live))
-                self.engine.finish_walk(work, len(live), work.total - len(live))
+                work.cancelled = work.total - len(live)
+                self.engine.claims.finish_walk(work, len(live))
             elif isinstance(work, Burst):
                 found += [timer.event for timer in reversed(work.timers)]
                 work.delivered = len(work.stop())
@@ -60,7 +61,7 @@ class Broken:
             else:
                 found.append(work.event)
                 work.event = work.group = None
-                self.engine.finish_timer(failed=False)
+                self.engine.claims.finish_timer(failed=False)
             self.engine._check()
         return found
 
@@ -85,7 +86,7 @@ def nothing(broken: Broken) -> None:
 
 def without_groups(broken: Broken) -> None:
     """Everything that can be made of the rings of the wheel and of the arrivals."""
-    broken.engine.groups = TimerGroups()
+    broken.engine.groups.by_cid = {}
 
 
 def without_one_group(broken: Broken) -> None:
@@ -129,7 +130,7 @@ def test_what_can_be_derived_is_made_anew(damage: Callable[[Broken], None]) -> N
     broken = Broken()
     engine = broken.engine
     damage(broken)
-    mend(engine)
+    rebuild(engine)
     engine._check()
     assert (engine.ledger.timers, engine.ledger.queued, engine.ledger.accepted) == (6, 18, 24)
     assert (engine.topics.count, engine.topics.topics["t"].live) == (10, 9)
@@ -151,9 +152,8 @@ def test_a_timer_that_only_its_group_knows_is_pending_again() -> None:
     """Fault: a schedule that was broken off between the group and the wheel loses its timer (G20)."""
     broken = Broken()
     engine = broken.engine
-    engine.order.wheel.remove(broken.timers[3])
-    engine.order.wheel.remove(broken.timers[4])
-    mend(engine)
+    engine.order.remove(broken.timers[3:5])
+    rebuild(engine)
     engine._check()
     assert engine.ledger.timers == 6
     order = broken.order()
@@ -170,7 +170,7 @@ def test_a_timer_that_has_lost_its_event_or_its_group_is_over() -> None:
     for number in (3, 4):
         broken.timers[number].group = None
         engine.groups.by_cid[f"c{number % 2}"].clear()
-    mend(engine)
+    rebuild(engine)
     engine._check()
     pending = [event for event in broken.order() if isinstance(event, tuple) and event[0] == "e"]
     assert ("e", 0) in pending or engine.ledger.timers == 0
@@ -185,7 +185,7 @@ def test_who_has_left_is_in_no_index_and_a_topic_of_the_dead_is_none() -> None:
     for entry in entries[2:]:
         entry.name = entry.event = None
     engine.topics.by_cid["c0"]["i"]["u"].name = None
-    mend(engine)
+    rebuild(engine)
     engine._check()
     assert list(engine.topics.topics) == ["t"]
     assert engine.topics.count == 2
@@ -202,35 +202,36 @@ def test_a_walk_in_progress_goes_on_and_its_targets_are_counted_once() -> None:
     broken = Broken()
     engine = broken.engine
     for _ in range(2):
-        assert isinstance(engine.begin(0), Timer)
-        engine.finish_timer(failed=False)
-    walk = engine.begin(0)
+        assert isinstance(engine.claims.begin(0), Timer)
+        engine.claims.finish_timer(failed=False)
+    walk = engine.claims.begin(0)
     assert isinstance(walk, Walk)
     for _ in range(5):
         next(walk.iterator)
-    engine.finish_walk(walk, 2, 1, 1)
+    walk.cancelled = 1
+    engine.claims.finish_walk(walk, 2, 1)
     next(walk.iterator)
     engine.ledger.running = 1
-    mend(engine)
+    rebuild(engine)
     ledger = engine.ledger
     assert walk.accounted == 6
     assert (ledger.timers, ledger.queued) == (4, 12)
     assert ledger.accepted == 2 + 4 + 2 + 4 + 12
     ledger.running = 0
-    assert engine.begin(0) is walk
+    assert engine.claims.begin(0) is walk
 
 
 def test_a_timer_that_runs_is_counted_among_the_accepted() -> None:
     """Fault: the equation does not hold once it has run."""
     broken = Broken()
     engine = broken.engine
-    engine.begin(0)
-    mend(engine)
+    engine.claims.begin(0)
+    rebuild(engine)
     assert (engine.ledger.running, engine.ledger.timers, engine.ledger.accepted) == (1, 5, 24)
-    engine.finish_timer(failed=True)
+    engine.claims.finish_timer(failed=True)
     engine.ledger.cancelled += 2
     engine.ledger.dropped += 3
-    mend(engine)
+    rebuild(engine)
     assert engine.ledger.accepted == 29
     engine._check()
 
@@ -238,9 +239,9 @@ def test_a_timer_that_runs_is_counted_among_the_accepted() -> None:
 def test_an_empty_engine_is_mended_to_an_empty_one() -> None:
     """Fault: mending trips over nothing."""
     engine = Engine(None)
-    mend(engine)
+    rebuild(engine)
     engine._check()
-    assert set(engine.sizes().values()) == {0}
+    assert set(sizes(engine).values()) == {0}
 
 
 def test_arrivals_keep_their_order() -> None:
@@ -250,7 +251,7 @@ def test_arrivals_keep_their_order() -> None:
     for number in range(3):
         engine.publish("t", number, 0)
         engine.schedule(OWNER, "c", "i", 0, ("e", number), 0)
-    mend(engine)
+    rebuild(engine)
     kinds = [type(entry) for entry in engine.order.arrivals]
     assert kinds == [Publication, Timer] * 3
     engine._check()
@@ -262,7 +263,7 @@ def test_the_topics_behind_one_of_the_dead_are_kept() -> None:
     for topic in ("a", "b", "c"):
         engine.subscribe("c", "i", topic, "said")
     engine.topics.by_cid["c"]["i"]["a"].name = None
-    mend(engine)
+    rebuild(engine)
     engine._check()
     assert list(engine.topics.topics) == ["b", "c"]
 
@@ -272,19 +273,19 @@ def test_timers_of_one_instant_keep_their_order_whatever_they_still_had_to_wait(
     engine, due = Engine(None), 3 * LONG
     for number, now in enumerate((0, SLOT)):
         engine.schedule(OWNER, "c", "i", due - now, ("e", number), now)
-    mend(engine)
+    rebuild(engine)
     engine._check()
     for number, now in enumerate((2 * SLOT, due - LONG, due - LONG + 1), 2):
         engine.schedule(OWNER, "c", "i", due - now, ("e", number), now)
-    mend(engine)
+    rebuild(engine)
     engine._check()
     engine.schedule(OWNER, "c", "i", 5, ("e", 5), due - 5)
-    assert engine.begin(due - 1) is None
+    assert engine.claims.begin(due - 1) is None
     taken = []
-    while (work := engine.begin(due)) is not None:
+    while (work := engine.claims.begin(due)) is not None:
         if isinstance(work, Timer):
             taken.append(work.event)
-            engine.finish_timer(failed=False)
+            engine.claims.finish_timer(failed=False)
         else:
             assert isinstance(work, Burst)
             taken += [timer.event for timer in reversed(work.timers)]
@@ -303,14 +304,14 @@ def test_what_was_about_to_leave_has_left(marked: int) -> None:
     leaving = engine.topics.topics["t"].entries[:marked]
     for entry in leaving:
         entry.name = LEAVING
-    mend(engine)
+    rebuild(engine)
     engine._check()
     assert [(entry.name, entry.event) for entry in leaving] == [(None, None)] * marked
     assert engine.stats().subscriptions == 3 - marked
-    walk = engine.begin(0)
+    walk = engine.claims.begin(0)
     assert isinstance(walk, Walk)
     assert [target.instance_id for target in walk.targets] == ["i", "j", "k"][marked:]
-    engine.finish_walk(walk, len(list(walk.iterator)), 0)
+    engine.claims.finish_walk(walk, len(list(walk.iterator)))
     engine._check()
 
 
@@ -318,7 +319,7 @@ def test_whoever_looks_for_a_topic_meanwhile_looks_again() -> None:
     """Fault: a topic that came before the operation was broken off, and has told nobody yet, is missed (G16)."""
     engine = Engine(None)
     before = engine.topics.epoch.now
-    mend(engine)
+    rebuild(engine)
     assert engine.topics.epoch.now is not before
 
 
@@ -327,13 +328,13 @@ def test_the_rest_of_a_burst_goes_back_in_its_order() -> None:
     engine = Engine(None)
     for number in range(5):
         engine.schedule(OWNER, "c", f"i{number % 2}", SLOT + 5, ("e", number), 0)
-    assert engine.begin(SLOT) is None  # opens the slot
-    assert isinstance(engine.begin(SLOT + 5), Burst)
-    engine.abandon()
-    mend(engine)
+    assert engine.claims.begin(SLOT) is None  # opens the slot
+    assert isinstance(engine.claims.begin(SLOT + 5), Burst)
+    engine.claims.abandon()
+    rebuild(engine)
     engine._check()
-    assert engine.begin(SLOT) is None
-    burst = engine.begin(SLOT + 5)
+    assert engine.claims.begin(SLOT) is None
+    burst = engine.claims.begin(SLOT + 5)
     assert isinstance(burst, Burst)
     assert [timer.event for timer in reversed(burst.timers)] == [("e", number) for number in range(5)]
 
@@ -343,11 +344,11 @@ def test_equals_of_the_open_slot_stay_in_order() -> None:
     engine = Engine(None)
     for number in range(5):
         engine.schedule(OWNER, "c", f"i{number % 2}", SLOT + 5, ("e", number), 0)
-    assert engine.begin(SLOT) is None
-    mend(engine)
+    assert engine.claims.begin(SLOT) is None
+    rebuild(engine)
     engine._check()
-    engine.begin(SLOT)
-    burst = engine.begin(SLOT + 5)
+    engine.claims.begin(SLOT)
+    burst = engine.claims.begin(SLOT + 5)
     assert isinstance(burst, Burst)
     assert [timer.event for timer in reversed(burst.timers)] == [("e", number) for number in range(5)]
 
@@ -358,18 +359,18 @@ def test_the_targets_of_a_walk_whose_counting_was_lost_have_failed() -> None:
     for number in range(4):
         engine.subscribe(f"c{number}", "i", "t", "said")
     engine.publish("t", "message", 0)
-    walk = engine.begin(0)
+    walk = engine.claims.begin(0)
     assert isinstance(walk, Walk)
     next(walk.iterator)
-    engine.finish_walk(walk, 1, 0)
-    assert engine.begin(0) is walk
+    engine.claims.finish_walk(walk, 1)
+    assert engine.claims.begin(0) is walk
     next(walk.iterator)
     next(walk.iterator)
-    engine.abandon()
+    engine.claims.abandon()
     engine._check()
     assert (engine.ledger.delivered, engine.ledger.failed, engine.ledger.queued) == (1, 2, 1)
-    assert engine.begin(0) is walk
+    assert engine.claims.begin(0) is walk
     next(walk.iterator)
-    engine.abandon()
+    engine.claims.abandon()
     engine._check()
-    assert (engine.walk, engine.ledger.failed, engine.ledger.queued) == (None, 3, 0)
+    assert (engine.claims.walk, engine.ledger.failed, engine.ledger.queued) == (None, 3, 0)

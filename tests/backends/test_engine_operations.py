@@ -14,6 +14,7 @@ from typing_extensions import override
 
 from stube import ConversationInfo, RegistryClosed, RegistryFull, Stats, SubscriptionInfo, TimerInfo
 from stube_backends.engine import Engine, Timer, Walk
+from stube_backends.engine._inspection import inspect, sizes
 from stube_backends.engine._order import Publication
 from stube_backends.engine._timers import Group
 from stube_backends.engine._wheel import SLOT_BITS
@@ -71,13 +72,13 @@ def figures(engine: Engine) -> dict[str, int]:
 
 
 def begin(engine: Engine, now: int = 0) -> Timer:
-    timer = engine.begin(now)
+    timer = engine.claims.begin(now)
     assert isinstance(timer, Timer)
     return timer
 
 
 def begin_walk(engine: Engine, now: int = 0) -> Walk:
-    walk = engine.begin(now)
+    walk = engine.claims.begin(now)
     assert isinstance(walk, Walk)
     return walk
 
@@ -150,12 +151,12 @@ def test_timers_up_to_the_bound_are_accepted_and_one_more_is_refused() -> None:
     engine = Engine(2)
     schedule(engine)
     schedule(engine, delay=5)
-    before = engine.sizes()
+    before = sizes(engine)
     with pytest.raises(RegistryFull) as caught:
         schedule(engine)
     assert str(caught.value) == full(2, 1, 2)
     assert figures(engine) == {"accepted": 2, "timers": 2}
-    assert engine.sizes() == before
+    assert sizes(engine) == before
 
 
 def test_timers_and_messages_share_the_bound() -> None:
@@ -253,8 +254,8 @@ def test_an_adopted_timer_is_one_like_any_other(delay: int) -> None:
     assert engine.groups.holds(timer)
     assert (timer.group.cid, timer.group.instance_id, timer.group.owner) == ("c", "i", owner)
     assert timer.due == delay
-    assert engine.begin(delay) is not timer
-    assert engine.begin(delay, False) is timer
+    assert engine.claims.begin(delay) is not timer
+    assert engine.claims.begin(delay, False) is timer
     assert timer.event is event
 
 
@@ -267,8 +268,8 @@ def test_an_adoption_is_no_earlier_than_the_latest_acceptance() -> None:
     engine.adopt(other, 3, 60)
     schedule(engine, now=55)
     engine._check()
-    assert (timer.due, other.due, engine.latest) == (50, 63, 60)
-    assert engine.inspect("d", 50)["d"].timers[1].remaining_ms == 13 / MS
+    assert (timer.due, other.due, engine.order.latest) == (50, 63, 60)
+    assert inspect(engine, "d", 50)["d"].timers[1].remaining_ms == 13 / MS
 
 
 def test_a_timer_cancelled_before_its_adoption_has_that_fate() -> None:
@@ -281,7 +282,7 @@ def test_a_timer_cancelled_before_its_adoption_has_that_fate() -> None:
         assert (timer.event, timer.group, timer.after) == (None, None, None)
         assert engine.adopt(timer, 5, 0) is None
     assert figures(engine) == {"accepted": 2, "cancelled": 2}
-    assert set(engine.sizes().values()) == {0}
+    assert set(sizes(engine).values()) == {0}
 
 
 @pytest.mark.parametrize("why", ["closed", "full of timers", "full of both"])
@@ -332,7 +333,7 @@ def test_a_cancel_hands_the_event_out_and_leaves_the_handle_empty(delay: int) ->
     assert (timer.event, timer.group, timer.after) == (None, None, None)
     assert engine.cancel(timer) is None
     assert figures(engine) == {"accepted": 1, "cancelled": 1}
-    assert set(engine.sizes().values()) == {0}
+    assert set(sizes(engine).values()) == {0}
 
 
 def test_a_timer_of_another_life_is_not_cancelled_in_this_one() -> None:
@@ -396,7 +397,7 @@ def test_a_closed_engine_refuses_what_adds_and_lets_the_rest_pass() -> None:
         assert str(caught.value) == CLOSED
     assert engine.unsubscribe("c", None, None) == []
     assert engine.cancel_timers("c", None) == []
-    assert set(engine.sizes().values()) == {0}
+    assert set(sizes(engine).values()) == {0}
 
 
 # Publishing and the order of instants
@@ -433,12 +434,12 @@ def test_instants_of_acceptance_never_run_backwards() -> None:
     waiting = schedule(engine, now=110, delay=7)
     assert (late.due, early.due, waiting.due) == (100, 100, 127)
     assert [entry.due for entry in engine.order.arrivals] == [100, 100, 100, 120]
-    assert engine.latest == 120
-    engine.begin(200)
-    assert engine.latest == 200
-    engine.finish_timer(failed=False)
-    engine.begin(150)
-    assert engine.latest == 200
+    assert engine.order.latest == 120
+    engine.claims.begin(200)
+    assert engine.order.latest == 200
+    engine.claims.finish_timer(failed=False)
+    engine.claims.begin(150)
+    assert engine.order.latest == 200
 
 
 # Delivering
@@ -450,15 +451,15 @@ def test_each_fate_of_a_timer_is_counted_as_itself() -> None:
     for _ in range(6):
         schedule(engine)
     for failed in (None, False, True, True):
-        assert isinstance(engine.begin(0, failed), Timer)
+        assert isinstance(engine.claims.begin(0, failed), Timer)
         assert engine.ledger.running == 1
     assert figures(engine) == {"accepted": 6, "timers": 2, "running": 1, "delivered": 1, "failed": 2}
-    engine.finish_timer(failed=True)
-    engine.begin(0)
-    engine.finish_timer(failed=False)
+    engine.claims.finish_timer(failed=True)
+    engine.claims.begin(0)
+    engine.claims.finish_timer(failed=False)
     assert figures(engine) == {"accepted": 6, "timers": 1, "delivered": 2, "failed": 3}
-    assert engine.begin(-1) is not None
-    assert engine.begin(0, False) is None
+    assert engine.claims.begin(-1) is not None
+    assert engine.claims.begin(0, False) is None
     assert figures(engine) == {"accepted": 6, "delivered": 3, "failed": 3}
 
 
@@ -469,34 +470,36 @@ def test_each_fate_of_a_walks_targets_is_counted_as_itself() -> None:
     engine.publish("t", "m", 0)
     engine.unsubscribe("c0", None, None)
     walk = begin_walk(engine)
-    assert engine.begin(0) is walk  # begun again while it goes on: broken off and resumed
+    assert engine.claims.begin(0) is walk  # begun again while it goes on: broken off and resumed
     engine.ledger.running -= 1
     for _ in range(4):
         next(walk.iterator)
-    engine.finish_walk(walk, 1, 1, 2)
-    assert (engine.walk, walk.decided, walk.accounted) == (walk, 4, 4)
+    walk.cancelled = 1
+    engine.claims.finish_walk(walk, 1, 2)
+    assert (walk.cancelled, walk.dropped) == (0, 0)
+    assert (engine.claims.walk, walk.decided, walk.accounted) == (walk, 4, 4)
     assert figures(engine) == {"accepted": 8, "queued": 3, "delivered": 1, "cancelled": 2, "failed": 2}
     assert begin_walk(engine) is walk
     assert [target.cid for target in walk.iterator] == ["c5", "c6", "c7"]
-    engine.finish_walk(walk, 3, 0)
-    assert (walk.decided, engine.walk) == (7, None)
+    engine.claims.finish_walk(walk, 3)
+    assert (walk.decided, engine.claims.walk) == (7, None)
     assert figures(engine) == {"accepted": 8, "delivered": 4, "cancelled": 2, "failed": 2}
 
 
 def test_a_delivering_that_is_broken_off_leaves_no_one_running() -> None:
     """Fault: a timer stays running for ever, has no fate, or a walk loses what it has not begun."""
     engine = Engine(None)
-    engine.abandon()
+    engine.claims.abandon()
     assert figures(engine) == {}
     schedule(engine)
-    engine.begin(0)
-    engine.abandon()
+    engine.claims.begin(0)
+    engine.claims.abandon()
     assert figures(engine) == {"accepted": 1, "failed": 1}
     crowd(engine, 2)
     engine.publish("t", "m", 0)
     walk = begin_walk(engine)
-    engine.abandon()
-    assert engine.walk is walk
+    engine.claims.abandon()
+    assert engine.claims.walk is walk
     assert figures(engine) == {"accepted": 3, "failed": 1, "queued": 2}
     assert begin_walk(engine) is walk
 
@@ -514,12 +517,12 @@ def test_idle_means_that_nothing_runs_and_nothing_is_ready() -> None:
     begin(engine, 10)
     assert engine.is_idle(10, timers_too=False) is False
     assert engine.is_idle(10, timers_too=True) is False
-    engine.finish_timer(failed=False)
+    engine.claims.finish_timer(failed=False)
     assert engine.is_idle(10, timers_too=True) is True
     schedule(engine, now=10)
     assert engine.is_idle(0, timers_too=False) is False
     begin(engine, 10)
-    engine.finish_timer(failed=False)
+    engine.claims.finish_timer(failed=False)
     crowd(engine, 1)
     engine.publish("t", "m", 10)
     assert engine.is_idle(0, timers_too=False) is False
@@ -528,7 +531,7 @@ def test_idle_means_that_nothing_runs_and_nothing_is_ready() -> None:
     assert engine.is_idle(10, timers_too=True) is False  # a walk that was broken off
     engine.ledger.running = 1
     list(walk.iterator)
-    engine.finish_walk(walk, 1, 0)
+    engine.claims.finish_walk(walk, 1)
     assert engine.is_idle(10, timers_too=True) is True
 
 
@@ -562,7 +565,7 @@ def test_a_reset_hands_out_all_that_was_held_and_counts_it_dropped() -> None:
     assert sum(each is event for each in held) == 2
     assert held[-1]["c"] is flow
     assert [(timer.event, timer.group, timer.after) for timer in timers] == [(None, None, None)] * 2
-    assert set(engine.sizes().values()) == {0}
+    assert set(sizes(engine).values()) == {0}
     assert engine.subscriptions() == {}
     assert engine.stats() == Stats(0, 0, 0, 0, 0, 7, 0, 0, 1, 6)
 
@@ -574,13 +577,13 @@ def test_a_reset_in_a_broken_off_walk_forgets_the_walk() -> None:
     engine.publish("t", "m", 0)
     walk = begin_walk(engine)
     next(walk.iterator)
-    engine.finish_walk(walk, 1, 0)
+    engine.claims.finish_walk(walk, 1)
     engine.unsubscribe("c2", None, None)
     held = engine.reset()
     assert any(each is walk for each in held)
-    assert (engine.walk, walk.decided) == (None, 3)
+    assert (engine.claims.walk, walk.decided) == (None, 3)
     assert figures(engine) == {"accepted": 3, "delivered": 1, "dropped": 1, "cancelled": 1}
-    assert engine.begin(0) is None
+    assert engine.claims.begin(0) is None
 
 
 def test_a_reset_before_a_claimed_walk_is_broken_off_leaves_it_without_a_failure() -> None:
@@ -590,8 +593,8 @@ def test_a_reset_before_a_claimed_walk_is_broken_off_leaves_it_without_a_failure
     engine.publish("t", "m", 0)
     walk = begin_walk(engine)
     engine.reset()
-    assert engine.walk is walk
-    engine.abandon()
+    assert engine.claims.walk is walk
+    engine.claims.abandon()
     assert figures(engine) == {"accepted": 2, "dropped": 2}
 
 
@@ -624,7 +627,7 @@ def test_what_is_held_is_shown_conversation_by_conversation() -> None:
     engine.publish("t", "m", 0)
     engine.publish("u", "m", 0)
     engine.unsubscribe("queued", None, None)
-    found = engine.inspect(None, MS)
+    found = inspect(engine, None, MS)
     assert list(found) == ["baton", "subscriber", "timers"]
     empty: dict[str, Any] = {"timers": (), "subscriptions": (), "queued": 0, "running": 0, "pending_flow": False}
     assert found["baton"] == ConversationInfo(**{**empty, "pending_flow": True})
@@ -633,9 +636,9 @@ def test_what_is_held_is_shown_conversation_by_conversation() -> None:
     )
     subscriptions = (SubscriptionInfo("i", "t", ("said", 2)), SubscriptionInfo("j", "u", "heard"))
     assert found["subscriber"] == ConversationInfo(**{**empty, "subscriptions": subscriptions, "queued": 3})
-    assert engine.inspect("timers", 10 * SLOT)["timers"].timers[0].remaining_ms == 0.0
-    assert engine.inspect("baton", 0).keys() == {"baton"}
-    assert engine.inspect("nobody", 0) == {}
+    assert inspect(engine, "timers", 10 * SLOT)["timers"].timers[0].remaining_ms == 0.0
+    assert inspect(engine, "baton", 0).keys() == {"baton"}
+    assert inspect(engine, "nobody", 0) == {}
 
 
 def test_who_runs_is_shown_and_nobody_else() -> None:
@@ -643,20 +646,20 @@ def test_who_runs_is_shown_and_nobody_else() -> None:
     engine = Engine(None)
     schedule(engine, "timer")
     begin(engine)
-    assert {cid: info.running for cid, info in engine.inspect(None, 0).items()} == {"timer": 1}
+    assert {cid: info.running for cid, info in inspect(engine, None, 0).items()} == {"timer": 1}
     crowd(engine, 2)
-    engine.finish_timer(failed=False)
+    engine.claims.finish_timer(failed=False)
     engine.publish("t", "m", 0)
-    assert {cid: info.running for cid, info in engine.inspect(None, 0).items()} == {"c0": 0, "c1": 0}
+    assert {cid: info.running for cid, info in inspect(engine, None, 0).items()} == {"c0": 0, "c1": 0}
     walk = begin_walk(engine)
-    assert {info.running for info in engine.inspect(None, 0).values()} == {0}
+    assert {info.running for info in inspect(engine, None, 0).values()} == {0}
     next(walk.iterator)
-    shown = {cid: (info.running, info.queued) for cid, info in engine.inspect(None, 0).items()}
+    shown = {cid: (info.running, info.queued) for cid, info in inspect(engine, None, 0).items()}
     assert shown == {"c0": (1, 0), "c1": (0, 1)}
     engine.unsubscribe("c0", None, None)
-    assert engine.inspect("c0", 0)["c0"].running == 1
-    engine.finish_walk(walk, 1, 0)
-    assert engine.inspect("c0", 0) == {}
+    assert inspect(engine, "c0", 0)["c0"].running == 1
+    engine.claims.finish_walk(walk, 1)
+    assert inspect(engine, "c0", 0) == {}
     next(walk.iterator)
 
 
@@ -673,7 +676,7 @@ def test_every_container_has_its_own_size() -> None:
     engine.subscribe("c0", "j", "u", "said")
     engine.publish("t", "m", 0)
     engine.publish("u", "m", 0)
-    assert engine.sizes() == {
+    assert sizes(engine) == {
         "pending flows": 1,
         "conversations with timers": 2,
         "instances with timers": 3,
@@ -691,15 +694,15 @@ def test_every_container_has_its_own_size() -> None:
         "timers of the burst": 0,
     }
     begin(engine)
-    engine.finish_timer(failed=False)
+    engine.claims.finish_timer(failed=False)
     walk = begin_walk(engine)
-    begun = engine.sizes()
+    begun = sizes(engine)
     assert (begun["targets of the walk"], begun["arrivals"]) == (4, 1)
     list(walk.iterator)
-    engine.finish_walk(walk, 4, 0)
-    assert engine.sizes()["targets of the walk"] == 0
+    engine.claims.finish_walk(walk, 4)
+    assert sizes(engine)["targets of the walk"] == 0
     engine.unsubscribe("c0", "j", "u")  # the publication alone still holds the list
-    assert engine.sizes()["topic entries"] == 5
+    assert sizes(engine)["topic entries"] == 5
 
 
 def test_lists_that_only_publications_hold_are_counted_each() -> None:
@@ -711,7 +714,7 @@ def test_lists_that_only_publications_hold_are_counted_each() -> None:
         for number in range(size):
             engine.unsubscribe(f"c{number}", None, None)
     crowd(engine, 8)
-    assert engine.sizes()["topic entries"] == 15
+    assert sizes(engine)["topic entries"] == 15
 
 
 def test_a_look_into_a_half_changed_engine_changes_nothing() -> None:

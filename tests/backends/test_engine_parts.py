@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
+from stube import Event
 from stube.testing._harness import Injector, tracing
-from stube_backends.engine import EARLIEST, FOREVER, Timer, Walk
-from stube_backends.engine._order import Publication, ReadyOrder
+from stube_backends.engine import EARLIEST, FOREVER, ReadyOrder, Timer, Walk
+from stube_backends.engine._order import Publication
 from stube_backends.engine._timers import Group, TimerGroups
 from stube_backends.engine._topics import LEAVING, Subscription, TopicIndex
 from stube_backends.engine._wheel import LONG, SLOT_BITS, Slot, TimerWheel
@@ -57,6 +58,13 @@ def wheel_of(*dues: int) -> tuple[TimerWheel, list[Timer]]:
         wheel.add(timer)
     wheel._check()
     return wheel, timers
+
+
+def remove(wheel: TimerWheel, timer: Timer) -> None:
+    order = ReadyOrder()
+    order.wheel = wheel
+    order.remove((timer,))
+    order.arrivals.cut()
 
 
 def drained(wheel: TimerWheel, limit: int) -> list[Timer]:
@@ -120,10 +128,10 @@ def test_the_wheel_says_when_to_look_again() -> None:
     assert (wheel.next_instant(), wheel.next_due()) == (3 * SLOT, 3 * SLOT + 5)
     assert wheel.take_due(3 * SLOT) is None  # opens the slot
     assert (wheel.next_instant(), wheel.next_due()) == (3 * SLOT + 5, 3 * SLOT + 5)
-    wheel.remove(timers[2])
+    remove(wheel, timers[2])
     assert (wheel.next_instant(), wheel.next_due()) == (3 * SLOT + 7, 3 * SLOT + 7)
     assert wheel.order == [timers[1]]
-    wheel.remove(timers[1])
+    remove(wheel, timers[1])
     assert (wheel.next_instant(), wheel.next_due()) == (5 * SLOT, 5 * SLOT + 9)
     wheel.add(timer_due(4 * SLOT + 1))
     assert (wheel.next_instant(), wheel.next_due()) == (4 * SLOT, 4 * SLOT + 1)
@@ -131,7 +139,7 @@ def test_the_wheel_says_when_to_look_again() -> None:
     wheel.add(timer_due(6 * SLOT))
     assert wheel.next_instant() == 4 * SLOT
     for timer in list(wheel):
-        wheel.remove(timer)
+        remove(wheel, timer)
         wheel._check()
     assert (wheel.next_instant(), wheel.next_due(), wheel.first) == (None, None, None)
 
@@ -154,13 +162,13 @@ def test_a_shell_at_the_end_is_passed_over_and_the_next_one_comes() -> None:
     assert wheel.take_due(SLOT - 1) is None
     assert wheel.take_due(SLOT) is timers[0]
     for number in (1, 2, 3):
-        wheel.remove(timers[number])
+        remove(wheel, timers[number])
         wheel._check()
     assert len(wheel.order) == 8  # the shells are still there
     assert list(wheel) == timers[4:]
     assert wheel.next_instant() == SLOT + 4
     assert len(wheel.order) == 5  # and not any more
-    wheel.remove(timers[4])
+    remove(wheel, timers[4])
     assert wheel.take_due(SLOT + 4) is None
     assert drained(wheel, SLOT + 8) == timers[5:]
     assert (wheel.number, wheel.live, wheel.order) == (None, 0, [])
@@ -173,7 +181,7 @@ def test_shells_go_when_they_outnumber_the_living() -> None:
     wheel.take_due(SLOT)
     lengths = []
     for timer in timers[:0:-1]:  # from the far end, where no look passes over them
-        wheel.remove(timer)
+        remove(wheel, timer)
         wheel._check()
         lengths.append(len(wheel.order))
     assert lengths == [9, 9, 9, 9, 4, 4, 4, 1, 0]
@@ -186,7 +194,7 @@ def test_taking_from_a_slot_of_many_shells_tidies_it() -> None:
     wheel.take_due(SLOT - 1)
     assert wheel.take_due(SLOT) is timers[0]
     for number in (5, 4):
-        wheel.remove(timers[number])
+        remove(wheel, timers[number])
     assert len(wheel.order) == 5
     assert wheel.take_due(SLOT + 1) is timers[1]
     assert len(wheel.order) == 4
@@ -206,7 +214,7 @@ def test_a_timer_for_a_slot_that_was_open_and_is_over_opens_it_anew() -> None:
     assert drained(wheel, SLOT + 2) == [again]
     wheel, (timer,) = wheel_of(SLOT + 1)
     wheel.take_due(SLOT)
-    wheel.remove(timer)
+    remove(wheel, timer)
     assert (wheel.number, wheel.order) == (None, [])
     wheel.add(again)
     wheel._check()
@@ -328,7 +336,7 @@ def test_the_numbers_of_slots_that_are_gone_go_as_well(first: str) -> None:
     for timer in (*near, *middle, timer_due(SLOT * 600), timer_due(SLOT * 299)):
         wheel.add(timer)
     for timer in (*middle, *near) if first == "middle" else (*near, *middle):
-        wheel.remove(timer)
+        remove(wheel, timer)
         wheel._check()
     assert len(wheel.numbers) + len(wheel.fresh) <= 36
 
@@ -348,7 +356,7 @@ def test_what_leaves_the_wheel_is_free_without_the_collector(how: str, wait: int
             wheel.take_due(SLOT - 1)
             wheel._open_earliest()
         for timer in timers:
-            wheel.remove(timer)
+            remove(wheel, timer)
             assert timer.after is None
             assert not hasattr(timer, "before")
     assert (len(wheel.slots), wheel.order, wheel.live) == (0, [], 0)
@@ -359,7 +367,7 @@ def test_an_index_of_slots_that_empties_gives_its_memory_back() -> None:
     wheel, timers = wheel_of(*(SLOT * number for number in range(1, 2000)))
     table = sys.getsizeof(wheel.slots)
     for timer in timers:
-        wheel.remove(timer)
+        remove(wheel, timer)
     assert sys.getsizeof(wheel.slots) < table / 10
     wheel.add(timers[0])
     assert drained(wheel, SLOT) == [timers[0]]
@@ -377,7 +385,7 @@ def test_random_timers_leave_in_the_order_of_their_instants() -> None:
             model.append((timer.due, number, timer))
         elif model and chance.random() < 0.5:
             _, _, timer = model.pop(chance.randrange(len(model)))
-            wheel.remove(timer)
+            remove(wheel, timer)
         else:
             now += chance.choice((0, 1, SLOT // 4, 2 * SLOT, LONG - 1))
             expected = sorted(entry for entry in model if entry[0] <= now)
@@ -411,6 +419,22 @@ def test_a_handle_asks_its_owner_and_after_its_end_nobody() -> None:
     assert timer.cancel() is False
 
 
+@pytest.mark.parametrize(
+    ("spec", "event"),
+    [
+        ("tick", Event("i", "tick")),
+        (("tick",), Event("i", "tick")),
+        (("tick", 1), Event("i", "tick", 1)),
+        (("tick", 1, 2), Event("i", "tick", (1, 2))),
+    ],
+)
+def test_a_claim_takes_the_delivery_off_the_timer(spec: Any, event: Event) -> None:
+    """Fault: the event of another instance, or a handle that keeps a payload or a registry alive (G13)."""
+    timer = Timer.detached(spec, Group("c", "i", Owner()))
+    assert timer.claim() == ("c", event)
+    assert (timer.event, timer.group, timer.cancel()) == (None, None, False)
+
+
 @pytest.mark.usefixtures("uncollected")
 def test_the_group_of_a_detached_timer_is_no_cycle() -> None:
     """Fault: the group that only names whose timer it is waits for the collector (G13)."""
@@ -434,7 +458,7 @@ def test_a_group_keeps_its_timers_from_the_oldest_on() -> None:
     found = []
     for timer in group:
         found.append(timer)
-        groups.remove(timer)
+        groups.remove((timer,))
         groups._check()
     assert found == timers
     assert groups.by_cid == {}
@@ -445,11 +469,11 @@ def test_what_a_group_leaves_behind_is_nothing() -> None:
     """Fault: an empty group, an empty conversation or a ring stays (G13)."""
     groups = TimerGroups()
     first, second, other = grouped(groups, "c", "i"), grouped(groups, "c", "i"), grouped(groups, "c", "j")
-    groups.remove(first)
+    groups.remove((first,))
     assert (list(groups.by_cid["c"]), hasattr(first, "older"), hasattr(first, "newer")) == (["i", "j"], False, False)
-    groups.remove(second)
+    groups.remove((second,))
     assert list(groups.by_cid["c"]) == ["j"]
-    groups.remove(other)
+    groups.remove((other,))
     assert groups.by_cid == {}
     del first, second, other
 
@@ -487,7 +511,7 @@ def test_an_index_of_conversations_that_empties_gives_its_memory_back(how: str) 
     table = sys.getsizeof(groups.by_cid)
     for number, timer in enumerate(timers):
         if how == "one by one":
-            groups.remove(timer)
+            groups.remove((timer,))
         else:
             groups.take(f"c{number}", "i" if how == "by instance" else None)
     assert sys.getsizeof(groups.by_cid) < table / 10
@@ -783,9 +807,10 @@ def test_arrivals_and_timers_are_merged_by_their_instants() -> None:
     timers = [timer_due(due) for due in (SLOT + 1, SLOT + 3, SLOT + 5)]
     for timer in timers:
         order.wheel.add(timer)
+    order.latest = SLOT + 3
     arrivals: list[Any] = [arrival(SLOT + 2), timer_due(SLOT + 3), arrival(SLOT + 3)]
     for entry in arrivals:
-        order.add_arrival(entry)
+        order.arrivals.append(entry)
     order._check()
     assert bool(order.arrivals) is True
     assert order.next_instant() == EARLIEST
@@ -815,7 +840,7 @@ def test_a_cleared_order_is_empty_and_what_it_held_is_dead() -> None:
     assert order.take(SLOT) is timers.pop(0)  # the rest of the slot stands open
     arrivals: list[Any] = [arrival(SLOT), timer_due(SLOT), arrival(SLOT)]
     for entry in arrivals:
-        order.add_arrival(entry)
+        order.arrivals.append(entry)
     gone = order.clear()
     assert gone[:3] == arrivals
     assert sorted(map(id, gone[3:])) == sorted(map(id, timers))

@@ -21,9 +21,10 @@ from stube_backends.engine import (
     REENTRANT,
     Core,
     Driver,
+    Engine,
     Failures,
     Mailbox,
-    MailboxEngine,
+    MailboxClaims,
     Options,
     Waiter,
     checked_timeout,
@@ -82,18 +83,19 @@ class LoopDriver(Driver):
         loop: to deliver on; None for the one that runs when the first operation is called on one.
     """
 
-    __slots__ = ("__weakref__", "_clock", "_engine", "_failures", "_link", "_runners", "core")
+    __slots__ = ("__weakref__", "_claims", "_clock", "_failures", "_link", "_runners", "core")
 
     core: Core
 
     def __init__(self, dispatch: Dispatch, options: Options, loop: AbstractEventLoop | None) -> None:
-        self._engine = MailboxEngine(options.max_pending, options.limits)
-        self.core = Core(self._engine, dispatch)
+        engine = Engine(options.max_pending, limits=options.limits, claims=MailboxClaims)
+        self.core = Core(engine, dispatch)
+        self._claims = engine.claims
         self.core.started = True  # there is nothing to start
         self._clock = options.clock
         self._failures = Failures(options.on_error, reraised=(KeyboardInterrupt,))
         self._link = LoopLink(self.core, options.clock, loop, self)
-        self._runners = Runners(self.core, self._engine, self._failures, self._link)
+        self._runners = Runners(self.core, self._claims, self._failures, self._link)
 
     @override
     def enter(self) -> Core:
@@ -119,7 +121,7 @@ class LoopDriver(Driver):
     def stop(self, timeout: float | None) -> bool:
         self._link.wake()  # to disarm the alarm
         if self.core.is_reentrant() or self._link.on_loop():
-            return not self._engine.boxes
+            return not self._claims.boxes
         return wait_until_idle(self.core, self.wake, self._clock(), timeout, timers_too=False)
 
     @override
@@ -140,7 +142,7 @@ class LoopDriver(Driver):
         if not self._link.on_loop():
             return False
         task = asyncio.current_task()
-        return any(box.server is task for box in self._engine.boxes.values())
+        return any(box.server is task for box in self._claims.boxes.values())
 
     @override
     def call_back(self, function: Callable[..., object], *arguments: Any) -> None:
@@ -175,7 +177,7 @@ class LoopDriver(Driver):
 
     def is_serving(self) -> bool:
         """Return whether a delivery runs or is about to."""
-        return bool(self._engine.boxes)
+        return bool(self._claims.boxes)
 
     def release_garbage(self) -> None:
         """See `Runners`."""
@@ -191,7 +193,7 @@ class LoopDriver(Driver):
             self.wake()
 
     def _bind_locked(self, loop: AbstractEventLoop) -> bool:
-        if self._link.loop is not None or self._engine.closed:
+        if self._link.loop is not None or self.core.engine.closed:
             return False
         self._link.loop = loop
         return True
@@ -208,7 +210,7 @@ class LoopDriver(Driver):
     def _detach_locked(self, loop: AbstractEventLoop, served: list[tuple[Mailbox, object]]) -> None:
         link = self._link
         if link.loop is loop:  # else another thread was first
-            served += [(box, box.server) for box in self._engine.boxes.values()]
+            served += [(box, box.server) for box in self._claims.boxes.values()]
             link.loop = link.alarm = link.requested_at = None
             link.paused = False
             self.core.sleep_until = FOREVER
@@ -235,7 +237,7 @@ class LoopDriver(Driver):
 
     def _leave_mine_locked(self) -> None:
         """After a round that raised: give back the mailboxes that it served."""
-        for box in [box for box in self._engine.boxes.values() if box.server is self]:
+        for box in [box for box in self._claims.boxes.values() if box.server is self]:
             self._runners.leave_locked(box)
 
     def _deliver_for_a_while(self) -> int | None:
@@ -262,7 +264,7 @@ class LoopDriver(Driver):
         """Return when there is something to do next. Decided under the same lock as the look that found nothing: what
         is added from now on finds `sleep_until` set (race 1)."""
         core = self.core
-        instant = self._engine.next_instant()
+        instant = self._claims.next_instant()
         core.sleep_until = FOREVER if instant is None else min(instant, FOREVER)
         core.let_go_locked()
         release_waiters_locked(core, now)
@@ -270,7 +272,7 @@ class LoopDriver(Driver):
 
     def _start_one(self, now: int) -> Mailbox | None:
         """Start a runner for the next conversation that has something ready and no runner."""
-        box: Mailbox | None = self.core.run_locked(self._engine.next_box, now, self)
+        box: Mailbox | None = self.core.run_locked(self._claims.next_box, now, self)
         if box is not None and box is not AGAIN:
             self._runners.start(box, self)
         return box
@@ -298,8 +300,8 @@ class LoopDriver(Driver):
         return box
 
     def _begin_locked(self, now: int) -> tuple[Mailbox | None, Event | None]:
-        while (box := self._engine.next_box(now, self)) is not None and box is not AGAIN:
-            event = self._engine.claim(box)
+        while (box := self._claims.next_box(now, self)) is not None and box is not AGAIN:
+            event = self._claims.claim(box)
             if event is not None:
                 return box, event
         return box, None

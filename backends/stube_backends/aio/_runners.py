@@ -13,7 +13,7 @@ from typing import Any
 
 from stube import Event
 from stube_backends.aio._link import LoopLink
-from stube_backends.engine import Core, Failures, Mailbox, MailboxEngine, log
+from stube_backends.engine import Core, Failures, Mailbox, MailboxClaims, log
 
 
 class Runners:
@@ -21,16 +21,16 @@ class Runners:
 
     Args:
         core: with the mailboxes.
-        engine: of the core.
+        claims: of the core's engine.
         failures: reports what handlers raise.
         link: to the loop.
     """
 
-    __slots__ = ("_core", "_engine", "_failures", "_link")
+    __slots__ = ("_claims", "_core", "_failures", "_link")
 
-    def __init__(self, core: Core, engine: MailboxEngine, failures: Failures, link: LoopLink) -> None:
+    def __init__(self, core: Core, claims: MailboxClaims, failures: Failures, link: LoopLink) -> None:
         self._core = core
-        self._engine = engine
+        self._claims = claims
         self._failures = failures
         self._link = link
 
@@ -54,8 +54,8 @@ class Runners:
     def leave_locked(self, box: Mailbox, failed: bool = True) -> None:
         """Stop serving a mailbox; a delivery of it that has begun is over. Needs the core's lock."""
         if box.running:
-            self._engine.finish(box, failed)
-        self._engine.leave(box)
+            self._claims.finish(box, failed)
+        self._claims.leave(box)
         self._core.let_go_locked()
 
     def end_all(self, served: Sequence[tuple[Mailbox, object]]) -> None:
@@ -72,8 +72,8 @@ class Runners:
 
     def release_garbage(self) -> None:
         """Let go of finished entries, outside the lock, because their destructors are user code."""
-        if self._engine.spent:
-            self._core.run_locked(self._engine.take_spent)
+        if self._claims.spent:
+            self._core.run_locked(self._claims.take_spent)
 
     async def _run(self, box: Mailbox) -> None:
         """Deliver to one conversation, one after the other, until nothing waits for it."""
@@ -100,7 +100,7 @@ class Runners:
                 level = logging.DEBUG if loop_ends else logging.ERROR
                 failed = self._failures.report(box.cid, event, exc, level)
             event = result = None
-            core.run_locked(self._engine.finish, box, failed)
+            core.run_locked(self._claims.finish, box, failed)
             self._failures.reraise()
             if _is_over(runner):
                 return
@@ -110,7 +110,7 @@ class Runners:
             self._link.wake()
 
     def _claim_locked(self, box: Mailbox) -> Event | None:
-        event = self._engine.claim(box)
+        event = self._claims.claim(box)
         if event is None:
             self._core.let_go_locked()
         return event

@@ -1,7 +1,8 @@
 """The arguments of operations: refused with a clear error, or taken as the plain values that the engine stores.
 
 Plain means exact: after these functions a name is a `str` and an event spec a `str` or a `tuple`, never of a
-subclass, so that no `__hash__` or `__eq__` of a user's class can run inside the engine.
+subclass, so that no `__hash__` or `__eq__` of a user's class can run inside the engine. What most callers pass is
+decided in the first line of each function, so that an operation may simply call it.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ _EXACT_BELOW: Final = 2.0**42  # milliseconds; a product with 10**6 above it has
 
 
 def plain_name(role: str, value: object) -> str:
-    """`value` as an exact, non-empty `str`; `role` is the argument's name, for the error."""
+    """Return `value` as an exact, non-empty `str`, or raise; `role` is the argument's name, for the error."""
+    if type(value) is str and value:
+        return value
     if not isinstance(value, str):
         raise TypeError(f"{role} must be a str, not {value!r}. Pass the name as a string.")
     name = str.__str__(value)
@@ -30,7 +33,9 @@ def plain_name(role: str, value: object) -> str:
 
 
 def plain_event(event: object) -> PlainEvent:
-    """An event spec as it is stored: a `str`, or a `tuple` that begins with one."""
+    """Return an event spec as it is stored, a `str` or a `tuple` that begins with one; or raise."""
+    if type(event) is str and event:
+        return event
     if isinstance(event, str):
         return plain_name("event", event)
     if not isinstance(event, (tuple, list)):
@@ -42,13 +47,13 @@ def plain_event(event: object) -> PlainEvent:
 
 
 def name_of(event: PlainEvent) -> str:
-    """The name of a plain event spec."""
+    """Return the name of a plain event spec."""
     name: str = event if type(event) is str else event[0]
     return name
 
 
 def event_of(instance_id: str, spec: PlainEvent) -> Event:
-    """The event that a timer with this spec delivers."""
+    """Return the event that a timer with this spec delivers."""
     if type(spec) is str:
         return Event(instance_id, spec)
     if len(spec) == 1:
@@ -57,22 +62,25 @@ def event_of(instance_id: str, spec: PlainEvent) -> Event:
 
 
 def public_event(event: PlainEvent) -> EventSpec:
-    """A stored event spec under its public type; the type checker cannot see that a tuple begins with a name."""
+    """Return a stored event spec under its public type; the type checker cannot see that a tuple begins with a name."""
     return event
 
 
 def delay_in_nanoseconds(delay_ms: object) -> int:
-    """A delay in whole nanoseconds, rounded up; 0 for a negative one. See G11."""
-    if type(delay_ms) is float and 0 < delay_ms < _EXACT_BELOW:
-        # The product is rounded once, so 0.1 ms is 100,000 ns and not one more; where that rounding came out below
-        # the delay, one nanosecond makes up for it (G9).
+    """Return a delay in whole nanoseconds, rounded up; 0 for a negative one. See G11.
+
+    This is the only place where a delay is rounded: that no timer begins early (G9) depends on it.
+    """
+    if type(delay_ms) is float and 0.0 < delay_ms < _EXACT_BELOW:
+        # The product is rounded once, so that 0.1 ms is 100,000 ns and not one more. If that rounding came out below
+        # the delay, one nanosecond is added (G9).
         nanoseconds = ceil(delay_ms * 1e6)
         return nanoseconds if nanoseconds / 1e6 >= delay_ms else nanoseconds + 1
     if isinstance(delay_ms, float):
         if not isfinite(delay_ms):
             raise ValueError(f"delay_ms must be finite, not {delay_ms!r}. Pass milliseconds as a finite number.")
         if type(delay_ms) is not float:
-            return delay_in_nanoseconds(float(delay_ms))  # a subclass, such as numpy's
+            return delay_in_nanoseconds(float(delay_ms))  # of a subclass, such as numpy's
         numerator, denominator = delay_ms.as_integer_ratio()
         return max(0, -(-numerator * _NANOSECONDS // denominator))
     if isinstance(delay_ms, int) and not isinstance(delay_ms, bool):
@@ -81,7 +89,7 @@ def delay_in_nanoseconds(delay_ms: object) -> int:
 
 
 def milliseconds(nanoseconds: int) -> float:
-    """An instant or a span in milliseconds; infinite past what a float holds."""
+    """Return an instant or a span in milliseconds; infinite beyond what a float holds."""
     try:
         return nanoseconds / _NANOSECONDS
     except OverflowError:
@@ -89,7 +97,7 @@ def milliseconds(nanoseconds: int) -> float:
 
 
 def checked_timeout(timeout: object) -> float | None:
-    """A timeout in seconds: a number that is not negative, or None for no bound."""
+    """Return a timeout in seconds, a number that is not negative, or None for no bound; or raise."""
     if timeout is None:
         return None
     if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
@@ -100,7 +108,7 @@ def checked_timeout(timeout: object) -> float | None:
 
 
 def is_coroutine_function(dispatch: Callable[..., Any]) -> bool:
-    """Whether dispatch must be awaited; refuses what is not callable."""
+    """Say whether dispatch must be awaited; raise when it is not callable."""
     if not callable(dispatch):
         raise TypeError(f"dispatch must be callable, not {dispatch!r}. Pass a function (cid, event) -> None.")
     import inspect  # heavy, and needed once per host
@@ -112,7 +120,7 @@ def is_coroutine_function(dispatch: Callable[..., Any]) -> bool:
 
 
 def checked_dispatch(dispatch: Callable[..., Any]) -> None:
-    """Refuse what is not callable, and an `async def`, which nobody here can await."""
+    """Raise when dispatch is not callable, or a coroutine function, which this backend cannot await."""
     if is_coroutine_function(dispatch):
         raise TypeError(
             f"dispatch must be a plain function, not the coroutine function {dispatch!r}. "
@@ -121,7 +129,7 @@ def checked_dispatch(dispatch: Callable[..., Any]) -> None:
 
 
 def refuse_result(result: object) -> None:
-    """Refuse a coroutine that dispatch returned: close it and raise. Anything else is ignored."""
+    """Close a coroutine that dispatch returned, and raise. Any other result is ignored."""
     if isinstance(result, Coroutine):
         result.close()
         raise TypeError(

@@ -11,12 +11,10 @@ from types import TracebackType
 from typing import Any, Self
 
 from stube import Event
-from stube_backends.engine._arguments import event_of
+from stube_backends.engine._batches import Burst, Walk
 from stube_backends.engine._core import Core
 from stube_backends.engine._failures import Failures
-from stube_backends.engine._order import Burst, Walk
 from stube_backends.engine._timers import Timer
-from stube_backends.engine._topics import LEAVING
 
 Claims = Generator[tuple[str, Event], bool, None]
 
@@ -105,48 +103,38 @@ class AwaitingDeliverer:
         return self._claims_of_burst(work) if isinstance(work, Burst) else self._claims_of_walk(work)
 
     def _claims_of_timer(self, timer: Timer) -> Claims:
-        group, spec = timer.claim()
         failed = True
         try:
-            failed = yield group.cid, event_of(group.instance_id, spec)
+            failed = yield timer.claim()
         finally:
             if not self._core.retired:
-                self._core.run_locked(self._core.engine.finish_timer, failed)
+                self._core.run_locked(self._core.engine.claims.finish_timer, failed)
 
     def _claims_of_burst(self, burst: Burst) -> Claims:
-        """Each is claimed by the pop; `Engine.begin` counts their fates."""
+        """Each is claimed by the pop; `SerialClaims.begin` counts their fates."""
         while burst.timers:
             try:
                 timer = burst.timers.pop()
             except IndexError:
                 return  # a cancel or a reset took the last one at this moment
-            group, spec = timer.claim()
-            self._core.engine.running_cid = group.cid
-            failed = yield group.cid, event_of(group.instance_id, spec)
+            cid, event = timer.claim()
+            self._core.engine.claims.running_cid = cid
+            failed = yield cid, event
+            del event  # nothing that was delivered stays alive until the next delivery
             burst.delivered += not failed
 
     def _claims_of_walk(self, walk: Walk) -> Claims:
         """Each is claimed by reading its name."""
         core = self._core
-        delivered = cancelled = failed = dropped = 0
+        delivered = failed = 0
         try:
-            for target in walk.iterator:
-                name = target.name
-                if name is LEAVING:
-                    core.wait_for_lock()  # until the thread that marked it has removed it
-                    name = target.name
-                    if name is LEAVING:  # by a reset, which keeps the mark
-                        dropped = 1
-                        return
-                if name is None:
-                    cancelled += 1
-                    continue
+            for target, name in walk.claim_each(core.wait_for_lock):
                 failed += 1  # until its fate is sent
                 if not (yield target.cid, Event(target.instance_id, name, walk.message)):
                     failed, delivered = failed - 1, delivered + 1
         finally:
             if not core.retired:
-                core.run_locked(core.engine.finish_walk, walk, delivered, cancelled, failed, dropped)
+                core.run_locked(core.engine.claims.finish_walk, walk, delivered, failed)
 
 
 def _send(claims: Claims, failed: bool) -> tuple[str, Event] | None:

@@ -1,25 +1,26 @@
-"""Back-pressure: how much may wait for one conversation, and what gives way when it is more.
+"""Back-pressure: how much may wait for one conversation, and what is dropped when it is more.
 
 With a bound for each conversation a publication is taken apart when it is accepted, into one for each subscriber: only
-so can the oldest message of one conversation go, at once, and its memory with it. So `publish` costs its caller a step
-for each subscriber then; and scheduling a step for each timer of the conversation.
+so can the oldest message of one conversation be dropped immediately, and its memory with it. Therefore `publish` costs
+its caller one step for each subscriber, and scheduling one step for each timer of the conversation.
 
-A conversation whose messages do not fit is told of once for each burst: from the first drop until nothing waits for it.
+An overflow of a conversation is reported once: at the first message that is dropped, and then not again until no
+message waits for the conversation.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, get_args
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 from stube import Event, RegistryFull
-from stube_backends.engine._order import Publication, part_of
-from stube_backends.engine._wheel import unlink
-
-if TYPE_CHECKING:
-    from stube_backends.engine._engine import Engine
-    from stube_backends.engine._topics import Topic
+from stube_backends.engine._ledger import Ledger
+from stube_backends.engine._order import Publication, ReadyOrder
+from stube_backends.engine._rings import unlink
+from stube_backends.engine._tables import free_if_empty
+from stube_backends.engine._timers import TimerGroups
+from stube_backends.engine._topics import Topic
 
 OnFull: TypeAlias = Literal["drop_oldest", "end"]
 
@@ -32,20 +33,20 @@ class Limits(NamedTuple):
     """How much may wait for one conversation."""
 
     max_queued: int
-    """Messages; and as many timers."""
+    """The bound of its messages, and of its timers."""
     on_full: OnFull
-    """What gives way to a message that does not fit: the oldest message, or the conversation."""
+    """What is dropped for a message that does not fit: the oldest message, or all of the conversation."""
 
 
 class Overflow(NamedTuple):
-    """What gave way, and was held; for whoever leaves the lock to tell of and to drop."""
+    """What was dropped for a message that did not fit, to be reported and released when no lock is held."""
 
     cid: str
     event: Event
-    """The first that was dropped."""
+    """The first delivery that was dropped."""
     ended: bool
     first: bool
-    """Whether it is the first of its burst."""
+    """Whether it is to be reported."""
     held: list[Any]
 
 
@@ -60,51 +61,65 @@ class Backlog:
 
 
 class Backlogs:
-    """What waits for whom, where each conversation has its bound."""
+    """The messages that wait for each conversation, where each has its bound.
 
-    __slots__ = ("by_cid", "limits", "overflows")
+    Args:
+        limits: of each conversation.
+        order, ledger, groups: the engine's, the same objects as long as the engine lives.
+    """
 
-    def __init__(self, limits: Limits) -> None:
+    __slots__ = ("by_cid", "groups", "ledger", "limits", "order", "overflows")
+
+    def __init__(self, limits: Limits, order: ReadyOrder, ledger: Ledger, groups: TimerGroups) -> None:
         self.limits = limits
+        self.order = order
+        self.ledger = ledger
+        self.groups = groups
         self.by_cid: dict[str, Backlog] = {}
         self.overflows: list[Overflow] = []
 
-    def require_room(self, engine: Engine, cid: str) -> None:
+    def require_room(self, cid: str) -> None:
         """Raise when one more timer would be too much."""
-        if self.is_full(engine, cid):
+        if self.is_full(cid):
             most = self.limits.max_queued
             raise ConversationFull(
                 f"The conversation {cid!r} holds {most} timers, and one more would pass max_queued={most}. "
                 "Raise max_queued, or schedule less."
             )
 
-    def is_full(self, engine: Engine, cid: str) -> bool:
-        """Whether one more timer would be too much."""
+    def is_full(self, cid: str) -> bool:
+        """Say whether one more timer would be too much."""
         most = self.limits.max_queued
-        if engine.ledger.timers < most:
+        if self.ledger.timers < most:
             return False
-        return sum(1 for group in engine.groups.by_cid.get(cid, {}).values() for _ in group) >= most
+        return sum(1 for group in self.groups.by_cid.get(cid, {}).values() for _ in group) >= most
 
-    def publish(self, engine: Engine, topic: Topic, publication: Publication) -> None:
-        """Accept a publication for each of its targets; what does not fit gives way."""
-        ledger = engine.ledger
+    def publish(self, topic: Topic, publication: Publication, end: Callable[[str], list[Any]]) -> None:
+        """Accept a publication for each of its targets, and drop what does not fit.
+
+        Args:
+            topic: of the publication.
+            publication: in no ring yet.
+            end: drops the timers, the subscriptions and the baton of a conversation; returns what was held.
+        """
+        ledger = self.ledger
         for target in [entry for entry in topic.entries if entry.name is not None]:
             ledger.accepted += 1
-            if target.name is None:  # its conversation ended at the message of another of its instances
+            if target.name is None:  # its conversation was ended by the message to another of its instances
                 ledger.dropped += 1
                 continue
-            message = part_of(publication, [target])
-            engine.order.add_arrival(message)
+            message = publication.part_for([target])
+            self.order.arrivals.append(message)
             ledger.queued += 1
             backlog = self.by_cid.get(target.cid)
             if backlog is None:
                 backlog = self.by_cid[target.cid] = Backlog()
             backlog.messages.append(message)
             if len(backlog.messages) > self.limits.max_queued:
-                self._give_way(engine, target.cid, backlog)
+                self._overflow(target.cid, backlog, end)
 
     def forget(self, message: Publication) -> None:
-        """A message has begun, or its subscription has gone."""
+        """Forget a message that has begun, or whose subscription has been removed."""
         cid = message.entries[0].cid
         backlog = self.by_cid[cid]
         if backlog.messages[0] is message:
@@ -115,7 +130,7 @@ class Backlogs:
             self._drop(cid)
 
     def take_overflows(self) -> list[Overflow]:
-        """What has given way since the last time."""
+        """Return the overflows since the last call."""
         overflows, self.overflows = self.overflows, []
         return overflows
 
@@ -125,41 +140,39 @@ class Backlogs:
         for message in publications:
             self.by_cid.setdefault(message.entries[0].cid, Backlog()).messages.append(message)
 
-    def _give_way(self, engine: Engine, cid: str, backlog: Backlog) -> None:
+    def sizes(self) -> Mapping[str, int]:
+        """Return the length of every container."""
+        return {
+            "backlogs": len(self.by_cid),
+            "messages in backlogs": sum(len(backlog.messages) for backlog in self.by_cid.values()),
+            "overflows": len(self.overflows),
+        }
+
+    def _overflow(self, cid: str, backlog: Backlog, end: Callable[[str], list[Any]]) -> None:
         oldest = backlog.messages[0]
         target = oldest.entries[0]
         event = Event(target.instance_id, target.name or "", oldest.message)
         held: list[Any] = []
         first, backlog.overflowing = not backlog.overflowing, True
-        if self.limits.on_full == "end":
-            self._end(engine, cid, backlog, held)
+        ends = self.limits.on_full == "end"
+        if ends:
+            while backlog.messages:
+                self._discard(backlog.messages.popleft(), held)
+            self._drop(cid)
+            held += end(cid)
         else:
-            self._discard(engine, backlog.messages.popleft(), held)
-        self.overflows.append(Overflow(cid, event, self.limits.on_full == "end", first, held))
+            self._discard(backlog.messages.popleft(), held)
+        self.overflows.append(Overflow(cid, event, ends, first, held))
 
-    def _end(self, engine: Engine, cid: str, backlog: Backlog, held: list[Any]) -> None:
-        """Drop everything of a conversation: its fate is an overflow policy's, not a canceller's."""
-        while backlog.messages:
-            self._discard(engine, backlog.messages.popleft(), held)
-        self._drop(cid)
-        timers = engine.cancel_timers(cid, None)
-        engine.ledger.cancelled -= len(timers)
-        engine.ledger.dropped += len(timers)
-        held += [timers, engine.topics.remove(cid, None, None), engine.flows.pop(cid, None)]
-
-    def _discard(self, engine: Engine, message: Publication, held: list[Any]) -> None:
+    def _discard(self, message: Publication, held: list[Any]) -> None:
         unlink(message)
-        engine.ledger.queued -= 1
-        if message.entries[0].name is None:
-            engine.ledger.cancelled += 1
-        else:
-            engine.ledger.dropped += 1
+        self.ledger.queued -= 1
+        self.ledger.drop_messages(1, int(message.entries[0].name is not None))
         held.append(message)
 
     def _drop(self, cid: str) -> None:
         del self.by_cid[cid]
-        if not self.by_cid:
-            self.by_cid.clear()  # gives the table back
+        free_if_empty(self.by_cid)
 
     def _check(self, waiting: Iterable[Publication]) -> None:
         mine = {id(message) for backlog in self.by_cid.values() for message in backlog.messages}
@@ -172,7 +185,7 @@ class Backlogs:
 
 
 def checked_limits(max_queued: int | None, on_full: OnFull) -> Limits | None:
-    """The limits that a host chose; None for none."""
+    """Return the limits that a host chose, None for none; or raise."""
     if on_full not in get_args(OnFull):
         raise ValueError(f"on_full must be 'drop_oldest' or 'end', not {on_full!r}. Choose one of them.")
     if max_queued is None:

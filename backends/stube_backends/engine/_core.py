@@ -37,10 +37,10 @@ from typing import Any, Final, NamedTuple, Protocol
 
 from stube import Dispatch, Event, StubeError
 from stube_backends.engine._arguments import PlainEvent
+from stube_backends.engine._batches import Burst, Walk
 from stube_backends.engine._deferred import DeferredCalls
 from stube_backends.engine._engine import Engine, raise_closed
-from stube_backends.engine._mending import mend
-from stube_backends.engine._order import Burst, Walk
+from stube_backends.engine._recovery import rebuild
 from stube_backends.engine._timers import Timer, TimerOwner
 from stube_backends.engine._topics import Epoch
 
@@ -145,7 +145,7 @@ class Core:
         "waiters",
     )
 
-    def __init__(self, engine: Engine, dispatch: Dispatch, group: ShardGroup | None = None) -> None:
+    def __init__(self, engine: Engine[Any], dispatch: Dispatch, group: ShardGroup | None = None) -> None:
         self.group = group or ShardGroup()
         self._take_lock(alone=group is None)
         self.engine = engine  # guarded by the lock, except the batons' `pop` and a fan-out's targets
@@ -235,10 +235,10 @@ class Core:
         nothing_ready_locked: Callable[[int, bool], int | None],
         fresh: bool,
     ) -> tuple[Timer | Burst | Walk | None, int]:
-        """Claim what must begin next: `run_locked` with `Engine.begin`. Never re-entrant, because it is no operation.
+        """Claim what must begin next: `run_locked` with `SerialClaims.begin`. Never re-entrant: it is no operation.
 
         Args:
-            now, failed: see `Engine.begin`.
+            now, failed: see `SerialClaims.begin`.
             nothing_ready_locked: called under the lock, with the instant at which nothing is ready and with `fresh`;
                 returns a later instant to look at, or None to stop.
             fresh: whether nothing has been delivered since the clock was read.
@@ -249,13 +249,13 @@ class Core:
         try:
             self.acquire()
             self.mutating = True
-            work = self.engine.begin(now, failed)
+            work = self.engine.claims.begin(now, failed)
             while work is None:
                 instant = nothing_ready_locked(now, fresh)
                 if instant is None:
                     break
                 now = instant
-                work = self.engine.begin(now)
+                work = self.engine.claims.begin(now)
             self.mutating = False
             self.release()
         except BaseException as exc:
@@ -273,7 +273,7 @@ class Core:
         """
         if self.held_by_me():
             if self.mutating and not isinstance(exc, StubeError):
-                mend(self.engine)
+                rebuild(self.engine)
             self.mutating = False
             self.release()
         if self.deferred:
@@ -304,9 +304,7 @@ class Core:
     def abandon_after_fork(self) -> None:
         """In a forked child: let nothing more of the parent's batch begin, and wait for no thread of the parent."""
         self.retired = True
-        for batch in (self.engine.walk, self.engine.burst):
-            if batch is not None:
-                batch.stop()
+        self.engine.claims.stop()
         self.deferred.forget()
         if not self.held_by_me():
             # Another thread of the parent may hold the lock, and does not exist here to release it.

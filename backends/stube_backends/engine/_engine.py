@@ -1,43 +1,47 @@
-"""The engine: the state of one registry and every change that an operation can make to it.
+"""The engine: what one registry holds, and every change that an operation can make to it.
 
-No lock, no thread, no clock: whoever calls makes sure that one call runs at a time (see `Core`) and says what time
-it is. What decides the guarantees, and where:
+No lock, no thread, no clock: the caller makes sure that one call runs at a time (see `Core`) and says what time it is.
+Which delivery begins, and what became of it, is the task of `Claims`, which the engine owns. What decides the
+guarantees, and where:
 
-- **Cancelling is final (G5)**: a timer is pending while it stands in a ring or in a burst's list, a target live while
-  its `name` is set. The claim (`begin` takes the timer out of its ring; a burst is popped; the walk reads the name) and
-  the cancel decide by that one fact: one of them wins.
+- **Cancelling is final (G5)**: a timer is pending while it stands in a ring or in a burst's list, a target is live
+  while its `name` is set. The claim (`begin` takes the timer out of its ring; a burst is popped; the walk reads the
+  name) and the cancel decide by that one fact: one of them wins.
 - **A publication is one entry (G14)**: a list and a length, see `_topics`.
 - **Order (G2)**: see `_order`. Instants of acceptance are clamped to the latest instant accepted or collected.
 - **Old work dies with a reset (G18)**: everything pending is taken out and marked dead, the targets of a walk in
   progress and the timers of a burst as well. A fork (G25) starts the child on a new engine.
-- **No user code (G20)**: names are exact `str`, payloads are only passed on. What might run a destructor (events,
-  messages, flow ids) is returned to the caller, who drops it when nothing is held any more.
+- **No user code (G20)**: names are exact `str`, payloads are only passed on. Everything whose release might run a
+  destructor (events, messages, flow ids) is returned to the caller, who releases it when it holds no lock.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Final, NoReturn
+from collections.abc import Callable
+from typing import Any, Final, Generic, NoReturn, TypeAlias
 
-from typing_extensions import override
+from typing_extensions import TypeVar, override
 
-from stube import ConversationInfo, EventSpec, RegistryClosed, RegistryFull, Stats
+from stube import EventSpec, RegistryClosed, RegistryFull, Stats
 from stube_backends.engine._arguments import PlainEvent
 from stube_backends.engine._backlogs import Backlogs, Limits, Overflow
+from stube_backends.engine._claims import Claims, SerialClaims
 from stube_backends.engine._ledger import Ledger
-from stube_backends.engine._looking import inspect, sizes
-from stube_backends.engine._order import EARLIEST, Arrival, Burst, Publication, ReadyOrder, Walk
+from stube_backends.engine._order import Publication, ReadyOrder
+from stube_backends.engine._tables import free_if_empty_unlocked
 from stube_backends.engine._timers import CLAIMABLE, DETACHED, Timer, TimerGroups, TimerOwner
-from stube_backends.engine._topics import Epoch, Subscription, TopicIndex
-from stube_backends.engine._wheel import COARSE_BITS, COARSE_STEP, HALF_BITS, LONG, OPEN, Slot
+from stube_backends.engine._topics import Epoch, TopicIndex, count_live
 
+ClaimsT = TypeVar("ClaimsT", bound=Claims, default=SerialClaims)
+NewClaims: TypeAlias = Callable[[Ledger, ReadyOrder, TimerGroups, Backlogs | None], ClaimsT]
+
+_SERIAL: Final[Any] = SerialClaims  # the default of `ClaimsT`, which a type checker cannot see
 _NO_BOUND: Final = 1 << 62
-_MANY_FLOWS: Final = 64  # a table of batons that was larger than this is given back when it empties
-_SMALL_TABLE: Final[dict[str, Any]] = {"": None}  # no conversation has this name
+_MANY_FLOWS: Final = 64  # a table of batons that was larger than this is freed when it empties
 
 
 class _Refusing(dict[str, Any]):
-    """The batons of a closed registry: whoever puts one comes too late, however early it looked."""
+    """The batons of a closed registry, which refuse a baton although its caller saw the registry open."""
 
     @override
     def __setitem__(self, cid: str, flow_id: Any) -> None:
@@ -45,16 +49,11 @@ class _Refusing(dict[str, Any]):
 
 
 def registry_full(pending: int, wanted: int, max_pending: int) -> RegistryFull:
-    """What is raised when `wanted` more timers and messages would pass the bound."""
+    """Return the error to raise when `wanted` more timers and messages would pass the bound."""
     return RegistryFull(
         f"The registry holds {pending} timers and messages, and {wanted} more "
         f"would pass max_pending={max_pending}. Raise max_pending, or schedule and publish less."
     )
-
-
-def raise_closed() -> NoReturn:
-    """Refuse what would add to a closed registry."""
-    raise RegistryClosed("The registry is closed, so nothing can be added to it. Create a new one.")
 
 
 def raise_closed_to_dispatch() -> NoReturn:
@@ -62,52 +61,58 @@ def raise_closed_to_dispatch() -> NoReturn:
     raise RegistryClosed("The registry is closed, so it delivers nothing any more. Create a new one.")
 
 
-class Engine:
-    """All the state of one registry.
+def raise_closed() -> NoReturn:
+    """Refuse an operation that would add to a closed registry."""
+    raise RegistryClosed("The registry is closed, so nothing can be added to it. Create a new one.")
+
+
+class Engine(Generic[ClaimsT]):
+    """All that one registry holds.
 
     Args:
         max_pending: the bound of `timers + queued`; None for none.
         epoch: shared with the engines of siblings; None for an engine without.
         limits: of each conversation; None for none.
+        claims: makes the part that begins deliveries; `SerialClaims` unless deliveries overlap.
     """
 
     __slots__ = (
         "backlogs",
-        "burst",
+        "claims",
         "closed",
         "flows",
         "flows_large",
         "groups",
-        "latest",
         "ledger",
         "max_pending",
         "order",
-        "running_cid",
         "topics",
-        "walk",
     )
 
-    def __init__(self, max_pending: int | None, epoch: Epoch | None = None, limits: Limits | None = None) -> None:
+    def __init__(
+        self,
+        max_pending: int | None,
+        epoch: Epoch | None = None,
+        limits: Limits | None = None,
+        claims: NewClaims[ClaimsT] = _SERIAL,
+    ) -> None:
         self.max_pending = _NO_BOUND if max_pending is None else max_pending
-        self.backlogs = None if limits is None else Backlogs(limits)
-        self.latest = EARLIEST  # the latest instant accepted or collected
         self.closed = False
-        # The batons. Not guarded: each comes and goes in one step. Only a reset replaces the table, and nobody clears
-        # it, so that none is lost.
+        # The batons. No lock guards them: each is put and taken in one step. Only a reset replaces the table, and
+        # nothing clears it, so that none is lost.
         self.flows: dict[str, Any] = {}
-        self.flows_large = False  # whether its table is worth giving back
+        self.flows_large = False  # whether the table's memory is worth freeing
+        self.ledger = Ledger()
         self.groups = TimerGroups()
         self.order = ReadyOrder()
         self.topics = TopicIndex(epoch)
-        self.ledger = Ledger()
-        self.walk: Walk | None = None  # the publication that is being delivered
-        self.burst: Burst | None = None  # the timers that are being delivered in one go
-        self.running_cid: str | None = None  # whose timer is being delivered
+        self.backlogs = None if limits is None else Backlogs(limits, self.order, self.ledger, self.groups)
+        self.claims = claims(self.ledger, self.order, self.groups, self.backlogs)
 
     # -- batons ------------------------------------------------------------------------------------------------
 
     def put_flow(self, cid: str, flow_id: Any) -> Any:
-        """Record a baton; the one that it replaces. Needs no lock."""
+        """Record a baton; return the one that it replaces. Needs no lock."""
         flows = self.flows
         replaced = flows.get(cid)
         flows[cid] = flow_id
@@ -116,13 +121,8 @@ class Engine:
         return replaced
 
     def shrink_flows(self) -> None:
-        """Give the table of batons back if it is empty.
-
-        In one step, for batons are put without the lock: an empty dict that is updated from a small one takes over its
-        small table (CPython 3.11 to 3.14), and one that is not empty keeps what it has.
-        """
-        self.flows.update(_SMALL_TABLE)
-        self.flows.pop("", None)
+        """Free the memory of the table of batons if it is empty; batons are put without the lock meanwhile."""
+        free_if_empty_unlocked(self.flows)
         self.flows_large = bool(self.flows)
 
     # -- timers ------------------------------------------------------------------------------------------------
@@ -136,63 +136,43 @@ class Engine:
         if ledger.timers + ledger.queued >= self.max_pending:
             self._require_room(1)
         if self.backlogs is not None:
-            self.backlogs.require_room(self, cid)
-        if now > self.latest:
-            self.latest = now
+            self.backlogs.require_room(cid)
+        order = self.order
+        if now > order.latest:
+            order.latest = now
         else:
-            now = self.latest
+            now = order.latest
         timer = Timer()
-        timer.due = due = now + delay
+        timer.due = now + delay
         timer.event = event
-        # `TimerGroups.add` and, for a slot that is there and closed, `TimerWheel.add`, written out (0.15 us of 1.2).
-        groups = self.groups.by_cid.get(cid)
-        group = groups.get(instance_id) if groups is not None else None
-        if group is None:
-            group = self.groups.group_of(cid, instance_id, owner)
-        timer.group = group
-        newest = group.older
-        timer.older = newest
-        timer.newer = group
-        newest.newer = timer
-        group.older = timer
-        wheel = self.order.wheel
-        number = due >> HALF_BITS | 1 if delay < LONG else due >> COARSE_BITS << COARSE_STEP
-        # `slots.get(number)`, with which eight threads take seven times as long without a global interpreter lock
-        # (CPython 3.13: 28 thousand timers a second, and 174).
-        slot = wheel.slots[number] if number in wheel.slots else None  # noqa: SIM401
-        if not delay:
-            self.order.add_arrival(timer)
-        elif slot is None:
-            wheel.add(timer, delay)
+        self.groups.add(timer, cid, instance_id, owner)
+        if delay:
+            order.wheel.add(timer, delay)
         else:
-            last = slot.before
-            timer.before = last
-            timer.after = slot
-            last.after = timer
-            slot.before = timer
+            order.arrivals.append(timer)
         ledger.accepted += 1
         ledger.timers += 1
         return timer
 
     def require_adoption(self, others: int) -> None:
-        """Raise what `schedule` would, as far as it can be known while another operation is half-way."""
+        """Raise what `schedule` would, as far as it can be known while another operation is incomplete.
+
+        Args:
+            others: how many timers have been promised and not adopted yet.
+        """
         self._require_open()
         ledger = self.ledger
         if ledger.timers + ledger.queued + others >= self.max_pending:
             self._raise_full(1)
 
-    def require_publishable(self, topic_name: str) -> None:
-        """Raise what `publish` would."""
-        self._require_open()
-        topic = self.topics.topics.get(topic_name)
-        if topic is not None:
-            self._require_room(topic.live)
-
     def adopt(self, timer: Timer, delay: int, now: int) -> PlainEvent | None:
-        """Accept a timer whose handle was given out while another operation was half-way (see `Core.later`).
+        """Accept a timer whose handle was given out while another operation was incomplete (see `Core.later`).
 
-        Its handle may have cancelled it since; and where there is no room any more its fate is to be dropped,
-        for nobody is left to be told. The event, when it was dropped.
+        Its handle may have cancelled it since. Where there is no room any more its fate is to be dropped, because its
+        caller has returned and cannot be told.
+
+        Returns:
+            The event of a timer that was dropped.
         """
         ledger = self.ledger
         event = timer.event
@@ -200,35 +180,36 @@ class Engine:
         if event is None:
             ledger.cancelled += 1
             return None
-        detached = timer.group
-        assert detached is not None
+        named = timer.group
+        assert named is not None
         full = ledger.timers + ledger.queued >= self.max_pending
-        if self.closed or full or (self.backlogs is not None and self.backlogs.is_full(self, detached.cid)):
+        if self.closed or full or (self.backlogs is not None and self.backlogs.is_full(named.cid)):
             ledger.dropped += 1
             timer.event = timer.group = timer.after = None
             return event
-        self.latest = now = max(now, self.latest)
+        order = self.order
+        order.latest = now = max(now, order.latest)
         timer.due = now + delay
-        self.groups.add(timer, detached.cid, detached.instance_id, detached.owner)
+        self.groups.add(timer, named.cid, named.instance_id, named.owner)
         if delay:
-            self.order.wheel.add(timer, delay)
+            order.wheel.add(timer, delay)
         else:
-            self.order.add_arrival(timer)
+            order.arrivals.append(timer)
         ledger.timers += 1
         return None
 
     def cancel(self, timer: Timer) -> PlainEvent | None:
-        """Cancel one timer; its event, or None when it had begun or was cancelled before."""
+        """Cancel one timer; return its event, or None when it had begun or was cancelled before."""
         if timer.after is None:
             return None
         if timer.after is DETACHED:  # `adopt` will find it dead
             timer.after = None
         elif timer.after is CLAIMABLE:
-            if self.burst is None or not self._withdraw(timer):
+            if not self.claims.withdraw(timer):
                 return None
         elif self.groups.holds(timer):
-            self.order.wheel.remove(timer)
-            self.groups.remove(timer)
+            self.order.remove((timer,))
+            self.groups.remove((timer,))
             self.ledger.timers -= 1
             self.ledger.cancelled += 1
         else:
@@ -237,60 +218,50 @@ class Engine:
         return event
 
     def cancel_timers(self, cid: str, instance_id: str | None) -> list[PlainEvent | None]:
-        """Cancel the timers of a conversation or of one instance; their events."""
+        """Cancel the timers of a conversation or of one instance; return their events."""
         timers = self.groups.take(cid, instance_id)
+        claims = self.claims
+        # First those that are claimed without the lock: when a handle shows, without the lock as well, that one timer
+        # is over, none of the others may begin any more.
+        withdrawn = [timer for timer in claims.waiting_timers(cid, instance_id) if claims.withdraw(timer)]
         events = []
-        if self.burst is not None:
-            # First, and from the last one to begin, for these are claimed without the lock: when a handle shows,
-            # without the lock as well, that one timer is over, none of them begins any more.
-            withdrawn = [timer for timer in self.burst.of(cid, instance_id) if self._withdraw(timer)]
-            for timer in withdrawn:
-                events.append(timer.event)
-                timer.event = timer.group = timer.after = None
-        wheel = self.order.wheel
+        for timer in withdrawn:
+            events.append(timer.event)
+            timer.event = timer.group = timer.after = None
         for timer in timers:
             events.append(timer.event)
             timer.event = timer.group = None
-            after = timer.after
-            if after is OPEN:
-                wheel.remove(timer)
-                continue
-            before = timer.before  # `TimerWheel.remove`, written out (0.05 us of 0.4)
-            before.after = after
-            after.before = before
-            timer.after = None
-            del timer.before
-            if before is after and type(before) is Slot:
-                wheel.drop(before)
+        self.order.remove(timers)
         self.ledger.timers -= len(timers)
         self.ledger.cancelled += len(timers)
         return events
 
-    def _withdraw(self, timer: Timer) -> bool:
-        """Cancel a timer of the burst, if it has not begun."""
-        assert self.burst is not None
-        if not self.burst.withdraw(timer):
-            return False
-        self.ledger.timers -= 1
-        self.ledger.cancelled += 1
-        return True
-
     # -- topics ------------------------------------------------------------------------------------------------
 
     def subscribe(self, cid: str, instance_id: str, topic: str, event: PlainEvent) -> PlainEvent | None:
-        """Subscribe; the event that this one replaces."""
+        """Subscribe; return the event that this one replaces."""
         self._require_open()
         return self.topics.add(cid, instance_id, topic, event)
 
     def unsubscribe(self, cid: str, instance_id: str | None, topic: str | None) -> list[PlainEvent | None]:
-        """Remove the subscriptions that fit; their events."""
-        return self.topics.remove(cid, instance_id, topic)
+        """Remove the subscriptions that fit; return their events."""
+        events = self.topics.remove(cid, instance_id, topic)
+        if instance_id is None:
+            self.claims.cancel_messages(cid)
+        return events
+
+    def require_publishable(self, topic_name: str) -> None:
+        """Raise what `publish` would."""
+        self._require_open()
+        topic = self.topics.topics.get(topic_name)
+        if topic is not None:
+            self._require_room(topic.live)
 
     def publish(self, topic_name: str, message: Any, now: int, *, checked: bool = False) -> int:
-        """Accept a message for every subscriber of this instant; how many there are.
+        """Accept a message for every subscriber of this instant; return how many there are.
 
         `checked` says that `require_publishable` was asked under this same lock: then nothing is refused any more, not
-        by a close that came in on this thread since, so that several engines accept a message together.
+        even after a close that interrupted this thread since, so that several engines accept a message together.
         """
         if self.closed and not checked:
             raise_closed()
@@ -301,10 +272,11 @@ class Engine:
         targeted = topic.live
         if ledger.timers + ledger.queued + targeted > self.max_pending:
             self._require_room(targeted)
-        if now > self.latest:
-            self.latest = now
+        order = self.order
+        if now > order.latest:
+            order.latest = now
         publication = Publication()
-        publication.due = self.latest
+        publication.due = order.latest
         publication.topic_name = topic_name
         publication.topic = topic
         publication.entries = topic.entries
@@ -312,132 +284,24 @@ class Engine:
         publication.targeted = targeted
         publication.message = message
         if self.backlogs is not None:
-            self.backlogs.publish(self, topic, publication)
+            self.backlogs.publish(topic, publication, self._end_conversation)
             return targeted
-        self.order.add_arrival(publication)
+        order.arrivals.append(publication)
         topic.waiting += 1
         topic.pinned = publication.length
         ledger.accepted += targeted
         ledger.queued += targeted
         return targeted
 
-    # -- delivering --------------------------------------------------------------------------------------------
+    def take_overflows(self) -> list[Overflow]:
+        """Return the overflows since the last call, for the caller to report and to release."""
+        return [] if self.backlogs is None else self.backlogs.take_overflows()
 
-    def begin(self, now: int, failed: bool | None = None) -> Timer | Burst | Walk | None:
-        """Count the fate of what ran last, and claim what must begin next.
-
-        Args:
-            now: of all that is ready at this instant.
-            failed: the fate of the timer that the last call handed out; None when it handed out none.
-
-        Returns:
-            None when nothing is ready. A timer is handed out claimed: in no ring, so that no cancel finds it any
-            more; its event and its group are still on it, for the caller to take. Those of a burst are still to be
-            claimed, each by a pop.
-        """
-        ledger = self.ledger
-        if failed is not None:
-            self.finish_timer(failed)
-        elif self.burst is not None and (not ledger.running or self.finish_burst()):
-            ledger.running += 1  # what an exception broke off, that had to be raised, goes on
-            return self.burst
-        if self.walk is not None:  # broken off by an exception that had to be raised, and now resumed
-            ledger.running += 1
-            return self.walk
-        if now > self.latest:
-            self.latest = now
-        order = self.order
-        head = order.arrivals.after
-        timers = order.wheel.take_burst(now if head is order.arrivals else head.due)
-        if timers is not None:
-            return self._begin_burst(timers)
-        entry = order.take(now)
-        if entry is None:
-            return None
-        ledger.running += 1
-        if type(entry) is not Timer:
-            return self._begin_walk(entry)  # type: ignore[arg-type]
-        ledger.timers -= 1
-        self.running_cid = entry.group.cid  # type: ignore[union-attr]  # a pending timer has one
-        self.groups.remove(entry)
-        return entry
-
-    def finish_timer(self, failed: bool) -> None:
-        """Count the fate of the timer that was begun."""
-        self.running_cid = None
-        self.ledger.running -= 1
-        if failed:
-            self.ledger.failed += 1
-        else:
-            self.ledger.delivered += 1
-
-    def finish_burst(self) -> bool:
-        """Count the fates of the burst's timers, as far as they have begun; forget it when all have, and say whether
-        some are left. One that was claimed and then broken off, out of nowhere, has failed."""
-        self.account()
-        burst, ledger = self.burst, self.ledger
-        assert burst is not None
-        begun, delivered = burst.accounted, burst.delivered
-        self.running_cid = None
-        fates = (ledger.running - 1, ledger.delivered + delivered, ledger.failed + begun - delivered)
-        left = (burst.total - begun, 0, 0)
-        # In one go, so that an exception out of nowhere finds all of them counted or none.
-        (ledger.running, ledger.delivered, ledger.failed), (burst.total, burst.accounted, burst.delivered) = fates, left
-        if burst.timers:
-            return True
-        self.burst = None
-        return False
-
-    def finish_walk(self, walk: Walk, delivered: int, cancelled: int, failed: int = 0, dropped: int = 0) -> None:
-        """Count the fates of a walk's targets, as far as they are decided; forget the walk when all are."""
-        self.account()
-        ledger = self.ledger
-        some = (ledger.running - 1, ledger.delivered + delivered, ledger.cancelled + cancelled, ledger.failed + failed)
-        rest = (ledger.dropped + dropped, walk.decided + delivered + cancelled + failed + dropped)
-        # In one go, as above.
-        (ledger.running, ledger.delivered, ledger.cancelled, ledger.failed), (ledger.dropped, walk.decided) = some, rest
-        if walk.stopped:
-            self._drop_rest(walk)
-        elif walk.begun == walk.total:
-            self.walk = None
-
-    def abandon(self) -> None:
-        """After an exception that left the delivering: count the fate of a timer that was begun, as failed; let a walk
-        go on the next time."""
-        if not self.ledger.running:
-            return
-        walk = self.walk
-        if self.burst is not None:
-            self.finish_burst()
-        elif walk is None:
-            self.finish_timer(failed=True)
-        else:
-            self.finish_walk(walk, 0, 0, failed=walk.begun - walk.decided)  # what became of them is lost
-
-    def _drop_rest(self, walk: Walk) -> None:
-        """Count the fates of what has not begun of a walk that nobody walks; and forget the walk."""
-        rest = walk.targets[walk.begun :]
-        walk.decided += len(rest)
-        self._drop_messages(len(rest), count_live(rest))
-        self.walk = None
-
-    def account(self) -> None:
-        """Take out of `queued` the targets of the walk in progress that have begun since the last time, and out of
-        `timers` those of the burst."""
-        burst = self.burst
-        if burst is not None:
-            begun = burst.begun
-            self.ledger.timers -= begun - burst.accounted
-            burst.accounted = begun
-        walk = self.walk
-        if walk is not None and not walk.stopped:
-            begun = walk.begun
-            self.ledger.queued -= begun - walk.accounted
-            walk.accounted = begun
+    # -- how much is pending -----------------------------------------------------------------------------------
 
     def pending(self) -> int:
-        """What `max_pending` bounds."""
-        self.account()
+        """Return what `max_pending` bounds."""
+        self.claims.sync_counts()
         return self.ledger.timers + self.ledger.queued
 
     def pending_as_it_stands(self) -> int:
@@ -445,38 +309,53 @@ class Engine:
         return self.ledger.timers + self.ledger.queued
 
     def is_idle(self, now: int, *, timers_too: bool) -> bool:
-        """Whether nothing runs and nothing is ready at `now`; with `timers_too`, whether nothing is pending."""
+        """Say whether nothing runs and nothing is ready at `now`; with `timers_too`, whether nothing is pending."""
         ledger = self.ledger
-        if ledger.running or ledger.queued or self.order.arrivals:
+        if ledger.queued or self.order.arrivals or not self.claims.is_idle():
             return False
-        if timers_too:
-            return not ledger.timers
-        wheel = self.order.wheel
-        instant = wheel.next_instant()
-        if instant is None or instant > now:
-            return True
-        due = wheel.next_due()
-        return due is None or due > now
+        return not ledger.timers if timers_too else not self.order.is_ready(now)
+
+    def stats(self) -> Stats:
+        """Return the ledger at this instant."""
+        self.claims.sync_counts()
+        return self.ledger.snapshot(pending_flows=len(self.flows), subscriptions=self.topics.count)
+
+    def stats_as_they_stand(self) -> Stats:
+        """`stats` for a reader that interrupts another operation: changes nothing, and may lag."""
+        return self.ledger.snapshot(pending_flows=len(self.flows), subscriptions=self.topics.count)
+
+    def subscriptions(self) -> dict[str, dict[tuple[str, str], EventSpec]]:
+        """Return a snapshot of the subscriptions."""
+        return self.topics.snapshot()
 
     # -- the whole state ---------------------------------------------------------------------------------------
 
     def reset(self) -> list[Any]:
-        """Forget everything; all that was held, for the caller to drop."""
+        """Forget everything; return all that was held, for the caller to release."""
         return [*self.forget_the_rest(), self.forget_flows()]
 
+    def close(self) -> list[Any]:
+        """Refuse from now on what adds, and forget everything; return all that was held."""
+        return [*self.forget_the_rest(), self.refuse()]
+
+    def refuse(self) -> dict[str, Any]:
+        """Refuse from now on what adds; return the batons, for the caller to release."""
+        self.closed = True
+        return self.forget_flows()
+
     def forget_flows(self) -> dict[str, Any]:
-        """Forget the batons; they, for the caller to drop. Needs no lock."""
+        """Forget the batons; return them, for the caller to release. Needs no lock."""
         flows, self.flows = self.flows, _Refusing() if self.closed else {}
         self.flows_large = False
         return flows
 
     def forget_the_rest(self) -> list[Any]:
-        """Forget everything pending (its fate: dropped); what was held, for the caller to drop.
+        """Forget everything pending (its fate: dropped); return what was held, for the caller to release.
 
         What begins without the lock is stopped before anything that shows without the lock is gone.
         """
         ledger = self.ledger
-        held = [*self.halt(), self.topics]
+        held = [*self.claims.drop_in_progress(), self.topics]
         self.groups.clear()
         entries = self.order.clear()
         ledger.dropped += ledger.timers
@@ -492,95 +371,12 @@ class Engine:
                 if key not in living:
                     living[key] = count_live(entry.entries[: entry.length])
                 held.append(entry)
-                self._drop_messages(entry.targeted, living[key])
+                ledger.drop_messages(entry.targeted, living[key])
         self.topics = TopicIndex(self.topics.epoch)
         if self.backlogs is not None:
             self.backlogs.rebuild(())
             held.append(self.backlogs.take_overflows())
         return held
-
-    def halt(self) -> list[Any]:
-        """Drop what would still begin without the lock, the rest of a walk or of a burst; what was held."""
-        self.account()
-        ledger, walk, burst = self.ledger, self.walk, self.burst
-        held: list[Any] = [walk]
-        if walk is not None and not walk.stopped:
-            ledger.queued -= walk.total - walk.accounted  # whoever walks counts their fates
-            held.append(walk.stop())
-            if not ledger.running:  # it was broken off
-                self._drop_rest(walk)
-        if burst is not None:
-            rest = burst.stop()
-            self.account()
-            ledger.timers -= len(rest)
-            ledger.dropped += len(rest)
-            for timer in rest:
-                held.append(timer.event)
-                timer.event = timer.group = timer.after = None
-            if not ledger.running:
-                self.burst = None
-        return held
-
-    def _drop_messages(self, count: int, live: int) -> None:
-        """Count the fates of `count` queued messages: dropped for those who still subscribe, else cancelled."""
-        self.ledger.dropped += live
-        self.ledger.cancelled += count - live
-
-    def close(self) -> list[Any]:
-        """Refuse from now on what adds, and forget everything."""
-        return [*self.forget_the_rest(), self.refuse()]
-
-    def refuse(self) -> dict[str, Any]:
-        """Refuse from now on what adds; the batons, for the caller to drop."""
-        self.closed = True
-        flows, self.flows = self.flows, _Refusing()
-        return flows
-
-    # -- looking -----------------------------------------------------------------------------------------------
-
-    def stats(self) -> Stats:
-        """The ledger at this instant."""
-        self.account()
-        return self.ledger.snapshot(pending_flows=len(self.flows), subscriptions=self.topics.count)
-
-    def stats_as_they_stand(self) -> Stats:
-        """`stats` for a reader that interrupts another operation: changes nothing, and may lag."""
-        return self.ledger.snapshot(pending_flows=len(self.flows), subscriptions=self.topics.count)
-
-    def subscriptions(self) -> dict[str, dict[tuple[str, str], EventSpec]]:
-        """A snapshot of the subscriptions."""
-        return self.topics.snapshot()
-
-    def inspect(self, cid: str | None, now: int) -> dict[str, ConversationInfo]:
-        """What is held, conversation by conversation. O(what is pending)."""
-        return inspect(self, cid, now)
-
-    def sizes(self) -> Mapping[str, int]:
-        """The length of every container in the engine."""
-        return sizes(self)
-
-    def take_overflows(self) -> list[Overflow]:
-        """What has given way to a message since the last time, for the caller to tell of and to drop."""
-        return [] if self.backlogs is None else self.backlogs.take_overflows()
-
-    def parked(self) -> list[Arrival]:
-        """What has left the order and waits elsewhere to begin, in the ready order; here nothing does."""
-        return []
-
-    def unpark(self) -> list[Arrival]:
-        """Take out what is parked, in no ring any more."""
-        return []
-
-    def count_running(self) -> int:
-        """How many deliveries have begun and are not over, by what knows of it beside the ledger, if anything does."""
-        return self.ledger.running
-
-    def running(self) -> set[str]:
-        """The conversations that have a delivery running."""
-        if self.ledger.running and self.walk is not None:
-            current = self.walk.current
-            return set() if current is None else {current.cid}
-        return set() if self.running_cid is None else {self.running_cid}
 
     # -- helpers -----------------------------------------------------------------------------------------------
 
@@ -589,57 +385,31 @@ class Engine:
             raise_closed()
 
     def _require_room(self, wanted: int) -> None:
-        self.account()  # what has begun since frees its room
-        if self.ledger.timers + self.ledger.queued + wanted > self.max_pending:
+        if self.pending() + wanted > self.max_pending:  # which counts the room that has become free without the lock
             self._raise_full(wanted)
 
     def _raise_full(self, wanted: int) -> NoReturn:
-        raise registry_full(self.ledger.timers + self.ledger.queued, wanted, self.max_pending)
+        raise registry_full(self.pending_as_it_stands(), wanted, self.max_pending)
 
-    def _begin_burst(self, timers: list[Timer]) -> Burst:
-        self.burst = Burst(timers)
-        for timer in timers:
-            timer.after = CLAIMABLE
-            older, newer = timer.older, timer.newer  # `TimerGroups.remove`, written out (0.06 us of 0.9)
-            older.newer = newer
-            newer.older = older
-            del timer.older, timer.newer
-            if older is newer:
-                self.groups.drop(older)
-        self.ledger.running += 1
-        return self.burst
-
-    def _begin_walk(self, publication: Publication) -> Walk:
-        if self.backlogs is not None:
-            self.backlogs.forget(publication)
-        targets = publication.topic.targets(publication.entries, publication.length)
-        cancelled = publication.targeted - len(targets)
-        if cancelled:  # those who left between the publishing and now
-            self.ledger.cancelled += cancelled
-            self.ledger.queued -= cancelled
-        # Handed out even when nobody is left, so that the message is dropped where user code may run.
-        self.walk = Walk(publication, targets)
-        return self.walk
+    def _end_conversation(self, cid: str) -> list[Any]:
+        """Drop everything of a conversation that overflows: its fate is not a canceller's. Return what was held."""
+        timers = self.cancel_timers(cid, None)
+        self.ledger.cancelled -= len(timers)
+        self.ledger.dropped += len(timers)
+        return [timers, self.topics.remove(cid, None, None), self.flows.pop(cid, None)]
 
     def _check(self) -> None:
-        for part in (self.groups, self.order, self.topics, self.ledger):
+        for part in (self.groups, self.order, self.topics, self.ledger, self.claims):
             part._check()
+        claims, arrivals = self.claims, [*self.order.arrivals, *self.claims.parked()]
+        messages = [entry for entry in arrivals if type(entry) is Publication]
         pending = {id(timer) for timer in self.order.wheel}
-        arrived = [*self.order.arrivals, *self.parked()]
-        pending |= {id(entry) for entry in arrived if type(entry) is Timer}
+        pending |= {id(entry) for entry in arrivals if type(entry) is Timer}
         grouped = {id(timer) for groups in self.groups.by_cid.values() for group in groups.values() for timer in group}
         assert pending == grouped, f"{len(pending)} timers in the order, {len(grouped)} in the groups"
-        self.account()
-        waiting = len(pending) + (0 if self.burst is None else len(self.burst.timers))
-        assert waiting == self.ledger.timers, f"{waiting} timers, counted {self.ledger.timers}"
-        queued = sum(entry.targeted for entry in arrived if type(entry) is Publication)
-        if self.walk is not None and not self.walk.stopped:
-            queued += self.walk.total - self.walk.accounted
+        timers = len(pending) + len(claims.waiting_timers())
+        assert timers == self.ledger.timers, f"{timers} timers, counted {self.ledger.timers}"
+        queued = sum(entry.targeted for entry in messages) + claims.queued()
         assert queued == self.ledger.queued, f"{queued} messages queued, counted {self.ledger.queued}"
         if self.backlogs is not None:
-            self.backlogs._check(entry for entry in arrived if type(entry) is Publication)
-
-
-def count_live(targets: list[Subscription]) -> int:
-    """How many of them still subscribe."""
-    return sum(target.name is not None for target in targets)
+            self.backlogs._check(messages)

@@ -9,7 +9,7 @@ class Ledger:
     """The running figures of one registry. See `stube.Stats` for what each means.
 
     Three figures say where a delivery is (`timers`, `queued`, `running`), four what became of it; `accepted` says
-    how many there were. None is computed from the others, so that the equation proves something.
+    how many there were. None is computed from the others, so that it means something when their sum is right.
     """
 
     __slots__ = ("accepted", "cancelled", "delivered", "dropped", "failed", "queued", "running", "timers")
@@ -18,8 +18,14 @@ class Ledger:
         self.accepted = self.delivered = self.failed = self.cancelled = self.dropped = 0
         self.timers = self.queued = self.running = 0
 
+    def drop_messages(self, count: int, live: int) -> None:
+        """Count the fates of `count` messages that are forgotten: dropped for the `live` subscriptions among their
+        targets, cancelled for those that have been removed."""
+        self.dropped += live
+        self.cancelled += count - live
+
     def snapshot(self, *, pending_flows: int, subscriptions: int) -> Stats:
-        """The figures at this instant."""
+        """Return the figures at this instant."""
         return Stats(
             pending_flows,
             subscriptions,

@@ -25,6 +25,7 @@ from stube_backends.engine._core import REENTRANT, Core, ignore
 from stube_backends.engine._driver import Driver, refuse_missing_members
 from stube_backends.engine._engine import raise_closed_to_dispatch
 from stube_backends.engine._failures import Failures, log
+from stube_backends.engine._inspection import inspect, sizes
 from stube_backends.engine._options import Options
 from stube_backends.engine._order import EARLIEST
 from stube_backends.engine._process import register
@@ -257,14 +258,14 @@ class LocalRegistry(Backend):
         if cid is not None:
             cid = plain_name("cid", cid)
         core = self._driver.enter()
-        found: dict[str, ConversationInfo] = self._read(core, core.engine.inspect, cid, self._clock())
+        found: dict[str, ConversationInfo] = self._read(core, inspect, core.engine, cid, self._clock())
         return found
 
     def sizes(self) -> Mapping[str, int]:
         """Return the length of every internal container, for the suite's leak tests."""
         core = self._driver.enter()
         return {
-            **self._read(core, core.engine.sizes),
+            **self._read(core, sizes, core.engine),
             "deferred": len(core.deferred.pending()),
             "waiters": len(core.waiters),
             "keepalive": len(core.keepalive),

@@ -1,94 +1,82 @@
-"""An engine whose deliveries overlap: conversations interleave, and each stays serial.
+"""Deliveries that overlap: conversations interleave, and each stays serial.
 
-A delivery that takes its time (a coroutine) holds up its own conversation only. What becomes ready for that one
-meanwhile is parked in its mailbox, in the ready order, and claimed there. Parked is not begun: a timer in a mailbox
-stands in a ring as before and in its group, so cancelling finds it; a message is looked at again when it is claimed.
+A delivery that takes its time (a coroutine) delays its own conversation only. What becomes ready for that conversation
+in the meantime is parked in its mailbox, in the ready order, and claimed there. Parked is not begun: a timer in a
+mailbox stands in a ring as before and in its group, so cancelling finds it; the subscription of a message is looked at
+again when the message is claimed.
 
-Whoever delivers does, one call at a time like all of the engine:
+A thread that delivers does, one call at a time under the lock of the engine:
 
-1. `next_box` sorts what is ready into mailboxes, until there is one that nobody serves yet; the caller serves it.
-2. `claim` takes the next of it: a delivery has begun. None says that there is no more, and that the mailbox is gone.
+1. `next_box` sorts what is ready into mailboxes, until there is one without a server; the caller becomes its server.
+2. `claim` takes the next entry of a mailbox: a delivery has begun. None says that there is no more, and that the
+   mailbox is gone.
 3. `finish` counts the fate of what was claimed.
 
-A mailbox exists as long as somebody serves it. Who cannot go on (a loop that is being closed) calls `leave`, and what
-is parked goes back to where it came from.
+A mailbox exists as long as it has a server. A server that cannot continue (because its event loop is being closed)
+calls `leave`, and what is parked goes back to the order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, Final
 
-from typing_extensions import override
-
 from stube import Event
-from stube_backends.engine._arguments import PlainEvent, event_of
-from stube_backends.engine._backlogs import Limits
-from stube_backends.engine._engine import Engine, count_live
-from stube_backends.engine._order import EARLIEST, Arrival, Publication, part_of
-from stube_backends.engine._timers import Timer
-from stube_backends.engine._topics import Subscription
-from stube_backends.engine._wheel import unlink
+from stube_backends.engine._backlogs import Backlogs
+from stube_backends.engine._ledger import Ledger
+from stube_backends.engine._order import EARLIEST, Arrival, Publication, ReadyOrder
+from stube_backends.engine._rings import Ring, insert_after, unlink
+from stube_backends.engine._tables import free_if_empty
+from stube_backends.engine._timers import Timer, TimerGroups
+from stube_backends.engine._topics import Subscription, count_live
 
 _PARKED_AT_MOST: Final = 256  # in one call, so that others get their turn of the lock
 
 
-class Mailbox:
-    """What waits for one conversation, in the ready order: the head of its ring, and who sees to it."""
+class Mailbox(Ring):
+    """What waits for one conversation, in the ready order, and the server that delivers it."""
 
-    __slots__ = ("after", "before", "begun", "cid", "running", "server")
+    __slots__ = ("begun", "cid", "running", "server")
 
     def __init__(self, cid: str, server: object) -> None:
+        super().__init__()
         self.cid = cid
-        self.before: Any = self
-        self.after: Any = self
         self.running = False  # whether a delivery of it has begun and is not over
-        # For who serves it: what has been begun and is still to be gone on with.
+        # For the server: the event of a delivery whose dispatch has been called, and the result still to be awaited.
         self.begun: tuple[Event, Any] | None = None
-        self.server = server  # who delivers it, one after the other; None when that is over
-
-    def __iter__(self) -> Iterator[Arrival]:
-        entry = self.after
-        while entry is not self:
-            yield entry
-            entry = entry.after
-
-    def add(self, entry: Arrival) -> None:
-        """Put an entry last."""
-        last = self.before  # as in `TimerWheel.add`
-        entry.before = last
-        entry.after = self
-        last.after = entry
-        self.before = entry
+        self.server = server  # delivers it, one entry after the other; None when that is over
 
 
 AGAIN: Final = Mailbox("", None)
 """What `next_box` returns when it has not come to an end and others should have a turn."""
 
 
-class MailboxEngine(Engine):
-    """The engine, with a mailbox for each conversation that has a delivery running.
+class MailboxClaims:
+    """Begins deliveries of several conversations; each has a mailbox while one of its deliveries runs.
 
-    Args:
-        max_pending: the bound of `timers + queued`; None for none.
-        limits: of each conversation; None for none.
+    Implements `Claims`. The arguments are those of `SerialClaims`.
     """
 
-    __slots__ = ("boxes", "publication", "spent", "targets")
+    __slots__ = ("backlogs", "boxes", "groups", "ledger", "order", "publication", "spent", "targets")
 
-    def __init__(self, max_pending: int | None, limits: Limits | None = None) -> None:
-        super().__init__(max_pending, limits=limits)
+    def __init__(self, ledger: Ledger, order: ReadyOrder, groups: TimerGroups, backlogs: Backlogs | None) -> None:
+        self.ledger = ledger
+        self.order = order
+        self.groups = groups
+        self.backlogs = backlogs
         self.boxes: dict[str, Mailbox] = {}
         self.publication: Publication | None = None  # whose targets are being sorted into mailboxes
         self.targets: list[Subscription] = []  # those of them that have not been, the next one last
-        # What is over and held something, for whoever leaves the lock to drop, for destructors are user code.
+        # Entries that are over. They must be released outside the lock, because that may run a destructor.
         self.spent: list[object] = []
 
+    # -- for a thread that delivers ----------------------------------------------------------------------------
+
     def next_box(self, now: int, server: object) -> Mailbox | None:
-        """A mailbox that `server` serves from now on, with something in it that is ready at `now`; None when there is
-        none, AGAIN to be called again."""
-        if now > self.latest:
-            self.latest = now
+        """Return a mailbox that `server` serves from now on, with something in it that is ready at `now`; None when
+        there is none, AGAIN to be called again."""
+        if now > self.order.latest:
+            self.order.latest = now
         for _ in range(_PARKED_AT_MOST):
             entry = self._next_entry(now)
             if entry is None:
@@ -99,10 +87,10 @@ class MailboxEngine(Engine):
                 cid = entry.entries[0].cid  # type: ignore[union-attr]
             box = self.boxes.get(cid)
             if box is not None:
-                box.add(entry)
+                box.append(entry)
                 continue
             box = self.boxes[cid] = Mailbox(cid, server)
-            box.add(entry)
+            box.append(entry)
             return box
         return AGAIN
 
@@ -112,11 +100,9 @@ class MailboxEngine(Engine):
         while (entry := box.after) is not box:
             unlink(entry)
             if type(entry) is Timer:
-                group, spec = entry.group, entry.event
                 ledger.timers -= 1
-                self.groups.remove(entry)
-                entry.event = entry.group = None
-                event = event_of(group.instance_id, spec)  # type: ignore[union-attr, arg-type]
+                self.groups.remove((entry,))
+                _, event = entry.claim()
             else:
                 target = entry.entries[0]
                 ledger.queued -= 1
@@ -136,30 +122,68 @@ class MailboxEngine(Engine):
     def finish(self, box: Mailbox, failed: bool) -> None:
         """Count the fate of the delivery that was claimed of this mailbox."""
         box.running = False
-        self.finish_timer(failed)
+        self.ledger.running -= 1
+        if failed:
+            self.ledger.failed += 1
+        else:
+            self.ledger.delivered += 1
 
     def leave(self, box: Mailbox) -> None:
-        """Nobody serves this mailbox any more: it is gone, and what is parked in it waits in the order again."""
+        """Take the server off a mailbox: the mailbox is gone, and what is parked in it waits in the order again."""
         place: Any = self.order.arrivals
         while (entry := box.after) is not box:  # one after the other, so that `mend` finds the rest
-            # Behind the one before it, and before those of the same instant, which were not taken when it was.
+            # Behind the one before it, and before those of the same instant, which were accepted later.
             while place.after is not self.order.arrivals and place.after.due < entry.due:
                 place = place.after
             unlink(entry)
-            entry.before, entry.after = place, place.after
-            place.after.before = entry
-            place.after = place = entry
+            insert_after(place, entry)
+            place = entry
         self.boxes.pop(box.cid, None)
-        if not self.boxes:
-            self.boxes.clear()  # gives the table back
+        free_if_empty(self.boxes)
         box.server = None
 
-    @override
-    def unsubscribe(self, cid: str, instance_id: str | None, topic: str | None) -> list[PlainEvent | None]:
-        """Remove the subscriptions that fit; their events. With all of a conversation's its parked messages are gone,
-        too: a handler that never returns would keep them for ever."""
-        events = super().unsubscribe(cid, instance_id, topic)
-        box = self.boxes.get(cid) if instance_id is None else None
+    def take_spent(self) -> list[object]:
+        """Return the entries that are over, for the caller to release when it holds no lock."""
+        spent, self.spent = self.spent, []
+        return spent
+
+    def next_instant(self) -> int | None:
+        """Return the instant at which to look again: EARLIEST when something is ready, None when nothing is pending."""
+        return self.order.next_instant() if self.publication is None else EARLIEST
+
+    # -- for the engine, see `Claims` --------------------------------------------------------------------------
+
+    def is_idle(self) -> bool:
+        return not self.boxes and not self.ledger.running
+
+    def running_cids(self) -> set[str]:
+        return {box.cid for box in self.boxes.values() if box.running}
+
+    def parked(self) -> list[Arrival]:
+        entries = [entry for box in self.boxes.values() for entry in box]
+        entries.sort(key=lambda entry: entry.due)
+        if self.publication is not None and self.publication.after is None:  # else it has not left the order
+            entries.append(self.publication.part_for(self.targets[::-1]))
+        return entries
+
+    def waiting_timers(self, cid: str | None = None, instance_id: str | None = None) -> list[Timer]:
+        return []
+
+    def waiting_targets(self) -> list[Subscription]:
+        return []
+
+    def queued(self) -> int:
+        return 0
+
+    def sync_counts(self) -> None:
+        """Nothing begins without the lock here."""
+
+    def withdraw(self, timer: Timer) -> bool:
+        return False
+
+    def cancel_messages(self, cid: str) -> None:
+        """Cancel what is parked, because a handler that never returns would keep the messages alive (G13)."""
+        box = self.boxes.get(cid)
         for entry in [] if box is None else list(box):
             if type(entry) is Publication:
                 unlink(entry)
@@ -168,48 +192,13 @@ class MailboxEngine(Engine):
                 self.ledger.queued -= 1
                 self.ledger.cancelled += 1
                 self.spent.append(entry)
-        return events
 
-    def take_spent(self) -> list[object]:
-        """What is over and was held, for the caller to drop when no lock is held."""
-        spent, self.spent = self.spent, []
-        return spent
-
-    def next_instant(self) -> int | None:
-        """When something will be ready or must be looked at: EARLIEST for at once, None for never."""
-        return self.order.next_instant() if self.publication is None else EARLIEST
-
-    @override
-    def is_idle(self, now: int, *, timers_too: bool) -> bool:
-        """See `Engine.is_idle`."""
-        return not self.boxes and super().is_idle(now, timers_too=timers_too)
-
-    @override
-    def parked(self) -> list[Arrival]:
-        """What waits in mailboxes, and what is on its way into them."""
-        entries = [entry for box in self.boxes.values() for entry in box]
-        entries.sort(key=lambda entry: entry.due)
-        if self.publication is not None and self.publication.after is None:  # else it has not left the order
-            entries.append(part_of(self.publication, self.targets[::-1]))
-        return entries
-
-    @override
-    def unpark(self) -> list[Arrival]:
-        """Take out what is parked, in no ring any more. Who serves a mailbox goes on serving it."""
-        entries = self.parked()
-        for box in self.boxes.values():
-            _emptied(box)
-        self.publication, self.targets = None, []
-        return entries
-
-    @override
-    def halt(self) -> list[Any]:
-        """Drop what is parked; what was held."""
-        held: list[Any] = super().halt()
-        for entry in self.unpark():
+    def drop_in_progress(self) -> list[Any]:
+        held: list[Any] = []
+        for entry in self._unpark():
             if type(entry) is Timer:
                 held.append(entry.event)
-                self.groups.remove(entry)
+                self.groups.remove((entry,))
                 entry.event = entry.group = None
                 self.ledger.timers -= 1
                 self.ledger.dropped += 1
@@ -217,30 +206,31 @@ class MailboxEngine(Engine):
                 assert isinstance(entry, Publication)
                 held.append(entry)
                 self.ledger.queued -= entry.targeted
-                self._drop_messages(entry.targeted, count_live(entry.entries))
+                self.ledger.drop_messages(entry.targeted, count_live(entry.entries))
         return held
 
-    @override
-    def count_running(self) -> int:
-        """See `Engine.count_running`."""
-        return sum(box.running for box in self.boxes.values())
+    def stop(self) -> None:
+        """The servers of the parent process are tasks of its event loop, which the child does not run."""
 
-    @override
-    def running(self) -> set[str]:
-        """The conversations that have a delivery running."""
-        return {box.cid for box in self.boxes.values() if box.running}
+    def take_back(self) -> tuple[list[Arrival], list[Timer]]:
+        return self._unpark(), []
 
-    @override
+    def recount(self) -> int:
+        self.ledger.running = sum(box.running for box in self.boxes.values())
+        return self.ledger.running
+
     def sizes(self) -> Mapping[str, int]:
-        """The length of every container in the engine."""
-        return {
-            **super().sizes(),
-            "mailboxes": len(self.boxes),
-            "targets to sort": len(self.targets),
-            "spent": len(self.spent),
-        }
+        return {"mailboxes": len(self.boxes), "targets to sort": len(self.targets), "spent": len(self.spent)}
 
     # -- helpers -----------------------------------------------------------------------------------------------
+
+    def _unpark(self) -> list[Arrival]:
+        """Take out what is parked, in no ring any more. A mailbox keeps its server."""
+        entries = self.parked()
+        for box in self.boxes.values():
+            box.release_all()
+        self.publication, self.targets = None, []
+        return entries
 
     def _next_entry(self, now: int) -> Arrival | None:
         """Take out what must be sorted next, of all that is ready at `now`: a timer, or a message to one target."""
@@ -249,7 +239,7 @@ class MailboxEngine(Engine):
                 while self.targets:
                     target = self.targets.pop()
                     if target.name is not None:
-                        return part_of(self.publication, [target])
+                        return self.publication.part_for([target])
                     self.ledger.queued -= 1
                     self.ledger.cancelled += 1
                 self.spent.append(self.publication)
@@ -264,33 +254,21 @@ class MailboxEngine(Engine):
                 unlink(head)
                 return head  # type: ignore[no-any-return]
             targets = head.topic.targets(head.entries, head.length)
-            cancelled = head.targeted - len(targets)  # those who left between the publishing and now
+            cancelled = head.targeted - len(targets)  # subscriptions removed between the publishing and now
             self.ledger.cancelled += cancelled
             self.ledger.queued -= cancelled
             targets.reverse()
-            # First kept and then taken out, so that it is not lost with all its targets in between.
+            # First kept and then taken out, so that an asynchronous exception loses neither it nor its targets.
             self.publication, self.targets = head, targets
             unlink(head)
 
-    @override
     def _check(self) -> None:
-        super()._check()
         for cid, box in self.boxes.items():
+            box._check()
             assert box.cid == cid, f"the mailbox of {box.cid!r} stands under {cid!r}"
-            assert box.server is not None, f"nobody will look into the mailbox of {cid!r}"
+            assert box.server is not None, f"nothing serves the mailbox of {cid!r}"
             dues = [entry.due for entry in box]
             assert dues == sorted(dues), f"the mailbox of {cid!r} is out of order: {dues}"
-            for entry in box:
-                assert entry.after.before is entry, f"the ring of the mailbox of {cid!r} is broken"
         running = sum(box.running for box in self.boxes.values())
         assert running <= self.ledger.running, f"{running} deliveries run, counted {self.ledger.running}"
-
-
-def _emptied(box: Mailbox) -> list[Arrival]:
-    """Take out all that is parked in a mailbox, in its order."""
-    entries = list(box)
-    box.before = box.after = box
-    for entry in entries:
-        entry.after = None
-        del entry.before
-    return entries
+        assert self.publication is not None or not self.targets, f"{len(self.targets)} targets of no publication"

@@ -7,18 +7,19 @@ from typing import Any, Final, Protocol
 
 from typing_extensions import override
 
-from stube_backends.engine._arguments import PlainEvent, name_of
+from stube import Event
+from stube_backends.engine._arguments import PlainEvent, event_of, name_of
+from stube_backends.engine._tables import free_if_empty
 
 DETACHED: Final = object()
 """The `after` of a timer whose handle has been given out and which stands in no ring yet."""
 
-
 CLAIMABLE: Final = object()
-"""The `after` of a timer in a burst, from which whoever delivers claims it without the lock."""
+"""The `after` of a timer in a burst, from which the delivery thread claims it without the lock."""
 
 
 class TimerOwner(Protocol):
-    """Whoever can cancel a timer on behalf of its handle: the registry."""
+    """Cancels a timer on behalf of its handle: the registry."""
 
     def cancel_timer(self, timer: Timer) -> bool: ...
 
@@ -31,10 +32,10 @@ class Timer:
     "Hashed and Hierarchical Timing Wheels", 1987, scheme 6). Being its own handle, and two links instead of two
     dict entries, make it 120 bytes with its due instant.
 
-    A timer is pending while `after` is not None. Whoever takes it out of its ring, under the lock, has decided its
-    fate: the claim that makes cancelling final (G5). Its event and its links are gone soon after, so that a handle
-    that outlives its timer keeps nothing alive. There is no `__weakref__` slot
-    on purpose: a weak reference's callback would be user code inside the engine.
+    A timer is pending while `after` is not None. The thread that takes it out of its ring, under the lock, decides its
+    fate: this is the claim that makes cancelling final (G5). The claim also takes its event and its group, so that a
+    handle that outlives its timer keeps nothing alive. There is no `__weakref__` slot, because the callback of a weak
+    reference would be user code inside the engine.
     """
 
     __slots__ = ("after", "before", "due", "event", "group", "newer", "older")
@@ -49,11 +50,12 @@ class Timer:
     older: Any
     newer: Any
 
-    # No __init__: whoever makes a timer sets `due` and `event`, `TimerGroups` and the wheel the rest (0.1 us of 1.2).
+    # No __init__: the engine sets `due` and `event`, `TimerGroups` and the ring set the rest (0.1 us of 1.2).
 
     @classmethod
     def detached(cls, event: PlainEvent, group: Group) -> Timer:
-        """A timer that has a handle's duties but stands in no ring yet; nor does its group, which only names it."""
+        """Make a timer that can be cancelled by its handle but stands in no ring yet, nor in the group that it
+        names."""
         del group.older, group.newer
         timer = cls()
         timer.event = event
@@ -61,12 +63,11 @@ class Timer:
         timer.after = DETACHED
         return timer
 
-    def claim(self) -> tuple[Group, PlainEvent]:
-        """Take the group and the event of a timer that the caller has taken out of its ring. From then on the timer
-        keeps nothing alive."""
-        claimed = self.group, self.event
-        self.event = self.group = None
-        return claimed  # type: ignore[return-value]  # a pending timer has both
+    def claim(self) -> tuple[str, Event]:
+        """Take the delivery off a timer that has left its ring or its burst: the conversation and the event."""
+        group, event = self.group, self.event
+        self.group = self.event = None  # from now on the handle keeps nothing alive
+        return group.cid, event_of(group.instance_id, event)  # type: ignore[union-attr, arg-type]  # it had both
 
     def cancel(self) -> bool:
         """See `stube.TimerHandle`."""
@@ -94,7 +95,7 @@ class Group:
         self.newer: Any = self
 
     def __iter__(self) -> Iterator[Timer]:
-        """From the oldest on. The timer handed out may be removed before the next one is asked for."""
+        """Yield the timers from the oldest on. The one yielded may be removed before the next one is asked for."""
         timer = self.newer
         while timer is not self:
             following = timer.newer
@@ -103,7 +104,7 @@ class Group:
 
 
 class TimerGroups:
-    """Which timers a conversation has, instance by instance; each look-up and each change is O(1)."""
+    """The timers of each conversation, instance by instance; each look-up and each change is O(1)."""
 
     __slots__ = ("by_cid",)
 
@@ -111,8 +112,11 @@ class TimerGroups:
         self.by_cid: dict[str, dict[str, Group]] = {}
 
     def add(self, timer: Timer, cid: str, instance_id: str, owner: TimerOwner) -> None:
-        """Put a timer last in the group of an instance."""
-        group = self.group_of(cid, instance_id, owner)
+        """Put a timer last in the group of an instance, which is made with its first timer."""
+        groups = self.by_cid.get(cid)
+        group = None if groups is None else groups.get(instance_id)
+        if group is None:
+            group = self.by_cid.setdefault(cid, {})[instance_id] = Group(cid, instance_id, owner)
         timer.group = group
         newest = group.older
         timer.older = newest
@@ -120,29 +124,16 @@ class TimerGroups:
         newest.newer = timer
         group.older = timer
 
-    def group_of(self, cid: str, instance_id: str, owner: TimerOwner) -> Group:
-        """The group of an instance, which it gets with its first timer."""
-        groups = self.by_cid.get(cid)
-        if groups is None:
-            groups = self.by_cid[cid] = {}
-        group = groups.get(instance_id)
-        if group is None:
-            group = groups[instance_id] = Group(cid, instance_id, owner)
-        return group
-
-    def remove(self, timer: Timer) -> None:
-        """Take a timer out of its group, and what empties by it out of the index."""
-        older, newer = timer.older, timer.newer
-        older.newer = newer
-        newer.older = older
-        del timer.older, timer.newer
-        if older is newer:  # only the head is left
-            self.drop(older)
-
-    def drop(self, group: Group) -> None:
-        """Forget a group whose last timer has left, and cut its head, a ring of its own by now."""
-        self._forget(group)
-        del group.older, group.newer
+    def remove(self, timers: Iterable[Timer]) -> None:
+        """Take timers out of their groups, and out of the index each group that has become empty."""
+        for timer in timers:
+            older, newer = timer.older, timer.newer
+            older.newer = newer
+            newer.older = older
+            del timer.older, timer.newer
+            if older is newer:  # only the head is left, a ring of its own
+                self._forget(older)
+                del older.older, older.newer
 
     def take(self, cid: str, instance_id: str | None) -> list[Timer]:
         """Take out all timers of a conversation, or of one instance of it; O(their number)."""
@@ -151,15 +142,15 @@ class TimerGroups:
         else:
             group = self.by_cid.get(cid, {}).get(instance_id)
             groups = [] if group is None else [group]
-        # Out of the index before the rings are cut, so that a reader that interrupts these lines meets whole ones.
+        # Out of the index before the rings are cut, so that a reader that interrupts these lines finds whole rings.
         if instance_id is None:
-            self._shrink()
+            free_if_empty(self.by_cid)
         elif groups:
             self._forget(groups[0])
         return _cut(groups)
 
     def holds(self, timer: Timer) -> bool:
-        """Whether a timer's group stands in this index: not in another life of the registry, before a fork."""
+        """Say whether a timer's group stands in this index, and not in that of the parent process before a fork."""
         group = timer.group
         return group is not None and self.by_cid.get(group.cid, {}).get(group.instance_id) is group
 
@@ -174,12 +165,7 @@ class TimerGroups:
         del groups[group.instance_id]
         if not groups:
             del self.by_cid[group.cid]
-            self._shrink()
-
-    def _shrink(self) -> None:
-        # An empty dict keeps the table of its fullest day (42 MB after a million keys); clearing gives it back.
-        if not self.by_cid:
-            self.by_cid.clear()
+            free_if_empty(self.by_cid)
 
     def _check(self) -> None:
         for cid, groups in self.by_cid.items():
@@ -195,7 +181,8 @@ class TimerGroups:
 
 
 def _cut(groups: Iterable[Group]) -> list[Timer]:
-    """Take the rings of groups apart, for a ring is a cycle and would not be freed at once; the timers of them."""
+    """Take the rings of groups apart and return their timers. A ring that is not cut is a cycle, which only the garbage
+    collector frees."""
     timers = []
     for group in groups:
         timer = group.newer

@@ -13,6 +13,7 @@ from typing import Final
 
 from stube import EventSpec
 from stube_backends.engine._arguments import PlainEvent, name_of, public_event
+from stube_backends.engine._tables import free_if_empty
 
 _SMALL: Final = 32  # live subscriptions
 
@@ -33,6 +34,11 @@ class Subscription:
         self.topic = topic  # its name: a reference to the Topic would be a cycle
         self.event: PlainEvent | None = event
         self.name: str | None = name_of(event)
+
+
+def count_live(entries: list[Subscription]) -> int:
+    """Return how many of these subscriptions have not been removed."""
+    return sum(entry.name is not None for entry in entries)
 
 
 class Topic:
@@ -147,9 +153,8 @@ class TopicIndex:
             for entry in removed:
                 entry.name = LEAVING
         events = [self._bury(entry) for entry in removed]
-        if not self.by_cid:
-            self.by_cid.clear()  # an empty dict keeps the table of its fullest day; this gives it back
-            self.topics.clear()
+        free_if_empty(self.by_cid)
+        free_if_empty(self.topics)
         return events
 
     def live(self, topic_name: str) -> int:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from operator import attrgetter
-from typing import Final
+from typing import Any, Final
 
 from typing_extensions import override
 
 from stube import VirtualTimeError
-from stube_backends.engine import Burst, Engine, Limits, Timer, Walk, milliseconds, name_of
+from stube_backends.engine import Burst, ReadyOrder, SerialClaims, Timer, Walk, milliseconds, name_of
 from stube_backends.virtual._trace import Tracer
 
 _LONGEST_CHAIN: Final = 10_000  # rounds of arrivals at one instant
 
 
-class ChainedEngine(Engine):
-    """The engine, which refuses endless chains and tells the tracer what causes a delivery.
+class WatchedClaims(SerialClaims):
+    """Claims that refuse endless chains and tell the tracer what causes a delivery.
 
     What has arrived by now is one round; what its deliveries make arrive at the same instant is the next. A chain
     shows in the number of rounds, however wide each is.
@@ -23,8 +23,8 @@ class ChainedEngine(Engine):
 
     __slots__ = ("instant", "left", "rounds", "tracer")
 
-    def __init__(self, max_pending: int | None, limits: Limits | None, tracer: Tracer) -> None:
-        super().__init__(max_pending, limits=limits)
+    def __init__(self, tracer: Tracer, *parts: Any) -> None:
+        super().__init__(*parts)
         self.tracer = tracer
         self.begin_window()
 
@@ -62,13 +62,13 @@ class ChainedEngine(Engine):
             self.rounds = self.left = 0
             raise VirtualTimeError(
                 f"Handlers keep scheduling work for the same instant ({milliseconds(self.tracer.clock.now)} ms) after "
-                f"{_LONGEST_CHAIN} rounds; next is {describe_next(self)}. Use a delay greater than 0."
+                f"{_LONGEST_CHAIN} rounds; next is {describe_next(self.order)}. Use a delay greater than 0."
             )
 
 
-def describe_next(engine: Engine) -> str:
+def describe_next(order: ReadyOrder) -> str:
     """Describe what begins next, for an error message."""
-    entry = next(iter(engine.order.arrivals), None) or min(engine.order.wheel, key=attrgetter("due"), default=None)
+    entry = next(iter(order.arrivals), None) or min(order.wheel, key=attrgetter("due"), default=None)
     if isinstance(entry, Timer) and entry.event is not None and entry.group is not None:
         group = entry.group
         return f"the timer {name_of(entry.event)!r} of instance {group.instance_id!r} of conversation {group.cid!r}"

@@ -24,7 +24,7 @@ from stube_backends.engine import (
     OnError,
     checked_timeout,
 )
-from stube_backends.virtual._chains import ChainedEngine, describe_next
+from stube_backends.virtual._chains import WatchedClaims, describe_next
 from stube_backends.virtual._clock import AdvanceLock, Clock, Window
 from stube_backends.virtual._trace import Tracer
 
@@ -40,7 +40,7 @@ class VirtualDriver(Driver):
     """Delivers while a caller moves the clock.
 
     Args:
-        engine: new.
+        engine: new, with these claims.
         dispatch: the core's.
         clock, tracer: of the registry.
         on_error: see `Options`.
@@ -51,7 +51,7 @@ class VirtualDriver(Driver):
     core: Core
 
     def __init__(
-        self, engine: ChainedEngine, dispatch: Dispatch, clock: Clock, tracer: Tracer, on_error: OnError | None
+        self, engine: Engine[WatchedClaims], dispatch: Dispatch, clock: Clock, tracer: Tracer, on_error: OnError | None
     ) -> None:
         self.core = Core(engine, dispatch)
         self._engine = engine
@@ -184,7 +184,7 @@ class VirtualDriver(Driver):
         elif window.over_limit or (instant is None and not window.run_to_end):
             return None
         if end is not None and end > now:
-            self._clock.now = engine.latest = end
+            self._clock.now = engine.order.latest = end
         return end if window.has_more and not window.over_limit else None
 
     @contextmanager
@@ -209,7 +209,7 @@ class VirtualDriver(Driver):
             if not mine and not waits:
                 raise VirtualTimeError(f"{what}() was called while another thread moves the clock. Use one thread.")
             if mine:
-                self._engine.begin_window()
+                self._engine.claims.begin_window()
             yield mine
         except BaseException:
             if not core.retired and lock.held_by_me():
@@ -221,7 +221,7 @@ class VirtualDriver(Driver):
                 lock.release()
 
     def _abandon_locked(self) -> None:
-        self._engine.abandon()
+        self._engine.claims.abandon()
         self.core.let_go_locked()
 
     def _move(self, end: int | None, limit: int | None = None, *, run_to_end: bool = False) -> int:
@@ -270,12 +270,11 @@ class VirtualDriver(Driver):
     def _refuse_over_limit(self, window: Window, limit: int | None, count: int) -> None:
         # In a child that a handler forked the window was the parent's.
         if window.over_limit and not self.core.retired:
-            more = f", and next is {describe_next(self._engine)}" if window.has_more else ""
+            more = f", and next is {describe_next(self._engine.order)}" if window.has_more else ""
             raise VirtualTimeError(
                 f"More than {limit} deliveries: {count} so far{more}. End what re-arms itself, or raise the limit."
             )
 
 
-def _has_ready(engine: Engine) -> bool:
-    burst, walk = engine.burst, engine.walk
-    return bool(engine.order.arrivals or (walk is not None and walk.rest()) or (burst is not None and burst.timers))
+def _has_ready(engine: Engine[WatchedClaims]) -> bool:
+    return bool(engine.order.arrivals or engine.claims.waiting_targets() or engine.claims.waiting_timers())

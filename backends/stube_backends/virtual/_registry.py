@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
+from functools import partial
 from math import isfinite
 from typing import Final
 
@@ -12,6 +13,7 @@ from typing_extensions import override
 from stube import Delivery, Dispatch, Event, VirtualBackend, VirtualTimeError
 from stube_backends.engine import (
     AsyncClosing,
+    Engine,
     LocalRegistry,
     OnError,
     OnFull,
@@ -20,7 +22,7 @@ from stube_backends.engine import (
     delay_in_nanoseconds,
     milliseconds,
 )
-from stube_backends.virtual._chains import ChainedEngine
+from stube_backends.virtual._chains import WatchedClaims
 from stube_backends.virtual._clock import Clock
 from stube_backends.virtual._driver import MANY, VirtualDriver
 from stube_backends.virtual._trace import Tracer
@@ -67,7 +69,8 @@ class VirtualRegistry(AsyncClosing, LocalRegistry, VirtualBackend):
     @override
     def _new_driver(self, dispatch: Dispatch) -> VirtualDriver:
         self._tracer.clear()  # in a forked child it is the parent's
-        engine = ChainedEngine(self._options.max_pending, self._options.limits, self._tracer)
+        claims = partial(WatchedClaims, self._tracer)
+        engine = Engine(self._options.max_pending, limits=self._options.limits, claims=claims)
         return VirtualDriver(engine, dispatch, self._time, self._tracer, self._options.on_error)
 
     @override

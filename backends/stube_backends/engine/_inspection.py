@@ -1,26 +1,24 @@
-"""What an engine shows of itself to people and to tests. O(what is pending), and it changes nothing."""
+"""What an engine shows of itself to people and to tests. O(what is pending); it changes nothing."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import Any
 
 from stube import ConversationInfo, SubscriptionInfo, TimerInfo
 from stube_backends.engine._arguments import milliseconds, public_event
+from stube_backends.engine._engine import Engine
 from stube_backends.engine._order import Publication
 
-if TYPE_CHECKING:
-    from stube_backends.engine._engine import Engine
 
-
-def inspect(engine: Engine, cid: str | None, now: int) -> dict[str, ConversationInfo]:
-    """What is held, conversation by conversation; with `cid` only that one."""
+def inspect(engine: Engine[Any], cid: str | None, now: int) -> dict[str, ConversationInfo]:
+    """Return what is held, conversation by conversation; with `cid` only that one."""
+    claims = engine.claims
     queued = _queued_by_cid(engine)
-    running = engine.running()
+    running = claims.running_cids()
     found = {*engine.flows, *engine.groups.by_cid, *engine.topics.by_cid, *queued, *running}
-    if engine.burst is not None:
-        found.update(timer.group.cid for timer in engine.burst.timers.copy() if timer.group is not None)
-    found.discard("")  # see `Engine.shrink_flows`
+    found.update(timer.group.cid for timer in claims.waiting_timers() if timer.group is not None)
+    found.discard("")  # see `free_if_empty_unlocked`
     if cid is not None:
         found &= {cid}
     return {
@@ -35,12 +33,12 @@ def inspect(engine: Engine, cid: str | None, now: int) -> dict[str, Conversation
     }
 
 
-def sizes(engine: Engine) -> Mapping[str, int]:
-    """The length of every container."""
+def sizes(engine: Engine[Any]) -> Mapping[str, int]:
+    """Return the length of every container."""
     wheel = engine.order.wheel
     groups = engine.groups.by_cid.values()
     instances = engine.topics.by_cid.values()
-    arrived = [*engine.order.arrivals, *engine.parked()]
+    arrived = [*engine.order.arrivals, *engine.claims.parked()]
     publications = [entry for entry in arrived if type(entry) is Publication]
     topics = engine.topics.topics.values()
     entries = {id(entries): entries for entries in (topic.entries for topic in topics)}
@@ -59,27 +57,15 @@ def sizes(engine: Engine) -> Mapping[str, int]:
         "conversations with subscriptions": len(engine.topics.by_cid),
         "instances with subscriptions": sum(map(len, instances)),
         "subscriptions in instances": sum(len(s) for by_instance in instances for s in by_instance.values()),
-        "targets of the walk": 0 if engine.walk is None else len(engine.walk.targets),
-        **_backlog_sizes(engine),
-        "timers of the burst": 0 if engine.burst is None else len(engine.burst.timers),
+        **({} if engine.backlogs is None else engine.backlogs.sizes()),
+        **engine.claims.sizes(),
     }
 
 
-def _backlog_sizes(engine: Engine) -> Mapping[str, int]:
-    if engine.backlogs is None:
-        return {}
-    backlogs = engine.backlogs.by_cid.values()
-    return {
-        "backlogs": len(backlogs),
-        "messages in backlogs": sum(len(backlog.messages) for backlog in backlogs),
-        "overflows": len(engine.backlogs.overflows),
-    }
-
-
-def _queued_by_cid(engine: Engine) -> dict[str, int]:
+def _queued_by_cid(engine: Engine[Any]) -> dict[str, int]:
     queued: dict[str, int] = {}
-    waiting = [] if engine.walk is None else engine.walk.rest()
-    for entry in (*engine.order.arrivals, *engine.parked()):
+    waiting = engine.claims.waiting_targets()
+    for entry in (*engine.order.arrivals, *engine.claims.parked()):
         if type(entry) is Publication:
             waiting += [target for target in entry.entries[: entry.length] if target.name is not None]
     for target in waiting:
@@ -87,11 +73,9 @@ def _queued_by_cid(engine: Engine) -> dict[str, int]:
     return queued
 
 
-def _timers_of(engine: Engine, cid: str, now: int) -> tuple[TimerInfo, ...]:
+def _timers_of(engine: Engine[Any], cid: str, now: int) -> tuple[TimerInfo, ...]:
     groups = engine.groups.by_cid.get(cid, {}).values()
-    timers = [timer for group in groups for timer in group]
-    if engine.burst is not None:
-        timers += engine.burst.of(cid, None)
+    timers = [timer for group in groups for timer in group] + engine.claims.waiting_timers(cid)
     timers.sort(key=lambda timer: timer.due)
     return tuple(
         TimerInfo(timer.group.instance_id, public_event(timer.event), max(0.0, milliseconds(timer.due - now)))
@@ -100,7 +84,7 @@ def _timers_of(engine: Engine, cid: str, now: int) -> tuple[TimerInfo, ...]:
     )
 
 
-def _subscriptions_of(engine: Engine, cid: str) -> tuple[SubscriptionInfo, ...]:
+def _subscriptions_of(engine: Engine[Any], cid: str) -> tuple[SubscriptionInfo, ...]:
     return tuple(
         SubscriptionInfo(entry.instance_id, entry.topic, public_event(entry.event))
         for subscriptions in engine.topics.by_cid.get(cid, {}).values()
