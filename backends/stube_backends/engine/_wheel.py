@@ -227,7 +227,12 @@ class TimerWheel:
         if not slot.number & 1:
             self._spread(slot)
             return self.order
-        order = sorted(slot, key=_due)
+        order: list[Timer] = []
+        timer = slot.after
+        while timer is not slot:  # `list(slot)`, written out: 0.04 us of 0.75, which the target of firing needs
+            order.append(timer)
+            timer = timer.after
+        order.sort(key=_due)
         order.reverse()
         self.order = order  # before the ring is cut, so that `mend` finds the timers in their order
         self.drop(slot)
