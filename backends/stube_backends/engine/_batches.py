@@ -1,7 +1,7 @@
 """What has begun but is not over: the targets of one publication, or timers that were due together.
 
 Both are claimed target by target or timer by timer without the lock, by the delivery thread alone, so that a delivery
-costs no turn of the lock. How many have begun is read off an iterator or a list, so that nobody has to count along.
+costs no turn of the lock. How many have begun is read off an iterator or a list, so that it need not be counted.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ class Burst:
         """Let no other timer begin; return those that would have, in the order in which they would.
 
         Removes from the front of the list, where the timers stand that would begin last: a timer that the delivery
-        thread still pops meanwhile was due before all that are returned.
+        thread still pops was due before all that are returned.
         """
         rest = []
         while self.timers:
