@@ -291,9 +291,9 @@ class ShardedRegistry:
             self._refuse_if_closed()
             self._later(self.publish, topic, msg)
             return 0
-        # What is found with the epoch unchanged are all the shards that hold the topic. So a publication that still
-        # finds it unchanged under their locks has all subscribers of that instant before it, though it has not locked
-        # the other shards (G16).
+        # The shards that are found with the epoch unchanged are all that hold the topic. A publication that still
+        # finds it unchanged under their locks therefore reaches all subscribers of that instant, although it has not
+        # locked the other shards (G16).
         epoch = core.engine.topics.epoch
         looks = 0
         while True:

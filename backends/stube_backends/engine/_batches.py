@@ -19,8 +19,8 @@ class Walk:
     """A publication that has begun: its targets, and an iterator positioned behind the target that began last.
 
     Reading a target's `name` is its claim. A name means that the delivery has begun, None that its subscription was
-    removed before, and LEAVING that it is being removed: what becomes of it shows under the lock. Only the delivery
-    thread advances the iterator, because two threads on one iterator may get the same target.
+    removed before, and LEAVING that it is being removed: what becomes of it shows under the lock. Only
+    the delivery thread advances the iterator, because two threads on one iterator may get the same target.
     """
 
     __slots__ = (

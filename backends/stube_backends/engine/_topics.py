@@ -62,7 +62,7 @@ class Topic:
             entries.pop()
         if len(entries) > 2 * self.live or (len(entries) > self.live <= _SMALL and not self.waiting):
             self.entries = [entry for entry in entries if entry.name is not None]
-            del entries[self.pinned :]  # the old list keeps what waiting publications refer to, and nothing else
+            del entries[self.pinned :]  # the old list keeps what waiting publications refer to
             self.waiting = self.pinned = 0
 
     def targets(self, entries: list[Subscription], length: int) -> list[Subscription]:
