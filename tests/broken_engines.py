@@ -307,8 +307,8 @@ FAULTS: Final[tuple[Fault, ...]] = (
         "G13",
         "a handle keeps the payload of its timer",
         ENGINE + "_timers.py",
-        "        self.event = self.group = None\n        return claimed",
-        "        self.group = None\n        return claimed",
+        "        self.group = self.event = None  # from now",
+        "        self.group = None  # from now",
         ("test_leaks.py::test_a_handle_that_outlives_its_timer_keeps_no_payload_alive",),
     ),
     Fault(

@@ -48,6 +48,10 @@ ENGINE: Final = Path("backends", "stube_backends", "engine")
 ACCEPTED: Final = ROOT / "tools" / "mutants.toml"
 MODULES: Final = (
     "_engine",
+    "_claims",
+    "_batches",
+    "_rings",
+    "_tables",
     "_topics",
     "_wheel",
     "_timers",
@@ -55,13 +59,13 @@ MODULES: Final = (
     "_ledger",
     "_delivery",
     "_local",
-    "_looking",
+    "_inspection",
     "_mailboxes",
     "_backlogs",
     "_awaiting",
     "_core",
     "_arguments",
-    "_mending",
+    "_recovery",
 )
 OWN: Final = "tests/backends/test_engine*.py"
 OTHERS: Final = ("tests/test_conformance.py", "tests/backends/test_virtual.py", "tests/backends/test_reentrancy.py")

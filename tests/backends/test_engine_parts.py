@@ -324,7 +324,7 @@ def test_a_reader_whose_timer_went_to_another_slot_is_told() -> None:
     reader = iter(slot)
     assert [next(reader), next(reader)] == timers[:2]
     assert wheel.take_due(LONG) is None
-    with pytest.raises(RuntimeError, match="meanwhile"):
+    with pytest.raises(RuntimeError, match="moved to another slot"):
         list(reader)
 
 
@@ -916,3 +916,37 @@ def test_a_stopped_walk_still_knows_who_began_last(begun: int) -> None:
         next(walk.iterator)
     walk.stop()
     assert walk.current is (targets[begun - 1] if begun else None)
+
+
+def test_targets_are_claimed_in_their_order_and_the_rest_is_counted() -> None:
+    """Fault: a removed subscription is delivered to, its message has no fate, or the fan-out ends at it (G5)."""
+    targets = subscriptions("a", "b", "c", "d")
+    targets[1].name = targets[3].name = None
+    walk = walk_over(targets)
+    claimed = [(target.cid, name) for target, name in walk.claim_each(lambda: pytest.fail("waited"))]
+    assert claimed == [("a", "said"), ("c", "said")]
+    assert (walk.cancelled, walk.dropped, walk.begun) == (2, 0, 4)
+
+
+def test_a_target_that_is_being_removed_is_waited_for_and_cancelled() -> None:
+    """Fault: the delivery thread passes over one of several that are removed together, and delivers to another (G5)."""
+    targets = subscriptions("a", "b", "c")
+    targets[0].name = LEAVING
+
+    def wait() -> None:
+        targets[0].name = targets[1].name = None
+
+    walk = walk_over(targets)
+    assert [target.cid for target, _ in walk.claim_each(wait)] == ["c"]
+    assert (walk.cancelled, walk.dropped) == (2, 0)
+
+
+def test_a_fan_out_that_a_reset_has_stopped_ends_at_the_next_target() -> None:
+    """Fault: it goes on after the reset, or counts the targets that the reset counts (G18)."""
+    targets = subscriptions("a", "b", "c")
+    walk = walk_over(targets)
+    claims = walk.claim_each(lambda: None)
+    assert next(claims)[0] is targets[0]
+    walk.stop()
+    assert list(claims) == []
+    assert (walk.cancelled, walk.dropped, walk.begun) == (0, 1, 2)

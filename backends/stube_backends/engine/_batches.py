@@ -1,7 +1,7 @@
 """What has begun but is not over: the targets of one publication, or timers that were due together.
 
 Both are claimed target by target or timer by timer without the lock, by the delivery thread alone, so that a delivery
-costs no turn of the lock. How many have begun is read off an iterator or a list, so that nobody has to count along.
+costs no turn of the lock. How many have begun is read off an iterator or a list, so that it need not be counted.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ class Walk:
     """A publication that has begun: its targets, and an iterator positioned behind the target that began last.
 
     Reading a target's `name` is its claim. A name means that the delivery has begun, None that its subscription was
-    removed before, and LEAVING that it is being removed: what becomes of it shows under the lock. Only the delivery
-    thread advances the iterator, because two threads on one iterator may get the same target.
+    removed before, and LEAVING that it is being removed: what becomes of it shows under the lock. Only
+    the delivery thread advances the iterator, because two threads on one iterator may get the same target.
     """
 
     __slots__ = (
@@ -148,7 +148,7 @@ class Burst:
         """Let no other timer begin; return those that would have, in the order in which they would.
 
         Removes from the front of the list, where the timers stand that would begin last: a timer that the delivery
-        thread still pops meanwhile was due before all that are returned.
+        thread still pops was due before all that are returned.
         """
         rest = []
         while self.timers:

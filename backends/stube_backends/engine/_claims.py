@@ -174,8 +174,8 @@ class SerialClaims:
         return False
 
     def finish_walk(self, walk: Walk, delivered: int, failed: int = 0) -> None:
-        """Count the fates of a walk's targets, as far as they are decided: so many delivered and failed since the last
-        call, and those that were passed over. Forget the walk when all are decided."""
+        """Count the fates of a walk's targets, as far as they are decided, and forget the walk when all are: so many
+        delivered and failed since the last call, and those that were passed over."""
         self.sync_counts()
         ledger, passed_over = self.ledger, walk.cancelled + walk.dropped
         most = (ledger.running - 1, ledger.delivered + delivered, ledger.failed + failed)
@@ -193,8 +193,8 @@ class SerialClaims:
             self.walk = None
 
     def abandon(self) -> None:
-        """After an exception that left the delivering: count the fate of a timer that was begun, as failed; let a walk
-        or a burst be continued the next time."""
+        """After an exception that left the delivering: count the fate of a timer that was begun, as failed. A walk or
+        a burst is continued the next time."""
         if not self.ledger.running:
             return
         walk = self.walk
@@ -335,6 +335,6 @@ class SerialClaims:
         if burst is not None:
             assert 0 <= burst.delivered <= burst.accounted <= burst.total, f"the burst counts {burst.delivered}"
         if walk is not None:
-            passed_over = walk.cancelled + walk.dropped
-            assert 0 <= walk.decided + passed_over <= walk.total, f"the walk of {walk.total} has decided {walk.decided}"
-            assert walk.stopped or walk.accounted == walk.begun, f"the walk has accounted for {walk.accounted}"
+            decided = walk.decided + walk.cancelled + walk.dropped
+            assert 0 <= decided <= walk.total, f"{decided} of {walk.total} targets are decided"
+            assert walk.stopped or walk.accounted == walk.begun, f"{walk.accounted} targets of {walk.begun} accounted"

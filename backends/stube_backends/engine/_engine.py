@@ -121,7 +121,7 @@ class Engine(Generic[ClaimsT]):
         return replaced
 
     def shrink_flows(self) -> None:
-        """Free the memory of the table of batons if it is empty; batons are put without the lock meanwhile."""
+        """Free the memory of the table of batons if it is empty, although batons are put without the lock."""
         free_if_empty_unlocked(self.flows)
         self.flows_large = bool(self.flows)
 

@@ -145,4 +145,5 @@ class ReadyOrder:
         self.arrivals._check()
         instants = [entry.due for entry in self.arrivals]
         assert instants == sorted(instants), f"arrivals out of order: {instants}"
-        assert not instants or instants[-1] <= self.latest, f"arrivals of {instants}, the latest of {self.latest}"
+        latest = self.latest
+        assert not instants or instants[-1] <= latest, f"arrivals of {instants}, the latest accepted at {latest}"

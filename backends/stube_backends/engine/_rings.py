@@ -24,7 +24,7 @@ class Ring:
         self.after = self
 
     def __iter__(self) -> Iterator[Any]:
-        """Yield the entries from the first to the last. None may leave the ring meanwhile."""
+        """Yield the entries from the first to the last. No entry may leave the ring before the next is asked for."""
         entry = self.after
         while entry is not self:
             yield entry

@@ -45,7 +45,7 @@ class Timer:
     group: Group | None
     # Links are `Any`: the next link of the last timer is the ring's head, which is of another class.
     before: Any
-    # The next in the ring; OPEN in the open slot, CLAIMABLE in a burst, DETACHED before any; None once it is over.
+    # The next in the ring; OPEN in the open slot, CLAIMABLE in a burst; DETACHED before any, None once it is over.
     after: Any
     older: Any
     newer: Any

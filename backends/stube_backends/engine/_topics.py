@@ -1,10 +1,10 @@
-"""Topics: who subscribes to what, in both directions, and what a publication targets.
+"""Topics: the subscriptions, by topic and by conversation, and the targets of a publication.
 
-A topic keeps its subscriptions in one list, in the order in which they joined. A publication does not copy it: it
-remembers the list and its length at that instant, so it costs its publisher the same for one subscriber and for
-100,000 (G14). That works because the part of a list that a waiting publication refers to never moves: who joins
-is appended behind it, who leaves stays as a tombstone, and tidying makes a new list while a publication waits.
-Tombstones never outnumber the living, so joining and leaving are amortised O(1) whatever the topic's size.
+A topic keeps its subscriptions in one list, in the order in which they were added. A publication does not copy it: it
+takes a snapshot, the list and its length at that instant, so that it costs its publisher the same for one subscriber
+and for 100,000 (G14). That works because the part of a list that a snapshot refers to never moves: a new subscription
+is appended behind it, a removed one stays as a tombstone, and compacting makes a new list while a publication waits.
+Tombstones never outnumber the live subscriptions, so adding and removing are amortised O(1) in a topic of any size.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from stube_backends.engine._tables import free_if_empty
 _SMALL: Final = 32  # live subscriptions
 
 LEAVING: Final = "".join(("leav", "ing"))
-"""The name of a subscription that somebody who holds the lock is ending together with others. Whoever delivers and
-reads it waits for the lock before it goes on, so that all of them end at once. Known by its identity, which no event of
-a host's has, for it is interned nowhere."""
+"""Marks a subscription that is being removed together with others. A delivery thread that reads it must take the lock
+before it continues, so that the removal looks atomic. Compared with `is`: the string is made at run time and not
+interned, so that no event's name is this object."""
 
 
 class Subscription:
-    """One instance's place in a topic. Live while `name` is not None; a tombstone after, and never live again."""
+    """One instance's place in a topic. Live while `name` is not None; a tombstone after that, and never live again."""
 
     __slots__ = ("cid", "event", "instance_id", "name", "topic")
 
@@ -42,31 +42,31 @@ def count_live(entries: list[Subscription]) -> int:
 
 
 class Topic:
-    """The subscriptions of one topic, in the order of joining. Kept only while it has a live one."""
+    """The subscriptions of one topic, in the order in which they were added. Kept only while it has a live one."""
 
     __slots__ = ("entries", "live", "pinned", "waiting")
 
     def __init__(self) -> None:
         self.entries: list[Subscription] = []
         self.live = 0
-        self.waiting = 0  # publications that refer to `entries` and have not begun
+        self.waiting = 0  # how many publications refer to `entries` and have not begun
         self.pinned = 0  # how many of `entries` they refer to
 
     def tidy(self) -> None:
-        """After a departure: drop the tombstones at the end, and all of them when they outnumber the living.
+        """After a removal: remove the tombstones at the end, and all of them when they outnumber the live entries.
 
-        Of a small topic that nothing waits for they are dropped at once; a list of 32 is copied in no time.
+        A small topic that no publication refers to keeps none, because a list of 32 is quickly copied.
         """
         entries = self.entries
         while len(entries) > self.pinned and entries[-1].name is None:
             entries.pop()
         if len(entries) > 2 * self.live or (len(entries) > self.live <= _SMALL and not self.waiting):
             self.entries = [entry for entry in entries if entry.name is not None]
-            del entries[self.pinned :]  # the publications that wait keep what they refer to, and nothing else
+            del entries[self.pinned :]  # the old list keeps what waiting publications refer to
             self.waiting = self.pinned = 0
 
     def targets(self, entries: list[Subscription], length: int) -> list[Subscription]:
-        """Which of the first `length` entries are live now; and a publication that referred to them has begun."""
+        """Return which of the first `length` entries are live now; the publication that referred to them has begun."""
         if entries is not self.entries:
             return [entry for entry in entries[:length] if entry.name is not None]
         self.waiting -= 1
@@ -81,9 +81,9 @@ class Topic:
 
 
 class Epoch:
-    """What indexes that belong together share: `now` is another object after each topic that came to one of them.
+    """Shared by the indexes of one registry: `now` is another object after a topic was added to one of them.
 
-    Whoever reads it, looks without a lock for a topic, and then finds it unchanged has missed none that was there.
+    A thread that reads it, looks for a topic in each index without a lock, and then finds it unchanged has missed none.
     """
 
     __slots__ = ("now",)
@@ -104,7 +104,7 @@ class TopicIndex:
         self.count = 0
 
     def add(self, cid: str, instance_id: str, topic_name: str, event: PlainEvent) -> PlainEvent | None:
-        """Subscribe; the event that this one replaces, which the caller drops where user code may run."""
+        """Subscribe; return the event that this one replaces, which the caller releases where user code may run."""
         instances = self.by_cid.get(cid)
         if instances is None:
             instances = self.by_cid[cid] = {}
@@ -124,14 +124,14 @@ class TopicIndex:
         topic.live += 1
         self.count += 1
         if topic.live == 1:
-            self.epoch.now = object()  # behind the topic: who reads it before and looks for the topic after finds it
+            self.epoch.now = object()  # after the topic, for a thread that reads it and then looks for the topic
         return None
 
     def remove(self, cid: str, instance_id: str | None, topic_name: str | None) -> list[PlainEvent | None]:
-        """Remove the subscriptions that fit; their events, which the caller drops where user code may run.
+        """Remove the subscriptions that fit; return their events, which the caller releases where user code may run.
 
-        All at once, also for those who look without the lock: nobody finds a topic gone, and whoever delivers passes
-        nobody over, before all that leave are marked.
+        The removal looks atomic without the lock, too: all that are removed are marked before a topic is gone from the
+        index, and before the delivery thread passes the first of them over.
         """
         instances = self.by_cid.get(cid, {})
         if instance_id is None:
@@ -158,12 +158,12 @@ class TopicIndex:
         return events
 
     def live(self, topic_name: str) -> int:
-        """How many subscribers a topic has."""
+        """Return how many subscribers a topic has."""
         topic = self.topics.get(topic_name)
         return 0 if topic is None else topic.live
 
     def snapshot(self) -> dict[str, dict[tuple[str, str], EventSpec]]:
-        """`{topic: {(cid, instance_id): event}}`, for whoever asked."""
+        """Return `{topic: {(cid, instance_id): event}}`, made for the caller."""
         found = {
             name: {
                 (entry.cid, entry.instance_id): public_event(entry.event)
@@ -206,7 +206,9 @@ class TopicIndex:
             assert live == topic.live > 0, f"topic {name!r} has {live} live entries, counted {topic.live}"
             assert len(topic.entries) <= 2 * live, f"topic {name!r} has {len(topic.entries)} entries for {live} live"
             assert topic.waiting >= 0, f"topic {name!r} counts {topic.waiting} waiting publications"
-            assert bool(topic.pinned) == bool(topic.waiting), f"topic {name!r} pins {topic.pinned} entries for nobody"
+            assert bool(topic.pinned) == bool(topic.waiting), (
+                f"topic {name!r} keeps {topic.pinned} entries for no publication"
+            )
             if live <= _SMALL and not topic.waiting:
                 assert len(topic.entries) == live, f"the small topic {name!r} keeps tombstones"
         for cid, instances in self.by_cid.items():
