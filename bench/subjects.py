@@ -9,7 +9,7 @@ from functools import cache
 from typing import Final, cast
 
 from bench.measuring import Plan, clock, leave_out
-from stube import Backend, Event, VirtualBackend, available_backends, create_registry
+from stube import Backend, Event, VirtualBackend, available_backends, create_registry, is_virtual
 
 __all__ = [
     "UNBOUNDED",
@@ -19,7 +19,6 @@ __all__ = [
     "held",
     "ignore",
     "installed",
-    "is_virtual",
     "join_many",
     "opened",
     "options_of",
@@ -62,11 +61,6 @@ def opened(spec: str, **options: object) -> Backend:
     registry = create_registry(spec, **options)
     registry.install_dispatch(ignore)
     return registry
-
-
-def is_virtual(registry: Backend) -> bool:
-    """Return True if the caller moves the registry's clock."""
-    return "virtual_time" in registry.capabilities
 
 
 def filled(registry: Backend, plan: Plan) -> None:

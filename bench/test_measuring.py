@@ -11,9 +11,9 @@ from bench.extras import PARTS
 from bench.measuring import Effort, Plan, Row, interleaved, quantile, row, rows_beside
 from bench.rows.idle import Watched, row_of
 from bench.rows.sharding import gil_enabled
-from bench.subjects import held, installed, is_virtual, opened
+from bench.subjects import held, installed, opened
 from bench.targets import TARGETS, Target, main
-from stube import Event
+from stube import Event, is_virtual
 
 CASES = [(target, backend) for target in TARGETS for backend in installed([*target.judged, *target.also])]
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from bench.measuring import Plan
-from bench.subjects import UNBOUNDED, as_virtual, drained, filled, held, is_virtual, join_many, opened
-from stube import Backend, Conversations, Event
+from bench.subjects import UNBOUNDED, as_virtual, drained, filled, held, join_many, opened
+from stube import Backend, Conversations, Event, is_virtual
 
 __all__ = ["WORKLOADS", "Workload"]
 

@@ -97,7 +97,7 @@ class Registry(Protocol):
             flow_id: anything but `None`. A second put replaces the first.
 
         Raises:
-            TypeError: `cid` is no `str`, or `flow_id` is `None`.
+            TypeError: `cid` is not a `str`, or `flow_id` is `None`.
             ValueError: `cid` is empty.
             RegistryClosed: the registry has been closed.
 
@@ -117,7 +117,7 @@ class Registry(Protocol):
         However many callers there are, exactly one gets it (G8). Silent on a closed registry. O(1).
 
         Raises:
-            TypeError: `cid` is no `str`.
+            TypeError: `cid` is not a `str`.
             ValueError: `cid` is empty.
 
         >>> from stube import create_registry
@@ -133,7 +133,7 @@ class Registry(Protocol):
         Silent on a closed registry. O(1).
 
         Raises:
-            TypeError: `cid` is no `str`.
+            TypeError: `cid` is not a `str`.
             ValueError: `cid` is empty.
 
         >>> from stube import create_registry
@@ -159,7 +159,7 @@ class Registry(Protocol):
             A handle that cancels this one timer.
 
         Raises:
-            TypeError: an argument has the wrong type; `bool` is no number here.
+            TypeError: an argument has the wrong type; `bool` is not a number here.
             ValueError: a name is empty, or the delay is NaN or infinite.
             RegistryFull: the registry holds `max_pending` timers and messages already.
             RegistryClosed: the registry has been closed.
@@ -186,7 +186,7 @@ class Registry(Protocol):
         runs to its end and is not counted (G6). What they held is free on return (G13).
 
         Raises:
-            TypeError: a name is no `str`.
+            TypeError: a name is not a `str`.
             ValueError: a name is empty.
 
         Silent on a closed registry. O(number of timers cancelled).
@@ -233,7 +233,7 @@ class Registry(Protocol):
         Final (G5): no message that was queued for it begins after the return.
 
         Raises:
-            TypeError: a name is no `str`.
+            TypeError: a name is not a `str`.
             ValueError: a name is empty.
 
         Silent on a closed registry. Amortised O(number removed).
@@ -253,7 +253,7 @@ class Registry(Protocol):
         """Remove every subscription of a conversation; return how many. Final (G5), as `unsubscribe` is.
 
         Raises:
-            TypeError: `cid` is no `str`.
+            TypeError: `cid` is not a `str`.
             ValueError: `cid` is empty.
 
         Silent on a closed registry. Amortised O(number removed), however many subscribers the topics have.
@@ -278,9 +278,9 @@ class Registry(Protocol):
             How many subscribers were targeted: those of one instant (G16).
 
         Raises:
-            TypeError: `topic` is no `str`.
+            TypeError: `topic` is not a `str`.
             ValueError: `topic` is empty.
-            RegistryFull: the targets would pass `max_pending`; then nobody gets the message.
+            RegistryFull: the targets would pass `max_pending`; then no subscriber gets the message.
             RegistryClosed: the registry has been closed.
 
         One publisher's messages on one topic reach each subscriber in the order of publishing (G4). O(1) for
@@ -331,8 +331,8 @@ class Registry(Protocol):
 class Backend(Registry, Protocol):
     """What `create_registry` returns: the twelve operations, and the care of a running registry.
 
-    Used as a context manager it closes at the end and discards what has not begun; who wants the rest delivered
-    calls `settle` or `join` before.
+    Used as a context manager it closes at the end and discards what has not begun. To deliver the rest, call `settle`
+    or `join` before.
     """
 
     @property
@@ -347,7 +347,7 @@ class Backend(Registry, Protocol):
             timeout: seconds to wait at most; `None` for as long as it takes.
 
         Returns:
-            Whether everything has stopped.
+            True when everything has stopped.
 
         Idempotent. May be called from inside a delivery, and then does not wait. Afterwards the adding
         operations and `install_dispatch` raise `RegistryClosed`; the removing ones, the baton's pop and the
@@ -388,9 +388,9 @@ class Backend(Registry, Protocol):
         ...
 
     def inspect(self, cid: str | None = None) -> dict[str, ConversationInfo]:
-        """What the registry holds, conversation by conversation; with `cid` only that one, if it holds anything.
+        """Show what the registry holds, conversation by conversation; with `cid` only that one, if it holds anything.
 
-        For people and for debugging: O(what is pending), and the registry stands still meanwhile.
+        For people and for debugging: O(what is pending), and other operations wait until it is done.
         """
         ...
 
@@ -421,7 +421,7 @@ class VirtualBackend(Backend, Protocol):
 
     @property
     def now_ms(self) -> float:
-        """The instant at which the virtual clock stands, in milliseconds."""
+        """The instant that the virtual clock shows, in milliseconds."""
         ...
 
     def next_due_ms(self) -> float | None:
@@ -550,7 +550,7 @@ def is_async(registry: Registry) -> TypeIs[AsyncBackend]:
 
 
 def _capabilities(registry: Registry) -> frozenset[str]:
-    """What the registry promises: nothing, when it has the twelve operations alone."""
+    """The promises of the registry; none, when it has the twelve operations alone."""
     return getattr(registry, "capabilities", frozenset())
 
 

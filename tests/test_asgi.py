@@ -65,7 +65,7 @@ def no_dispatch(cid: str, event: stube.Event) -> None:
 
 
 def application(host: Host, **more: Any) -> Starlette:
-    """What a host's author writes: a page, a stream, and a way to leave."""
+    """The routes that an author writes: a page, a stream, and a way to leave."""
 
     async def page(request: Request) -> Response:
         return PlainTextResponse(host.open("flow").cid)
@@ -207,13 +207,13 @@ class Served:
         return self._stack.enter_context(self.stream(cid, last_id))
 
     def status(self, cid: str) -> int:
-        """What a stream answers that is not wanted."""
+        """Return the status with which a stream is refused."""
         with self.http.stream("GET", f"/stream/{cid}") as response:
             code: int = response.status_code
             return code
 
     def ours(self, cid: str) -> list[str]:
-        """What the host itself has pending for the conversation."""
+        """Return the names of the host's own pending timers of the conversation."""
         held = self.registry.inspect(cid).get(cid)
         timers = [] if held is None else [timer for timer in held.timers if timer.instance_id == INSTANCE]
         return [str(timer.event) for timer in timers]
@@ -316,7 +316,7 @@ def test_boot_may_be_either_kind_and_never_blocks_the_loop(serve: Serve, kind: s
 
 
 def test_boot_that_raises_ends_the_conversation(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
-    """Fault: half a boot lives on, with timers and without anybody who would end it."""
+    """Fault: after half a boot the conversation lives, with timers, and nothing will end it."""
 
     def boot(conversation: stube.Conversation, flow_id: Any) -> None:
         conversation.subscribe("room", "said")
@@ -438,7 +438,7 @@ def test_gap_says_how_many_were_missed_and_the_rest_follows(serve: Serve) -> Non
         assert page.next() == ("gap", '{"missed": 6}')
         after_gap = page.last_id
         assert page.take(4) == [("n", str(number)) for number in (7, 8, 9, 10)]
-    # The gap has an id as well: who is cut right behind it does not meet it twice.
+    # The gap has an id as well, so that a page that is cut right after it does not receive it twice.
     assert used.connect(cid, after_gap).take(4) == [("n", str(number)) for number in (7, 8, 9, 10)]
 
 
@@ -497,7 +497,7 @@ def test_stream_that_does_not_come_back_ends_the_conversation(serve: Serve) -> N
 
 
 def test_grace_timer_that_has_begun_decides_against_the_stream(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fault (race 2): a stream is attached to a conversation that ends in the same moment and nobody tells it."""
+    """Fault (race 2): a stream is attached to a conversation that ends in the same moment, and is not told."""
     used = serve(registry="virtual", grace_seconds=30)
     registry: Any = used.registry
     cid = used.mount()
@@ -611,7 +611,7 @@ def test_handler_that_ends_its_conversation_is_heard_to_the_end(serve: Serve, ba
 
 @pytest.mark.parametrize("connected", [True, False])
 def test_reset_of_the_registry_ends_its_conversations(serve: Serve, connected: bool) -> None:
-    """Fault: a page whose clock is gone stays connected for ever."""
+    """Fault: a page whose conversation the registry has forgotten stays connected forever."""
     used = serve(heartbeat_seconds=0.05, sweep_seconds=0.1, grace_seconds=0.1, registry="virtual")
     cid = used.mount()
     handle = used.handle(cid)
@@ -625,7 +625,7 @@ def test_reset_of_the_registry_ends_its_conversations(serve: Serve, connected: b
     used.nothing_is_left()
 
 
-def test_handler_that_cancels_every_timer_does_not_keep_its_conversation_alive(serve: Serve) -> None:
+def test_conversation_that_lost_its_grace_timer_is_ended(serve: Serve) -> None:
     """Fault: the grace timer is among them, and the page never comes back."""
     used = serve(heartbeat_seconds=0.05, grace_seconds=0.05, registry="virtual")
     cid = used.mount()
@@ -698,7 +698,7 @@ def test_nothing_of_an_ended_conversation_is_left_anywhere(serve: Serve, backend
 
 
 def test_two_hundred_conversations_half_of_them_cut_and_resumed(serve: Serve, backend: str) -> None:
-    """Fault: an event lost, doubled, out of order or in another's stream when many are cut at once."""
+    """Fault: an event lost, doubled, out of order or in another's stream when many are cut at the same time."""
     rounds = 40
 
     def boot(conversation: stube.Conversation, flow_id: Any) -> None:
@@ -825,8 +825,8 @@ def test_send_refuses_what_no_stream_can_carry(serve: Serve) -> None:
     used = serve()
     conversation = used.handle(used.mount())
     wrong: list[tuple[Any, Any, type[Exception], str]] = [
-        (1, "", TypeError, "event must be a str, not 1. Make a text of it, with json.dumps say."),
-        ("n", {"a": 1}, TypeError, "data must be a str, not {'a': 1}. Make a text of it, with json.dumps say."),
+        (1, "", TypeError, "event must be a str, not 1. Convert it, for example with json.dumps."),
+        ("n", {"a": 1}, TypeError, "data must be a str, not {'a': 1}. Convert it, for example with json.dumps."),
         ("", "", ValueError, "event must be a name on one line, not ''. Put the rest into the data."),
         ("a\nb", "", ValueError, r"event must be a name on one line, not 'a\nb'. Put the rest into the data."),
         ("a\rb", "", ValueError, r"event must be a name on one line, not 'a\rb'. Put the rest into the data."),
@@ -869,7 +869,7 @@ def test_send_is_refused_from_the_first_moment_of_an_end(serve: Serve) -> None:
     assert len(used.sessions) == 0
 
 
-def test_threads_that_send_at_once_are_read_in_their_order(serve: Serve) -> None:
+def test_events_of_concurrent_senders_keep_the_order_of_each(serve: Serve) -> None:
     """Fault: a number given twice, or a stream that sleeps on a full buffer."""
     used = serve(buffer_events=10_000)
     cid = used.mount()
@@ -893,14 +893,14 @@ def test_threads_that_send_at_once_are_read_in_their_order(serve: Serve) -> None
 
 
 def test_server_that_stops_tells_its_streams_and_is_not_held_up(serve: Serve, backend: str) -> None:
-    """Fault: uvicorn waits for open streams before the lifespan hears of it, so for ever."""
+    """Fault: uvicorn waits forever for open streams, because the lifespan does not hear of the stop before."""
     used = serve(registry=backend)
     pages = [used.connect(used.mount()) for _ in range(20)]
     used.mount()
     took = used.server.stop()
     assert [page.rest() for page in pages] == [[("bye", '{"reason": "shutdown"}')]] * 20
     # Two looks at should_exit, uvicorn's and the host's, of a tenth of a second each, and what uvicorn sleeps itself:
-    # 0.3 s on an idle machine. Without the farewell it would be for ever.
+    # 0.3 s on an idle machine. Without the farewell the server would wait forever.
     assert took < PROMPT / 2
     assert len(used.host.conversations) == 0
     with pytest.raises(stube.RegistryClosed):
@@ -934,7 +934,7 @@ def test_stream_that_comes_during_a_shutdown_is_sent_away(serve: Serve) -> None:
 def test_shutdown_that_comes_while_a_page_is_opened_leaves_nothing_of_it(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Fault (race 4): a conversation opened behind the back of those who end them all."""
+    """Fault (race 4): a conversation is opened after the shutdown has ended all others, and stays."""
     used = serve()
     original = used.sessions._arm
 
@@ -1041,10 +1041,8 @@ def test_two_servers_on_one_loop_stop_each_for_itself() -> None:
     assert "shutdown" in after
 
 
-def test_what_another_server_left_behind_in_the_process_cuts_nobody(
-    serve: Serve, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Fault: sse-starlette remembers for ever that some server of the process was told to stop."""
+def test_state_left_behind_by_another_server_cuts_no_stream(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fault: sse-starlette never forgets that some server of the process was told to stop."""
     monkeypatch.setattr(AppStatus, "should_exit", True)
     used = serve(heartbeat_seconds=0.05)
     page = used.connect(used.mount())
@@ -1099,10 +1097,10 @@ uvicorn.run(app, fd=int(sys.argv[1]), log_config=None, ws="none")
     assert b"still runs" not in errors
 
 
-def test_handler_that_does_not_end_holds_up_the_shutdown_no_longer_than_said(
+def test_endless_handler_delays_the_shutdown_by_drain_seconds_at_most(
     serve: Serve, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Fault: an unbounded wait, or one on the loop: an open answer is still sent meanwhile."""
+    """Fault: the wait has no bound, or blocks the loop, so that an open response is not sent during it."""
     entered, release = threading.Event(), threading.Event()
 
     def dispatch(cid: str, event: stube.Event) -> None:
@@ -1139,7 +1137,7 @@ def test_handler_that_does_not_end_holds_up_the_shutdown_no_longer_than_said(
 
 @pytest.mark.parametrize("kind", ["memory", "asyncio"])
 def test_handler_that_is_under_way_is_waited_for(serve: Serve, kind: str) -> None:
-    """Fault: the registry is closed under a handler, or the loop stands still for one that needs it to go on."""
+    """Fault: the registry is closed under a handler, or the loop blocks although the handler needs it."""
     entered, finished = threading.Event(), threading.Event()
 
     def dispatch(cid: str, event: stube.Event) -> None:
@@ -1347,7 +1345,7 @@ def test_host_runs_again_with_a_registry_of_its_own_each_time(monkeypatch: pytes
     assert registries[0] is not registries[1]
 
 
-def test_coroutine_dispatch_on_a_registry_that_awaits_nothing_is_refused_at_the_start() -> None:
+def test_coroutine_dispatch_is_refused_at_the_start_if_nothing_awaits_it() -> None:
     """Fault: our wrapping hides it from the registry, and every delivery fails instead."""
 
     async def dispatch(cid: str, event: stube.Event) -> None: ...
@@ -1366,8 +1364,8 @@ def test_coroutine_dispatch_on_a_registry_that_awaits_nothing_is_refused_at_the_
 
 
 @pytest.mark.parametrize("kind", ["function", "coroutine function", "object", "function of a coroutine"])
-def test_dispatch_of_either_kind_runs_on_the_loop_of_an_asynchronous_registry(serve: Serve, kind: str) -> None:
-    """Fault: a coroutine that nobody awaits, or our own events lost beside it."""
+def test_dispatch_of_either_kind_runs_on_the_loop_of_an_async_registry(serve: Serve, kind: str) -> None:
+    """Fault: a coroutine is never awaited, or the host's own events are lost."""
     where: list[object] = []
 
     def dispatch(cid: str, event: stube.Event) -> None:

@@ -71,7 +71,7 @@ def test_successor_of_the_same_name_is_told_of_for_itself() -> None:
 
 
 def test_on_end_runs_under_no_lock() -> None:
-    """Fault: whoever is told waits for another thread that needs the same conversation, for ever."""
+    """Fault: `on_end` waits forever for another thread that needs the same conversation."""
 
     def end_and_open(conversation: stube.Conversation) -> None:
         conversation.end()
@@ -90,7 +90,7 @@ def test_on_end_runs_under_no_lock() -> None:
         assert len(conversations) == 1
 
 
-def test_what_on_end_raises_reaches_the_caller_and_nothing_is_left() -> None:
+def test_error_of_on_end_reaches_the_caller_and_nothing_is_left() -> None:
     def on_end(conversation: stube.Conversation) -> None:
         raise ZeroDivisionError
 

@@ -740,7 +740,7 @@ def test_a_password_in_the_option_url_is_in_no_error(fakes: Site, fault: str) ->
         assert_hidden(caught.value, ["hunt%2Fer2", "hunt/er2"])
 
 
-def test_what_is_hidden_stands_as_stars_and_the_rest_remains(fakes: Site) -> None:
+def test_hidden_parts_become_stars_and_the_rest_remains(fakes: Site) -> None:
     url = "server://user:hunter2@host?fault="
     assert str(error_of(create_registry, url + "value")) == (
         "The backend 'server' refuses its options: cannot use server://***@host?fault=value. Change what this names."
@@ -779,7 +779,7 @@ def test_a_password_from_the_environment_is_in_no_error(fakes: Site, monkeypatch
 
 
 def test_a_user_without_a_password_is_hidden_in_urls_only() -> None:
-    """Fault: a token that stands in place of the user is shown, or a plain word is taken out of every sentence."""
+    """Fault: a token in the place of the user is shown, or a plain word is removed from every sentence."""
     secrets = Secrets("redis://user@host")
     assert secrets.redact("the user of redis://user@host") == "the user of redis://***@host"
     assert secrets.redact("the user of redis://USER@host") == "the user of redis://***@host"
@@ -1219,7 +1219,7 @@ def test_importing_stube_loads_no_backend_and_nothing_heavy() -> None:
 
 
 def test_importing_the_factory_alone_needs_no_inspection_of_signatures() -> None:
-    # `inspect` comes with `dataclasses`, whoever asks for it; here nothing may ask for it before a call does.
+    # `dataclasses` imports `inspect` in any case. These modules must not import it before a call needs it.
     for module in ("_factory", "_options", "_secrets", "_spec"):
         source = (Path(stube.__file__).parent / f"{module}.py").read_text(encoding="utf-8")
         late = "inspect|importlib|urllib|difflib|logging|asyncio"

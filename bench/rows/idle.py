@@ -10,7 +10,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 from bench.measuring import Effort, Row, row
-from bench.subjects import is_virtual, opened, options_of
+from bench.subjects import opened, options_of
+from stube import is_virtual
 
 __all__ = ["Watched", "row_of", "wake_ups", "watch", "watch_all"]
 

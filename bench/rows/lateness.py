@@ -11,7 +11,8 @@ from typing import Any
 from bench.measuring import Effort, Plan, Row, clock, interleaved, quantile, rows_beside
 from bench.peers.presence import present
 from bench.peers.timers import Asyncio, ThreadTimers, TimerPeer, Uvloop
-from bench.subjects import is_virtual, opened
+from bench.subjects import opened
+from stube import is_virtual
 
 __all__ = ["PEERS", "late", "lateness", "late_timers", "peer_late"]
 

@@ -27,7 +27,7 @@ created = perf_counter()
 delivered = threading.Event()
 registry.install_dispatch(lambda cid, event: delivered.set())
 registry.schedule_event(cid="c", instance_id="main", delay_ms=0, event="first")
-if "virtual_time" in registry.capabilities:
+if stube.is_virtual(registry):
     registry.settle()
 delivered.wait()
 ended = perf_counter()

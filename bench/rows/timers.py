@@ -20,7 +20,8 @@ from bench.peers.timers import (
     TwistedClock,
     Uvloop,
 )
-from bench.subjects import as_virtual, filled, held, is_virtual, opened
+from bench.subjects import as_virtual, filled, held, opened
+from stube import is_virtual
 
 __all__ = [
     "cancel",

@@ -1,10 +1,10 @@
 """A stube registry in an ASGI host: Starlette or FastAPI, with server-sent events.
 
-A `Host` is what every host would otherwise write by hand: the registry's life inside the application's, the page that
-never connects, the stream that is cut and comes back and misses nothing, and the shutdown that waits for nobody. The
-application keeps its routes, its pages and its handlers:
+A `Host` does what every host would otherwise write by hand. It opens and closes the registry with the application, ends
+the conversation of a page that never connects, lets a cut stream come back without missing an event, and shuts down in
+bounded time. The application keeps its routes, its pages and its handlers:
 
-    def boot(conversation, flow_id):                        # the first stream has come: begin
+    def boot(conversation, flow_id):                        # called when the first stream connects
         conversation.schedule("tick", 1000)
 
     def dispatch(cid, event):                               # every delivery of the registry
@@ -22,8 +22,8 @@ application keeps its routes, its pages and its handlers:
     def stream(cid: str):
         return host.stream(cid)
 
-`examples/fastapi_host.py` is that in full. Where a module has routes and no `Host` at hand,
-`conversation_stream(request, cid)` is the stream of the application that the request came to.
+`examples/fastapi_host.py` is the whole program. A module that has routes but no `Host` at hand calls
+`conversation_stream(request, cid)`, which finds the host of the application that received the request.
 """
 
 try:

@@ -50,33 +50,33 @@ class Host:
     """The glue between a registry and an ASGI application. One per application.
 
     Args:
-        dispatch: called as `dispatch(cid, event)` for every delivery, where the registry calls it: on a thread of its
-            own, or on the loop. A coroutine function needs a backend that awaits it. See
-            `Registry.install_dispatch`. Of the instance `stube.asgi`, which is the host's own, nothing arrives.
-        boot: called as `boot(conversation, flow_id)` once per conversation, when its first stream has come: what
-            `open` was given. A coroutine function runs on the loop; a function in a worker thread, or on the loop
-            where the registry is there (`coroutine_dispatch`). What it raises ends the conversation and is the answer
-            to the request, so 500 unless the application handles it.
-        registry: a spec for `stube.create_registry`; None for what the environment says, see
-            `stube.registry_from_env`. Or a registry that exists already, which is not closed at the end.
-        lifespan: the application's own lifespan. It is entered when the registry is there, and left when the last
-            conversation has ended: what handlers need is there as long as handlers run.
-        on_end: called as `on_end(conversation)`, once for each, when it has ended and nothing of it remains; for what
-            the application keeps of a conversation elsewhere. See `stube.Conversations`.
-        sweep_seconds: how long a page may take to connect.
-        grace_seconds: how long a cut stream may take to come back.
-        heartbeat_seconds: how long a stream is silent at most.
-        buffer_events: how many events are kept of each conversation, for a page that comes back and for one that is
-            slow to read.
-        send_seconds: how long one event may stand in a full connection before the stream is cut.
-        drain_seconds: how long a shutdown may take, all in all.
+        dispatch: called as `dispatch(cid, event)` for every delivery, on the registry's delivery thread or on the event
+            loop. A coroutine function needs a backend that awaits it. See `Registry.install_dispatch`. Events of the
+            instance `stube.asgi`, which is the host's own, do not reach it.
+        boot: called as `boot(conversation, flow_id)` once per conversation, when its first stream connects; `flow_id`
+            is the argument of `open`. A coroutine function runs on the loop. A function runs in a worker thread, or on
+            the loop if the registry is served there (`coroutine_dispatch`). An exception ends the conversation and
+            answers the request: with 500, unless the application handles it.
+        registry: a spec for `stube.create_registry`; None for the spec in the environment, see
+            `stube.registry_from_env`. Or an existing registry, which the host does not close at the end.
+        lifespan: the application's own lifespan. It is entered when the registry is open, and left when the last
+            conversation has ended, so that a handler always finds what the lifespan sets up.
+        on_end: called as `on_end(conversation)`, once for each, when it has ended and nothing of it remains, so that
+            the application can remove what it keeps of the conversation elsewhere. See `stube.Conversations`.
+        sweep_seconds: the time within which a page must connect.
+        grace_seconds: the time within which a page whose stream was cut must come back.
+        heartbeat_seconds: the longest silence of a stream.
+        buffer_events: the number of events that are kept of each conversation, for a page that comes back or reads
+            slowly.
+        send_seconds: the time that one event may wait for a page that does not read, before the stream is cut.
+        drain_seconds: the time that the whole shutdown may take.
 
     Raises:
-        TypeError, ValueError: an argument is of no use, at once. What is wrong with the spec shows when the lifespan
+        TypeError, ValueError: an argument has a wrong type or value. Errors in the spec are raised when the lifespan
             starts.
 
-    Make it where the application is made and give the application its `lifespan`. While that runs the host is also
-    `app.state.stube`. It may run again afterwards.
+    Create it where the application is created and give the application its `lifespan`. While the lifespan runs the host
+    is also `app.state.stube`. The lifespan may run again afterwards.
     """
 
     def __init__(
@@ -116,43 +116,43 @@ class Host:
 
     @property
     def registry(self) -> stube.Backend:
-        """The registry of the lifespan that runs, or that ran last. RuntimeError before the first."""
+        """The registry of the running or the latest lifespan. RuntimeError before the first."""
         return _started(self._registry)
 
     @property
     def conversations(self) -> stube.Conversations:
-        """The live conversations. To end one is enough, from anywhere: its stream ends, nothing of it remains."""
+        """The live conversations. Any thread may end one: then its stream ends, and nothing of it remains."""
         return _started(self._sessions).conversations
 
     def open(self, flow_id: Any) -> stube.Conversation:
-        """Open a conversation for a page that is about to be handed out. Any thread; O(1).
+        """Open a conversation for a page that is about to be sent to a browser. Any thread; O(1).
 
         Args:
-            flow_id: what `boot` gets when the page's stream comes; anything but None.
+            flow_id: passed to `boot` when the page's stream connects; any object except None.
 
         Returns:
             Its handle. The page must connect to the stream of its `cid` within `sweep_seconds`, or it ends.
 
         Raises:
-            RegistryFull, RegistryClosed: no room, or the host is shutting down. Nothing is left of it.
+            RegistryFull, RegistryClosed: no room, or the host is shutting down. Nothing of it remains.
             RuntimeError: the lifespan has not started.
         """
         return _started(self._sessions if self._running else None).open(flow_id)
 
     def stream(self, cid: str) -> Response:
-        """The response to a page that connects: the events of its conversation, until that ends.
+        """Return the response to a page that connects: the events of its conversation, until the conversation ends.
 
         Args:
             cid: the conversation, as the page names it.
 
-        The first stream of a conversation boots it. A later one replaces the one before and goes on where the page
-        left off, by its header `Last-Event-ID`; the event `gap` comes first if events are lost, with `{"missed": n}`,
-        null for n when the id is none of this conversation's. Its last event is `bye`, with `{"reason": why}`:
-        `ended`, `replaced`, `behind` (the page did not read and comes back to a gap), or `shutdown`.
+        The first stream of a conversation boots it. A later one replaces the one before and continues after the event
+        in the page's header `Last-Event-ID`. If events are lost, the event `gap` comes first, with `{"missed": n}`,
+        null for n when the id is not one of this conversation's. The last event is `bye`, with `{"reason": why}`:
+        `ended`, `replaced`, `behind` (the page did not read fast enough, and comes back to a gap), or `shutdown`.
 
-        The answer is 404 when the conversation has ended or never was, 503 during a shutdown, 405 to HEAD: each stops
-        an EventSource. They are raised as Starlette's `HTTPException` when the response is called, as is what `boot`
-        raises.
+        The answer is 404 when the conversation has ended or never existed, 503 during a shutdown, 405 to HEAD: each
+        stops an EventSource. When the response is called it raises them as Starlette's `HTTPException`; it also raises
+        the exceptions of `boot`.
         """
         return _StreamResponse(self, cid)
 
@@ -160,19 +160,20 @@ class Host:
         """Send an event to the page of a conversation: now if it is connected, else when it comes back.
 
         Args:
-            conversation: whose page.
-            event: the event's name: one line; `bye` and `gap` are the stream's own.
+            conversation: the conversation of the page.
+            event: the event's name, on one line; `bye` and `gap` are reserved for the stream.
             data: its text, of any number of lines.
 
         Returns:
-            Whether it was taken: False when the conversation has ended.
+            True when the event was accepted, False when the conversation has ended.
 
         Raises:
-            TypeError: `event` or `data` is no `str`.
+            TypeError: `event` or `data` is not a `str`.
             ValueError: `event` is empty, has a line break or is reserved, or a text holds half a surrogate pair.
 
-        Any thread; never waits. In order for one caller; each event reaches the page once, unless more than
-        `buffer_events` later ones come before the page reads it: then a `gap` does. O(length of `data`).
+        Any thread; never waits. The events of one caller keep their order. Each event reaches the page once, unless
+        more than `buffer_events` later ones are sent before the page reads it: then a `gap` takes its place. O(length
+        of `data`).
         """
         body = body_of(event, data)
         session = None if self._sessions is None else self._sessions.find(conversation)
@@ -182,33 +183,34 @@ class Host:
         return True
 
     def end(self, cid: str) -> None:
-        """End a conversation by its name: what a page asks for that is being left. Any thread.
+        """End a conversation by its name, as a page requests when the user leaves it. Any thread.
 
-        Silent when it has ended or never was. Its stream ends, and nothing of it remains; `Conversation.end` does the
-        same, for whoever has the handle.
+        Silent when it has ended or never existed. Its stream ends, and nothing of it remains. Code that has the handle
+        calls `Conversation.end` instead.
         """
         conversation = self.conversations.get(cid)
         if conversation is not None:
             conversation.end()
 
     def close_streams(self) -> None:
-        """End every stream and take no new one, for the server is about to stop and would wait for them.
+        """End every stream and refuse new ones, because the server is about to stop and would wait for them.
 
-        Called by itself under uvicorn and what runs uvicorn. Call it from the shutdown hook of another server, before
-        that waits for open connections. Any thread; returns at once.
+        Under uvicorn, and servers that run uvicorn, the host calls it itself. Under another server call it from the
+        shutdown hook, before the server waits for open connections. Any thread; returns immediately.
         """
         if self._sessions is not None:
             self._sessions.close()
 
     @asynccontextmanager
     async def lifespan(self, app: Starlette) -> AsyncIterator[Any]:
-        """The lifespan for the application: opens the registry, and in the end drains within `drain_seconds`.
+        """Run the host with the application: open the registry, and at the end drain within `drain_seconds`.
 
         Draining ends the streams, then the conversations, waits until no handler runs, and closes the registry unless
-        it was handed in ready; the loop goes on meanwhile. What does not stop in time is logged as a warning.
+        it existed before. The loop keeps running during that. A handler that does not stop in time is logged as a
+        warning.
 
-        A lifespan of your own can be handed to `Host`, which says when it is entered and left. Or it can wrap this
-        one, and then what follows its `yield` runs while conversations still live:
+        Pass a lifespan of your own to `Host`, which documents when it is entered and left. Or let it wrap this one;
+        then the code after its `yield` runs while conversations are still live:
 
             @asynccontextmanager
             async def lifespan(app):
@@ -217,7 +219,7 @@ class Host:
 
         Raises:
             RuntimeError: it runs already.
-            What `stube.create_registry` and `Registry.install_dispatch` raise.
+            The errors of `stube.create_registry` and `Registry.install_dispatch`.
         """
         if self._running:
             raise RuntimeError("This host runs already. Make one Host for each application.")
@@ -366,7 +368,7 @@ class Host:
                 if ours:
                     stopped = await registry.aclose(left())
         else:
-            # A worker of our own: the loop's may all be busy with the handlers that are waited for.
+            # It needs a thread of its own, because the handlers for which it waits may occupy all threads of the loop.
             with _worker() as call:
                 await call(end_all)
                 try:
@@ -382,7 +384,7 @@ class Host:
 
 
 class _StreamResponse(Response):
-    """A stream from beginning to end, all of it when it is called: one that never is has claimed nothing."""
+    """A whole stream. It claims the conversation when it is called, so one that is never called claims nothing."""
 
     def __init__(self, host: Host, cid: str) -> None:
         super().__init__()
@@ -391,12 +393,12 @@ class _StreamResponse(Response):
     @override
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["method"] == "HEAD":
-            raise HTTPException(405)  # who only asks whether it is there must not take the baton
+            raise HTTPException(405)  # a request for the headers alone must not take the baton
         await self._host._connect(self._cid, Headers(scope=scope).get("last-event-id", ""), scope, receive, send)
 
 
 def conversation_stream(request: HTTPConnection, cid: str) -> Response:
-    """`Host.stream` of the application that a request came to.
+    """Return `Host.stream` of the application that received a request.
 
     Args:
         request: the request.
@@ -410,7 +412,7 @@ def conversation_stream(request: HTTPConnection, cid: str) -> Response:
 
 
 def _nowhere(cid: str, event: stube.Event) -> None:
-    """What a registry calls that has no host any more."""
+    """Ignore an event: the dispatch of a registry whose host has ended."""
 
 
 def _open_registry(spec: str | Mapping[str, object] | stube.Backend | None) -> stube.Backend:
@@ -425,7 +427,7 @@ def _awaits(registry: stube.Backend) -> TypeIs[stube.AsyncBackend | stube.Virtua
 
 @contextmanager
 def _worker() -> Iterator[Callable[[Callable[[], T]], Awaitable[T]]]:
-    """A thread beside the loop: gives `call`, which runs a function there and is awaited."""
+    """Start a thread beside the loop; yield `call`, which runs a function on it and is awaited."""
     loop = asyncio.get_running_loop()
     executor = ThreadPoolExecutor(1, "stube-drain")
     try:
@@ -443,7 +445,7 @@ def _started(value: T | None) -> T:
 
 
 def _gone() -> HTTPException:
-    return HTTPException(404, "This conversation has ended, or never was. Load the page anew.")
+    return HTTPException(404, "This conversation has ended, or never existed. Load the page anew.")
 
 
 def _callable(name: str, value: T) -> T:

@@ -1,9 +1,10 @@
-"""Whether the server that runs the application is about to stop.
+"""Tells when the server that runs the application is about to stop.
 
-A server waits for open streams before it tells the application's lifespan to end, and a stream would be open for ever.
-ASGI has no message for the moment between. So the lifespan looks for its server: uvicorn's own coroutine is suspended
-on the same loop, waiting for the lifespan to start, and that it is the one, of several in the process or on the loop,
-shows in that its `lifespan` is what runs this task. Nothing is patched and nothing is shared by two applications.
+A server waits for open streams before it ends the application's lifespan, but a stream never ends by itself, and ASGI
+has no message for the moment between. Therefore the lifespan looks for its server: the coroutine of uvicorn is
+suspended on the same loop, because it waits for the lifespan to start. There may be several servers in the process or
+on the loop; the right one is that whose `lifespan` runs the current task. Nothing is patched, and two applications
+share nothing.
 """
 
 from __future__ import annotations
@@ -20,16 +21,16 @@ __all__ = ["stopping"]
 
 
 def stopping() -> Callable[[], bool]:
-    """A function that says whether the server has begun to stop. Call it in the task that runs the lifespan.
+    """Return a function that tells whether the server has begun to stop. Call it in the task that runs the lifespan.
 
-    Under a server that it does not know the function says what `AppStatus.should_exit` of sse-starlette says.
+    Under a server that it does not know the function returns `AppStatus.should_exit` of sse-starlette.
     """
     server = _server()
     if server is None:
         return lambda: AppStatus.should_exit
 
     def has_begun() -> bool:
-        # The second is for a stop of the server's own, after so and so many requests: it only ceases to listen.
+        # After its maximum number of requests uvicorn stops by itself, and shows this only by no longer listening.
         return bool(server.should_exit or (server.started and not any(one.is_serving() for one in server.servers)))
 
     return has_begun
@@ -47,7 +48,7 @@ def _server() -> Any | None:
 
 
 def _owners(task: asyncio.Task[Any]) -> Iterator[object]:
-    """The objects whose methods a task is in, from the outermost."""
+    """Yield the objects in whose methods a task is suspended, the outermost first."""
     coroutine: object = task.get_coro()
     while isinstance(coroutine, CoroutineType):
         yield inspect.getcoroutinelocals(coroutine).get("self")

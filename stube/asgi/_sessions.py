@@ -59,7 +59,7 @@ class Sessions:
     ) -> None:
         self.conversations = stube.Conversations(registry, on_end=self._ended)
         self.closing = False
-        """Whether the host shuts down, so that no conversation is opened and no stream is attached any more."""
+        """True when the host shuts down, so that no conversation is opened and no stream is attached any more."""
         self._registry = registry
         self._loop = loop
         self._on_end = on_end

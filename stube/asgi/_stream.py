@@ -1,8 +1,9 @@
-"""What a conversation has sent to its page: kept for a while, numbered, and written to whoever is connected.
+"""The buffer of the events that a conversation has sent to its page, and the stream that writes them to the page.
 
-There is one buffer per conversation and no queue beside it. A stream is a reader of the buffer with a position in it,
-and so is a page that is cut: its position is the `Last-Event-ID` that it brings along. What leaves the bounded buffer
-before a reader got there is missed, and the reader is told so: a page by `gap`, a stream by being cut.
+Each conversation has one bounded buffer of numbered events and no queue beside it. A stream reads the buffer and has a
+position in it. So does a page whose stream was cut: its position is the `Last-Event-ID` with which it comes back. An
+event may leave the buffer before a reader has reached it. Then a page is told by `gap` that it has missed events, and a
+stream is cut.
 """
 
 from __future__ import annotations
@@ -26,22 +27,22 @@ import stube
 __all__ = ["BYE", "ENDED", "GAP", "Behind", "Session", "Stream", "body_of"]
 
 GAP = "gap"
-"""The event that says: some were missed. Its data is `{"missed": n}`, or null for n where that is unknown."""
+"""The event that reports missed events. Its data is `{"missed": n}`, or null for n when the number is unknown."""
 BYE = "bye"
-"""The event that is a stream's last. Its data is `{"reason": why}`."""
+"""The last event of a stream. Its data is `{"reason": why}`."""
 ENDED = "ended"
 """The reason when the conversation has ended."""
 
 
 class Behind(Exception):  # noqa: N818 - a state that is met, not a mistake
-    """What a reader would need next has left the buffer."""
+    """The next event for a reader has left the buffer."""
 
 
 def body_of(event: str, data: str) -> bytes:
-    """An event in the form in which it is sent, but for its id. Raises what `Host.send` says."""
+    """Encode an event as it is sent, without its id. The errors are those of `Host.send`."""
     for name, value in (("event", event), ("data", data)):
         if not isinstance(value, str):
-            raise TypeError(f"{name} must be a str, not {value!r}. Make a text of it, with json.dumps say.")
+            raise TypeError(f"{name} must be a str, not {value!r}. Convert it, for example with json.dumps.")
     if not event or "\r" in event or "\n" in event:
         raise ValueError(f"event must be a name on one line, not {event!r}. Put the rest into the data.")
     if event in (BYE, GAP):
@@ -50,18 +51,18 @@ def body_of(event: str, data: str) -> bytes:
         return ServerSentEvent(data, event=event).encode()
     except UnicodeEncodeError as exc:
         raise ValueError(
-            f"The event {event!r} has half a surrogate pair at character {exc.start}, which UTF-8 cannot hold. "
+            f"The event {event!r} has half a surrogate pair at character {exc.start}, which UTF-8 cannot encode. "
             "Send it as JSON with json.dumps, which writes it in ASCII."
         ) from exc
 
 
 class Session:
-    """What the host keeps of a conversation from its opening until it has ended.
+    """The host's data about a conversation, from its opening to its end.
 
     Args:
-        conversation: whose it is.
-        limit: how many events the buffer holds.
-        loop: where the streams are.
+        conversation: its handle.
+        limit: the number of events that the buffer holds.
+        loop: the event loop on which the streams run.
     """
 
     __slots__ = (
@@ -70,48 +71,48 @@ class Session:
 
     def __init__(self, conversation: stube.Conversation, limit: int, loop: asyncio.AbstractEventLoop) -> None:
         self.conversation = conversation
-        # In every event id, so that no id of another conversation or of another run of the server fits here.
+        # Part of every event id, so that the id of another conversation or of another run of the server is recognised.
         self.token = secrets.token_hex(8)
         self._loop = loop
-        # Guards the next three. Re-entrant, for a finalizer may send in the middle of another call.
+        # Guards the next three. Re-entrant, because a finalizer may send in the middle of another call.
         self._lock = threading.RLock()
         self._buffer: deque[bytes] = deque(maxlen=limit)
         self._last = 0  # the number of the newest event; the first is 1
-        self._waking = False  # whether the stream will look into the buffer once more in any case
-        # Written on the loop only, the first two also before anybody knows of the session.
+        self._waking = False  # True when the stream will read the buffer once more in any case
+        # Written on the loop only; `open` also writes the first two, before another thread can know of the session.
         self.timer: stube.TimerHandle | None = None
-        """What ends the conversation while no stream is connected: the sweep or the grace timer."""
+        """The timer that ends the conversation while no stream is connected: the sweep or the grace timer."""
         self.due = 0.0
-        """When that should have happened, by the loop's clock."""
+        """The instant at which the timer is due, on the loop's clock."""
         self.stream: Stream | None = None
         """The connected stream."""
         self.mark = 0
-        """Which of the host's marks the conversation has in the registry while a stream is connected."""
+        """The index of the mark that the conversation has in the registry while a stream is connected."""
 
     def frame(self, number: int, event: str, data: Any) -> bytes:
-        """An event of the stream's own. Its id is that of the event before it, for it is not part of the sequence."""
+        """Encode an event of the stream's own. It is not in the sequence, so it has the id of the event before it."""
         return self._id(number) + ServerSentEvent(json.dumps(data), event=event).encode()
 
     def add(self, body: bytes) -> None:
-        """Number an event and keep it for the stream. Any thread; waits for nobody."""
+        """Number an event and keep it for the stream. Any thread; never waits."""
         with self._lock:
             self._last += 1
             self._buffer.append(self._id(self._last) + body)
-            # A stream that connects after this line looks into the buffer by itself.
+            # A stream that connects after this line reads the buffer without being woken.
             stream = self.stream
             if stream is None or self._waking:
                 return
             self._waking = True
         if asyncio._get_running_loop() is self._loop:
-            stream.wake()  # a call from another thread costs a write to the loop's pipe
+            stream.wake()  # call_soon_threadsafe would write to the loop's pipe
             return
         try:
             self._loop.call_soon_threadsafe(stream.wake)
         except RuntimeError:
-            pass  # the loop has closed: nobody is connected any more
+            pass  # the loop has closed, and every stream with it
 
     def after(self, number: int) -> bytes | None:
-        """The event that follows `number`; None when it has not been sent yet.
+        """Return the event that follows `number`; None when it has not been sent yet.
 
         Raises:
             Behind: it has left the buffer.
@@ -126,10 +127,10 @@ class Session:
             return None
 
     def resume(self, last_event_id: str) -> tuple[int, int | None]:
-        """After which number a page goes on, and how many it missed; `last_event_id` is "" for a page that saw nothing.
+        """Return the number after which a page continues, and how many events it has missed.
 
-        None for how many when the id was never given out here. Then nothing is repeated, for what the page has seen is
-        as unknown.
+        `last_event_id` is "" for a page that has seen no event. If the id is not one of this conversation's, the number
+        of missed events is None, and no event is repeated, because it is unknown which ones the page has seen.
         """
         with self._lock:
             token, _, digits = last_event_id.partition("-")
@@ -152,8 +153,8 @@ class Stream:
     """One connected page. Made and touched on the loop only.
 
     Args:
-        session: whose events it sends.
-        last_event_id: what the page has seen, "" for nothing.
+        session: the session whose events it sends.
+        last_event_id: the id of the last event that the page has seen; "" if it has seen none.
     """
 
     def __init__(self, session: Session, last_event_id: str) -> None:
@@ -164,14 +165,14 @@ class Stream:
         self._stop_within: Callable[[], None] | None = None
 
     def wake(self) -> None:
-        """Look whether there is something to send."""
+        """Let the stream read the buffer again."""
         self._wake.set()
 
     def end(self, reason: str) -> None:
-        """Say why and end. Idempotent: the first reason stands.
+        """End the stream with a farewell that gives the reason. Idempotent: the first reason counts.
 
-        A page whose conversation has ended is sent what was meant for it before. One that is replaced, or has to load
-        anew, gets the farewell at once.
+        If the conversation has ended, the events that were sent before are written first. In all other cases the
+        farewell is the next event.
         """
         if not self._reason:
             self._reason = reason
@@ -180,7 +181,7 @@ class Stream:
                 self._stop_within()
 
     async def events(self) -> AsyncGenerator[bytes, None]:
-        """What is sent, in the form of server-sent events; the last is the farewell."""
+        """Yield the events as they are written to the page; the last is the farewell."""
         session = self._session
         if self._missed != 0:
             yield session.frame(self._position, GAP, {"missed": self._missed})
@@ -211,7 +212,7 @@ class Stream:
         send_seconds: float,
         farewell_seconds: float,
     ) -> None:
-        """Send until the farewell, until the page is gone, or until it does not take what is sent to it."""
+        """Write events until the farewell, until the page is gone, or until it no longer reads."""
         loop = asyncio.get_running_loop()
         try:
             async with (
@@ -220,7 +221,7 @@ class Stream:
             ):
                 self._stop_within = lambda: limit.reschedule(loop.time() + farewell_seconds)
                 try:
-                    # When the server stops is the host's to say, so the library is told to wait for it for ever.
+                    # The host decides when a stream ends, so the library itself must never end it.
                     response = EventSourceResponse(
                         events,
                         ping=heartbeat_seconds,
@@ -232,4 +233,4 @@ class Stream:
                 finally:
                     self._stop_within = None
         except* (TimeoutError, SendTimeoutError, OSError):
-            pass  # stalled, or gone; it may come back
+            pass  # the page no longer reads, or is gone; it may come back

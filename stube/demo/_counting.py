@@ -7,7 +7,6 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from inspect import iscoroutinefunction
 from typing import Any, cast
 
 import stube
@@ -51,7 +50,7 @@ class CountingRegistry:
             with self._counted(cid, event):
                 await cast("Callable[[str, stube.Event], Awaitable[None]]", dispatch)(cid, event)
 
-        if iscoroutinefunction(dispatch):
+        if stube.is_coroutine_function(dispatch):
             cast("stube.AsyncBackend", self._registry).install_dispatch(counting_awaiting)
         else:
             self._registry.install_dispatch(counting)

@@ -33,7 +33,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from importlib.resources import files
 from time import monotonic
-from typing import Any, cast
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -83,8 +83,7 @@ class Demo:
         self.registry = registry
         self._tick_ms, self._idle_ms = tick_ms, idle_ms
         self._page = _page()
-        virtual = "virtual_time" in registry.capabilities
-        self._virtual = cast("stube.VirtualBackend", registry) if virtual else None
+        self._virtual = registry if stube.is_virtual(registry) else None
         # The last tick of each conversation that ticked. Written by the thread that moves a virtual clock, read on the
         # loop.
         self._ticks: dict[stube.Conversation, int] = {}
@@ -92,9 +91,8 @@ class Demo:
         self._meter = Meter(self._now_ms)
         self._panel = Panel(registry, self._meter, self._freezer, self._now_ms)
         # On a virtual registry no handler is ever frozen, so none needs to await.
-        awaits = "coroutine_dispatch" in registry.capabilities and not virtual
         self.host = Host(
-            self.dispatch_awaiting if awaits else self.dispatch,
+            self.dispatch_awaiting if stube.is_async(registry) else self.dispatch,
             self.boot,
             registry=registry,
             on_end=self._ended,

@@ -285,7 +285,7 @@ def self_check(registry_spec: str | Mapping[str, object] | None, *, clients: int
             f"A self-check cannot have {clients} clients. Choose a number from 1 to {MOST_CLIENTS}."
         )
     registry = open_registry(registry_spec)
-    if "virtual_time" in registry.capabilities:
+    if stube.is_virtual(registry):
         registry.close()
         print(
             "The virtual registry cannot be checked by live clients, because its clock moves only by advance(). "
