@@ -1,7 +1,7 @@
 """Registries with one fault each. They show that a check which passes can also fail.
 
 Each stands in front of a real one and breaks it in at most five lines. They are selected like a third party's:
-`--registry tests.broken_registries:create_lossy`.
+`--registry tests.broken_registries:Lossy`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from stube.testing._harness import RegistryProxy
 class Broken(RegistryProxy):
     """A registry with one fault, in front of a memory registry that it makes."""
 
-    def __init__(self, max_pending: int | None) -> None:
+    def __init__(self, *, max_pending: int | None = 1_000_000) -> None:
         super().__init__(stube.create_registry("memory", max_pending=max_pending))
         self._count = itertools.count(1)
         self._held: list[Any] = []
@@ -132,47 +132,3 @@ class Hanging(Broken):
     @override
     def settle(self, timeout: float | None = 5.0) -> bool:
         return self.release.wait()
-
-
-def create_lossy(*, max_pending: int | None = 1_000_000) -> stube.Backend:
-    return Lossy(max_pending)
-
-
-def create_doubling(*, max_pending: int | None = 1_000_000) -> stube.Backend:
-    return Doubling(max_pending)
-
-
-def create_reordering(*, max_pending: int | None = 1_000_000) -> stube.Backend:
-    return Reordering(max_pending)
-
-
-def create_immortal(*, max_pending: int | None = 1_000_000) -> stube.Backend:
-    return Immortal(max_pending)
-
-
-def create_deaf(*, max_pending: int | None = 1_000_000) -> stube.Backend:
-    return Deaf(max_pending)
-
-
-def create_leaking(*, max_pending: int | None = 1_000_000) -> stube.Backend:
-    return Leaking(max_pending)
-
-
-def create_hasty(*, max_pending: int | None = 1_000_000) -> stube.Backend:
-    return Hasty(max_pending)
-
-
-def create_miscounting(*, max_pending: int | None = 1_000_000) -> stube.Backend:
-    return Miscounting(max_pending)
-
-
-def create_unbalanced(*, max_pending: int | None = 1_000_000) -> stube.Backend:
-    return Unbalanced(max_pending)
-
-
-def create_stuck(*, max_pending: int | None = 1_000_000) -> stube.Backend:
-    return Stuck(max_pending)
-
-
-def create_hanging(*, max_pending: int | None = 1_000_000) -> stube.Backend:
-    return Hanging(max_pending)

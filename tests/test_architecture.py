@@ -23,6 +23,7 @@ import pytest
 from typing_extensions import override
 
 import stube
+import stube.testing
 import stube_backends.engine
 
 ROOT = Path(__file__).parents[1]
@@ -53,6 +54,7 @@ THIRD_PARTIES: dict[str, set[str]] = {
     "stube.testing": {"hypothesis", "pytest", "typing_extensions", "uvloop"},
     "stube_backends": {"sortedcontainers", "typing_extensions"},
 }
+TESTING = stube.testing.__all__
 # Modules of the core that are not public, and the parts that may use them.
 LENT: dict[str, set[str]] = {
     "stube._secrets": {"stube.testing"},
@@ -178,7 +180,9 @@ def public_names_only(module: Module) -> Iterator[str]:
             allowed = one.name is None or one.name in stube.__all__
         else:
             allowed = not _within(one.target, "stube", "stube_backends") or _within(one.target, home)
-            allowed = allowed or (home == "stube.demo" and one.module == "stube.asgi")  # which is public as well
+            # These are public as well.
+            allowed = allowed or (home == "stube.demo" and one.module == "stube.asgi")
+            allowed = allowed or (home == "stube.demo" and one.target == "stube.testing" and one.name in TESTING)
             allowed = allowed or home in LENT.get(one.module, ())
         if not allowed:
             yield f"{module.name}:{one.line}: {one}"
@@ -298,6 +302,8 @@ BROKEN: list[tuple[Rule, str, str]] = [
     (public_names_only, "stube.asgi._host", "from stube.demo import serve"),
     (public_names_only, "stube.demo.app", "from stube.asgi._host import Host"),
     (public_names_only, "stube.demo.app", "from stube.testing.plugin import HandlerFailed"),
+    (public_names_only, "stube.demo.app", "from stube.testing import plugin"),
+    (public_names_only, "stube.demo.app", "from stube.testing._history.recorder import RecordedRegistry"),
     (backends_stand_on_the_engine, "stube_backends.sharded", "from stube_backends.memory import MemoryRegistry"),
     (backends_stand_on_the_engine, "stube_backends.sharded", "from stube_backends.engine._core import Core"),
     (backends_stand_on_the_engine, "stube_backends.sharded", "from stube_backends.engine import _core"),

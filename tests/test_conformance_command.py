@@ -20,11 +20,11 @@ from typing_extensions import override
 
 import stube
 from stube import cli
+from stube._secrets import Secrets, shown
 from stube.testing import GUARANTEES
 from stube.testing._conformance import command, terminal
 from stube.testing._conformance.outcomes import Record, Story
 from stube.testing._conformance.page import page_of
-from stube.testing._conformance.redaction import redaction, shown
 from stube.testing._conformance.report import Report, report_of, summary, write_report
 from stube.testing._harness import progress as progress_line
 
@@ -618,9 +618,9 @@ def test_a_spec_is_shown_without_its_passwords(spec: object, text: str) -> None:
 
 def test_a_text_loses_every_form_of_a_password() -> None:
     """Fault: the decoded password in the error of a driver."""
-    hide = redaction({"backend": "redis://me:p%40ss@host", "password": "open"})
+    hide = Secrets({"backend": "redis://me:p%40ss@host", "password": "open"}).redact
     assert hide("me:p%40ss, p@ss and open") == "***, *** and ***"
-    assert redaction("memory")("memory") == "memory"
+    assert Secrets("memory").redact("memory") == "memory"
 
 
 # The page of guarantees

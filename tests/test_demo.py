@@ -814,7 +814,7 @@ def checks() -> Iterator[dict[str, subprocess.Popen[str]]]:
     with ExitStack() as stack:
         processes = {}
         for fault in FAULTS:
-            spec = f"tests.broken_registries:create_{fault}"
+            spec = f"tests.broken_registries:{fault.capitalize()}"
             process = _stube("demo", "--self-check", "--registry", spec, "--clients", "4")
             processes[fault] = stack.enter_context(process)
             stack.callback(process.kill)
@@ -838,7 +838,7 @@ def test_self_check_never_hangs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
 
     before = set(threading.enumerate())
     try:
-        assert self_check("tests.broken_registries:create_hanging", clients=1, json=False) == 1
+        assert self_check("tests.broken_registries:Hanging", clients=1, json=False) == 1
     finally:
         Hanging.release.set()
         for thread in set(threading.enumerate()) - before:

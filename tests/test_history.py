@@ -5,6 +5,7 @@ Instants are written in microseconds. `A` and `B` are clients, `D` delivers.
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import json
 import random
@@ -20,6 +21,7 @@ from typing_extensions import override
 
 import stube
 from stube import Backend, Event
+from stube.testing._harness import create, failures_unlogged
 from stube.testing._history.checker import Verdict, check_history
 from stube.testing._history.linearizability import Step, Undecided, linearize
 from stube.testing._history.recorder import RecordedRegistry, clock_option, promised
@@ -796,6 +798,54 @@ def test_the_recorder_records_calls_results_errors_and_deliveries() -> None:
     assert recorded.remainder is not None
     assert (sorted(recorded.remainder.timers), recorded.remainder.flows) == (["t2", "t3"], ())
     check_history(recorded, common_topic_order=True).assert_holds()
+
+
+def test_the_recorder_records_failures_and_the_clock_of_each_delivery() -> None:
+    """Fault: a delivery that failed looks like one that returned, or a timer that was early like one that was not."""
+
+    def fail(cid: str, event: Event) -> None:
+        if event.name == "fail":
+            raise LookupError
+
+    with stube.create_registry("virtual") as backend, failures_unlogged():
+        registry = RecordedRegistry(backend)
+        registry.install_dispatch(fail)
+        for delay_ms, name, identity in ((5, "fail", "t1"), (7, "pass", "t2")):
+            registry.schedule_event(cid="c1", instance_id="i1", delay_ms=delay_ms, event=(name, identity))
+        backend.run_until_idle()
+        recorded = registry.history(complete=True)
+    assert [(one.id, one.error, one.clock) for one in recorded.runs] == [
+        ("t1", "LookupError", 5_000_000),
+        ("t2", "", 7_000_000),
+    ]
+    assert History.from_json(recorded.to_json()) == recorded
+
+
+def test_the_recorder_awaits_a_coroutine_function() -> None:
+    """Fault: a delivery counts as over when its coroutine is made, or a registry that awaits is refused it."""
+    with create("asyncio") as backend:
+        registry = RecordedRegistry(backend)
+        leave = threading.Event()
+
+        async def stand(cid: str, event: Event) -> None:
+            while not leave.is_set():
+                await asyncio.sleep(0.001)
+            if event.name == "fail":
+                raise LookupError
+
+        with failures_unlogged():
+            registry.install_dispatch(stand)
+            registry.schedule_event(cid="c1", instance_id="i1", delay_ms=0, event=("fail", "t1"))
+            registry.schedule_event(cid="c2", instance_id="i1", delay_ms=0, event="tick")
+            assert not registry.settle(0.1)
+            assert [one.ended_at for one in registry.history().runs] == [None, None]
+            leave.set()
+            assert registry.settle(30)
+        recorded = registry.history(complete=True)
+    assert sorted((one.name, one.id, one.error) for one in recorded.runs) == [
+        ("fail", "t1", "LookupError"),
+        ("tick", "", ""),
+    ]
 
 
 def test_unfinished_calls_and_deliveries_are_in_the_history() -> None:

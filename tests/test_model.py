@@ -129,7 +129,7 @@ class Leaking(Broken):
 
 
 class Unordered(Broken):
-    """Of two timers due at one instant it delivers the later one first: each delay is one nanosecond shorter."""
+    """Delivers the later one of two timers due at one instant first, because each delay is a nanosecond shorter."""
 
     def __init__(self, behind: str, options: Mapping[str, Any]) -> None:
         super().__init__(behind, options)

@@ -28,9 +28,9 @@ from typing import Any, Final, TextIO
 
 from typing_extensions import override
 
-from stube import available_backends
+from stube import available_backends, is_virtual
+from stube._secrets import shown
 from stube.testing._chaos.rounds import ChaosFailed, ChaosFigures, chaos
-from stube.testing._conformance.redaction import shown
 from stube.testing._harness import ProgressLine, create
 from stube.testing._history.checker import Verdict, check_history
 from stube.testing._history.recorder import clock_option, promised
@@ -161,7 +161,7 @@ def soak_chaos(spec: str, minutes: float, seed: int, progress: Progress) -> Chao
     started = time.monotonic()
     progress.label = f"{shown(spec)}, chaos"
     with create(spec) as probe:
-        if "virtual_time" in probe.capabilities:
+        if is_virtual(probe):
             progress.say(f"{progress.label}: left out, because a virtual clock delivers on its callers' threads.")
             return figures
     for number in range(seed, sys.maxsize):

@@ -20,14 +20,14 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from itertools import chain, pairwise
-from typing import cast
 
 import stube
 from stube.demo._client import Client, Pulse
-from stube.demo._counting import CountingRegistry
+from stube.demo._figures import Figures
 from stube.demo._report import Figure, Report
 from stube.demo.app import Demo, create_app
 from stube.demo.server import open_registry, running
+from stube.testing import RecordedRegistry
 
 __all__ = ["self_check"]
 
@@ -58,9 +58,9 @@ class Check:
         # The number of events that may wait for one page must stay well below the capacity of its stream.
         self._messages = max(1, min(5, 100 // clients))
         self._registry = registry
-        self._counts = CountingRegistry(registry, tick_ms=self._tick_ms)
+        self._recorded = RecordedRegistry(registry)
         self._app = create_app(
-            cast("stube.Backend", self._counts),
+            self._recorded,
             sweep_ms=self._sweep_ms,
             grace_ms=self._grace_ms,
             tick_ms=self._tick_ms,
@@ -159,9 +159,8 @@ class Check:
             await client.cut()
         # The server notices a cut only after a while. A stream that came back earlier would merely replace the old one,
         # and there would be no grace timer to cancel.
-        scheduled = self._counts.scheduled
-        await self._pulse.until(lambda: scheduled["gone"] >= len(clients), PATIENCE_SECONDS)
-        self._figure("streams seen cut", len(clients), scheduled["gone"])
+        await self._pulse.until(lambda: self._grace_timers() >= len(clients), PATIENCE_SECONDS)
+        self._figure("streams seen cut", len(clients), self._grace_timers())
         # The server keeps these messages for the streams that come back.
         texts = [f"cut {index}" for index in range(self._messages)]
         await speaker.say(texts)
@@ -184,10 +183,9 @@ class Check:
     async def _lose(self, absent: Client, vanishing: Client) -> None:
         self._begin("sweep the page that never connected, end the one that vanished")
         await vanishing.cut()
-        handled = self._counts.handled
         # Every tick is a beat of the pulse, so the condition is tested again and again.
         await self._pulse.until(
-            lambda: handled["sweep"] > 0 and handled["gone"] > 0,
+            lambda: not any(self._registry.inspect(client.cid) for client in (absent, vanishing)),
             PATIENCE_SECONDS + max(self._sweep_ms, self._grace_ms) / 1000,
         )
         self._registry.settle(PATIENCE_SECONDS)
@@ -198,18 +196,19 @@ class Check:
         # Over all streams of a page, because the events that it missed while its stream was cut are repeated.
         self._figure("ticks out of order", 0, sum(_gaps(chain.from_iterable(c.ticks)) for c in clients))
         self._figure("gaps", 0, sum(client.gaps for client in clients))
-        self._figure("ticks too early", 0, self._counts.early)
+        figures = self._figures()
+        self._figure("ticks too early", 0, figures.early)
         self._figure("messages heard twice", 0, sum(len(c.heard) for c in clients) - _different(clients))
         self._figure("messages out of order", 0, sum(_disorder(client.heard) for client in clients))
-        self._figure("sweeps", 1, self._counts.handled["sweep"])
-        self._figure("grace timers", 1, self._counts.handled["gone"])
-        self._figure("most deliveries at a time", 1, self._counts.most_inside)
+        self._figure("sweeps", 1, figures.handled["sweep"])
+        self._figure("grace timers", 1, figures.handled["gone"])
+        self._figure("most deliveries at a time", 1, figures.most_inside)
 
     async def _leave(self, clients: list[Client]) -> None:
         self._begin("leave")
         await asyncio.gather(*(client.leave() for client in clients))
         self._registry.settle(PATIENCE_SECONDS)
-        self._handled_at_end = self._counts.handled.total()
+        self._handled_at_end = self._figures().handled.total()
         stats = self._registry.stats()
         self._figure("timers left", 0, stats.timers)
         self._figure("subscriptions left", 0, stats.subscriptions)
@@ -222,7 +221,7 @@ class Check:
         self._begin("see that nothing comes any more")
         # Wait for three steps of the clock: in that time every clock that still runs would have ticked.
         await asyncio.sleep(3 * self._tick_ms / 1000)
-        self._figure("deliveries after the end", 0, self._counts.handled.total() - self._handled_at_end)
+        self._figure("deliveries after the end", 0, self._figures().handled.total() - self._handled_at_end)
         self._figure("conversations on the panel", 0, (await onlooker.panel())["total"])
         demo: Demo = self._app.state.demo
         self._figure("handles left", 0, len(demo.host.conversations))
@@ -230,7 +229,7 @@ class Check:
     def _judge_ledger(self) -> None:
         self._begin("compare the ledger")
         self._registry.settle(PATIENCE_SECONDS)
-        stats, counts = self._registry.stats(), self._counts
+        stats, counts = self._registry.stats(), self._figures()
         self._figure("accepted", counts.accepted, stats.accepted)
         self._figure("delivered", counts.handled.total() - counts.failed, stats.delivered)
         self._figure("failed", 0, stats.failed)
@@ -240,6 +239,14 @@ class Check:
         self._figure("queued", 0, stats.queued)
         self._figure("running", 0, stats.running)
         self._figure("ledger balanced", 1, stats.balanced)
+
+    def _grace_timers(self) -> int:
+        """Return how many conversations wait for a stream that was cut."""
+        timers = (timer for info in self._registry.inspect().values() for timer in info.timers)
+        return sum(timer.event == "gone" for timer in timers)
+
+    def _figures(self) -> Figures:
+        return Figures(self._recorded.history(), tick_ms=self._tick_ms)
 
     def _begin(self, step: str) -> None:
         self.step = step

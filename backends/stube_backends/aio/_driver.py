@@ -30,7 +30,7 @@ from stube_backends.engine import (
     checked_timeout,
     delist_locked,
     enlist_locked,
-    is_coroutine_function,
+    must_be_awaited,
     refuse_inside,
     release_waiters_locked,
     wait_until_idle,
@@ -107,7 +107,7 @@ class LoopDriver(Driver):
 
     @override
     def prepare(self, dispatch: Callable[..., Any]) -> Dispatch:
-        return _Awaited(dispatch) if is_coroutine_function(dispatch) else dispatch
+        return _Awaited(dispatch) if must_be_awaited(dispatch) else dispatch
 
     @override
     def start(self) -> None:

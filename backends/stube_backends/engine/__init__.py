@@ -11,8 +11,8 @@ from stube_backends.engine._arguments import (
     PlainEvent,
     checked_timeout,
     delay_in_nanoseconds,
-    is_coroutine_function,
     milliseconds,
+    must_be_awaited,
     name_of,
     plain_name,
 )
@@ -76,7 +76,7 @@ __all__ = [
     "delay_in_nanoseconds",
     "delist_locked",
     "enlist_locked",
-    "is_coroutine_function",
+    "must_be_awaited",
     "log",
     "milliseconds",
     "name_of",

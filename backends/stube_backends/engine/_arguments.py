@@ -8,11 +8,10 @@ decided in the first line of each function, so that an operation may simply call
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
-from functools import partial
 from math import ceil, isfinite
 from typing import Any, Final, TypeAlias
 
-from stube import Event, EventSpec
+from stube import Event, EventSpec, is_coroutine_function
 
 PlainEvent: TypeAlias = str | tuple[Any, ...]
 
@@ -107,21 +106,20 @@ def checked_timeout(timeout: object) -> float | None:
     return float(min(timeout, 1e9))
 
 
-def is_coroutine_function(dispatch: Callable[..., Any]) -> bool:
-    """Say whether dispatch must be awaited; raise when it is not callable."""
+def must_be_awaited(dispatch: Callable[..., Any]) -> bool:
+    """Return whether dispatch is a coroutine function.
+
+    Raises:
+        TypeError: it is not callable.
+    """
     if not callable(dispatch):
         raise TypeError(f"dispatch must be callable, not {dispatch!r}. Pass a function (cid, event) -> None.")
-    import inspect  # heavy, and needed once per host
-
-    function: Any = dispatch
-    while isinstance(function, partial):
-        function = function.func
-    return any(map(inspect.iscoroutinefunction, (function, getattr(type(function), "__call__", None))))  # noqa: B004
+    return is_coroutine_function(dispatch)
 
 
 def checked_dispatch(dispatch: Callable[..., Any]) -> None:
     """Raise when dispatch is not callable, or a coroutine function, which this backend cannot await."""
-    if is_coroutine_function(dispatch):
+    if must_be_awaited(dispatch):
         raise TypeError(
             f"dispatch must be a plain function, not the coroutine function {dispatch!r}. "
             'Use the backend "asyncio", which awaits it, or pass a function that hands the event to your loop.'

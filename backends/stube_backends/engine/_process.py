@@ -17,9 +17,11 @@ class LiveRegistry(Protocol):
 
     def start_anew(self) -> None:
         """In a forked child: become an empty registry with the same options and the same dispatch (G25)."""
+        ...
 
     def close(self, timeout: float | None = 5.0) -> bool:
         """See `stube.Backend.close`."""
+        ...
 
 
 # A plain set, because copying it is one step: a WeakSet cannot be iterated while another thread adds to it.

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from stube import Delivery, Dispatch, Event
-from stube_backends.engine import is_coroutine_function, milliseconds
+from stube_backends.engine import milliseconds, must_be_awaited
 from stube_backends.virtual._clock import Clock
 
 _LENGTH: Final = 10_000  # deliveries
@@ -32,7 +32,7 @@ class Tracer:
             note((clock.now, cid, event.instance_id, event.name, self.cause))
             return dispatch(cid, event)
 
-        traced.awaited = is_coroutine_function(dispatch)  # type: ignore[attr-defined]
+        traced.awaited = must_be_awaited(dispatch)  # type: ignore[attr-defined]
         return traced
 
     def deliveries(self) -> list[Delivery]:

@@ -21,7 +21,16 @@ from typing import Any, Final
 
 from typing_extensions import override
 
-from stube import Backend, Conversation, ConversationEnded, Conversations, Event, RegistryClosed, RegistryFull
+from stube import (
+    Backend,
+    Conversation,
+    ConversationEnded,
+    Conversations,
+    Event,
+    RegistryClosed,
+    RegistryFull,
+    is_virtual,
+)
 from stube.testing._chaos.audit import Books, differences, negative_figures
 from stube.testing._chaos.failures import Failures
 from stube.testing._harness import (
@@ -151,7 +160,7 @@ def chaos(
 
     before = set(live_threads())
     a_round = _Round(create, seed, threads, operations, patience)
-    if "virtual_time" in a_round.recorded.capabilities:
+    if is_virtual(a_round.recorded):
         a_round.recorded.close()
         raise ValueError("Chaos needs a registry that delivers by itself, and this one has a virtual clock.")
     with switching_often(), a_round.failures.listening():

@@ -28,8 +28,8 @@ from typing import Any, Final, TypedDict
 import pytest
 
 from stube import StubeError, create_registry
+from stube._secrets import Secrets
 from stube.testing._conformance.outcomes import Record, Recording, facts_of, of_the_suite, record_of
-from stube.testing._conformance.redaction import redaction
 from stube.testing._contract.capabilities import backend_name
 
 __all__ = ["Config", "main"]
@@ -140,7 +140,7 @@ def _refusal(spec: str) -> str | None:
     except StubeError as exc:
         return str(exc)
     except Exception as exc:  # noqa: BLE001 - a backend may raise anything
-        said = redaction(spec)(f"{type(exc).__name__}: {exc}".partition("\n")[0])
+        said = Secrets(spec).redact(f"{type(exc).__name__}: {exc}".partition("\n")[0])
         return f"The backend {backend_name(spec)!r} raises {said!r} when it is made. Fix it there."
     return None
 

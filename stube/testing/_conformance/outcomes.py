@@ -18,7 +18,7 @@ from typing import Any, Final, TypedDict
 
 import pytest
 
-from stube.testing._conformance.redaction import redaction, shown
+from stube._secrets import Secrets, shown
 from stube.testing._contract.capabilities import backend_name
 
 __all__ = ["UNDER_TEST", "Facts", "Record", "Recording", "Story", "facts_of", "of_the_suite", "place", "record_of"]
@@ -142,7 +142,7 @@ def record_of(item: pytest.Item, excinfo: pytest.ExceptionInfo[BaseException] | 
         excinfo: the exception of the phase, if it failed.
     """
     spec, promised = _under_test(item)
-    hide = redaction(spec)
+    hide = Secrets(spec).redact
     facts = facts_of(item)
     story: Story | None = None
     if excinfo is not None:

@@ -23,7 +23,7 @@ from stube.testing._harness.loops import (
     start,
 )
 from stube.testing._harness.progress import ProgressLine
-from stube.testing._harness.proxy import RegistryProxy, is_coroutine_function
+from stube.testing._harness.proxy import RegistryProxy
 from stube.testing._harness.recorder import Gate, Recorder, Seen
 from stube.testing._harness.scripts import run_script
 from stube.testing._harness.steps import HOUR, RandomSteps, Step, ThreadChances, UniqueIds
@@ -55,7 +55,6 @@ __all__ = [
     "create_apart",
     "failures_unlogged",
     "first_difference",
-    "is_coroutine_function",
     "live_threads",
     "loop_is_needed",
     "monotonic",

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Final, cast
 
-from stube import Backend, EventSpec, Stats, TimerHandle, VirtualBackend
+from stube import Backend, EventSpec, Stats, TimerHandle, VirtualBackend, is_virtual
 from stube.testing._harness.clock import PATIENCE, monotonic_ns
 from stube.testing._harness.recorder import HOLD, SENTINEL, Gate, Recorder
 
@@ -24,9 +24,7 @@ class Driver:
 
     def __init__(self, registry: Backend) -> None:
         self.registry = registry
-        self.clock: VirtualBackend | None = (
-            cast(VirtualBackend, registry) if "virtual_time" in registry.capabilities else None
-        )
+        self.clock: VirtualBackend | None = registry if is_virtual(registry) else None
         self.recorder = Recorder(self.now_ms)
         # Deliveries that the driver caused for its own use; subtracted from the ledger that a test compares.
         self._own = 0
@@ -138,8 +136,8 @@ class Driver:
 
 def settle_awaiting(registry: Backend) -> None:
     """Settle a registry whose dispatch may return awaitables, which a virtual clock awaits only in `settled`."""
-    if {"virtual_time", "coroutine_dispatch"} <= registry.capabilities:
-        settled = asyncio.run(cast(VirtualBackend, registry).settled(PATIENCE))
+    if is_virtual(registry) and "coroutine_dispatch" in registry.capabilities:
+        settled = asyncio.run(registry.settled(PATIENCE))
     else:
         settled = registry.settle(PATIENCE)
     assert settled, f"does not settle: {registry.stats().equation}"

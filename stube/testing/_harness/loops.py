@@ -16,8 +16,7 @@ from typing import Any, Final, cast
 
 from typing_extensions import override
 
-from stube import Backend, Event, create_registry
-from stube.testing._harness.proxy import is_coroutine_function
+from stube import Backend, Event, create_registry, is_async, is_coroutine_function
 
 __all__ = ["DISPATCHES", "LOOPS", "create", "create_apart", "live_threads", "loop_is_needed", "start"]
 
@@ -72,7 +71,7 @@ _in_use: Final[dict[str, _LoopThread]] = {}  # one for each kind
 def create(spec: Any, **options: Any) -> Backend:
     """Make a registry as `create_registry` does. All that need an event loop are served by the same one."""
     registry: Backend = create_registry(spec, **options)
-    if _is_async(registry):
+    if is_async(registry):
         _serve(registry)
         if os.environ.get(DISPATCH, DISPATCHES[0]) == "coroutine":
             _install_in_coroutines(registry)
@@ -90,7 +89,7 @@ def create_apart(spec: Any, **options: Any) -> Backend:
 def loop_is_needed(spec: Any, options: Mapping[str, Any]) -> bool:
     """Tell whether registries of this spec need an event loop."""
     with create_registry(spec, **options) as registry:
-        return _is_async(registry)
+        return is_async(registry)
 
 
 def live_threads() -> list[threading.Thread]:
@@ -101,10 +100,6 @@ def live_threads() -> list[threading.Thread]:
 def start() -> None:
     """Start the loop before it is needed, so that a test does not count its thread and files as the registry's."""
     _current()
-
-
-def _is_async(registry: Backend) -> bool:
-    return "coroutine_dispatch" in registry.capabilities and "virtual_time" not in registry.capabilities
 
 
 def _serve(registry: Backend) -> None:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
-from functools import partial
 from types import TracebackType
 from typing import Any, Self, cast
 
 from stube import Backend, ConversationInfo, Dispatch, Stats, TimerHandle
 
-__all__ = ["RegistryProxy", "is_coroutine_function"]
+__all__ = ["RegistryProxy"]
 
 
 class RegistryProxy:
@@ -117,10 +115,3 @@ class RegistryProxy:
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def is_coroutine_function(function: object) -> bool:
-    """Return whether a call of `function` makes a coroutine: an `async def`, a partial of one, or a callable object."""
-    while isinstance(function, partial):
-        function = function.func
-    return any(map(inspect.iscoroutinefunction, (function, getattr(type(function), "__call__", None))))  # noqa: B004

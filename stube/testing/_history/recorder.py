@@ -9,8 +9,8 @@ from typing import Any, cast
 
 from typing_extensions import override
 
-from stube import AsyncBackend, Backend, Dispatch, Event, TimerHandle, VirtualBackend
-from stube.testing._harness import RegistryProxy, is_coroutine_function, monotonic_ns, perf_counter_ns
+from stube import AsyncBackend, Backend, Dispatch, Event, TimerHandle, is_coroutine_function, is_virtual
+from stube.testing._harness import RegistryProxy, monotonic_ns, perf_counter_ns
 from stube.testing._history.records import Call, History, Remainder, Run, arguments_of
 
 __all__ = ["RecordedHandle", "RecordedRegistry", "clock_option", "promised"]
@@ -59,10 +59,7 @@ class RecordedRegistry(RegistryProxy):
 
     def __init__(self, registry: Backend, *, clock: Callable[[], int] | None = None) -> None:
         super().__init__(registry)
-        if clock is None:
-            virtual = cast(VirtualBackend, registry) if "virtual_time" in registry.capabilities else None
-            clock = monotonic_ns if virtual is None else lambda: round(virtual.now_ms * 1e6)
-        self._clock = clock
+        self._clock = clock or _clock_of(registry)
         self._mine = _Records()
         self._lock = threading.Lock()
         self._threads: list[tuple[str, list[_Row], list[_Row]]] = []  # guarded by the lock
@@ -212,7 +209,14 @@ class RecordedHandle:
         return cast(bool, self._registry._record("cancel", {"id": self._id}, self._handle.cancel))
 
 
-def _name_and_id(event: Any) -> dict[str, str]:
+def _clock_of(registry: Backend) -> Callable[[], int]:
+    if not is_virtual(registry):
+        return monotonic_ns
+    virtual = registry
+    return lambda: round(virtual.now_ms * 1e6)
+
+
+def _name_and_id(event: Any) -> dict[str, Any]:
     """The name of an event as `schedule_event` takes it, and the id in it."""
     name, payload = event if isinstance(event, tuple) and len(event) == 2 else (event, None)
     return {"name": name, "id": _identity(payload)}

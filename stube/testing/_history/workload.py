@@ -5,9 +5,9 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Mapping
-from typing import Final, cast
+from typing import Final
 
-from stube import Backend, ConversationEnded, Event, VirtualBackend
+from stube import Backend, ConversationEnded, Event, is_virtual
 from stube.testing._harness import HOUR, PATIENCE, RandomSteps, ThreadChances, failures_unlogged, switching_often
 from stube.testing._history.recorder import RecordedRegistry
 from stube.testing._history.records import History
@@ -94,7 +94,7 @@ class _Workload:
         self.recorded = RecordedRegistry(registry)
         self._errors: list[BaseException] = []
         self._registry = registry
-        self._clock = cast(VirtualBackend, registry) if "virtual_time" in registry.capabilities else None
+        self._clock = registry if is_virtual(registry) else None
         self._seed = seed
         self._chances = ThreadChances(seed)
         self._closing = threading.Event()

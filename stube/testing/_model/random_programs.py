@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from hypothesis.errors import Flaky
 
-from stube import ConversationEnded
+from stube import ConversationEnded, is_virtual
 from stube.testing._harness import HOUR, create, failures_unlogged
 from stube.testing._model.differential import Comparer, Difference
 from stube.testing._model.programs import (
@@ -187,7 +187,7 @@ def soak_programs(
         AssertionError: the backend differs from the model; it holds the smallest program that shows it.
     """
     with create(spec, **options) as probe:
-        exactly = "virtual_time" in probe.capabilities
+        exactly = is_virtual(probe)
     done = rounds = 0
     while done < steps:
         # On a virtual clock the programs for real clocks are performed as well, but less often.

@@ -76,7 +76,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run a test that uses the backend under test once for each `--stube-backend`."""
     specs: list[str] = metafunc.config.getoption("stube_backend") or []
     if specs and "stube_backend" in metafunc.fixturenames:
-        from stube.testing._conformance.redaction import shown
+        from stube._secrets import shown
 
         # As a mark, because pytest then ignores the parameters of an overriding fixture.
         mark = pytest.mark.parametrize("stube_backend", specs, ids=map(shown, specs))
