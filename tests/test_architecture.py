@@ -14,8 +14,9 @@ import re
 import subprocess
 import sys
 import tokenize
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
@@ -225,6 +226,20 @@ def no_thread_in_the_engine(module: Module) -> Iterator[str]:
             yield f"{module.name}:{line}: threading.{name}"
 
 
+def one_file_takes_the_lock(module: Module) -> Iterator[str]:
+    """Only `_core.py` changes `Core.mutating` and takes the lock of a core; all else calls the core's methods."""
+    if not module.within("stube_backends") or module.name == f"{ENGINE}._core":
+        return
+    for node in ast.walk(module.tree):
+        if not isinstance(node, ast.Attribute):
+            continue
+        of_core = isinstance(node.value, ast.Name | ast.Attribute) and ast.unparse(node.value).endswith("core")
+        if (node.attr == "mutating" and isinstance(node.ctx, ast.Store)) or (
+            of_core and node.attr in {"acquire", "release", "lock"}
+        ):
+            yield f"{module.name}:{node.lineno}: {ast.unparse(node)}"
+
+
 def known_third_parties(module: Module) -> Iterator[str]:
     """A part imports only packages that its extra installs."""
     part = max((part for part in THIRD_PARTIES if module.within(part)), key=len)
@@ -273,6 +288,7 @@ RULES: list[Rule] = [
     backends_stand_on_the_engine,
     a_pure_engine,
     no_thread_in_the_engine,
+    one_file_takes_the_lock,
     known_third_parties,
     the_protocols_order,
     not_too_long,
@@ -315,6 +331,9 @@ BROKEN: list[tuple[Rule, str, str]] = [
     (no_thread_in_the_engine, "stube_backends.engine._core", "from threading import Thread"),
     (no_thread_in_the_engine, "stube_backends.engine._local", "import threading\nthreading.Thread()"),
     (no_thread_in_the_engine, "stube_backends.engine._local", "from time import sleep"),
+    (one_file_takes_the_lock, "stube_backends.engine._local", "core.mutating = True"),
+    (one_file_takes_the_lock, "stube_backends.sharded._registry", "def f(self):\n    self.core.acquire()"),
+    (one_file_takes_the_lock, "stube_backends.x", "with core.lock: pass"),
     (known_third_parties, "stube._spec", "import sortedcontainers"),
     (known_third_parties, "stube.asgi._host", "import uvicorn"),
     (known_third_parties, "stube.cli", "from rich.console import Console"),
@@ -334,6 +353,34 @@ def test_the_source_tree_keeps_the_rule(rule: Rule) -> None:
 @pytest.mark.parametrize(("rule", "name", "source"), BROKEN)
 def test_the_rule_finds_what_breaks_it(rule: Rule, name: str, source: str) -> None:
     assert list(rule(_module(name, source))), f"{rule.__name__} lets this pass"
+
+
+def _circles(modules: Iterable[Module]) -> list[str]:
+    """Return one circle of imports, if there is any; imports inside functions do not count."""
+    names = {module.name for module in modules}
+    graph = {
+        module.name: {one.target for one in _imports(module) if not one.lazy and one.target in names} - {module.name}
+        for module in modules
+    }
+    # A package imports its modules, and each of them loads the package first: that is no circle of their making.
+    for name, targets in graph.items():
+        graph[name] = {target for target in targets if not name.startswith(f"{target}.")}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as exc:
+        return list(exc.args[1])
+    return []
+
+
+def test_no_module_imports_itself_by_way_of_another() -> None:
+    """Fault: two modules that can only be understood, moved and tested together. Imports for type checkers count."""
+    assert _circles(MODULES) == []
+
+
+def test_a_circle_of_imports_is_found() -> None:
+    """Fault: the rule above looks at nothing."""
+    first = _module("stube._a", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from stube._b import B")
+    assert set(_circles([first, _module("stube._b", "import stube._a")])) == {"stube._a", "stube._b"}
 
 
 def test_every_rule_has_a_sample_that_breaks_it() -> None:
