@@ -16,7 +16,7 @@ from stube.testing._capabilities import requires
 from stube.testing._differences import first_difference
 from stube.testing._drive import PATIENCE, Driver, Injector, run_threads, tracing
 from stube.testing.plugin import MakeRegistry
-from stube.testing.suite._fixtures import HOUR, MakeRun, Payload, guarantee
+from stube.testing.suite._fixtures import HOUR, MakeRun, Payload, guarantee, refused
 
 
 def clock_of(run: Driver) -> VirtualBackend:
@@ -126,16 +126,17 @@ def test_the_trace_tells_the_cause_and_keeps_no_payload(run: Driver) -> None:
 
 @guarantee("G15")
 @requires("virtual_time")
-@pytest.mark.parametrize("step", [-1, -0.001, timedelta(microseconds=-1)], ids=repr)
-def test_the_clock_does_not_go_back(run: Driver, step: float | timedelta) -> None:
+def test_the_clock_does_not_go_back(run: Driver) -> None:
     """Fault: the step is added before it is looked at, or what is ready is delivered before the error."""
     clock = clock_of(run)
     clock.advance(10)
     run.schedule(0)
-    with pytest.raises(VirtualTimeError):
-        clock.advance(step)
-    assert clock.now_ms == 10
-    assert run.recorder.seen == []
+    step: float | timedelta
+    for step in (-1, -0.001, timedelta(microseconds=-1)):
+        with refused(step, VirtualTimeError):
+            clock.advance(step)
+        assert clock.now_ms == 10, step
+        assert run.recorder.seen == [], step
     run.settle()
     assert run.recorder.names == ["tick"]
 
