@@ -14,6 +14,7 @@ from stube import RegistryClosed, RegistryFull, Stats
 from stube.testing._capabilities import requires
 from stube.testing._differences import first_difference
 from stube.testing._drive import PATIENCE, Driver, Injector, run_threads, tracing
+from stube.testing._standstill import join_or_standstill
 from stube.testing.suite._fixtures import HOUR, MakeRun, guarantee, unchanged
 
 # Taken at import, because tests replace attributes of the time module.
@@ -331,7 +332,7 @@ def test_a_message_that_races_with_a_hand_over_reaches_one_of_the_two(run: Drive
     seen, though at every instant one was there.
 
     At each line of the publication another thread subscribes a newcomer and then removes the old subscriber; where it
-    has to wait for a lock (5 ms are given), it goes on after the publication.
+    has to wait for a lock, it goes on after the publication.
     """
 
     def hand_over(old: str, new: str) -> None:
@@ -340,7 +341,7 @@ def test_a_message_that_races_with_a_hand_over_reaches_one_of_the_two(run: Drive
 
     def come_in(other: threading.Thread) -> None:
         other.start()
-        other.join(0.005)
+        join_or_standstill(other)
 
     at, again = 0, 4  # four times, with other names: a backend may keep some conversations together
     while again:

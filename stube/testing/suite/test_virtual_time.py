@@ -15,6 +15,7 @@ from stube import Backend, Event, Stats, VirtualBackend, VirtualTimeError
 from stube.testing._capabilities import requires
 from stube.testing._differences import first_difference
 from stube.testing._drive import PATIENCE, Driver, Injector, run_threads, tracing
+from stube.testing._standstill import join_or_standstill
 from stube.testing.plugin import MakeRegistry
 from stube.testing.suite._fixtures import HOUR, MakeRun, Payload, guarantee, refused
 
@@ -371,7 +372,7 @@ def test_at_whatever_line_of_a_step_another_thread_adds_the_clock_does_not_pass_
 
         def come_in(adder: threading.Thread = adder) -> None:
             adder.start()
-            adder.join(0.005)  # or it waits for a lock that this thread holds, and then it comes a little later
+            join_or_standstill(adder)  # or it waits for a lock that this thread holds, and adds a little later
 
         injector = Injector(at, come_in)
         with tracing(injector):
