@@ -6,12 +6,14 @@ Options:
     `--stube-backend SPEC` names the backend that the conformance suite runs against; repeatable. It goes before the
     fixture `stube_backend`.
     `--stube-guarantee G5` runs the tests that prove this guarantee and no others; repeatable.
+    `--stube-quick` lets the suite inject at every fourth line and draw fewer random programs; by default it does all.
     `--stube-report PATH` writes what the run says about each guarantee: to PATH when it ends in `.json`, else into the
     folder PATH, one file for each backend. Specs that differ in their options only are one backend there.
 
 Fixtures:
     `stube_backend`: what `create_registry` takes as its spec. Override it to name your backend.
     `stube_options`: options for every registry that the suite makes. Override it, or leave it empty.
+    `stube_effort`: how often the suite repeats what it tries; `--stube-quick` lowers it.
     `make_registry`: a function that makes a fresh backend under test, with further options.
     `registry`: a fresh backend under test. Closed at teardown, and its ledger checked.
     `virtual_registry`: for hosts: a registry whose clock stands still until the test moves it. A handler that fails
@@ -35,6 +37,7 @@ import pytest
 from stube import Backend, Event, VirtualBackend, create_registry
 
 if TYPE_CHECKING:
+    from stube.testing._effort import Effort
     from stube.testing._records import Record
 
 pytest.register_assert_rewrite("stube.testing.suite", "stube.testing._drive")
@@ -75,7 +78,7 @@ class MakeRegistry(Protocol):
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add `--stube-backend`, `--stube-guarantee` and `--stube-report`."""
+    """Add `--stube-backend`, `--stube-guarantee`, `--stube-quick` and `--stube-report`."""
     group = parser.getgroup("stube")
     group.addoption(
         "--stube-backend",
@@ -90,6 +93,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=[],
         metavar="NUMBER",
         help="run only the tests that prove this guarantee, such as G5 (repeatable)",
+    )
+    group.addoption(
+        "--stube-quick",
+        action="store_true",
+        help="inject at every fourth line and draw fewer random programs; only the full suite proves a backend",
     )
     group.addoption(
         "--stube-report",
@@ -113,6 +121,8 @@ def pytest_configure(config: pytest.Config) -> None:
         wrong = unknown_guarantee(numbers)
         if wrong is not None:
             raise pytest.UsageError(wrong)
+    if config.getoption("stube_quick") and config.getoption("stube_report"):
+        raise pytest.UsageError("--stube-report tells what the full suite found. Leave --stube-quick out.")
     # Under pytest-xdist the workers watch, and their controller is told and writes.
     if config.getoption("stube_report"):
         from stube.testing._records import Recording
@@ -234,6 +244,14 @@ def stube_backend() -> Any:
 def stube_options() -> Mapping[str, Any]:
     """Options that every registry of the suite is made with. Override it where a backend cannot do without."""
     return {}
+
+
+@pytest.fixture(scope="session")
+def stube_effort(pytestconfig: pytest.Config) -> Effort:
+    """How often the suite repeats what it tries."""
+    from stube.testing._effort import FULL, QUICK
+
+    return QUICK if pytestconfig.getoption("stube_quick") else FULL
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import pytest
 
 from stube import Backend, ConversationInfo, Stats
 from stube.testing._drive import PATIENCE, Driver, Injector, run_threads, tracing, tripped
+from stube.testing._effort import Effort
 from stube.testing._standstill import join_or_standstill, wait_or_standstill
 from stube.testing.suite._fixtures import HOUR, OPERATIONS, guarantee
 
@@ -190,9 +191,9 @@ def test_two_threads_that_are_both_interrupted_do_not_wait_for_each_other(run: D
 
 
 @guarantee("G21", "G7", "G1")
-def test_eight_threads_run_every_operation_at_once(run: Driver) -> None:
+def test_eight_threads_run_every_operation_at_once(run: Driver, stube_effort: Effort) -> None:
     """Case 13. Fault: any state that is changed outside of its lock. Two seconds of real time, then all is whole."""
-    until = _monotonic() + 2.0
+    until = _monotonic() + stube_effort.stress_seconds
     stop = threading.Event()
     counted = [0] * 8
     cancels = [0] * 8
