@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.tiers import TIERS, is_left_out
+from tests.tiers import FAST, TIERS, is_left_out
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -17,7 +17,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if config.getoption("tier") is not None:
+    if config.getoption("tier") == FAST:
         config.option.stube_quick = True
 
 

@@ -1,8 +1,10 @@
 """Mutation testing of the engine: is there a test for each thing that it does?
 
-    python tools/mutants.py                          all of it; goes on where the last run stopped
-    python tools/mutants.py _wheel _topics           these modules only
-    python tools/mutants.py --table docs/mutants.md  and write what the documentation shows of it
+    python tools/mutants.py                            all of it; goes on where the last run stopped
+    python tools/mutants.py _wheel _topics             these modules only
+    python tools/mutants.py --changed-since yesterday  those that a commit has changed since then
+    python tools/mutants.py --fast                     the suite as `make test` runs it
+    python tools/mutants.py --table docs/mutants.md    and write what the documentation shows of it
 
 A mutant is the engine with one small change. A test that fails on it kills it. One that survives stands either for a
 missing test or for a change that changes nothing; the second kind is listed in `tools/mutants.toml`, each with its
@@ -25,6 +27,7 @@ import difflib
 import hashlib
 import json
 import os
+import subprocess
 import sys
 import tempfile
 import threading
@@ -256,19 +259,23 @@ def _pytest(arguments: Sequence[str], recorder: Recorder) -> int:
     return run_pytest(["-x", *arguments], [recorder])
 
 
-def stages(tree: Tree) -> list[Stage]:
-    """The stages, measured without a mutant."""
+def stages(tree: Tree, *, fast: bool = False) -> list[Stage]:
+    """The stages, measured without a mutant; with `fast` one for the suite, which runs as `make test` runs it."""
     own = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob(OWN))
     own_digest = _digest(_texts(OWN, f"{ENGINE}/*.py"))
-    suite_digest = _digest(_texts("stube/**/*.py", *OTHERS, "backends/stube_backends/virtual.py"))
+    suite_digest = _digest(_texts("stube/**/*.py", *OTHERS, "backends/stube_backends/virtual/*.py"))
     own_seconds = _remembered(tree, f"own-{own_digest}", lambda: _measured(tree, own, own=True)["seconds"])
     called = _remembered(tree, f"called-{own_digest}", lambda: _measured(tree, own, own=True, profiled=True)["called"])
     seconds = _remembered(tree, f"seconds-{suite_digest}", lambda: _measured(tree, [*ON_VIRTUAL, *OTHERS])["seconds"])
+    first = Stage("own", own, sum(own_seconds.values()), _digest(_texts(OWN)), frozenset(called))
+    if fast:
+        suite = [*ON_VIRTUAL, "--stube-quick", *OTHERS]
+        return [first, Stage("fast", suite, sum(seconds.values()), suite_digest, None)]
     slow = [test for test, spent in seconds.items() if spent > SLOW]
     slow_seconds = sum(seconds[test] for test in slow)
     quick = [*ON_VIRTUAL, *OTHERS, *(f"--deselect={test}" for test in slow)]
     return [
-        Stage("own", own, sum(own_seconds.values()), _digest(_texts(OWN)), frozenset(called)),
+        first,
         Stage("quick", quick, sum(seconds.values()) - slow_seconds, suite_digest, None),
         Stage("slow", [*ON_VIRTUAL, *slow], slow_seconds, suite_digest, None),
     ]
@@ -346,6 +353,13 @@ def _judge(mutant: Mutant, stage: Stage, result: Mapping[str, Any]) -> None:
         mutant.status, mutant.by = "timed out", stage.name
     else:
         mutant.status, mutant.by = "killed", result["failed"] or f"{stage.name}, at its start"
+
+
+def changed_since(when: str) -> set[str]:
+    """The modules of the engine that commits have changed since then."""
+    command = ["git", "log", f"--since={when}", "--name-only", "--format=", "--", str(ENGINE)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    return {Path(line).stem for line in done.stdout.splitlines()} & set(MODULES)
 
 
 # What is known
@@ -467,6 +481,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=2, help="how many mutants at once (%(default)s)")
     parser.add_argument("--stages", type=int, default=3, help="how many of the three stages (%(default)s)")
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir(), "stube-mutants"), help="to work in")
+    parser.add_argument("--fast", action="store_true", help="run the suite as `make test` does, instead of two stages")
+    parser.add_argument(
+        "--changed-since", metavar="WHEN", help="only modules that a commit has changed since then, such as '1 day ago'"
+    )
     parser.add_argument("--unlisted", action="store_true", help="try no mutant that is listed as a survivor")
     parser.add_argument("--fresh", action="store_true", help="forget the results of earlier runs")
     parser.add_argument("--table", type=Path, metavar="FILE", help="write the documentation's page")
@@ -481,13 +499,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     results = Results(path)
     preload()
     os.nice(10)
-    mutants = [mutant for module in options.modules or MODULES for mutant in mutants_of(module)]
+    modules = options.modules or MODULES
+    if options.changed_since is not None:
+        modules = sorted(changed_since(options.changed_since) & set(modules))
+    if not modules:
+        _say(f"No commit has changed the engine since {options.changed_since}.")
+        return 0
+    mutants = [mutant for module in modules for mutant in mutants_of(module)]
     for mutant in mutants:
         results.recall(mutant)
     _say(f"{len(mutants)} mutants; {_figures(mutants)}")
     trees = [Tree.copied(options.folder / f"tree-{number}") for number in range(options.jobs)]
     known = accepted()
-    for stage in stages(trees[0])[: options.stages]:
+    for stage in stages(trees[0], fast=options.fast)[: options.stages]:
         without_listed = stage.name == "slow" or options.unlisted
         chosen = [mutant for mutant in mutants if not (without_listed and mutant.change in known)]
         run_stage(stage, chosen, trees, results.record)

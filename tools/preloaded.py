@@ -46,7 +46,8 @@ class Tree:
         shutil.rmtree(folder, ignore_errors=True)
         for part in ("stube", "backends", "tests"):
             shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
-        shutil.copy2(ROOT / "pyproject.toml", folder)
+        for file in ("pyproject.toml", "conftest.py"):
+            shutil.copy2(ROOT / file, folder)
         return cls(folder)
 
     @property
