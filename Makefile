@@ -6,6 +6,10 @@ PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
 
+# How pytest uses every core: a worker keeps the tests of a file together while it can, and takes some from another
+# worker when it has none left. ARGS=-n0 runs them one after the other.
+PARALLEL := -n auto --dist worksteal
+
 OLDEST := $(shell sed -n 's/^requires-python = ">=\(.*\)"/\1/p' pyproject.toml)
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])' 2>/dev/null)
 PY := $(VENV)/bin/python
@@ -14,11 +18,13 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 export PIP_USER := 0
 unexport PYTHONHOME
+# pytest keeps the tests that it has compiled with their assertions; otherwise every worker compiles them in every run.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .SUFFIXES:
-.PHONY: help demo test test-all soak mutants lint types wheel bench bench-quick load clean
+.PHONY: help demo test test-full test-all soak mutants lint types wheel bench bench-quick load clean
 
 help: ## this list
 	@echo "stube: what make does here. Each target sets up what it needs in $(VENV)/, once."
@@ -31,11 +37,14 @@ help: ## this list
 demo: $(VENV)/has-demo ## serve the demo, a page with a clock and a chat (ARGS=--self-check: let it test itself)
 	@$(PY) -m stube demo $(ARGS)
 
-test: $(VENV)/has-testing ## run the tests, the conformance suite included
-	@$(PY) -m pytest $(ARGS)
+test: $(VENV)/has-testing ## run the tests for a change at hand, in 3 minutes; tests/tiers.py lists what they leave out
+	@$(PY) -m pytest $(PARALLEL) --tier fast $(ARGS)
 
-test-all: $(VENV)/made-with-$(VERSION) ## run them on every CPython here, each in .venvs/VERSION (ARGS='--only 3.12 -k publish')
-	@$(PY) tools/test_all.py $(ARGS)
+test-full: $(VENV)/has-testing ## run all tests, in 15 minutes; those in a browser need Chromium
+	@$(PY) -m pytest $(PARALLEL) $(ARGS)
+
+test-all: $(VENV)/made-with-$(VERSION) ## run all tests on every CPython here, each in .venvs/VERSION (ARGS='--only 3.12 -k publish')
+	@$(PY) tools/test_all.py $(PARALLEL) $(ARGS)
 
 soak: $(VENV)/has-testing ## random programs, recorded histories and chaos, for half an hour (ARGS=--nightly: less)
 	@$(PY) tools/soak.py $(ARGS)

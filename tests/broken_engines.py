@@ -1,7 +1,7 @@
 """Registries broken on purpose: for each guarantee a small fault of the real engine or of a backend, and who sees it.
 
-A fault is a change of at most five lines, made on a copy of the packages; `catch` runs on that copy the test of the
-suite that must fail, in a process of its own. `python tests/broken_engines.py` prints the table.
+A fault is a change of at most five lines, made on a copy of the packages; `Workshop.catch` runs on that copy the test
+of the suite that must fail, in a process of its own. `python tests/broken_engines.py` prints the table.
 
 What only shards can break stands in `SHARDED_FAULTS`, and beside the tests of the suite those of `test_sharded.py`,
 which know what conversations live in which shard, and need no luck. What only loops can break: `broken_loops.py`.
@@ -11,9 +11,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import os
-import shutil
-import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,8 +18,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
 
-import stube
-import stube_backends
+from tools.preloaded import ROOT, Server
 
 ENGINE: Final = "stube_backends/engine/"
 SHARDED: Final = "stube_backends/sharded/_registry.py"
@@ -32,49 +28,8 @@ OWN: Final = "test_sharded.py::"
 OWN_FILES: Final = ("test_sharded.py", "test_aio.py")
 MOST_LINES: Final = 5
 
+CLOCK: Final = Path("stube/testing/_harness/clock.py")
 _LIMIT: Final = 120  # seconds; a test that hangs has not caught anything
-
-# Runs inside the copy: writes down how each test ended, and by which exception.
-_OUTCOMES: Final = """
-import json, os, pytest, sys
-
-_found = []
-_caught = set()
-
-def _backend(item):
-    return item.callspec.params.get("stube_backend", "") if hasattr(item, "callspec") else ""
-
-@pytest.fixture(autouse=True)
-def once_is_enough(request):
-    if (request.node.originalname, _backend(request.node)) in _caught:
-        pytest.skip("it has been caught")
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item, call):
-    report = yield
-    if report.when == "call" or report.failed:
-        error = call.excinfo
-        if report.failed and error.type.__name__ in ("AssertionError", "Failed"):
-            _caught.add((item.originalname, _backend(item)))
-        _found.append({
-            "test": getattr(item, "originalname", item.name),
-            "backend": _backend(item),
-            "guarantees": [number for mark in item.iter_markers("guarantee") for number in mark.args],
-            "failed": report.failed,
-            "error": error.type.__name__ if report.failed else "",
-            "message": str(error.value) if report.failed else "",
-        })
-    return report
-
-def pytest_sessionfinish(session):
-    with open(os.environ["OUTCOMES"], "w") as file:
-        json.dump(_found, file)
-
-@pytest.hookimpl(trylast=True)
-def pytest_unconfigure():
-    sys.stdout.flush()
-    os._exit(0)  # a registry that stands still for ever would keep the program from ending
-"""
 
 
 @dataclass(frozen=True)
@@ -90,6 +45,15 @@ class Fault:
     """Tests of the suite, as `file::test`, or of a backend (`OWN`); each must fail, by an assertion, on each of the
     backends."""
     backends: tuple[str, ...] = BOTH
+
+    @property
+    def path(self) -> Path:
+        """The file, as it lies in the source tree."""
+        return Path("backends", self.file) if self.file.startswith("stube_backends/") else Path(self.file)
+
+    def broken(self) -> str:
+        """The file's text with the fault in it."""
+        return _replaced(self.path, self.old, self.new)
 
     @property
     def changed_lines(self) -> int:
@@ -548,67 +512,76 @@ SHARDED_FAULTS: Final[tuple[Fault, ...]] = (
 )
 
 
-def catch(fault: Fault | None, tests: Iterable[str], backends: Sequence[str], folder: Path) -> list[Outcome]:
-    """How `tests` end on a copy, made in `folder`, of the packages with that fault; None for a copy without any."""
-    for package in (stube, stube_backends):
-        assert package.__file__ is not None
-        source = Path(package.__file__).parent
-        shutil.copytree(source, folder / source.name, ignore=shutil.ignore_patterns("__pycache__"))
-    if fault is not None:
-        _change(folder / fault.file, fault.old, fault.new)
-        # What must happen at once and does not is waited for in vain; in this way an assertion says so sooner.
-        _change(folder / "stube/testing/_harness/clock.py", "PATIENCE: Final = 30.0", "PATIENCE: Final = 3.0")
-    (folder / "outcomes.py").write_text(_OUTCOMES, encoding="utf-8")
-    # A test that hangs tells where, before it is killed.
-    (folder / "pytest.ini").write_text(f"[pytest]\nfaulthandler_timeout = {_LIMIT / 2}\n", encoding="utf-8")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "outcomes", "-p", "no:cacheprovider"]
-    command += [f"--stube-backend={name}" for name in backends]
-    for test in tests:
-        file = test.partition("::")[0]
-        if file in OWN_FILES:
-            shutil.copy(Path(__file__).parent / "backends" / file, folder)
-        command.append(str((folder if file in OWN_FILES else folder / "stube/testing/suite") / test))
-    environment = {**os.environ, "PYTHONPATH": str(folder), "OUTCOMES": str(folder / "outcomes.json")}
-    environment["PYTHONDONTWRITEBYTECODE"] = "1"
-    try:
-        done = subprocess.run(
-            command, cwd=folder, env=environment, capture_output=True, text=True, timeout=_LIMIT, check=False
-        )
-    except subprocess.TimeoutExpired as exc:
-        printed = "\n".join((said or b"").decode(errors="replace") for said in (exc.stdout, exc.stderr))
-        raise AssertionError(f"it did not end within {_LIMIT} s:\n{printed}") from None
-    try:
-        found = json.loads((folder / "outcomes.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise AssertionError(f"nothing ran:\n{done.stdout}\n{done.stderr}") from None
-    return [_outcome(record) for record in found]
+class Workshop:
+    """A copy of the sources in which one fault after the other is tried."""
+
+    def __init__(self, folder: Path) -> None:
+        self._server = Server(folder)
+        self._outcomes = folder / "outcomes.json"
+        # Other plugins take half of the time of a short run, and play no part in it.
+        self._environment = {"OUTCOMES": str(self._outcomes), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+        # A test that hangs tells where, before it is killed. The project's settings are for sources without faults.
+        (folder / "pytest.ini").write_text(f"[pytest]\nfaulthandler_timeout = {_LIMIT / 2}\n", encoding="utf-8")
+
+    def __enter__(self) -> Workshop:
+        self._server.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._server.__exit__(*error)
+
+    def catch(self, fault: Fault | None, tests: Iterable[str], backends: Sequence[str]) -> list[Outcome]:
+        """Return how `tests` end on a copy of the packages with that fault; None for a copy without any."""
+        changes: dict[Path, str] = {}
+        if fault is not None:
+            changes[fault.path] = fault.broken()
+            # What must happen at once and does not is waited for in vain; in this way an assertion says so sooner.
+            changes[CLOCK] = _replaced(CLOCK, "PATIENCE: Final = 30.0", "PATIENCE: Final = 3.0")
+        arguments = [
+            "-p",
+            "stube.testing.plugin",
+            "-p",
+            "tests.outcomes",
+            *(f"--stube-backend={name}" for name in backends),
+        ]
+        arguments += [f"{_folder_of(test)}/{test}" for test in tests]
+        self._outcomes.unlink(missing_ok=True)
+        ended = self._server.run(changes, arguments, self._environment, limit=_LIMIT)
+        printed = self._server.tree.output.read_text(encoding="utf-8", errors="replace")
+        assert not ended.timed_out, f"it did not end within {_LIMIT} s:\n{printed}"
+        assert self._outcomes.exists(), f"nothing ran:\n{printed}"
+        return [_outcome(record) for record in json.loads(self._outcomes.read_text(encoding="utf-8"))]
+
+
+def _folder_of(test: str) -> str:
+    return "tests/backends" if test.partition("::")[0] in OWN_FILES else "stube/testing/suite"
 
 
 def _outcome(record: Mapping[str, Any]) -> Outcome:
     return Outcome(**{**record, "guarantees": tuple(record["guarantees"])})
 
 
-def _change(path: Path, old: str, new: str) -> None:
-    text = path.read_text(encoding="utf-8")
+def _replaced(path: Path, old: str, new: str) -> str:
+    text = (ROOT / path).read_text(encoding="utf-8")
     count = text.count(old)
     assert count == 1, f"{old!r} stands {count} times in {path.name}: the list of broken registries must follow it"
-    path.write_text(text.replace(old, new), encoding="utf-8")
+    return text.replace(old, new)
 
 
 def main(numbers: Sequence[str]) -> int:
     """Print the table: which fault, and on each backend the test and the assertion that caught it."""
     from tests.broken_loops import ASYNCIO_FAULTS
 
-    for fault in (*FAULTS, *SHARDED_FAULTS, *ASYNCIO_FAULTS):
-        if numbers and fault.guarantee not in numbers:
-            continue
-        with TemporaryDirectory() as folder:
-            found = catch(fault, fault.caught_by, fault.backends, Path(folder))
-        print(f"{fault.guarantee} {fault.summary} ({Path(fault.file).name}, {fault.changed_lines} lines)")
-        for backend in fault.backends:
-            caught = [each for each in found if each.backend in (backend, "") and each.by_assertion]
-            line = f"{caught[0].test}: {caught[0].message.splitlines()[0][:140]}" if caught else "NOT CAUGHT"
-            print(f"    {backend}: {line}", flush=True)
+    with TemporaryDirectory() as folder, Workshop(Path(folder)) as workshop:
+        for fault in (*FAULTS, *SHARDED_FAULTS, *ASYNCIO_FAULTS):
+            if numbers and fault.guarantee not in numbers:
+                continue
+            found = workshop.catch(fault, fault.caught_by, fault.backends)
+            print(f"{fault.guarantee} {fault.summary} ({Path(fault.file).name}, {fault.changed_lines} lines)")
+            for backend in fault.backends:
+                caught = [each for each in found if each.backend in (backend, "") and each.by_assertion]
+                line = f"{caught[0].test}: {caught[0].message.splitlines()[0][:140]}" if caught else "NOT CAUGHT"
+                print(f"    {backend}: {line}", flush=True)
     return 0
 
 

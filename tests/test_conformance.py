@@ -11,11 +11,17 @@ import pytest
 import stube
 from stube.testing import GUARANTEES, suite
 from stube.testing.suite import *  # noqa: F403 - the one line that a backend's author writes
+from tests.tiers import VARIANTS, variants
 
-BACKENDS = ["memory", "virtual", "sharded://?shards=2", "sharded://?shards=1", "sharded://?shards=7"]
+BACKENDS = [variant for variant in VARIANTS if not variant.endswith(("-function", "-coroutine"))]
 
 
-@pytest.fixture(params=BACKENDS)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "stube_backend" in metafunc.fixturenames and not metafunc.config.getoption("stube_backend"):
+        metafunc.parametrize("stube_backend", variants(metafunc.config.getoption("tier"), BACKENDS), indirect=True)
+
+
+@pytest.fixture
 def stube_backend(request: pytest.FixtureRequest) -> str:
     """The backends under test, unless the option names others."""
     name: str = request.param

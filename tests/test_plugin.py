@@ -6,10 +6,12 @@ import json
 import re
 import subprocess
 import sys
+from itertools import islice, takewhile
 
 import pytest
 
 from stube.testing import GUARANTEES
+from stube.testing._harness import FULL, QUICK
 
 pytest_plugins = ["pytester"]
 
@@ -377,6 +379,22 @@ def test_option_with_which_no_test_ran_is_an_error(
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stdout.fnmatch_lines([complaint])
     assert not (pytester.path / "out").exists()
+
+
+def test_a_quick_run_makes_no_report(pytester: pytest.Pytester) -> None:
+    """Fault: a report that says "held" of what was tried at every fourth line only."""
+    result = result_of(pytester, SAMPLE, "--stube-quick", "--stube-report=out")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["ERROR: --stube-report tells what the full suite found. Leave --stube-quick out."])
+
+
+def test_each_line_of_a_quick_sweep_meets_every_fourth_inner_operation() -> None:
+    """Fault: all inner operations come in at the same lines, so that the others are never tried."""
+    inner_at = {
+        line: [n for n in range(12) if line in takewhile(lambda at: at < 40, QUICK.lines(n))] for line in range(40)
+    }
+    assert {len(met) for met in inner_at.values()} == {3}
+    assert all(list(islice(FULL.lines(number), 3)) == [0, 1, 2] for number in range(12))
 
 
 def test_a_guarantee_that_does_not_exist_is_refused(pytester: pytest.Pytester) -> None:

@@ -1,8 +1,10 @@
 """Mutation testing of the engine: is there a test for each thing that it does?
 
-    python tools/mutants.py                          all of it; goes on where the last run stopped
-    python tools/mutants.py _wheel _topics           these modules only
-    python tools/mutants.py --table docs/mutants.md  and write what the documentation shows of it
+    python tools/mutants.py                            all of it; goes on where the last run stopped
+    python tools/mutants.py _wheel _topics             these modules only
+    python tools/mutants.py --changed-since yesterday  those that a commit has changed since then
+    python tools/mutants.py --fast                     the suite as `make test` runs it
+    python tools/mutants.py --table docs/mutants.md    and write what the documentation shows of it
 
 A mutant is the engine with one small change. A test that fails on it kills it. One that survives stands either for a
 missing test or for a change that changes nothing; the second kind is listed in `tools/mutants.toml`, each with its
@@ -11,7 +13,7 @@ reason. The exit code is 1 when a mutant survives that is not listed, or when on
 mutmut knows how to mutate; removed statements and decided branches are added here. Its runner is not used: it puts a
 trampoline in front of every function, and the suite, which comes in at every line of an operation and counts bytes,
 would test the trampolines. Here a mutant is a whole module in a copy of the tree, the working tree is left alone, and
-the tests run in a fork of this process, which has pytest loaded already.
+the tests run in a fork of this process, which has pytest loaded already (`tools/preloaded.py`).
 
 The tests run in stages, and only who survives one meets the next: the engine's own tests, the quick tests of the suite
 on the virtual backend, the slow ones (these without the mutants that are listed). A test of the suite that kills must
@@ -21,20 +23,16 @@ do so twice, for some of them measure time. POSIX only, for it forks.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import difflib
 import hashlib
 import json
 import os
-import resource
-import shutil
-import signal
+import subprocess
 import sys
 import tempfile
 import threading
 import time
 import tomllib
-import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -43,7 +41,8 @@ from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any, Final, NamedTuple
 
-ROOT: Final = Path(__file__).resolve().parents[1]
+from tools.preloaded import ROOT, Ended, Running, Tree, preload, run_pytest
+
 ENGINE: Final = Path("backends", "stube_backends", "engine")
 ACCEPTED: Final = ROOT / "tools" / "mutants.toml"
 MODULES: Final = (
@@ -73,7 +72,6 @@ ON_VIRTUAL: Final = ("--stube-backend=virtual", "-k", "not [memory and not [shar
 
 SLOW: Final = 0.1  # seconds; a test of the suite that takes longer belongs to the last stage
 PATIENCE: Final = 5  # times as long as the tests take without a mutant, and so many seconds: then they hang
-MEMORY: Final = 4 << 30  # bytes of address space; a mutant that collects things for ever ends here
 OVER: Final = ("killed", "timed out")
 
 
@@ -226,80 +224,19 @@ class Recorder:
         return sorted(f"{Path(code.co_filename).stem}.{code.co_qualname.replace('.<locals>', '')}" for code in inside)
 
 
-class Tree:
-    """A copy of what the tests need, in which one module at a time is a mutant."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._written = 0
-        shutil.rmtree(folder, ignore_errors=True)
-        for part in ("stube", "backends", "tests"):
-            shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
-        shutil.copy2(ROOT / "pyproject.toml", folder)
-
-    def mutate(self, mutant: Mutant) -> None:
-        """Put a mutant in the place of its module."""
-        target = self.folder / ENGINE / f"{mutant.module}.py"
-        target.write_text(mutant.source, encoding="utf-8")
-        # Python takes a compiled file for fresh by size and second, so each mutant gets a second of its own.
-        self._written += 1
-        os.utime(target, (self._written, self._written))
-
-    def restore(self, mutant: Mutant) -> None:
-        """Put the module back in its place."""
-        shutil.copy2(ROOT / ENGINE / f"{mutant.module}.py", self.folder / ENGINE)
-
-    def start(self, arguments: Sequence[str], *, own: bool, profiled: bool = False) -> Running:
-        """Run tests in a fork of this process."""
-        report = self.folder / "report.json"
-        report.unlink(missing_ok=True)
-        sys.stdout.flush()
-        pid = os.fork()
-        if pid == 0:
-            try:
-                self._enter()
-                if own:
-                    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # half of what a short run costs
-                report.write_text(json.dumps(_run(arguments, own, profiled)))
-            except BaseException:  # noqa: BLE001 - this process is a copy, which must end here whatever happens
-                traceback.print_exc()
-            finally:
-                os._exit(0)
-        return Running(pid, report, time.monotonic())
-
-    def _enter(self) -> None:
-        os.setsid()
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-        output = os.open(self.folder / "output.txt", os.O_CREAT | os.O_TRUNC | os.O_WRONLY)
-        for stream in (1, 2):
-            os.dup2(output, stream)
-        os.chdir(self.folder)
-        places = [str(self.folder), str(self.folder / "backends")]
-        sys.path[:0] = places
-        os.environ["PYTHONPATH"] = os.pathsep.join(places)
+def module_file(mutant: Mutant) -> Path:
+    """The module that a mutant replaces."""
+    return ENGINE / f"{mutant.module}.py"
 
 
-class Running(NamedTuple):
-    """Tests under way in a fork."""
+def start(tree: Tree, arguments: Sequence[str], *, own: bool, profiled: bool = False) -> Running:
+    """Run tests in a fork of this process."""
 
-    pid: int
-    report: Path
-    since: float
+    def body() -> dict[str, Any]:
+        os.environ.update({"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"} if own else {})  # half of what a short run costs
+        return _run(arguments, own, profiled)
 
-    def result(self, limit: float) -> dict[str, Any] | None:
-        """What came of them; None while they run. They are stopped after `limit` seconds."""
-        hangs = time.monotonic() - self.since > limit
-        if not hangs and os.waitpid(self.pid, os.WNOHANG)[0] == 0:
-            return None
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.pid, signal.SIGKILL)  # them, or what they have left behind
-        if hangs:
-            os.waitpid(self.pid, 0)
-            return {"code": None, "failed": ""}
-        if not self.report.exists():
-            return {"code": 1, "failed": ""}
-        result: dict[str, Any] = json.loads(self.report.read_text())
-        return result
+    return tree.start(body)
 
 
 def _run(arguments: Sequence[str], own: bool, profiled: bool) -> dict[str, Any]:
@@ -323,25 +260,26 @@ def _run(arguments: Sequence[str], own: bool, profiled: bool) -> dict[str, Any]:
 
 
 def _pytest(arguments: Sequence[str], recorder: Recorder) -> int:
-    pytest: Any = import_module("pytest")
-    # What is loaded before the fork cannot have its assertions rewritten, and does not need it.
-    options = ["-x", "-q", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
-    return int(pytest.main([*options, *arguments], plugins=[recorder]))
+    return run_pytest(["-x", *arguments], [recorder])
 
 
-def stages(tree: Tree) -> list[Stage]:
-    """The stages, measured without a mutant."""
+def stages(tree: Tree, *, fast: bool = False) -> list[Stage]:
+    """The stages, measured without a mutant; with `fast` one for the suite, which runs as `make test` runs it."""
     own = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob(OWN))
     own_digest = _digest(_texts(OWN, f"{ENGINE}/*.py"))
-    suite_digest = _digest(_texts("stube/**/*.py", *OTHERS, "backends/stube_backends/virtual.py"))
+    suite_digest = _digest(_texts("stube/**/*.py", *OTHERS, "backends/stube_backends/virtual/*.py"))
     own_seconds = _remembered(tree, f"own-{own_digest}", lambda: _measured(tree, own, own=True)["seconds"])
     called = _remembered(tree, f"called-{own_digest}", lambda: _measured(tree, own, own=True, profiled=True)["called"])
     seconds = _remembered(tree, f"seconds-{suite_digest}", lambda: _measured(tree, [*ON_VIRTUAL, *OTHERS])["seconds"])
+    first = Stage("own", own, sum(own_seconds.values()), _digest(_texts(OWN)), frozenset(called))
+    if fast:
+        suite = [*ON_VIRTUAL, "--stube-quick", *OTHERS]
+        return [first, Stage("fast", suite, sum(seconds.values()), suite_digest, None)]
     slow = [test for test, spent in seconds.items() if spent > SLOW]
     slow_seconds = sum(seconds[test] for test in slow)
     quick = [*ON_VIRTUAL, *OTHERS, *(f"--deselect={test}" for test in slow)]
     return [
-        Stage("own", own, sum(own_seconds.values()), _digest(_texts(OWN)), frozenset(called)),
+        first,
         Stage("quick", quick, sum(seconds.values()) - slow_seconds, suite_digest, None),
         Stage("slow", [*ON_VIRTUAL, *slow], slow_seconds, suite_digest, None),
     ]
@@ -360,13 +298,16 @@ def _texts(*patterns: str) -> list[str]:
 
 
 def _measured(tree: Tree, arguments: Sequence[str], *, own: bool = False, profiled: bool = False) -> dict[str, Any]:
-    running = tree.start(arguments, own=own, profiled=profiled)
-    while (result := running.result(limit=900)) is None:
-        time.sleep(0.05)
+    result = _result(start(tree, arguments, own=own, profiled=profiled).wait(limit=900))
     if result["code"] != 0:
         failed = result["failed"] or "pytest"
-        raise SystemExit(f"{failed} failed without a mutant. Its output is in {tree.folder / 'output.txt'}.")
+        raise SystemExit(f"{failed} failed without a mutant. Its output is in {tree.output}.")
     return result
+
+
+def _result(ended: Ended) -> dict[str, Any]:
+    """What `_run` returned, or what stands for it where it could not."""
+    return ended.result or {"code": None if ended.timed_out else 1, "failed": ""}
 
 
 def run_stage(stage: Stage, mutants: Sequence[Mutant], trees: Sequence[Tree], record: Callable[[Mutant], None]) -> None:
@@ -380,25 +321,25 @@ def run_stage(stage: Stage, mutants: Sequence[Mutant], trees: Sequence[Tree], re
         for tree in trees:
             if tree in busy:
                 running, mutant = busy[tree]
-                result = running.result(limit)
-                if result is None:
+                ended = running.poll(limit)
+                if ended is None:
                     continue
-                _judge(mutant, stage, result)
+                _judge(mutant, stage, _result(ended))
                 if (file := mutant.by.partition("::")[0]) in stage.arguments:
                     deadly[mutant.module] = file
                 record(mutant)
-                tree.restore(mutant)
+                tree.restore(module_file(mutant))
                 del busy[tree]
                 done += 1
                 if done % 50 == 0 or done == total:
                     _say(f"{stage.name}: {done} of {total}; {_figures(mutants)}")
             if waiting:
                 mutant = waiting.pop(0)
-                tree.mutate(mutant)
+                tree.write(module_file(mutant), mutant.source)
                 arguments = stage.arguments.copy()
                 if mutant.module in deadly:  # what killed its neighbour will most likely kill it, too
                     arguments.insert(0, arguments.pop(arguments.index(deadly[mutant.module])))
-                busy[tree] = tree.start(arguments, own=stage.name == "own"), mutant
+                busy[tree] = start(tree, arguments, own=stage.name == "own"), mutant
         time.sleep(0.01)
 
 
@@ -416,6 +357,13 @@ def _judge(mutant: Mutant, stage: Stage, result: Mapping[str, Any]) -> None:
         mutant.status, mutant.by = "timed out", stage.name
     else:
         mutant.status, mutant.by = "killed", result["failed"] or f"{stage.name}, at its start"
+
+
+def changed_since(when: str) -> set[str]:
+    """The modules of the engine that commits have changed since then."""
+    command = ["git", "log", f"--since={when}", "--name-only", "--format=", "--", str(ENGINE)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    return {Path(line).stem for line in done.stdout.splitlines()} & set(MODULES)
 
 
 # What is known
@@ -537,6 +485,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=2, help="how many mutants at once (%(default)s)")
     parser.add_argument("--stages", type=int, default=3, help="how many of the three stages (%(default)s)")
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir(), "stube-mutants"), help="to work in")
+    parser.add_argument("--fast", action="store_true", help="run the suite as `make test` does, instead of two stages")
+    parser.add_argument(
+        "--changed-since", metavar="WHEN", help="only modules that a commit has changed since then, such as '1 day ago'"
+    )
     parser.add_argument("--unlisted", action="store_true", help="try no mutant that is listed as a survivor")
     parser.add_argument("--fresh", action="store_true", help="forget the results of earlier runs")
     parser.add_argument("--table", type=Path, metavar="FILE", help="write the documentation's page")
@@ -549,16 +501,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.fresh:
         path.unlink(missing_ok=True)
     results = Results(path)
-    for module in ("pytest", "hypothesis", "asyncio", "concurrent.futures"):
-        import_module(module)  # once, before the forks
+    preload()
     os.nice(10)
-    mutants = [mutant for module in options.modules or MODULES for mutant in mutants_of(module)]
+    modules: Sequence[str] = options.modules or MODULES
+    if options.changed_since is not None:
+        modules = sorted(changed_since(options.changed_since) & set(modules))
+    if not modules:
+        _say(f"No commit has changed the engine since {options.changed_since}.")
+        return 0
+    mutants = [mutant for module in modules for mutant in mutants_of(module)]
     for mutant in mutants:
         results.recall(mutant)
     _say(f"{len(mutants)} mutants; {_figures(mutants)}")
-    trees = [Tree(options.folder / f"tree-{number}") for number in range(options.jobs)]
+    trees = [Tree.copied(options.folder / f"tree-{number}") for number in range(options.jobs)]
     known = accepted()
-    for stage in stages(trees[0])[: options.stages]:
+    for stage in stages(trees[0], fast=options.fast)[: options.stages]:
         without_listed = stage.name == "slow" or options.unlisted
         chosen = [mutant for mutant in mutants if not (without_listed and mutant.change in known)]
         run_stage(stage, chosen, trees, results.record)

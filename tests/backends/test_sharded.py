@@ -26,6 +26,7 @@ from stube.testing._harness import (
     PATIENCE,
     Injector,
     check_ledger,
+    join_or_standstill,
     passes_through,
     run_script,
     run_threads,
@@ -130,7 +131,7 @@ def elsewhere(action: Callable[[], object]) -> None:
     """Run `action` in another thread; where it has to wait for a lock of the caller's, it goes on later."""
     thread = threading.Thread(target=action, daemon=True)
     thread.start()
-    thread.join(0.005)  # a thread that waits for a lock cannot be told from one that has not yet come to it
+    join_or_standstill(thread)
 
 
 def at_every_line(

@@ -9,6 +9,7 @@ from __future__ import annotations
 from stube.testing._harness.clock import PATIENCE, monotonic, monotonic_ns, perf_counter_ns
 from stube.testing._harness.differences import first_difference
 from stube.testing._harness.driver import Driver, settle_awaiting
+from stube.testing._harness.effort import FULL, QUICK, Effort
 from stube.testing._harness.ledger import check_ledger
 from stube.testing._harness.logs import failures_unlogged
 from stube.testing._harness.loops import (
@@ -26,6 +27,7 @@ from stube.testing._harness.progress import ProgressLine
 from stube.testing._harness.proxy import RegistryProxy
 from stube.testing._harness.recorder import Gate, Recorder, Seen
 from stube.testing._harness.scripts import run_script
+from stube.testing._harness.standstill import join_or_standstill, wait_or_standstill
 from stube.testing._harness.steps import HOUR, RandomSteps, Step, ThreadChances, UniqueIds
 from stube.testing._harness.threads import passes_through, run_threads, switching_often
 from stube.testing._harness.tracing import Injector, tracing
@@ -34,11 +36,14 @@ from stube.testing._harness.watchdog import Overdue, timed_out, watchdog
 __all__ = [
     "DISPATCH",
     "DISPATCHES",
+    "FULL",
     "HOUR",
     "LOOP",
     "LOOPS",
     "PATIENCE",
+    "QUICK",
     "Driver",
+    "Effort",
     "Gate",
     "Injector",
     "Overdue",
@@ -55,6 +60,7 @@ __all__ = [
     "create_apart",
     "failures_unlogged",
     "first_difference",
+    "join_or_standstill",
     "live_threads",
     "loop_is_needed",
     "monotonic",
@@ -68,5 +74,6 @@ __all__ = [
     "switching_often",
     "tracing",
     "timed_out",
+    "wait_or_standstill",
     "watchdog",
 ]

@@ -25,7 +25,7 @@ _records_key: pytest.StashKey[list[Record]] = pytest.StashKey()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add `--stube-backend`, `--stube-guarantee` and `--stube-report`."""
+    """Add `--stube-backend`, `--stube-guarantee`, `--stube-quick` and `--stube-report`."""
     group = parser.getgroup("stube")
     group.addoption(
         "--stube-backend",
@@ -40,6 +40,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=[],
         metavar="NUMBER",
         help="run only the tests that prove this guarantee, such as G5 (repeatable)",
+    )
+    group.addoption(
+        "--stube-quick",
+        action="store_true",
+        help="inject at every fourth line and draw fewer random programs; only the full suite proves a backend",
     )
     group.addoption(
         "--stube-report",
@@ -63,6 +68,8 @@ def pytest_configure(config: pytest.Config) -> None:
         wrong = unknown_guarantee(numbers)
         if wrong is not None:
             raise pytest.UsageError(wrong)
+    if config.getoption("stube_quick") and config.getoption("stube_report"):
+        raise pytest.UsageError("--stube-report tells what the full suite found. Leave --stube-quick out.")
     # Under pytest-xdist the workers record, and send the records to their controller, which writes.
     if config.getoption("stube_report"):
         from stube.testing._conformance.outcomes import Recording

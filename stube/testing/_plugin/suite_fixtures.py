@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
 
 from stube import Backend
+
+if TYPE_CHECKING:
+    from stube.testing._harness import Effort
 
 __all__ = ["MakeRegistry"]
 
@@ -33,6 +36,14 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     if report.when == "call":
         item.stash[_failed_key] = report.failed
     return report
+
+
+@pytest.fixture(scope="session")
+def stube_effort(pytestconfig: pytest.Config) -> Effort:
+    """How often the suite repeats what it tries."""
+    from stube.testing._harness import FULL, QUICK
+
+    return QUICK if pytestconfig.getoption("stube_quick") else FULL
 
 
 @pytest.fixture

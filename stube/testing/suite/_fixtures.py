@@ -23,6 +23,7 @@ __all__ = [
     "guarantee",
     "make_run",
     "picture",
+    "refused",
     "run",
     "unchanged",
 ]
@@ -104,6 +105,27 @@ def unchanged(registry: Backend) -> Iterator[None]:
     before = picture(registry)
     yield
     assert picture(registry) == before
+
+
+@contextmanager
+def refused(
+    value: object, error: type[Exception], match: str = "", *, registry: Backend | None = None
+) -> Iterator[None]:
+    """Assert that the block raises this error because of this value, and changes nothing of the registry (G15).
+
+    A table of wrong values is one test; so the failure names the value.
+    """
+    told = f"{match or 'the argument'} = {value!r}"
+    before = None if registry is None else picture(registry)
+    raised: Exception | None = None
+    try:
+        yield
+    except Exception as exc:  # noqa: BLE001 - judged below
+        raised = exc
+    assert raised is not None, f"{told} is accepted; it must raise {error.__name__}"
+    assert isinstance(raised, error), f"{told} raises {raised!r}; it must raise {error.__name__}"
+    assert match in str(raised), f"{told} raises {raised!r}, which does not name {match}"
+    assert registry is None or picture(registry) == before, f"{told} is refused, and something has changed"
 
 
 OPERATIONS: Final[dict[str, Callable[[Backend, str], object]]] = {

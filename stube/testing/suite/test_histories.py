@@ -6,18 +6,18 @@ scheduling.
 
 from __future__ import annotations
 
+from stube.testing._harness import Effort
 from stube.testing._history.checker import check_history
 from stube.testing._history.recorder import clock_option, promised
 from stube.testing._history.workload import HistoryFailed, random_history
 from stube.testing.plugin import MakeRegistry
 from stube.testing.suite._fixtures import guarantee
 
-_HISTORIES = 20  # for each test; a history takes 50 to 100 ms, and most faults show in one of the first three
 
-
-def _check_histories(make_registry: MakeRegistry, mostly: str | None, first_seed: int) -> None:
+def _check_histories(make_registry: MakeRegistry, effort: Effort, mostly: str | None, first_seed: int) -> None:
+    """Check as many histories as the effort says. Each takes 50 to 100 ms; most faults show in the first three."""
     clock = clock_option(make_registry().capabilities)
-    for seed in range(first_seed, first_seed + _HISTORIES):
+    for seed in range(first_seed, first_seed + effort.histories):
         registry = make_registry(**clock)
         failed = ""
         try:
@@ -31,26 +31,32 @@ def _check_histories(make_registry: MakeRegistry, mostly: str | None, first_seed
 
 
 @guarantee("G1", "G2", "G4", "G5", "G7", "G8", "G16", "G18", "G21")
-def test_what_threads_do_at_random_keeps_every_guarantee(make_registry: MakeRegistry) -> None:
+def test_what_threads_do_at_random_keeps_every_guarantee(make_registry: MakeRegistry, stube_effort: Effort) -> None:
     """Fault: any that needs two threads at once: a lock that is missing, a look and an act that are two steps."""
-    _check_histories(make_registry, None, 0)
+    _check_histories(make_registry, stube_effort, None, 0)
 
 
 @guarantee("G8", "G7")
-def test_batons_that_threads_put_take_and_forget_have_one_taker(make_registry: MakeRegistry) -> None:
+def test_batons_that_threads_put_take_and_forget_have_one_taker(
+    make_registry: MakeRegistry, stube_effort: Effort
+) -> None:
     """Fault: a baton is looked up and then removed, so that two take it; a reset or a second put leaves one behind."""
-    _check_histories(make_registry, "batons", 1_000)
+    _check_histories(make_registry, stube_effort, "batons", 1_000)
 
 
 @guarantee("G1", "G2", "G5", "G7", "G18")
-def test_timers_that_threads_schedule_and_cancel_have_one_fate(make_registry: MakeRegistry) -> None:
+def test_timers_that_threads_schedule_and_cancel_have_one_fate(
+    make_registry: MakeRegistry, stube_effort: Effort
+) -> None:
     """Fault: a timer is counted by two cancels, or counted and delivered, or lost between them; one begins out of
     order."""
-    _check_histories(make_registry, "timers", 2_000)
+    _check_histories(make_registry, stube_effort, "timers", 2_000)
 
 
 @guarantee("G1", "G2", "G4", "G5", "G7", "G16", "G18")
-def test_messages_reach_whoever_subscribed_when_they_were_published(make_registry: MakeRegistry) -> None:
+def test_messages_reach_whoever_subscribed_when_they_were_published(
+    make_registry: MakeRegistry, stube_effort: Effort
+) -> None:
     """Fault: the targets are looked up at the delivery; a removal overlooks what is queued; two publishers change
     places."""
-    _check_histories(make_registry, "topics", 3_000)
+    _check_histories(make_registry, stube_effort, "topics", 3_000)

@@ -14,7 +14,17 @@ import pytest
 
 from stube import Backend, Event, RegistryClosed, Stats
 from stube.testing._contract.capabilities import requires
-from stube.testing._harness import PATIENCE, Driver, Injector, create, live_threads, run_script, run_threads, tracing
+from stube.testing._harness import (
+    PATIENCE,
+    Driver,
+    Injector,
+    create,
+    join_or_standstill,
+    live_threads,
+    run_script,
+    run_threads,
+    tracing,
+)
 from stube.testing.plugin import MakeRegistry
 from stube.testing.suite._fixtures import HOUR, OPERATIONS, MakeRun, guarantee, unchanged
 
@@ -256,7 +266,8 @@ def test_a_schedule_that_races_with_the_close_fires_or_raises(make_run: MakeRun)
 def test_a_close_that_comes_in_at_any_line_of_an_adding_operation_is_whole(make_run: MakeRun, operation: str) -> None:
     """Case 27. Fault: whether the registry is open is asked once, before the lock, so something is added after the end.
 
-    At each line that the operation executes another thread closes the registry (20 ms are given; then it goes on).
+    At each line that the operation executes another thread closes the registry. Where that has to wait for a lock, the
+    operation goes on first.
     """
     for at in range(10_000):
         run = make_run()
@@ -265,7 +276,7 @@ def test_a_close_that_comes_in_at_any_line_of_an_adding_operation_is_whole(make_
 
         def come_in(thread: threading.Thread = closer) -> None:
             thread.start()
-            thread.join(0.020)
+            join_or_standstill(thread)
 
         injector = Injector(at, come_in)
         try:

@@ -12,7 +12,15 @@ from typing_extensions import override
 
 from stube import RegistryClosed, RegistryFull, Stats
 from stube.testing._contract.capabilities import requires
-from stube.testing._harness import PATIENCE, Driver, Injector, first_difference, run_threads, tracing
+from stube.testing._harness import (
+    PATIENCE,
+    Driver,
+    Injector,
+    first_difference,
+    join_or_standstill,
+    run_threads,
+    tracing,
+)
 from stube.testing.suite._fixtures import HOUR, MakeRun, guarantee, unchanged
 
 # Taken at import, because tests replace attributes of the time module.
@@ -330,7 +338,7 @@ def test_a_message_that_races_with_a_hand_over_reaches_one_of_the_two(run: Drive
     seen, though at every instant one was there.
 
     At each line of the publication another thread subscribes a newcomer and then removes the old subscriber; where it
-    has to wait for a lock (5 ms are given), it goes on after the publication.
+    has to wait for a lock, it goes on after the publication.
     """
 
     def hand_over(old: str, new: str) -> None:
@@ -339,7 +347,7 @@ def test_a_message_that_races_with_a_hand_over_reaches_one_of_the_two(run: Drive
 
     def come_in(other: threading.Thread) -> None:
         other.start()
-        other.join(0.005)
+        join_or_standstill(other)
 
     at, again = 0, 4  # four times, with other names: a backend may keep some conversations together
     while again:

@@ -8,32 +8,30 @@ can be pasted into a test.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any
 
 import pytest
 
 from stube.testing._contract.capabilities import requires
+from stube.testing._harness import Effort
 from stube.testing._model.random_programs import compare_programs
 from stube.testing.suite._fixtures import guarantee
-
-_EXACT_PROGRAMS: Final = 250
-_SETTLED_PROGRAMS: Final = 150
 
 
 @guarantee("G2", "G5", "G15", "G16")
 @requires("virtual_time", "common_topic_order", "one_instant_snapshot")
 @pytest.mark.usefixtures("make_registry")
 def test_random_programs_do_what_the_model_does_to_the_instant(
-    stube_backend: Any, stube_options: Mapping[str, Any]
+    stube_backend: Any, stube_options: Mapping[str, Any], stube_effort: Effort
 ) -> None:
     """Fault: any that shows in a few operations: an order, a count, a figure, a snapshot, a payload, an instant."""
-    compare_programs(stube_backend, stube_options, exactly=True, examples=_EXACT_PROGRAMS)
+    compare_programs(stube_backend, stube_options, exactly=True, examples=stube_effort.exact_programs)
 
 
 @guarantee("G2", "G5", "G15", "G16")
 @pytest.mark.usefixtures("make_registry")
 def test_random_programs_do_what_the_model_does_once_they_have_settled(
-    stube_backend: Any, stube_options: Mapping[str, Any]
+    stube_backend: Any, stube_options: Mapping[str, Any], stube_effort: Effort
 ) -> None:
     """Fault: any that shows in a few operations whatever the timing, within a conversation or in the sum of all."""
-    compare_programs(stube_backend, stube_options, exactly=False, examples=_SETTLED_PROGRAMS)
+    compare_programs(stube_backend, stube_options, exactly=False, examples=stube_effort.settled_programs)

@@ -5,13 +5,22 @@ from __future__ import annotations
 import random
 import threading
 import time
-from contextlib import suppress
 from functools import partial
 
 import pytest
 
 from stube import Backend, ConversationInfo, Stats
-from stube.testing._harness import PATIENCE, Driver, Injector, run_threads, timed_out, tracing
+from stube.testing._harness import (
+    PATIENCE,
+    Driver,
+    Effort,
+    Injector,
+    join_or_standstill,
+    run_threads,
+    timed_out,
+    tracing,
+    wait_or_standstill,
+)
 from stube.testing.suite._fixtures import HOUR, OPERATIONS, guarantee
 
 _monotonic = time.monotonic
@@ -93,7 +102,7 @@ def test_whatever_line_another_thread_comes_in_at_both_operations_are_whole(
     """Fault: look, then act: two lines without a lock between which another thread acts. Every order is built.
 
     At each line that the first operation executes another thread runs the second one on the same names. Where that has
-    to wait for a lock (5 ms are given), the first one goes on, and the second one finishes after it.
+    to wait for a lock, the first one goes on, and the second one finishes after it.
     """
     registry = run.registry
     for at in range(10_000):
@@ -108,7 +117,7 @@ def test_whatever_line_another_thread_comes_in_at_both_operations_are_whole(
 
         def come_in(thread: threading.Thread = second_run) -> None:
             thread.start()
-            thread.join(0.005)
+            join_or_standstill(thread)
 
         injector = Injector(at, come_in)
         with tracing(injector):
@@ -152,13 +161,13 @@ def test_two_threads_that_are_both_interrupted_do_not_wait_for_each_other(run: D
     interrupted who waits for the first.
 
     Two threads subscribe, each a conversation of its own. At the same line of both a call comes in, as a finalizer's
-    would, for the other's conversation; the first waits there for the second, 50 ms at most, for one may be kept out.
+    would, for the other's conversation. The first waits there for the second, unless a lock keeps that one out.
     """
 
-    def work(me: str, other: str, at: int, meeting: threading.Barrier, fired: list[str]) -> None:
+    def work(me: str, other: str, at: int, met: list[str], fired: list[str]) -> None:
         def come_in() -> None:
-            with suppress(threading.BrokenBarrierError):
-                meeting.wait(0.05)
+            met.append(me)
+            wait_or_standstill(lambda: len(met) == 2)
             run.schedule(HOUR, cid=other)
 
         injector = Injector(at, come_in)
@@ -168,9 +177,9 @@ def test_two_threads_that_are_both_interrupted_do_not_wait_for_each_other(run: D
             fired.append(injector.fired)
 
     for at in range(10_000):
-        pair, meeting, fired = (f"a{at}", f"b{at}"), threading.Barrier(2), list[str]()
+        pair, met, fired = (f"a{at}", f"b{at}"), list[str](), list[str]()
         threads = [
-            threading.Thread(target=work, args=(*cids, at, meeting, fired), daemon=True) for cids in (pair, pair[::-1])
+            threading.Thread(target=work, args=(*cids, at, met, fired), daemon=True) for cids in (pair, pair[::-1])
         ]
         for thread in threads:
             thread.start()
@@ -190,9 +199,9 @@ def test_two_threads_that_are_both_interrupted_do_not_wait_for_each_other(run: D
 
 
 @guarantee("G21", "G7", "G1")
-def test_eight_threads_run_every_operation_at_once(run: Driver) -> None:
+def test_eight_threads_run_every_operation_at_once(run: Driver, stube_effort: Effort) -> None:
     """Case 13. Fault: any state that is changed outside of its lock. Two seconds of real time, then all is whole."""
-    until = _monotonic() + 2.0
+    until = _monotonic() + stube_effort.stress_seconds
     stop = threading.Event()
     counted = [0] * 8
     cancels = [0] * 8

@@ -15,7 +15,7 @@ import pytest
 from stube import Stats
 from stube.testing._contract.capabilities import requires
 from stube.testing._harness import PATIENCE, Driver, first_difference, loop_is_needed, run_script
-from stube.testing.suite._fixtures import HOUR, MakeRun, guarantee, unchanged
+from stube.testing.suite._fixtures import HOUR, MakeRun, guarantee, refused
 
 # Taken at import, because tests replace attributes of the time module.
 _monotonic_ns = time.monotonic_ns
@@ -128,19 +128,20 @@ def test_an_idle_registry_uses_no_cpu(run: Driver) -> None:
 
 
 @guarantee("G11")
-@pytest.mark.parametrize("delay", [math.nan, math.inf, -math.inf], ids=repr)
-def test_a_delay_that_is_no_number_of_milliseconds_is_a_value_error(run: Driver, delay: float) -> None:
+def test_a_delay_that_is_no_number_of_milliseconds_is_a_value_error(run: Driver) -> None:
     """Case 19. Fault: NaN or infinity reaches the order of the timers and breaks it for all."""
-    with unchanged(run.registry), pytest.raises(ValueError, match="delay_ms"):
-        run.schedule(delay)
+    for delay in (math.nan, math.inf, -math.inf):
+        with refused(delay, ValueError, "delay_ms", registry=run.registry):
+            run.schedule(delay)
 
 
 @guarantee("G11", "G15")
-@pytest.mark.parametrize("delay", [None, True, False, "10", "", b"1", [1], 1j, object()], ids=repr)
-def test_a_delay_of_another_type_is_a_type_error(run: Driver, delay: Any) -> None:
+def test_a_delay_of_another_type_is_a_type_error(run: Driver) -> None:
     """Case 19. Fault: `True` counts as one millisecond, or a string is converted."""
-    with unchanged(run.registry), pytest.raises(TypeError, match="delay_ms"):
-        run.schedule(delay)
+    delay: Any
+    for delay in (None, True, False, "10", "", b"1", [1], 1j, object()):
+        with refused(delay, TypeError, "delay_ms", registry=run.registry):
+            run.schedule(delay)
 
 
 @guarantee("G11")

@@ -13,9 +13,17 @@ import pytest
 
 from stube import Backend, Event, Stats, VirtualBackend, VirtualTimeError
 from stube.testing._contract.capabilities import requires
-from stube.testing._harness import PATIENCE, Driver, Injector, first_difference, run_threads, tracing
+from stube.testing._harness import (
+    PATIENCE,
+    Driver,
+    Injector,
+    first_difference,
+    join_or_standstill,
+    run_threads,
+    tracing,
+)
 from stube.testing.plugin import MakeRegistry
-from stube.testing.suite._fixtures import HOUR, MakeRun, Payload, guarantee
+from stube.testing.suite._fixtures import HOUR, MakeRun, Payload, guarantee, refused
 
 
 def clock_of(run: Driver) -> VirtualBackend:
@@ -125,16 +133,17 @@ def test_the_trace_tells_the_cause_and_keeps_no_payload(run: Driver) -> None:
 
 @guarantee("G15")
 @requires("virtual_time")
-@pytest.mark.parametrize("step", [-1, -0.001, timedelta(microseconds=-1)], ids=repr)
-def test_the_clock_does_not_go_back(run: Driver, step: float | timedelta) -> None:
+def test_the_clock_does_not_go_back(run: Driver) -> None:
     """Fault: the step is added before it is looked at, or what is ready is delivered before the error."""
     clock = clock_of(run)
     clock.advance(10)
     run.schedule(0)
-    with pytest.raises(VirtualTimeError):
-        clock.advance(step)
-    assert clock.now_ms == 10
-    assert run.recorder.seen == []
+    step: float | timedelta
+    for step in (-1, -0.001, timedelta(microseconds=-1)):
+        with refused(step, VirtualTimeError):
+            clock.advance(step)
+        assert clock.now_ms == 10, step
+        assert run.recorder.seen == [], step
     run.settle()
     assert run.recorder.names == ["tick"]
 
@@ -369,7 +378,7 @@ def test_at_whatever_line_of_a_step_another_thread_adds_the_clock_does_not_pass_
 
         def come_in(adder: threading.Thread = adder) -> None:
             adder.start()
-            adder.join(0.005)  # or it waits for a lock that this thread holds, and then it comes a little later
+            join_or_standstill(adder)  # or it waits for a lock that this thread holds, and adds a little later
 
         injector = Injector(at, come_in)
         with tracing(injector):

@@ -1,0 +1,41 @@
+"""The option `--tier`, for everything that is tested here: it leaves out what `tests/tiers.py` lists."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.tiers import FAST, TIERS, is_left_out
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.getgroup("stube").addoption(
+        "--tier", choices=TIERS, help="leave out what tests/tiers.py lists for this tier; by default everything runs"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("tier") == FAST:
+        config.option.stube_quick = True
+
+
+def pytest_report_header(config: pytest.Config) -> str | None:
+    tier = config.getoption("tier")
+    return tier and f"tier: {tier}, which leaves out what tests/tiers.py lists (everything: make test-full)"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    arguments = [_in_the_tree(argument, config) for argument in config.args]
+    left_out = {item for item in items if is_left_out(config.getoption("tier"), item.nodeid, arguments)}
+    if left_out:
+        items[:] = [item for item in items if item not in left_out]
+        config.hook.pytest_deselected(items=list(left_out))
+
+
+def _in_the_tree(argument: str, config: pytest.Config) -> str:
+    """Return an argument of pytest as a node id has it: relative to the root, with slashes."""
+    place, colons, test = argument.partition("::")
+    path = os.path.relpath(Path(config.invocation_params.dir, place), config.rootpath)
+    return Path(path).as_posix() + colons + test
