@@ -1,7 +1,8 @@
-"""The option `--tier`, for everything that is tested here: it leaves out what `tests/tiers.py` lists."""
+"""For everything that is tested here: the option `--tier`, which leaves out what `tests/tiers.py` lists."""
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 
@@ -19,6 +20,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("tier") == FAST:
         config.option.stube_quick = True
+    if not hasattr(config, "workerinput"):  # a worker of pytest-xdist has the options of its controller
+        named = config.args_source is pytest.Config.ArgsSource.ARGS
+        config.option.tier_named = [_in_the_tree(argument, config) for argument in config.args if named]
 
 
 def pytest_report_header(config: pytest.Config) -> str | None:
@@ -27,11 +31,17 @@ def pytest_report_header(config: pytest.Config) -> str | None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    arguments = [_in_the_tree(argument, config) for argument in config.args]
-    left_out = {item for item in items if is_left_out(config.getoption("tier"), item.nodeid, arguments)}
+    tier, named = config.getoption("tier"), config.getoption("tier_named")
+    left_out = {item for item in items if is_left_out(tier, item.nodeid, named)}
     if left_out:
         items[:] = [item for item in items if item not in left_out]
         config.hook.pytest_deselected(items=list(left_out))
+
+
+def pytest_collection_finish() -> None:
+    """Keep the collected tests, half a million objects that stay, out of every collection of garbage in a test."""
+    gc.collect()
+    gc.freeze()
 
 
 def _in_the_tree(argument: str, config: pytest.Config) -> str:
