@@ -5,10 +5,15 @@ from __future__ import annotations
 import gc
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.tiers import FAST, TIERS, is_left_out
+
+
+_WORKERS_NAMED = "stube_tier_named"
+_named_key = pytest.StashKey[list[str]]()  # the files, folders and tests that the command line names
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -20,9 +25,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("tier") == FAST:
         config.option.stube_quick = True
-    if not hasattr(config, "workerinput"):  # a worker of pytest-xdist has the options of its controller
-        named = config.args_source is pytest.Config.ArgsSource.ARGS
-        config.option.tier_named = [_in_the_tree(argument, config) for argument in config.args if named]
+    if hasattr(config, "workerinput"):  # a worker of pytest-xdist does not see the command line
+        named = config.workerinput[_WORKERS_NAMED]
+    elif config.args_source is pytest.Config.ArgsSource.ARGS:
+        named = [_in_the_tree(argument, config) for argument in config.args]
+    else:
+        named = []
+    config.stash[_named_key] = named
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    node.workerinput[_WORKERS_NAMED] = node.config.stash[_named_key]
 
 
 def pytest_report_header(config: pytest.Config) -> str | None:
@@ -31,7 +45,7 @@ def pytest_report_header(config: pytest.Config) -> str | None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    tier, named = config.getoption("tier"), config.getoption("tier_named")
+    tier, named = config.getoption("tier"), config.stash[_named_key]
     left_out = {item for item in items if is_left_out(tier, item.nodeid, named)}
     if left_out:
         items[:] = [item for item in items if item not in left_out]
