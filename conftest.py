@@ -11,7 +11,6 @@ import pytest
 
 from tests.tiers import FAST, TIERS, is_left_out
 
-
 _WORKERS_NAMED = "stube_tier_named"
 _named_key = pytest.StashKey[list[str]]()  # the files, folders and tests that the command line names
 
