@@ -125,7 +125,7 @@ def check_history(
                 undecided.append(f"the {what} of conversation {cid!r}")
                 continue
             if stuck is not None:
-                found(what, _told(index, what, cid, steps, stuck))
+                found(what, _finding_of(index, what, cid, steps, stuck))
     violations = [
         Violation(one.guarantee, one.summary, in_time(one.evidence), index.begins_at) for one in shortest.values()
     ]
@@ -158,14 +158,14 @@ class _Objects:
     def of(self, cid: str) -> Iterator[tuple[str, list[Step[Any]], Any]]:
         """Yield the objects of the conversation: the name of each, the steps on it, and the state before them."""
         calls = [*self._by_cid[cid], *self._everywhere]
-        baton = _those(calls, "put_pending_flow", "pending_flow", "forget_pending_flow", "reset_state")
+        baton = _calls_of(calls, "put_pending_flow", "pending_flow", "forget_pending_flow", "reset_state")
         yield "baton", baton_steps(baton, cid, self._index.history.remainder, self._index.skew), ()
         yield "timers", self._timers(cid, calls), frozenset()
         yield "subscriptions", self._subscriptions(cid, calls), frozenset()
 
     def _timers(self, cid: str, calls: list[Call]) -> list[Step[Any]]:
         index, remainder = self._index, self._index.history.remainder
-        mine = _those(calls, "schedule_event", "cancel", "cancel_timers", "reset_state")
+        mine = _calls_of(calls, "schedule_event", "cancel", "cancel_timers", "reset_state")
         instances = {
             call.arguments["id"]: call.arguments["instance_id"] for call in mine if call.operation == "schedule_event"
         }
@@ -189,7 +189,7 @@ class _Objects:
         return subscription_steps(
             [
                 call
-                for call in _those(calls, *names)
+                for call in _calls_of(calls, *names)
                 if call.operation != "publish" or call.arguments["topic"] in topics
             ],
             claims,
@@ -202,11 +202,11 @@ class _Objects:
         )
 
 
-def _those(calls: list[Call], *operations: str) -> list[Call]:
+def _calls_of(calls: list[Call], *operations: str) -> list[Call]:
     return [call for call in calls if call.operation in operations]
 
 
-def _told(index: Index, what: str, cid: str, steps: list[Step[Any]], stuck: Stuck[Any]) -> Finding:
+def _finding_of(index: Index, what: str, cid: str, steps: list[Step[Any]], stuck: Stuck[Any]) -> Finding:
     """Describe what the search found: the record, the states before it, and the calls that were under way."""
     record = stuck.step.record
     shown, more = list(stuck.states)[:_MOST_STATES], max(0, len(stuck.states) - _MOST_STATES)
