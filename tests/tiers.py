@@ -9,7 +9,7 @@
 `--tier fast` and `--tier pairwise` leave out what stands below; without the option everything runs. A test whose file
 or folder is named on the command line is never left out because of `LEFT_OUT`. Both tiers run the suite on the
 `VARIANTS` that name them. The fast tier runs it with `--stube-quick`: its sweeps inject each operation at every fourth
-line, and it draws fewer programs and histories at random (`stube/testing/_effort.py`).
+line, and it draws fewer programs and histories at random (`stube/testing/_harness/effort.py`).
 """
 
 from __future__ import annotations
