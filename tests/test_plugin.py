@@ -523,6 +523,19 @@ def test_the_plugin_leaves_a_project_alone_that_does_not_use_it(pytester: pytest
     done.assert_outcomes(passed=1)
 
 
+@pytest.mark.parametrize("conftest", ["", 'pytest_plugins = ["stube.testing.plugin"]'])
+def test_the_plugin_loads_without_a_warning_where_plugins_are_named(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, conftest: str
+) -> None:
+    """Fault: pytest warns that a part of the plugin was imported before its assertions could be rewritten."""
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    pytester.makeconftest(conftest)
+    pytester.makepyfile("def test_time(virtual_registry): virtual_registry.advance(5)")
+    options = [] if conftest else ["-p", "stube.testing.plugin"]
+    done = pytester.runpytest_subprocess("-p", "no:cacheprovider", "-W", "error", *options)
+    done.assert_outcomes(passed=1)
+
+
 def test_importing_the_plugin_is_cheap() -> None:
     source = """
 import sys

@@ -28,14 +28,10 @@ Markers:
 
 from __future__ import annotations
 
-import pytest
-
 from stube.testing._plugin.suite_fixtures import MakeRegistry
 from stube.testing._plugin.virtual_registry import HandlerFailed, VirtualChecks
 
 __all__ = ["HandlerFailed", "MakeRegistry", "VirtualChecks"]
-
-pytest.register_assert_rewrite("stube.testing.suite", "stube.testing._harness")
 
 pytest_plugins = (
     "stube.testing._plugin.options",

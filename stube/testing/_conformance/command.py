@@ -31,9 +31,9 @@ from stube.testing._harness import DISPATCH, DISPATCHES, LOOP, LOOPS
 
 __all__ = ["ConformanceError", "Runner", "conform"]
 
-_POLL: Final = 0.05  # seconds between two readings of the events of the child
-_GRACE: Final = 10.0  # seconds beyond the limit, for a child whose own time limit has no effect
-_FAREWELL: Final = 5.0  # seconds for a child to end after the last test
+_POLL_SECONDS: Final = 0.05  # seconds between two readings of the events of the child
+_GRACE_SECONDS: Final = 10.0  # seconds beyond the limit, for a child whose own time limit has no effect
+_EXIT_SECONDS: Final = 5.0  # seconds for a child to end after the last test
 _MOST_FRAMES: Final = 8  # of the stack of a test that hung
 _MOST_LOST: Final = 20  # tests that hung or crashed; then the run stops, because the next hundreds would take hours
 _FRAME: Final = re.compile(r'^  File "(?P<file>.*)", line (?P<line>\d+) in (?P<function>.*)$')
@@ -202,7 +202,7 @@ class Runner:
             "test": facts["name"],
             "promise": facts["promise"],
             "fault": facts["fault"],
-            "finding": "\n".join([f"The {why.subject} {why.deed}{when}.", *why.stood]),
+            "finding": "\n".join([f"The {why.subject} {why.deed}{when}.", *why.stack]),
             "where": why.where or facts["where"],
         }
         known = self.records.get(identity)
@@ -267,12 +267,12 @@ class Runner:
                     latest = time.monotonic()
                 self._show()
                 silence = time.monotonic() - latest
-                if over or (self._ended and silence > _FAREWELL):
+                if over or (self._ended and silence > _EXIT_SECONDS):
                     return False, silence
-                if silence > self._limit + _GRACE:
+                if silence > self._limit + _GRACE_SECONDS:
                     return True, silence
                 try:
-                    process.wait(_POLL)
+                    process.wait(_POLL_SECONDS)
                 except subprocess.TimeoutExpired:
                     pass
 
@@ -308,8 +308,8 @@ class _Ending:
         """The verb: what the test or the process did."""
         self.seconds = seconds
         frames = _frames(stacks)
-        self.stood = [f"it was in {function}, {place(file, line)}" for file, line, function in frames[:1]]
-        self.stood += [f"called by {function}, {place(file, line)}" for file, line, function in frames[1:]]
+        self.stack = [f"it was in {function}, {place(file, line)}" for file, line, function in frames[:1]]
+        self.stack += [f"called by {function}, {place(file, line)}" for file, line, function in frames[1:]]
         inside = [(file, line) for file, line, _ in frames if file.startswith(_SUITE + os.sep)]
         self.where = place(*inside[-1]) if inside else ""
 
@@ -327,14 +327,14 @@ def _frames(stacks: str) -> list[tuple[str, int, str]]:
     testing = [frames for frames in threads if any(file.startswith(_SUITE + os.sep) for file, _, _ in frames)]
     # If several threads are inside the suite, the test's own has pytest beneath it, so its stack is the longest.
     frames = max(testing or threads, key=len, default=[])
-    stood: list[tuple[str, int, str]] = []
+    stack: list[tuple[str, int, str]] = []
     for frame in frames[:_MOST_FRAMES]:
         if _OF_PYTEST.search(frame[0]):
             break
-        stood.append(frame)
+        stack.append(frame)
         if frame[0].startswith(_SUITE + os.sep):
             break
-    return stood
+    return stack
 
 
 def _code(code: int) -> str:

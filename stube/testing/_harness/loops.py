@@ -18,7 +18,17 @@ from typing_extensions import override
 
 from stube import Backend, Event, create_registry, is_async, is_coroutine_function
 
-__all__ = ["DISPATCHES", "LOOPS", "create", "create_apart", "live_threads", "loop_is_needed", "start"]
+__all__ = [
+    "DISPATCH",
+    "DISPATCHES",
+    "LOOP",
+    "LOOPS",
+    "create",
+    "create_apart",
+    "live_threads",
+    "loop_is_needed",
+    "start",
+]
 
 LOOP: Final = "STUBE_TEST_LOOP"
 DISPATCH: Final = "STUBE_TEST_DISPATCH"

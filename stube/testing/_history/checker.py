@@ -24,7 +24,7 @@ from typing import Any, Final
 
 from typing_extensions import override
 
-from stube.testing._history.index import View
+from stube.testing._history.index import Index
 from stube.testing._history.linearizability import Step, Stuck, Undecided, linearize
 from stube.testing._history.records import Call, History, Record, Run, Violation, in_time
 from stube.testing._history.rules import RULES, Finding, one_topic_order
@@ -97,11 +97,11 @@ def check_history(
 
     Sources: Wing and Gong, Testing and verifying concurrent objects (1993); Lowe, Testing for linearizability (2017).
     """
-    view = View(history, skew=skew_ns, clock_error=clock_error_ns)
+    index = Index(history, skew=skew_ns, clock_error=clock_error_ns)
     rules = (*RULES, one_topic_order) if common_topic_order else RULES
     shortest: dict[tuple[object, str], Finding] = {}
     # Where two deliveries ran at the same time, nothing is known about the claims.
-    accused = {(what, cid) for cid in view.overlapping for what in ("timers", "subscriptions")}
+    accused = {(what, cid) for cid in index.overlapping for what in ("timers", "subscriptions")}
     undecided: list[str] = []
 
     def found(kind: object, finding: Finding) -> None:
@@ -112,9 +112,9 @@ def check_history(
             shortest[kind, finding.guarantee] = finding
 
     for rule in rules:
-        for finding in rule(view):
+        for finding in rule(index):
             found(rule, finding)
-    objects = _Objects(view, whole_snapshots=one_instant_snapshot)
+    objects = _Objects(index, whole_snapshots=one_instant_snapshot)
     for cid in objects.cids:
         for what, steps, initial in objects.of(cid):
             if (what, cid) in accused:
@@ -125,9 +125,9 @@ def check_history(
                 undecided.append(f"the {what} of conversation {cid!r}")
                 continue
             if stuck is not None:
-                found(what, _told(view, what, cid, steps, stuck))
+                found(what, _finding_of(index, what, cid, steps, stuck))
     violations = [
-        Violation(one.guarantee, one.summary, in_time(one.evidence), view.begins_at) for one in shortest.values()
+        Violation(one.guarantee, one.summary, in_time(one.evidence), index.begins_at) for one in shortest.values()
     ]
     violations.sort(key=lambda one: (int(one.guarantee[1:]), len(one.evidence)))
     return Verdict(tuple(violations), tuple(undecided))
@@ -136,17 +136,17 @@ def check_history(
 class _Objects:
     """The baton, the timers and the subscriptions of each conversation, as steps for the search."""
 
-    def __init__(self, view: View, *, whole_snapshots: bool) -> None:
-        self._view = view
+    def __init__(self, index: Index, *, whole_snapshots: bool) -> None:
+        self._index = index
         self._whole_snapshots = whole_snapshots
         self._by_cid: dict[str, list[Call]] = {
-            call.arguments["cid"]: [] for call in view.calls if "cid" in call.arguments
+            call.arguments["cid"]: [] for call in index.calls if "cid" in call.arguments
         }
         everywhere: list[Call] = []
-        for call in view.calls:
+        for call in index.calls:
             cid = call.arguments.get("cid")
             if call.operation == "cancel":
-                timer = view.timers.get(call.arguments["id"])
+                timer = index.timers.get(call.arguments["id"])
                 cid = timer and timer.call.arguments["cid"]
             if cid is not None:
                 self._by_cid[cid].append(call)
@@ -158,30 +158,30 @@ class _Objects:
     def of(self, cid: str) -> Iterator[tuple[str, list[Step[Any]], Any]]:
         """Yield the objects of the conversation: the name of each, the steps on it, and the state before them."""
         calls = [*self._by_cid[cid], *self._everywhere]
-        baton = _those(calls, "put_pending_flow", "pending_flow", "forget_pending_flow", "reset_state")
-        yield "baton", baton_steps(baton, cid, self._view.history.remainder, self._view.skew), ()
+        baton = _calls_of(calls, "put_pending_flow", "pending_flow", "forget_pending_flow", "reset_state")
+        yield "baton", baton_steps(baton, cid, self._index.history.remainder, self._index.skew), ()
         yield "timers", self._timers(cid, calls), frozenset()
         yield "subscriptions", self._subscriptions(cid, calls), frozenset()
 
     def _timers(self, cid: str, calls: list[Call]) -> list[Step[Any]]:
-        view, remainder = self._view, self._view.history.remainder
-        mine = _those(calls, "schedule_event", "cancel", "cancel_timers", "reset_state")
+        index, remainder = self._index, self._index.history.remainder
+        mine = _calls_of(calls, "schedule_event", "cancel", "cancel_timers", "reset_state")
         instances = {
             call.arguments["id"]: call.arguments["instance_id"] for call in mine if call.operation == "schedule_event"
         }
-        claims = [one.claim for one in view.deliveries.get(cid, ()) if one.item.id in view.timers]
+        claims = [one.claim for one in index.deliveries.get(cid, ()) if one.item.id in index.timers]
         kept = {claim.run.id for claim in claims}.union(() if remainder is None else remainder.timers)
         gone = {
-            timer: next((call for call in view.cancels.get(timer, ()) if call.result), None)
+            timer: next((call for call in index.cancels.get(timer, ()) if call.result), None)
             for timer in instances
             if timer not in kept
         }
-        return timer_steps(mine, claims, instances, gone, remainder, view.skew)
+        return timer_steps(mine, claims, instances, gone, remainder, index.skew)
 
     def _subscriptions(self, cid: str, calls: list[Call]) -> list[Step[Any]]:
-        view = self._view
+        index = self._index
         topics = {call.arguments["topic"] for call in calls if call.operation == "subscribe"}
-        claims = [one.claim for one in view.deliveries.get(cid, ()) if one.item.id in view.messages]
+        claims = [one.claim for one in index.deliveries.get(cid, ()) if one.item.id in index.messages]
         delivered: dict[str, set[str]] = {}
         for claim in claims:
             delivered.setdefault(claim.run.id, set()).add(claim.run.instance_id)
@@ -189,24 +189,24 @@ class _Objects:
         return subscription_steps(
             [
                 call
-                for call in _those(calls, *names)
+                for call in _calls_of(calls, *names)
                 if call.operation != "publish" or call.arguments["topic"] in topics
             ],
             claims,
             cid,
-            {message: item.call.arguments["topic"] for message, item in view.messages.items()},
+            {message: item.call.arguments["topic"] for message, item in index.messages.items()},
             delivered,
-            view.history.remainder,
-            view.skew,
+            index.history.remainder,
+            index.skew,
             whole_snapshots=self._whole_snapshots,
         )
 
 
-def _those(calls: list[Call], *operations: str) -> list[Call]:
+def _calls_of(calls: list[Call], *operations: str) -> list[Call]:
     return [call for call in calls if call.operation in operations]
 
 
-def _told(view: View, what: str, cid: str, steps: list[Step[Any]], stuck: Stuck[Any]) -> Finding:
+def _finding_of(index: Index, what: str, cid: str, steps: list[Step[Any]], stuck: Stuck[Any]) -> Finding:
     """Describe what the search found: the record, the states before it, and the calls that were under way."""
     record = stuck.step.record
     shown, more = list(stuck.states)[:_MOST_STATES], max(0, len(stuck.states) - _MOST_STATES)
@@ -228,7 +228,7 @@ def _told(view: View, what: str, cid: str, steps: list[Step[Any]], stuck: Stuck[
         (step for step in steps if step.end < stuck.step.start and _removes(step.record)), key=lambda one: one.end
     )
     steps_shown = [*before[-_MOST_BEFORE:], *concurrent, stuck.step]
-    origins = _origins(view, what, cid, record, shown)
+    origins = _origins(index, what, cid, record, shown)
     return Finding(number, summary, (*origins, *(step.record for step in steps_shown)), cid, what)
 
 
@@ -240,7 +240,7 @@ def _removes(record: Record) -> bool:
     return not adds and (record.operation == "reset_state" or bool(record.result))
 
 
-def _origins(view: View, what: str, cid: str, record: Record, states: list[Any]) -> list[Record]:
+def _origins(index: Index, what: str, cid: str, record: Record, states: list[Any]) -> list[Record]:
     """Find the calls that made what the record is about and what the states hold; the latest few."""
     wanted: set[object] = {one for state in states for one in state}
     if isinstance(record, Run):
@@ -248,7 +248,7 @@ def _origins(view: View, what: str, cid: str, record: Record, states: list[Any])
     elif isinstance(record, Call):
         wanted.update((record.arguments.get("id"), record.result if what == "baton" else None))
     made: list[Record] = []
-    for call in view.calls:
+    for call in index.calls:
         given = call.arguments
         match call.operation:
             case "put_pending_flow":

@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 from stube.testing._history.records import Call, History, Run
 from stube.testing._history.sequential_specs import NEVER, Claim, covers
 
-__all__ = ["Delivery", "Item", "Place", "View"]
+__all__ = ["Delivery", "Item", "Place", "Index"]
 
 _EARLIEST: Final = -NEVER
 
@@ -48,8 +48,8 @@ class Place(NamedTuple):
     topic: str
 
 
-class View:
-    """A history, indexed.
+class Index:
+    """A history, indexed by conversation, timer, message and subscription.
 
     Args:
         history: the records.
@@ -199,21 +199,21 @@ class View:
 class _Membership:
     """The times of one subscription, from the calls that added it and those that may have removed it."""
 
-    def __init__(self, view: View, subscribes: list[Call], removals: list[Call]) -> None:
-        self._view = view
+    def __init__(self, index: Index, subscribes: list[Call], removals: list[Call]) -> None:
+        self._index = index
         self.subscribes = subscribes
         self.removals = removals
         # A removal that returned 0 has removed nothing, so `surely` ignores it. `possibly` counts it all the same,
         # because it needs only the chance of a removal. Both lists are in the order of the calls' instants.
         effective = [call for call in removals if call.result != 0]
-        self._returned = sorted((view.end(call), call.called_at) for call in subscribes)
+        self._returned = sorted((index.end(call), call.called_at) for call in subscribes)
         self._last_called = list(accumulate((called for _, called in self._returned), max))
         self._called = [call.called_at for call in subscribes]
-        self._last_end = list(accumulate(map(view.end, subscribes), max))
+        self._last_end = list(accumulate(map(index.end, subscribes), max))
         self._removal_called = [call.called_at for call in effective]
-        self._removal_last_end = list(accumulate(map(view.end, effective), max))
+        self._removal_last_end = list(accumulate(map(index.end, effective), max))
         self._all_called = [call.called_at for call in removals]
-        self._first_end = list(accumulate(map(view.end, reversed(removals)), min))[::-1]
+        self._first_end = list(accumulate(map(index.end, reversed(removals)), min))[::-1]
 
     def surely(self, call: Call, *, and_stays: bool = False) -> bool:
         """Tell whether the subscription existed during the whole call; with `and_stays`, also ever after."""
@@ -221,13 +221,13 @@ class _Membership:
         if not before:
             return False
         since = self._last_called[before - 1]
-        until = NEVER if and_stays else self._view.end(call)
+        until = NEVER if and_stays else self._index.end(call)
         possible = bisect_right(self._removal_called, until)
         return not possible or self._removal_last_end[possible - 1] < since
 
     def possibly(self, call: Call) -> bool:
         """Tell whether the subscription may have existed at some instant of the call."""
-        before = bisect_right(self._called, self._view.end(call))
+        before = bisect_right(self._called, self._index.end(call))
         if not before:
             return False
         since = self._last_end[before - 1]
@@ -236,7 +236,7 @@ class _Membership:
 
     def latest(self, call: Call) -> Call:
         """Return the latest `subscribe` that the call may have seen; there is one where `possibly` is True."""
-        return self.subscribes[bisect_right(self._called, self._view.end(call)) - 1]
+        return self.subscribes[bisect_right(self._called, self._index.end(call)) - 1]
 
 
 def _ended(run: Run) -> float:

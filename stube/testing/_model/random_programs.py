@@ -36,14 +36,14 @@ from stube.testing._model.programs import (
 
 __all__ = ["compare_programs", "exact_programs", "settled_programs", "soak_programs"]
 
-_CUTS: Final[tuple[Operation, ...]] = (
+_INTERFERING: Final[tuple[Operation, ...]] = (
     Call("inspect"),
     Call("inspect"),
     Call("reset_state"),
     Call("reset_state"),
     InstallDispatch(2),
 )
-_UNASKED: Final = (
+_SUPPRESSED: Final = (
     HealthCheck.too_slow,
     HealthCheck.data_too_large,
     HealthCheck.large_base_example,
@@ -55,7 +55,7 @@ _NAMES: Final = ("a", "b", "a", "c")  # of events
 _DELAYS: Final = (0, 1, 0, 1, 5, 0, 1, 5)
 _RARE_DELAYS: Final = (-1, 2.5, 0.5, 1e-7, 134, 135, 1000, HOUR, 2**53, 1.7e308, 10**400)
 _STEPS: Final = (1, 5, 0, 1, 5, 2.5, timedelta(milliseconds=1), 134, 1000, HOUR, -1)
-_NO_NAMES: Final = (None, 7, b"c1", "")
+_WRONG_NAMES: Final = (None, 7, b"c1", "")
 
 
 def exact_programs(*, by_reference: bool) -> st.SearchStrategy[Program]:
@@ -67,10 +67,10 @@ def exact_programs(*, by_reference: bool) -> st.SearchStrategy[Program]:
     cids = st.sampled_from((*_CIDS, Alias("c1")))
     topics = st.sampled_from((*_TOPICS, Alias("t")))
     delays = _weighted(*[st.sampled_from(_DELAYS)] * 4, st.sampled_from(_RARE_DELAYS))
-    things = _things(by_reference)
+    payloads = _payloads(by_reference)
 
     def operations(whose: st.SearchStrategy[Any], *more: st.SearchStrategy[Operation]) -> st.SearchStrategy[Operation]:
-        common = (*_operations(whose, topics, topics, delays, things), st.builds(InstallDispatch, st.integers(1, 2)))
+        common = (*_operations(whose, topics, topics, delays, payloads), st.builds(InstallDispatch, st.integers(1, 2)))
         clock = (
             st.builds(Call, st.just("advance"), st.tuples(st.sampled_from(_STEPS))),
             st.sampled_from(
@@ -78,7 +78,7 @@ def exact_programs(*, by_reference: bool) -> st.SearchStrategy[Program]:
             ),
         )
         whole = st.sampled_from((Call("reset_state"), Call("subscriptions"), Call("stats"), Call("inspect")))
-        rare = st.sampled_from((Call("close"), *_mistakes()))
+        rare = st.sampled_from((Call("close"), *_wrong_calls()))
         return _weighted(*common, *clock, clock[0], clock[0], clock[0], whole, rare, *more)
 
     raises = st.sampled_from([Raise(error) for error in (LookupError, ConversationEnded, Unusual, Interrupt)])
@@ -86,7 +86,9 @@ def exact_programs(*, by_reference: bool) -> st.SearchStrategy[Program]:
         Program,
         _program(operations(cids)),
         # Only handlers perform the operations that interfere with a delivery or inspect it.
-        _handlers(operations(st.one_of(st.just(OWN), cids), *(st.just(cut) for cut in _CUTS)), raises),
+        _handlers(
+            operations(st.one_of(st.just(OWN), cids), *(st.just(operation) for operation in _INTERFERING)), raises
+        ),
         _weighted(st.none(), st.none(), st.integers(1, 6)),
     )
 
@@ -103,16 +105,18 @@ def settled_programs(*, by_reference: bool) -> st.SearchStrategy[Program]:
     """
     cids, topics = st.sampled_from(_CIDS), st.sampled_from(_TOPICS)
     delays = st.sampled_from((0, HOUR, -1, 2 * HOUR, 10**400))
-    things = _things(by_reference)
-    outside = (*_operations(cids, topics, topics, delays, things), st.builds(InstallDispatch, st.integers(1, 2)))
+    payloads = _payloads(by_reference)
+    outside = (*_operations(cids, topics, topics, delays, payloads), st.builds(InstallDispatch, st.integers(1, 2)))
     own_topics = st.builds(
         lambda cid, event: _call("subscribe", cid=cid, instance_id="i1", topic=f"topic of {cid}", event=event),
         cids,
         st.sampled_from(_NAMES),
     )
-    whole = st.sampled_from((Call("subscriptions"), Call("inspect"), Call("stats"), Call("reset_state"), *_mistakes()))
+    whole = st.sampled_from(
+        (Call("subscriptions"), Call("inspect"), Call("stats"), Call("reset_state"), *_wrong_calls())
+    )
     inside = _weighted(
-        *_operations(st.just(OWN), st.one_of(st.just(OWN_TOPIC), topics), st.just(OWN_TOPIC), delays, things),
+        *_operations(st.just(OWN), st.one_of(st.just(OWN_TOPIC), topics), st.just(OWN_TOPIC), delays, payloads),
         st.sampled_from((Call("inspect", (OWN,)), Call("inspect", (OWN,)), Call("settle"), Call("join"))),
     )
     raises = st.sampled_from([Raise(error) for error in (LookupError, ConversationEnded, Unusual, SystemExit)])
@@ -149,7 +153,7 @@ def compare_programs(
         phases=(Phase.generate,),
         report_multiple_bugs=False,
         print_blob=False,
-        suppress_health_check=_UNASKED,
+        suppress_health_check=_SUPPRESSED,
     )
     @given(programs(by_reference=by_reference))
     def compare(program: Program) -> None:
@@ -211,7 +215,7 @@ def _call(name: str, *positional: Any, **named: Any) -> Call:
     return Call(name, positional, tuple(named.items()))
 
 
-def _things(by_reference: bool) -> st.SearchStrategy[Any]:
+def _payloads(by_reference: bool) -> st.SearchStrategy[Any]:
     """Return payloads."""
     return st.sampled_from((1, None, 0, "", *((FIRST, SECOND) if by_reference else ("first",))))
 
@@ -221,7 +225,7 @@ def _operations(
     topics: st.SearchStrategy[Any],
     published: st.SearchStrategy[Any],
     delays: st.SearchStrategy[Any],
-    things: st.SearchStrategy[Any],
+    payloads: st.SearchStrategy[Any],
 ) -> list[st.SearchStrategy[Operation]]:
     """Return the operations on one conversation or one topic; the frequent ones several times."""
     instances = st.sampled_from(("i1", "i2"))
@@ -229,9 +233,9 @@ def _operations(
     specs = st.one_of(
         names,
         st.tuples(names),
-        st.tuples(names, things),
-        st.tuples(names, things, things),
-        st.builds(list, st.tuples(names, things)),
+        st.tuples(names, payloads),
+        st.tuples(names, payloads, payloads),
+        st.builds(list, st.tuples(names, payloads)),
     )
     schedule = st.builds(
         lambda cid, instance_id, delay_ms, event: _call(
@@ -245,7 +249,7 @@ def _operations(
         ),
         cids, instances, topics, st.one_of(names, specs),
     )  # fmt: skip
-    publish = st.builds(lambda topic, message: _call("publish", topic, message), published, things)
+    publish = st.builds(lambda topic, message: _call("publish", topic, message), published, payloads)
     unsubscribe = st.builds(
         lambda cid, instance_id, topic: _call("unsubscribe", cid=cid, instance_id=instance_id, topic=topic),
         cids, instances, st.one_of(topics, st.none()),
@@ -260,33 +264,33 @@ def _operations(
         st.builds(CancelHandle, cids, st.integers(0, 2)),
         unsubscribe,
         st.builds(lambda cid: _call("remove_subscriptions_for_cid", cid), cids),
-        st.builds(lambda cid, flow_id: _call("put_pending_flow", cid, flow_id), cids, things),
+        st.builds(lambda cid, flow_id: _call("put_pending_flow", cid, flow_id), cids, payloads),
         st.builds(lambda name, cid: _call(name, cid), st.sampled_from(("pending_flow", "forget_pending_flow")), cids),
     ]  # fmt: skip
 
 
-def _mistakes() -> list[Call]:
+def _wrong_calls() -> list[Call]:
     """Return calls with one wrong argument."""
     names = {"cid": "c1", "instance_id": "i1"}
     timer = {**names, "delay_ms": 0, "event": "a"}
     subscription = {**names, "topic": "t", "event": "a"}
     events: tuple[Any, ...] = (None, 7, "", (), [], ("",), (None, 1), [1])
     return [
-        *(_call("schedule_event", **{**timer, role: wrong}) for role in names for wrong in _NO_NAMES),
+        *(_call("schedule_event", **{**timer, role: wrong}) for role in names for wrong in _WRONG_NAMES),
         *(_call("schedule_event", **{**timer, "delay_ms": wrong}) for wrong in (None, True, "1", nan, inf, -inf)),
         *(_call("schedule_event", **{**timer, "event": wrong}) for wrong in events),
-        *(_call("subscribe", **{**subscription, role: wrong}) for role in (*names, "topic") for wrong in _NO_NAMES),
+        *(_call("subscribe", **{**subscription, role: wrong}) for role in (*names, "topic") for wrong in _WRONG_NAMES),
         *(_call("subscribe", **{**subscription, "event": wrong}) for wrong in events),
-        *(_call("unsubscribe", **{**names, role: wrong}) for role in names for wrong in _NO_NAMES),
+        *(_call("unsubscribe", **{**names, role: wrong}) for role in names for wrong in _WRONG_NAMES),
         *(_call("unsubscribe", **names, topic=wrong) for wrong in (7, "")),
         *(_call("cancel_timers", "c1", instance_id=wrong) for wrong in (7, "")),
         *(
             _call(name, wrong)
             for name in ("pending_flow", "forget_pending_flow", "cancel_timers", "remove_subscriptions_for_cid")
-            for wrong in _NO_NAMES
+            for wrong in _WRONG_NAMES
         ),
-        *(_call("put_pending_flow", wrong, 1) for wrong in _NO_NAMES),
-        *(_call("publish", wrong, 1) for wrong in _NO_NAMES),
+        *(_call("put_pending_flow", wrong, 1) for wrong in _WRONG_NAMES),
+        *(_call("publish", wrong, 1) for wrong in _WRONG_NAMES),
         _call("put_pending_flow", "c1", None),
         _call("install_dispatch", None),
     ]

@@ -10,7 +10,7 @@ from typing import Any, Final, Protocol, cast
 import pytest
 
 from stube import Backend
-from stube.testing._harness import Driver
+from stube.testing._harness import HOUR, Driver
 from stube.testing.plugin import MakeRegistry
 
 __all__ = [
@@ -29,9 +29,6 @@ __all__ = [
 ]
 
 guarantee = pytest.mark.guarantee
-
-HOUR: Final = 3_600_000
-"""Milliseconds that no test waits for: a timer of an hour stands for one that is not due."""
 
 NOT_A_NAME: Final[list[tuple[Any, type[Exception]]]] = [
     (None, TypeError),

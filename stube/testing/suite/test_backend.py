@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
@@ -22,12 +21,9 @@ from stube import (
     UnknownBackendError,
 )
 from stube.testing._contract.capabilities import CAPABILITIES, requires
-from stube.testing._harness import PATIENCE, Driver
+from stube.testing._harness import PATIENCE, Driver, monotonic
 from stube.testing.plugin import MakeRegistry
 from stube.testing.suite._fixtures import HOUR, MakeRun, guarantee, refused
-
-_monotonic = time.monotonic
-
 
 # What it is.
 
@@ -166,9 +162,9 @@ def test_settle_and_join_say_when_the_time_was_too_short(run: Driver) -> None:
     run.schedule(HOUR)
     with run.held():
         for wait in (run.registry.settle, run.registry.join):
-            start = _monotonic()
+            start = monotonic()
             assert wait(0.25) is False
-            assert 0.24 <= _monotonic() - start < 5
+            assert 0.24 <= monotonic() - start < 5
             assert wait(0) is False
     run.settle()
     assert run.registry.settle(0) is True

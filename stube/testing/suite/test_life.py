@@ -21,15 +21,13 @@ from stube.testing._harness import (
     create,
     join_or_standstill,
     live_threads,
+    monotonic,
     run_script,
     run_threads,
     tracing,
 )
 from stube.testing.plugin import MakeRegistry
 from stube.testing.suite._fixtures import HOUR, OPERATIONS, MakeRun, guarantee, unchanged
-
-_monotonic = time.monotonic
-
 
 # Starting.
 
@@ -114,9 +112,9 @@ def test_closing_discards_what_has_not_begun_and_is_idempotent(run: Driver) -> N
         run.schedule(HOUR)
     run.schedule(0, "early")
     run.settle()
-    start = _monotonic()
+    start = monotonic()
     assert run.registry.close() is True
-    assert _monotonic() - start < 5
+    assert monotonic() - start < 5
     assert run.registry.close() is True
     assert run.registry.close(timeout=0) is True
     assert run.registry.close(None) is True
@@ -188,9 +186,9 @@ def test_closing_waits_for_a_running_delivery_no_longer_than_it_may(run: Driver)
     with run.held("c1"):
         run.schedule(0, "victim")
         run.registry.publish("t", 1)
-        start = _monotonic()
+        start = monotonic()
         assert run.registry.close(timeout=0.2) is False
-        assert 0.19 <= _monotonic() - start < 5
+        assert 0.19 <= monotonic() - start < 5
         assert run.registry.close(timeout=0) is False
         with pytest.raises(RegistryClosed):
             run.schedule(0)
@@ -206,10 +204,10 @@ def test_closing_from_inside_a_delivery_does_not_wait_for_itself(run: Driver) ->
     log: list[str] = []
 
     def close(cid: str, event: Event) -> None:
-        start = _monotonic()
+        start = monotonic()
         run.registry.close(PATIENCE)
         run.registry.close(PATIENCE)
-        assert _monotonic() - start < PATIENCE / 2
+        assert monotonic() - start < PATIENCE / 2
         with pytest.raises(RegistryClosed):
             run.schedule(0)
         log.append("finished")
@@ -366,13 +364,13 @@ def test_a_registry_whose_last_timer_goes_while_it_sleeps_is_collected(
 
 
 def _wait_until_gone(watched: list[weakref.ref[Backend]], before: int) -> None:
-    deadline = _monotonic() + PATIENCE
+    deadline = monotonic() + PATIENCE
     pause = threading.Event()
     while True:
         gc.collect()
         if not any(reference() for reference in watched) and len(live_threads()) == before:
             break
-        assert _monotonic() < deadline, f"alive: {watched}, threads: {live_threads()}"
+        assert monotonic() < deadline, f"alive: {watched}, threads: {live_threads()}"
         pause.wait(0.005)  # a thread's end has no event that a stranger could wait for
 
 

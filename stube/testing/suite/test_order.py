@@ -5,18 +5,14 @@ from __future__ import annotations
 import math
 import random
 import threading
-import time
 from collections.abc import Iterable
 
 import pytest
 
 from stube import Event, Stats
 from stube.testing._contract.capabilities import requires
-from stube.testing._harness import Driver, first_difference, run_threads
+from stube.testing._harness import Driver, first_difference, monotonic_ns, run_threads
 from stube.testing.suite._fixtures import MakeRun, guarantee
-
-# Taken at import, because tests replace attributes of the time module.
-_monotonic_ns = time.monotonic_ns
 
 
 class _Due:
@@ -179,7 +175,7 @@ def test_timers_that_come_late_take_their_place_among_those_that_are_nearly_due(
 def test_on_a_coarse_clock_timers_of_one_instant_keep_the_order_of_their_acceptance(make_run: MakeRun) -> None:
     """Fault: ties are broken the wrong way round, which a fine clock never shows. This one ticks every 20 ms."""
     tick_ns = 20_000_000
-    run = make_run(clock=lambda: _monotonic_ns() // tick_ns * tick_ns)
+    run = make_run(clock=lambda: monotonic_ns() // tick_ns * tick_ns)
     # Several times over, for how a backend cuts time into pieces must not decide what the test sees.
     for attempt in range(5):
         run.schedule(30, "near", cid="c2")
@@ -243,13 +239,13 @@ def test_a_publication_begins_between_the_timers_due_before_it_and_after_it(run:
     for _ in range(20):
         run.recorder.clear()
         with run.held("c1"):
-            start = _monotonic_ns()
+            start = monotonic_ns()
             run.schedule(10, ("tick", "before"))
             run.schedule(250, ("tick", "after"))
             threading.Event().wait(0.015)
             run.registry.publish("t", "between")
-            in_time = _monotonic_ns() - start < 250_000_000
-            threading.Event().wait(max(0.0, 0.260 - (_monotonic_ns() - start) / 1e9))
+            in_time = monotonic_ns() - start < 250_000_000
+            threading.Event().wait(max(0.0, 0.260 - (monotonic_ns() - start) / 1e9))
         run.settle()
         if in_time:
             break

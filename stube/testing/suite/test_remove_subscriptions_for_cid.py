@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import time
-
 from stube import Stats
 from stube.testing._harness import Driver
 from stube.testing.suite._fixtures import NOT_A_NAME, guarantee, refused
-
-_monotonic_ns = time.monotonic_ns
 
 
 @guarantee("G21")

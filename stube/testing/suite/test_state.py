@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from functools import partial
 from typing import Any
 
@@ -18,13 +17,11 @@ from stube.testing._harness import (
     Injector,
     first_difference,
     join_or_standstill,
+    monotonic_ns,
     run_threads,
     tracing,
 )
 from stube.testing.suite._fixtures import HOUR, MakeRun, guarantee, unchanged
-
-# Taken at import, because tests replace attributes of the time module.
-_monotonic_ns = time.monotonic_ns
 
 
 @guarantee("G14")
@@ -38,10 +35,10 @@ def test_scheduling_and_cancelling_cost_the_same_in_a_crowd(run: Driver) -> None
     def typical() -> float:
         figures = []
         for number in range(200):
-            start = _monotonic_ns()
+            start = monotonic_ns()
             run.schedule(HOUR + number, cid="mine")
             run.registry.cancel_timers("mine")
-            figures.append(_monotonic_ns() - start)
+            figures.append(monotonic_ns() - start)
         return sorted(figures)[len(figures) // 4]
 
     alone = typical()
@@ -61,12 +58,12 @@ def test_subscribing_and_leaving_cost_the_same_in_a_crowd(run: Driver) -> None:
     def typical() -> float:
         figures = []
         for number in range(200):
-            start = _monotonic_ns()
+            start = monotonic_ns()
             run.subscribe("crowd", cid="mine", instance_id=f"i{number}")
             run.subscribe("crowd", cid="mine", instance_id="other")
             run.registry.unsubscribe(cid="mine", instance_id=f"i{number}", topic="crowd")
             run.registry.remove_subscriptions_for_cid("mine")
-            figures.append(_monotonic_ns() - start)
+            figures.append(monotonic_ns() - start)
         return sorted(figures)[len(figures) // 4]
 
     alone = typical()
@@ -84,9 +81,9 @@ def test_leaving_one_topic_costs_the_same_for_an_instance_of_many(run: Driver) -
             run.subscribe(f"topic {number}", cid=cid)
         figures = []
         for number in range(41):
-            start = _monotonic_ns()
+            start = monotonic_ns()
             assert run.registry.unsubscribe(cid=cid, instance_id="main", topic=f"topic {number}") == 1
-            figures.append(_monotonic_ns() - start)
+            figures.append(monotonic_ns() - start)
         return sorted(figures)[len(figures) // 4]
 
     few, many = typical("few", 100), typical("many", 50_000)
@@ -105,9 +102,9 @@ def test_leaving_costs_what_the_conversation_holds_and_not_what_its_topics_hold(
         for _ in range(200):
             run.subscribe("crowd", cid="mine")
             run.subscribe("mine", cid="mine")
-            start = _monotonic_ns()
+            start = monotonic_ns()
             assert run.registry.remove_subscriptions_for_cid("mine") == 2
-            figures.append(_monotonic_ns() - start)
+            figures.append(monotonic_ns() - start)
         return sorted(figures)[len(figures) // 4]
 
     alone = typical()
@@ -129,9 +126,9 @@ def test_publishing_costs_its_caller_the_same_for_one_and_for_a_hundred_thousand
     def typical(topic: str) -> float:
         figures = []
         for number in range(41):
-            start = _monotonic_ns()
+            start = monotonic_ns()
             run.registry.publish(topic, number)
-            figures.append(_monotonic_ns() - start)
+            figures.append(monotonic_ns() - start)
         return sorted(figures)[len(figures) // 4]
 
     run.subscribe("one", cid="c0")

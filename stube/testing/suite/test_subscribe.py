@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from itertools import product
 from typing import Any
 
@@ -12,8 +11,6 @@ from stube import Event, EventSpec, Stats
 from stube.testing._harness import Driver, first_difference, run_threads
 from stube.testing.suite._fixtures import AWKWARD_NAMES, NOT_A_NAME, guarantee, refused
 from stube.testing.suite.test_schedule_event import WRONG_EVENTS
-
-_monotonic_ns = time.monotonic_ns
 
 
 @guarantee("G21", "G7")

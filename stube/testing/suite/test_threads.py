@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import random
 import threading
-import time
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pytest
+from typing_extensions import override
 
-from stube import Backend, ConversationInfo, Stats
+from stube import Backend, ConversationInfo, Dispatch, Stats
 from stube.testing._harness import (
     PATIENCE,
     Driver,
     Effort,
     Injector,
+    RandomSteps,
+    RegistryProxy,
     join_or_standstill,
+    monotonic,
     run_threads,
     timed_out,
     tracing,
     wait_or_standstill,
 )
 from stube.testing.suite._fixtures import HOUR, OPERATIONS, guarantee
-
-_monotonic = time.monotonic
 
 
 @guarantee("G21")
@@ -198,50 +201,63 @@ def test_two_threads_that_are_both_interrupted_do_not_wait_for_each_other(run: D
             run.registry.remove_subscriptions_for_cid(cid)
 
 
+class _Counting(RegistryProxy):
+    """Counts what its operations accept and cancel."""
+
+    def __init__(self, registry: Backend) -> None:
+        super().__init__(registry)
+        # No lock, which would keep the threads in step: lists are appended to in one step.
+        self.accepted: list[int] = []
+        self.cancelled: list[int] = []
+
+    @override
+    def _operate(self, operation: str, call: Callable[..., Any], /, *positional: Any, **named: Any) -> Any:
+        result = call(*positional, **named)
+        if operation in ("schedule_event", "publish"):
+            self.accepted.append(1 if operation == "schedule_event" else result)
+        elif operation == "cancel_timers":
+            self.cancelled.append(result)
+        return result
+
+    def schedule_and_cancel(self, chance: random.Random, cid: str) -> None:
+        """Schedule a timer and cancel it by its handle."""
+        delay_ms = chance.choice((0, 0.3, 2, HOUR))
+        self.cancelled.append(self.schedule_event(cid=cid, instance_id="i1", delay_ms=delay_ms, event="tick").cancel())
+
+    def read_and_install(self, chance: random.Random, cid: str, dispatch: Dispatch) -> None:
+        """Take the snapshots, and install dispatch again."""
+        self.subscriptions()
+        self.inspect(cid)
+        self.install_dispatch(dispatch)
+
+
 @guarantee("G21", "G7", "G1")
 def test_eight_threads_run_every_operation_at_once(run: Driver, stube_effort: Effort) -> None:
     """Case 13. Fault: any state that is changed outside of its lock. Two seconds of real time, then all is whole."""
-    until = _monotonic() + stube_effort.stress_seconds
+    until = monotonic() + stube_effort.stress_seconds
     stop = threading.Event()
-    counted = [0] * 8
-    cancels = [0] * 8
+    registry = _Counting(run.registry)
+    weights = {
+        "put": 1.0, "take": 1, "forget": 1, "schedule": 2, "schedule and cancel": 1, "cancel timers": 1, "subscribe": 1,
+        "unsubscribe": 1, "remove": 1, "publish": 1, "read and install": 1, "reset": 0.05,
+    }  # fmt: skip
+    steps = RandomSteps(
+        registry,
+        cids=[f"c{number}" for number in range(6)],
+        instances=("i0", "i1", "i2"),
+        topics=("t0", "t1", "t2", "t3"),
+        delays=(0, 0.3, 2, HOUR),
+        handles=8,
+        more={
+            "schedule and cancel": registry.schedule_and_cancel,
+            "read and install": partial(registry.read_and_install, dispatch=run.recorder),
+        },
+    )
 
     def work(thread: int) -> None:
         chance = random.Random(thread)
-        registry = run.registry
-        while _monotonic() < until:
-            cid, instance_id = f"c{chance.randrange(6)}", f"i{chance.randrange(3)}"
-            topic = f"t{chance.randrange(4)}"
-            step = chance.randrange(13)
-            if step == 0:
-                registry.put_pending_flow(cid, thread)
-            elif step == 1:
-                registry.pending_flow(cid)
-            elif step == 2:
-                registry.forget_pending_flow(cid)
-            elif step <= 5:
-                handle = registry.schedule_event(
-                    cid=cid, instance_id=instance_id, delay_ms=chance.choice([0, 0.3, 2, HOUR]), event="tick"
-                )
-                counted[thread] += 1
-                if step == 5:
-                    cancels[thread] += handle.cancel()
-            elif step == 6:
-                cancels[thread] += registry.cancel_timers(cid, instance_id=chance.choice([None, instance_id]))
-            elif step == 7:
-                registry.subscribe(cid=cid, instance_id=instance_id, topic=topic, event="said")
-            elif step == 8:
-                registry.unsubscribe(cid=cid, instance_id=instance_id, topic=chance.choice([None, topic]))
-            elif step == 9:
-                registry.remove_subscriptions_for_cid(cid)
-            elif step == 10:
-                counted[thread] += registry.publish(topic, thread)
-            elif step == 11:
-                registry.subscriptions()
-                registry.inspect(cid)
-                registry.install_dispatch(run.recorder)
-            elif chance.random() < 0.05:
-                registry.reset_state()
+        while monotonic() < until:
+            steps.perform(chance, weights)
 
     def move() -> None:
         while not stop.is_set():
@@ -258,9 +274,9 @@ def test_eight_threads_run_every_operation_at_once(run: Driver, stube_effort: Ef
         mover.join(PATIENCE)
     run.pass_time(2)
     stats = run.stats()
-    assert stats.accepted == sum(counted)
+    assert stats.accepted == sum(registry.accepted)
     assert stats.delivered == len(run.recorder.seen)
-    assert stats.cancelled >= sum(cancels)
+    assert stats.cancelled >= sum(registry.cancelled)
     assert (stats.failed, stats.queued, stats.running) == (0, 0, 0)
     assert stats.balanced, stats.equation
     found = run.registry.inspect()

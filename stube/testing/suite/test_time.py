@@ -14,11 +14,9 @@ import pytest
 
 from stube import Stats
 from stube.testing._contract.capabilities import requires
-from stube.testing._harness import PATIENCE, Driver, first_difference, loop_is_needed, run_script
+from stube.testing._harness import PATIENCE, Driver, first_difference, loop_is_needed, monotonic_ns, run_script
 from stube.testing.suite._fixtures import HOUR, MakeRun, guarantee, refused
 
-# Taken at import, because tests replace attributes of the time module.
-_monotonic_ns = time.monotonic_ns
 _process_time = time.process_time
 
 
@@ -29,7 +27,7 @@ def test_no_timer_begins_early_and_none_is_lost(run: Driver) -> None:
     wanted: dict[int, float] = {}
     for number in range(400):
         delay = chance.choice([0, 1, chance.uniform(0, 40), chance.uniform(0, 1), chance.randrange(40)])
-        before_ns = 0 if run.clock is not None else _monotonic_ns()
+        before_ns = 0 if run.clock is not None else monotonic_ns()
         wanted[number] = float(before_ns / Fraction(10**6) + Fraction(delay))
         run.schedule(delay, ("tick", number), cid=f"c{number % 50}")
     run.pass_time(40)
@@ -225,7 +223,7 @@ def test_a_clock_of_ones_own_may_be_passed_in(make_run: MakeRun) -> None:
     def clock() -> int:
         nonlocal calls
         calls += 1
-        return 5 * 10**18 + _monotonic_ns()
+        return 5 * 10**18 + monotonic_ns()
 
     run = make_run(clock=clock)
     before = run.now_ms()
