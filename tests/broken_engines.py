@@ -481,7 +481,7 @@ SHARDED_FAULTS: Final[tuple[Fault, ...]] = (
         "        raise registry_full(sum(pending), 1, sum(pending))\n        each, over = divmod(self._left(",
         (
             "test_state.py::test_whoever_needs_it_may_have_all_the_room",
-            OWN + "test_the_shares_are_the_bound_and_a_shard_may_use_all_of_it",
+            OWN + "test_shares_add_up_to_max_pending_and_one_shard_may_use_all",
         ),
         SHARDS,
     ),
@@ -493,7 +493,7 @@ SHARDED_FAULTS: Final[tuple[Fault, ...]] = (
         "max_pending",
         (
             "test_state.py::test_whoever_needs_it_may_have_all_the_room",
-            OWN + "test_the_shares_are_the_bound_and_a_shard_may_use_all_of_it",
+            OWN + "test_shares_add_up_to_max_pending_and_one_shard_may_use_all",
         ),
         SHARDS,
     ),
@@ -505,7 +505,7 @@ SHARDED_FAULTS: Final[tuple[Fault, ...]] = (
         "            return acquire()\n",
         (
             "test_threads.py::test_two_threads_that_are_both_interrupted_do_not_wait_for_each_other",
-            OWN + "test_two_threads_inside_two_shards_call_into_each_others",
+            OWN + "test_crossing_reentrant_calls_of_two_shards_do_not_deadlock",
         ),
         SHARDS,
     ),

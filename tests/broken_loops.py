@@ -31,7 +31,7 @@ ASYNCIO_FAULTS: Final[tuple[Fault, ...]] = (
         ENGINE + "_mailboxes.py",
         "        while (entry := box.after) is not box:\n            unlink(entry)\n",
         "        while (entry := box.before) is not box:\n            unlink(entry)\n",
-        (OWN + "test_what_became_ready_behind_a_slow_handler_begins_in_its_order",),
+        (OWN + "test_deliveries_queued_behind_a_slow_handler_begin_in_due_order",),
         LOOPS,
     ),
     Fault(
@@ -44,7 +44,7 @@ ASYNCIO_FAULTS: Final[tuple[Fault, ...]] = (
         "            if event is not None:\n"
         "                box.begun = (event, self.core.dispatch(box.cid, event))\n"
         "                self._runners.start(box, self)\n",
-        (OWN + "test_what_is_cancelled_before_its_runner_has_begun_is_never_entered",),
+        (OWN + "test_a_cancel_before_the_runner_begins_prevents_the_delivery",),
         LOOPS,
     ),
     Fault(
@@ -54,7 +54,7 @@ ASYNCIO_FAULTS: Final[tuple[Fault, ...]] = (
         "        began = now = self._clock()\n",
         "        began = now = self._clock() + 3_000_000\n",
         (
-            OWN + "test_a_loop_whose_timers_go_early_lets_none_begin_early_nor_runs_hot",
+            OWN + "test_early_timers_of_a_loop_cause_no_early_delivery_and_no_busy_loop",
             OWN + "test_no_timer_begins_early_on_any_loop",
         ),
         LOOPS,
@@ -65,7 +65,7 @@ ASYNCIO_FAULTS: Final[tuple[Fault, ...]] = (
         LINK,
         "        if self.early_wakeups:\n",
         "        if False:\n",
-        (OWN + "test_a_loop_whose_timers_go_early_lets_none_begin_early_nor_runs_hot",),
+        (OWN + "test_early_timers_of_a_loop_cause_no_early_delivery_and_no_busy_loop",),
         LOOPS,
     ),
     Fault(
@@ -92,7 +92,7 @@ ASYNCIO_FAULTS: Final[tuple[Fault, ...]] = (
         RUNNERS,
         "                if isinstance(result, Awaitable):\n                    await result\n",
         "                if isinstance(result, Awaitable):\n                    getattr(result, 'close', id)()\n",
-        (OWN + "test_what_a_plain_function_returns_is_awaited_if_it_can_be",),
+        (OWN + "test_an_awaitable_that_a_plain_function_returns_is_awaited",),
         LOOPS,
     ),
     Fault(
@@ -121,7 +121,7 @@ ASYNCIO_FAULTS: Final[tuple[Fault, ...]] = (
         "        if loop is None:\n            self._bind()\n",
         (
             OWN + "test_one_registry_serves_two_runs",
-            OWN + "test_what_ran_on_a_loop_that_was_just_closed_is_broken_off",
+            OWN + "test_handlers_of_a_closed_loop_are_ended_and_counted_as_failed",
         ),
         LOOPS,
     ),
@@ -140,7 +140,7 @@ ASYNCIO_FAULTS: Final[tuple[Fault, ...]] = (
         RUNNERS,
         "                if isinstance(runner, Task):\n                    _close_coroutine_of(runner)\n",
         "                if isinstance(runner, Task):\n                    continue\n",
-        (OWN + "test_what_ran_on_a_loop_that_was_just_closed_is_broken_off",),
+        (OWN + "test_handlers_of_a_closed_loop_are_ended_and_counted_as_failed",),
         LOOPS,
     ),
 )

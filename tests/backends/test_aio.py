@@ -123,7 +123,7 @@ def test_a_slow_coroutine_of_one_conversation_delays_no_other(registry: AsyncioR
     run(main())
 
 
-def test_what_became_ready_behind_a_slow_handler_begins_in_its_order(make: Make, run: Any) -> None:
+def test_deliveries_queued_behind_a_slow_handler_begin_in_due_order(make: Make, run: Any) -> None:
     """G2. Fault: a mailbox that timers and messages enter as they come, or by kind."""
     recorder = Recorder()
     now = 0
@@ -167,7 +167,7 @@ async def _sorted(registry: AsyncioRegistry) -> None:
     await until(lambda: not registry.inspect("another"))
 
 
-def test_all_subscribers_hear_one_topic_in_one_order_though_some_are_slow(registry: AsyncioRegistry, run: Any) -> None:
+def test_slow_subscribers_receive_a_topic_in_publication_order(registry: AsyncioRegistry, run: Any) -> None:
     """G4. Fault: who is held up gets later messages first."""
     heard: dict[str, list[int]] = {}
 
@@ -188,7 +188,7 @@ def test_all_subscribers_hear_one_topic_in_one_order_though_some_are_slow(regist
     run(main())
 
 
-def test_handlers_that_never_wait_leave_others_their_turn(registry: AsyncioRegistry, run: Any) -> None:
+def test_handlers_that_never_wait_do_not_starve_the_loop(registry: AsyncioRegistry, run: Any) -> None:
     """Fault: a runner goes through a mailbox that fills as fast, or a round never ends, and the loop starves."""
     turns = 0
 
@@ -252,7 +252,7 @@ async def _wait_without_a_reference() -> None:
 # -- cancelling ----------------------------------------------------------------------------------------------
 
 
-def test_what_is_parked_is_cancelled_like_what_waits(registry: AsyncioRegistry, run: Any) -> None:
+def test_deliveries_in_a_mailbox_can_be_cancelled(registry: AsyncioRegistry, run: Any) -> None:
     """G5. Fault: sorting into a mailbox counts as beginning, and no cancel finds what lies there."""
     recorder = Recorder()
 
@@ -282,7 +282,7 @@ def test_what_is_parked_is_cancelled_like_what_waits(registry: AsyncioRegistry, 
     run(main())
 
 
-def test_a_conversation_that_ends_while_its_handler_hangs_keeps_no_message(registry: AsyncioRegistry, run: Any) -> None:
+def test_an_ended_conversation_frees_messages_behind_a_hanging_handler(registry: AsyncioRegistry, run: Any) -> None:
     """G13. Fault: messages stay in a mailbox until a handler returns that never does."""
     recorder = Recorder()
 
@@ -310,7 +310,7 @@ def test_a_conversation_that_ends_while_its_handler_hangs_keeps_no_message(regis
     run(main())
 
 
-def test_what_is_cancelled_before_its_runner_has_begun_is_never_entered(registry: AsyncioRegistry, run: Any) -> None:
+def test_a_cancel_before_the_runner_begins_prevents_the_delivery(registry: AsyncioRegistry, run: Any) -> None:
     """G5. Fault: the delivery is claimed where the task is made, and entered a turn of the loop later."""
     recorder = Recorder()
 
@@ -330,7 +330,7 @@ def test_what_is_cancelled_before_its_runner_has_begun_is_never_entered(registry
     run(main())
 
 
-def test_a_reset_drops_what_is_parked_and_leaves_what_runs(registry: AsyncioRegistry, run: Any) -> None:
+def test_a_reset_drops_mailboxes_and_leaves_the_running_delivery(registry: AsyncioRegistry, run: Any) -> None:
     """G18. Fault: mailboxes survive a reset, or the running delivery is forgotten."""
     recorder = Recorder()
 
@@ -380,9 +380,7 @@ def test_one_registry_serves_two_runs(registry: AsyncioRegistry, run: Any) -> No
     assert registry.cancel_timers("c1") == 1
 
 
-def test_what_threads_added_before_there_was_a_loop_is_delivered_on_the_first(
-    registry: AsyncioRegistry, run: Any
-) -> None:
+def test_work_accepted_before_any_loop_is_delivered_on_the_first_loop(registry: AsyncioRegistry, run: Any) -> None:
     """Fault: without a loop an operation raises, or what it accepted is forgotten."""
     recorder = Recorder()
     registry.install_dispatch(recorder)
@@ -414,7 +412,7 @@ def test_what_threads_added_before_there_was_a_loop_is_delivered_on_the_first(
         lambda registry: registry.inspect(),
     ],
 )
-def test_any_operation_binds(registry: AsyncioRegistry, operation: Any) -> None:
+def test_any_operation_binds_the_registry_to_the_running_loop(registry: AsyncioRegistry, operation: Any) -> None:
     """Fault: only what schedules looks for a loop, and a host that begins with something else gets no deliveries."""
     delivered: list[str] = []
     registry.install_dispatch(lambda cid, event: delivered.append(event.name))
@@ -428,7 +426,7 @@ def test_any_operation_binds(registry: AsyncioRegistry, operation: Any) -> None:
     registry.reset_state()
 
 
-def test_a_repr_does_not_bind(registry: AsyncioRegistry) -> None:
+def test_a_repr_does_not_bind_the_registry_to_a_loop(registry: AsyncioRegistry) -> None:
     """Fault: a debugger that shows the registry on some other loop gives it to that one."""
 
     async def main() -> None:
@@ -438,7 +436,7 @@ def test_a_repr_does_not_bind(registry: AsyncioRegistry) -> None:
     assert registry._driver._link.loop is None
 
 
-def test_a_loop_may_be_given(make: Make) -> None:
+def test_a_loop_given_as_an_option_gets_the_deliveries(make: Make) -> None:
     """Fault: the option is taken and not used."""
     loop = asyncio.new_event_loop()
     try:
@@ -453,7 +451,7 @@ def test_a_loop_may_be_given(make: Make) -> None:
         loop.close()
 
 
-def test_what_is_no_loop_or_a_closed_one_is_refused() -> None:
+def test_a_closed_loop_and_other_invalid_options_are_refused() -> None:
     """Fault: the error comes with the first timer, or never."""
     loop = asyncio.new_event_loop()
     loop.close()
@@ -492,7 +490,7 @@ def test_the_first_loop_keeps_the_registry_until_it_closes(registry: AsyncioRegi
 # -- the end of a loop ---------------------------------------------------------------------------------------
 
 
-def test_a_run_that_ends_breaks_off_what_runs_and_keeps_what_waits(
+def test_the_end_of_a_run_cancels_running_handlers_and_keeps_the_rest(
     registry: AsyncioRegistry, run: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Fault: what was parked behind a cancelled handler is lost, or the conversation is busy for ever."""
@@ -522,7 +520,7 @@ def test_a_run_that_ends_breaks_off_what_runs_and_keeps_what_waits(
     assert events == []
 
 
-def test_what_ran_on_a_loop_that_was_just_closed_is_broken_off(
+def test_handlers_of_a_closed_loop_are_ended_and_counted_as_failed(
     registry: AsyncioRegistry, caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
 ) -> None:
     """Fault: "Task was destroyed but it is pending", or a delivery that runs for ever in the ledger."""
@@ -561,7 +559,7 @@ def test_what_ran_on_a_loop_that_was_just_closed_is_broken_off(
     assert not recwarn.list
 
 
-def test_a_handler_that_does_not_let_itself_be_broken_off_is_left(
+def test_a_handler_that_resists_the_end_of_its_loop_is_abandoned(
     registry: AsyncioRegistry, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Fault: clean-up that raises, or waits, comes out of an operation of somebody else."""
@@ -628,7 +626,7 @@ gc.collect()
     assert printed == "False 0 1\nTrue True\n"
 
 
-def test_a_program_that_forgets_everything_ends_silently() -> None:
+def test_a_program_that_closes_no_registry_ends_silently() -> None:
     """G24. Fault: the interpreter's end tells of tasks and loops that nobody closed."""
     printed = run_script(
         "asyncio",
@@ -745,7 +743,7 @@ def test_waiting_from_another_thread_and_from_another_loop(registry: AsyncioRegi
     run(main())
 
 
-def test_settled_and_joined_say_whether_it_came_about(registry: AsyncioRegistry) -> None:
+def test_settled_and_joined_return_whether_the_registry_became_idle(registry: AsyncioRegistry) -> None:
     """Fault: a wait that timed out says True, leaves its waiter behind, or takes a far timer for something ready."""
 
     async def main() -> None:
@@ -900,7 +898,7 @@ def test_ctrl_c_is_counted_and_raised_with_the_state_whole(make: Make, kind: str
 
 
 @pytest.mark.parametrize("exception", [SystemExit, GeneratorExit, asyncio.CancelledError, ValueError])
-def test_whatever_a_coroutine_raises_it_stops_no_other(
+def test_an_exception_of_a_coroutine_stops_no_other_delivery(
     make: Make, run: Any, exception: type[BaseException], caplog: pytest.LogCaptureFixture
 ) -> None:
     """G19. Fault: an exception that ends a task ends the conversation with it, or is not told."""
@@ -973,7 +971,7 @@ def test_a_time_limit_inside_a_handler_is_the_handlers_own(registry: AsyncioRegi
     assert registry.stats().delivered == 2
 
 
-def test_what_a_plain_function_returns_is_awaited_if_it_can_be(registry: AsyncioRegistry, run: Any) -> None:
+def test_an_awaitable_that_a_plain_function_returns_is_awaited(registry: AsyncioRegistry, run: Any) -> None:
     """Fault: a coroutine that never runs; or a conversation that goes on before its future is done."""
     seen: list[str] = []
 
@@ -1000,7 +998,7 @@ def test_what_a_plain_function_returns_is_awaited_if_it_can_be(registry: Asyncio
     assert registry.stats() == Stats(accepted=4, delivered=4)
 
 
-def test_a_loop_that_makes_no_task_breaks_nothing(registry: AsyncioRegistry) -> None:
+def test_a_loop_that_fails_to_create_a_task_loses_no_delivery(registry: AsyncioRegistry) -> None:
     """Fault: the conversation counts as served by a task that is not there, or a coroutine is never awaited."""
     recorder = Recorder()
     refusals = 2
@@ -1031,7 +1029,7 @@ FACTORIES: Final[list[Any]] = [None, *filter(None, [getattr(asyncio, "eager_task
 
 
 @pytest.mark.parametrize("factory", FACTORIES, ids=["usual", "eager"][: len(FACTORIES)])
-def test_tasks_may_be_eager(registry: AsyncioRegistry, factory: Any) -> None:
+def test_eager_tasks_deliver_everything(registry: AsyncioRegistry, factory: Any) -> None:
     """Fault: a runner that is over before it was noted is noted for ever."""
     recorder = Recorder()
 
@@ -1102,7 +1100,7 @@ class Within(Injector):
 # Ctrl-C between the call of a coroutine function and the await leaves a coroutine, as it does everywhere.
 @pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")
 @pytest.mark.parametrize("kind", ["function", "coroutine"])
-def test_ctrl_c_at_any_line_of_the_registry_kills_no_conversation(kind: str) -> None:
+def test_ctrl_c_at_any_line_leaves_every_conversation_served(kind: str) -> None:
     """Race 4, G19. Fault: a round that is broken off leaves a conversation that nobody serves, or is never called
     again; or a delivery counts as running for ever.
 
@@ -1173,7 +1171,7 @@ def _lost_to_ctrl_c(at: int, kind: str) -> tuple[str, int]:
         registry.close(0)
 
 
-def test_a_task_factory_need_not_know_of_contexts(registry: AsyncioRegistry) -> None:
+def test_a_task_factory_without_a_context_parameter_is_supported(registry: AsyncioRegistry) -> None:
     """Fault: a TypeError for each conversation, again and again."""
     recorder = Recorder()
 
@@ -1192,7 +1190,7 @@ def test_a_task_factory_need_not_know_of_contexts(registry: AsyncioRegistry) -> 
     assert recorder.ended == [("c1", "tick")]
 
 
-def test_a_loop_that_makes_no_task_at_all_is_not_asked_all_the_time(registry: AsyncioRegistry) -> None:
+def test_a_loop_that_cannot_create_tasks_is_retried_only_rarely(registry: AsyncioRegistry) -> None:
     """G10. Fault: the round that failed is called again at once, and the loop runs hot."""
     asked = 0
 
@@ -1215,7 +1213,7 @@ def test_a_loop_that_makes_no_task_at_all_is_not_asked_all_the_time(registry: As
     assert 1 <= asked <= 10
 
 
-def test_who_waits_in_another_thread_is_released_when_the_loop_is_gone(registry: AsyncioRegistry) -> None:
+def test_a_waiter_is_released_when_the_loop_has_closed(registry: AsyncioRegistry) -> None:
     """Fault: `join` waits for a delivery that was broken off with its loop, or for a timer that was cancelled while
     there was no loop."""
     recorder = Recorder()
@@ -1246,7 +1244,7 @@ def test_who_waits_in_another_thread_is_released_when_the_loop_is_gone(registry:
     assert registry.cancel_timers("c1") == 1
 
 
-def test_a_loop_that_binds_while_another_one_is_parted_from_gets_what_is_given_back(
+def test_a_loop_bound_during_clean_up_gets_the_closed_loops_mailboxes(
     registry: AsyncioRegistry,
 ) -> None:
     """Fault: the next loop has looked, and sleeps, before what was parked on the closed one is given back."""
@@ -1288,7 +1286,7 @@ def test_a_loop_that_binds_while_another_one_is_parted_from_gets_what_is_given_b
     assert registry.stats().failed == 1
 
 
-def test_a_call_that_finds_its_loop_closed_calls_the_next(registry: AsyncioRegistry) -> None:
+def test_a_wake_up_that_finds_its_loop_closed_goes_to_the_next_loop(registry: AsyncioRegistry) -> None:
     """Race 2. Fault: the next loop was not called because this call was under way, and now nobody calls it."""
 
     class Closing(asyncio.SelectorEventLoop):
@@ -1312,7 +1310,7 @@ def test_a_call_that_finds_its_loop_closed_calls_the_next(registry: AsyncioRegis
     assert registry.stats().delivered == 1
 
 
-def test_a_forked_child_has_no_part_in_the_end_of_the_parents_loop() -> None:
+def test_a_forked_child_does_not_end_the_parents_handlers() -> None:
     """G25. Fault: the fork itself finds the loop closed, and breaks off the parent's deliveries in the child."""
     printed = run_script(
         "asyncio",
@@ -1350,7 +1348,7 @@ assert registry.stats().failed == 1
     assert rest == [f"clean-up {me}", f"on_error {me}"]
 
 
-def test_a_delivery_whose_awaitable_is_never_awaited_is_told_of(
+def test_a_delivery_whose_awaitable_is_never_awaited_is_reported(
     make: Make, caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
 ) -> None:
     """G19. Fault: its runner ended before its first step, and it failed in silence, or with "never awaited"."""
@@ -1378,7 +1376,7 @@ def test_a_delivery_whose_awaitable_is_never_awaited_is_told_of(
     assert not recwarn.list
 
 
-def test_what_gives_way_while_there_is_no_loop_is_told_of_at_once(make: Make) -> None:
+def test_an_overflow_without_a_loop_is_reported_immediately(make: Make) -> None:
     """Fault: it waits for a loop, which may never come, or is lost."""
     told: list[Any] = []
     registry = make(max_queued=1, on_error=lambda cid, event, exc: told.append(event.payload))
@@ -1451,7 +1449,7 @@ class EarlyLoop(asyncio.SelectorEventLoop):
         return super().call_later(delay - 0.002, callback, *args, **options)
 
 
-def test_a_loop_whose_timers_go_early_lets_none_begin_early_nor_runs_hot(registry: AsyncioRegistry) -> None:
+def test_early_timers_of_a_loop_cause_no_early_delivery_and_no_busy_loop(registry: AsyncioRegistry) -> None:
     """Case 28b, G9. Fault: what the loop says is believed; or it is armed again and again until it is true."""
     early: list[float] = []
 
@@ -1525,7 +1523,7 @@ def test_an_idle_registry_leaves_the_loop_alone(registry: AsyncioRegistry, monke
 # -- the factory ---------------------------------------------------------------------------------------------
 
 
-def test_the_factory_gives_an_async_backend() -> None:
+def test_the_factory_returns_an_async_backend() -> None:
     """Fault: the overload promises what the object has not."""
     registry: stube.AsyncBackend = stube.create_registry("asyncio")
     assert {"coroutine_dispatch", "own_clock"} <= registry.capabilities

@@ -110,7 +110,7 @@ class WalkGoesOn:
 
 
 @pytest.mark.parametrize("operation", ["end", "reset", "close", "leave"])
-def test_what_a_walk_still_delivers_while_its_targets_end_together(operation: str) -> None:
+def test_a_fan_out_delivers_to_no_target_after_one_that_ended_with_it(operation: str) -> None:
     """Fault: `a` is passed over once and then delivered to; or delivered to when it, or its instance that leaves all
     its topics, has been seen to have left one (G5, G7, G18)."""
 
@@ -166,7 +166,7 @@ class BurstGoesOn:
 
 
 @pytest.mark.parametrize("operation", ["cancel", "reset", "close"])
-def test_what_a_burst_still_delivers_while_its_timers_end_together(operation: str) -> None:
+def test_a_due_batch_delivers_no_timer_after_one_that_ended_with_it(operation: str) -> None:
     """Fault: a later timer begins though an earlier one of its conversation was cancelled or dropped with it (G2, G5,
     G18)."""
 
@@ -190,7 +190,7 @@ def test_what_a_burst_still_delivers_while_its_timers_end_together(operation: st
 
 
 @pytest.mark.parametrize("by_reset", [False, True])
-def test_whoever_delivers_and_meets_one_that_leaves_waits_until_it_has_left(by_reset: bool) -> None:
+def test_the_delivery_thread_waits_for_a_target_that_is_leaving(by_reset: bool) -> None:
     """Fault: it goes on to the next target, or delivers the mark as a name, while the operation is half-way.
 
     For 50 ms the operation stands still, with the walk before the target that leaves: what is wrong begins in them.
@@ -234,7 +234,7 @@ def test_whoever_delivers_and_meets_one_that_leaves_waits_until_it_has_left(by_r
 
 
 @pytest.mark.parametrize("operation", ["reset_state", "close"])
-def test_no_shard_still_begins_what_another_one_has_been_seen_to_forget(operation: str) -> None:
+def test_no_shard_delivers_a_message_after_another_shard_was_emptied(operation: str) -> None:
     """Fault: one shard after the other is stopped and emptied, so that a publication finds the first one empty and a
     message of before begins in the second (G18)."""
 

@@ -331,7 +331,7 @@ def test_a_baton_is_not_none(registry: ByHand) -> None:
     assert str(caught.value) == ("flow_id must not be None, for None means that there is no baton. Pass anything else.")
 
 
-def test_a_table_of_batons_is_given_back_by_who_takes_the_last(registry: ByHand) -> None:
+def test_taking_the_last_baton_frees_the_large_table(registry: ByHand) -> None:
     """Fault: nobody gives it back, or everybody tries (G13)."""
     for number in range(65):
         registry.put_pending_flow(f"c{number}", number)
@@ -344,7 +344,7 @@ def test_a_table_of_batons_is_given_back_by_who_takes_the_last(registry: ByHand)
     assert not registry.engine.flows_large
 
 
-def test_what_is_removed_is_what_was_named_and_is_counted(registry: ByHand) -> None:
+def test_removals_cover_and_count_exactly_the_named_entries(registry: ByHand) -> None:
     """Fault: another topic's subscription goes too, or a count is missing."""
     for topic in ("t", "u", "v"):
         subscribe(registry, "a", "b", topic=topic)
@@ -360,7 +360,7 @@ def test_what_is_removed_is_what_was_named_and_is_counted(registry: ByHand) -> N
     assert [timer.cancel(), timer.cancel()] == [True, False]
 
 
-def test_what_is_looked_at_is_what_was_asked_for(registry: ByHand) -> None:
+def test_snapshots_show_the_named_conversation_and_current_figures(registry: ByHand) -> None:
     """Fault: every conversation is shown for one, or the figures lag behind the walk that is going on."""
     queued: list[int] = []
     registry.install_dispatch(lambda _cid, _event: queued.append(registry.stats().queued))
@@ -375,7 +375,7 @@ def test_what_is_looked_at_is_what_was_asked_for(registry: ByHand) -> None:
 # Whom an operation wakes
 
 
-def test_a_timer_wakes_who_would_sleep_past_it(registry: ByHand) -> None:
+def test_only_a_new_earliest_timer_wakes_the_driver(registry: ByHand) -> None:
     """Fault: a new earliest timer is slept past, or every timer wakes the scheduler (G10)."""
     schedule(registry, 10)
     assert (registry.driver.started, registry.driver.wakes) == (1, 1)
@@ -388,7 +388,7 @@ def test_a_timer_wakes_who_would_sleep_past_it(registry: ByHand) -> None:
     assert (registry.driver.started, registry.driver.wakes) == (1, 2)
 
 
-def test_a_publication_wakes_who_sleeps_and_nobody_twice(registry: ByHand) -> None:
+def test_a_publication_wakes_a_sleeping_driver_once(registry: ByHand) -> None:
     """Fault: who sleeps is not woken, or is woken for nobody, or once for each message (G10)."""
     assert registry.publish("t", "m") == 0
     assert (registry.driver.started, registry.driver.wakes) == (0, 0)
@@ -405,7 +405,7 @@ def test_a_publication_wakes_who_sleeps_and_nobody_twice(registry: ByHand) -> No
     assert registry.driver.wakes == 2
 
 
-def test_what_is_refused_starts_nobody() -> None:
+def test_a_refused_operation_does_not_start_the_driver() -> None:
     """Fault: a thread is started for an operation that raises (G23)."""
     registry = ByHand(max_pending=1)
     subscribe(registry, "a", "b")
@@ -423,7 +423,7 @@ def test_what_is_refused_starts_nobody() -> None:
 
 
 @pytest.mark.parametrize("operation", ["cancel", "cancel_timers", "reset_state"])
-def test_who_waits_is_told_of_what_ends_the_waiting(registry: ByHand, operation: str) -> None:
+def test_removals_wake_the_driver_only_for_a_waiter(registry: ByHand, operation: str) -> None:
     """Fault: a `join` waits on after the last timer was cancelled, or every cancel wakes the scheduler."""
     timer = schedule(registry, 10)
 
@@ -454,7 +454,7 @@ def test_who_waits_is_told_of_what_ends_the_waiting(registry: ByHand, operation:
 # Waiting
 
 
-def test_waiting_for_nothing_does_not_wait(registry: ByHand) -> None:
+def test_waiting_with_nothing_pending_returns_immediately(registry: ByHand) -> None:
     """Fault: an idle registry is waited for, or wakes its scheduler."""
     assert registry.driver.wait(0.0, timers_too=True) is True
     schedule(registry, 10)
@@ -463,7 +463,7 @@ def test_waiting_for_nothing_does_not_wait(registry: ByHand) -> None:
     assert (registry.driver.wakes, registry.core.waiters) == (wakes, [])
 
 
-def test_waiting_ends_with_its_timeout_and_leaves_nobody_waiting(registry: ByHand) -> None:
+def test_a_wait_that_times_out_leaves_no_waiter(registry: ByHand) -> None:
     """Fault: a waiter that gave up stays in the list (G13), or nobody is woken to look."""
     schedule(registry, 10)
     wakes = registry.driver.wakes
@@ -471,7 +471,7 @@ def test_waiting_ends_with_its_timeout_and_leaves_nobody_waiting(registry: ByHan
     assert (registry.driver.wakes, registry.core.waiters) == (wakes + 1, [])
 
 
-def test_each_waiter_is_released_when_what_it_waits_for_is_over(registry: ByHand) -> None:
+def test_each_waiter_is_released_when_its_condition_holds(registry: ByHand) -> None:
     """Fault: `settle` waits for timers that are not due, `join` does not wait for them, or only one is released."""
     schedule(registry, 0)
     schedule(registry, 10)
@@ -493,7 +493,7 @@ def test_each_waiter_is_released_when_what_it_waits_for_is_over(registry: ByHand
         assert results == [True]
 
 
-def test_without_a_timeout_the_waiting_has_no_end(registry: ByHand) -> None:
+def test_a_wait_without_a_timeout_lasts_until_the_registry_is_idle(registry: ByHand) -> None:
     """Fault: `join()` gives up at once."""
     schedule(registry)
     ended = threading.Event()
@@ -509,7 +509,7 @@ def test_without_a_timeout_the_waiting_has_no_end(registry: ByHand) -> None:
     assert ended.wait(PATIENCE)
 
 
-def test_a_waiter_waits_for_what_was_ready_when_it_came(registry: ByHand) -> None:
+def test_a_waiter_waits_for_timers_that_were_due_when_it_began(registry: ByHand) -> None:
     """Fault: a round that began before the waiter did releases it by an instant of before."""
     schedule(registry, 10)
     registry.now = 20 * MS
@@ -540,7 +540,7 @@ def test_the_timeout_is_passed_on_to_the_lock(
     assert asked == [None, passed_on]
 
 
-def test_a_close_releases_who_waits_even_behind_a_delivery(registry: ByHand) -> None:
+def test_a_close_inside_a_delivery_releases_the_waiter(registry: ByHand) -> None:
     """Fault: a closed registry is waited for until the timeout."""
     schedule(registry)
     schedule(registry, 10)
@@ -555,7 +555,7 @@ def test_a_close_releases_who_waits_even_behind_a_delivery(registry: ByHand) -> 
     assert ended == [True]
 
 
-def test_a_registry_is_not_waited_for_from_within_its_own_operation(registry: ByHand) -> None:
+def test_waiting_inside_an_operation_of_the_registry_is_refused(registry: ByHand) -> None:
     """Fault: a signal handler waits for ever for the operation that it interrupts, or the message is another."""
 
     def wait() -> str:
@@ -606,7 +606,7 @@ def test_no_operation_leaves_the_engine_busy(registry: ByHand) -> None:
 # How long to sleep, and what keeps a registry alive
 
 
-def test_who_delivers_sleeps_until_something_can_be_ready(registry: ByHand) -> None:
+def test_the_driver_sleeps_until_a_timer_can_be_due(registry: ByHand) -> None:
     """Fault: a sleep past a timer, or none at all with nothing pending (G10)."""
     assert registry.deliver() == 0
     assert registry.core.sleep_until == FOREVER
@@ -622,7 +622,7 @@ def test_who_delivers_sleeps_until_something_can_be_ready(registry: ByHand) -> N
 
 
 @pytest.mark.parametrize("how", ["delivered", "cancelled", "cancelled all", "reset", "closed"])
-def test_a_registry_is_held_while_anything_is_pending_and_no_longer(registry: ByHand, how: str) -> None:
+def test_a_registry_is_kept_alive_exactly_while_work_is_pending(registry: ByHand, how: str) -> None:
     """Fault: a registry dropped with a timer pending is collected, or one with nothing pending is not (G13)."""
     subscribe(registry)
     assert registry.sizes()["keepalive"] == 0
@@ -649,7 +649,7 @@ def test_a_registry_is_held_while_anything_is_pending_and_no_longer(registry: By
     assert registry.core.keepalive == []
 
 
-def test_a_message_alone_holds_the_registry(registry: ByHand) -> None:
+def test_a_message_alone_keeps_the_registry_alive(registry: ByHand) -> None:
     """Fault: only timers keep a registry alive, and a message is lost with it (G13)."""
     subscribe(registry)
     assert registry.publish("t", "m") == 1
@@ -658,7 +658,7 @@ def test_a_message_alone_holds_the_registry(registry: ByHand) -> None:
     assert registry.core.keepalive == [registry]
 
 
-def test_a_publication_to_nobody_holds_nothing(registry: ByHand) -> None:
+def test_a_publication_without_subscribers_keeps_nothing_alive(registry: ByHand) -> None:
     """Fault: a registry with nothing pending is never collected (G13)."""
     schedule(registry)
     registry.deliver()
@@ -669,7 +669,7 @@ def test_a_publication_to_nobody_holds_nothing(registry: ByHand) -> None:
 # One operation within another
 
 
-def test_a_baton_put_within_another_operation_is_there_at_once(registry: ByHand) -> None:
+def test_a_reentrant_put_pending_flow_takes_effect_immediately(registry: ByHand) -> None:
     """Fault: it is put after a take that followed it; or what it replaces is dropped inside the engine (G20)."""
     registry.put_pending_flow("c", "old")
 
@@ -682,7 +682,7 @@ def test_a_baton_put_within_another_operation_is_there_at_once(registry: ByHand)
     assert registry.pending_flow("c") is None
 
 
-def test_a_timer_scheduled_within_another_operation_is_adopted_when_that_returns(registry: ByHand) -> None:
+def test_a_reentrant_timer_is_accepted_when_the_operation_returns(registry: ByHand) -> None:
     """Fault: it is lost, due at another instant, counted twice, or nobody is woken for it (G20)."""
     made: list[Timer] = []
 
@@ -702,7 +702,7 @@ def test_a_timer_scheduled_within_another_operation_is_adopted_when_that_returns
     assert made[0].cancel() is False
 
 
-def test_a_timer_scheduled_within_another_operation_can_be_cancelled_there(registry: ByHand) -> None:
+def test_a_reentrant_timer_can_be_cancelled_inside_the_operation(registry: ByHand) -> None:
     """Fault: the cancel comes to nothing, or the registry is held for a timer that is none (G5)."""
 
     def act() -> bool:
@@ -716,7 +716,7 @@ def test_a_timer_scheduled_within_another_operation_can_be_cancelled_there(regis
     assert registry.core.keepalive == []
 
 
-def test_a_timer_that_comes_too_late_to_be_adopted_holds_nothing(registry: ByHand) -> None:
+def test_a_deferred_timer_of_a_closed_registry_keeps_nothing_alive(registry: ByHand) -> None:
     """Fault: a closed registry is held for a timer that was dropped (G13)."""
 
     def act() -> None:
@@ -728,7 +728,7 @@ def test_a_timer_that_comes_too_late_to_be_adopted_holds_nothing(registry: ByHan
     assert registry.core.keepalive == []
 
 
-def test_a_timer_beyond_the_bound_is_refused_within_another_operation_too() -> None:
+def test_max_pending_counts_deferred_timers() -> None:
     """Fault: those that wait to be adopted are not counted (G22)."""
     registry = ByHand(max_pending=3)
     schedule(registry, 10)
@@ -749,7 +749,7 @@ def test_a_timer_beyond_the_bound_is_refused_within_another_operation_too() -> N
 
 
 @pytest.mark.parametrize("instance_id", [None, "i"])
-def test_a_cancel_within_another_operation_covers_what_it_names(registry: ByHand, instance_id: str | None) -> None:
+def test_a_reentrant_cancel_covers_exactly_the_named_timers(registry: ByHand, instance_id: str | None) -> None:
     """Fault: it is forgotten, or covers another instance (G20)."""
     subscribe(registry)
     registry.subscribe(cid="c", instance_id="j", topic="t", event="said")
@@ -761,7 +761,7 @@ def test_a_cancel_within_another_operation_covers_what_it_names(registry: ByHand
     assert registry.inspect()["c"].timers == (() if instance_id is None else registry.inspect("c")["c"].timers)
 
 
-def test_subscriptions_change_within_another_operation(registry: ByHand) -> None:
+def test_reentrant_subscription_changes_are_deferred(registry: ByHand) -> None:
     """Fault: the change is forgotten, or another subscription's (G20)."""
     subscribe(registry, "a", "b", "c")
     registry.subscribe(cid="c", instance_id="j", topic="t", event="said")
@@ -787,7 +787,7 @@ def test_subscriptions_change_within_another_operation(registry: ByHand) -> None
     assert registry.seen == [("d", "k", "heard", "m")]
 
 
-def test_within_an_unfinished_close_nothing_can_be_added(registry: ByHand) -> None:
+def test_nothing_can_be_added_inside_an_unfinished_close(registry: ByHand) -> None:
     """Fault: what is added between the closing of the engine and the end of `close` is noted, and lost (G24)."""
     subscribe(registry)
     schedule(registry, 10)
@@ -804,7 +804,7 @@ def test_within_an_unfinished_close_nothing_can_be_added(registry: ByHand) -> No
     assert refusals == [CLOSED] * 3
 
 
-def test_a_subscription_is_removed_within_another_operation_by_its_topic(registry: ByHand) -> None:
+def test_a_reentrant_unsubscribe_covers_only_its_topic(registry: ByHand) -> None:
     """Fault: all topics of the instance go (G20)."""
     for topic in ("t", "u"):
         subscribe(registry, topic=topic)
@@ -812,7 +812,7 @@ def test_a_subscription_is_removed_within_another_operation_by_its_topic(registr
     assert list(registry.subscriptions()) == ["u"]
 
 
-def test_a_reset_within_another_operation_forgets_everything(registry: ByHand) -> None:
+def test_a_reentrant_reset_drops_only_what_came_before_it(registry: ByHand) -> None:
     """Fault: it is forgotten, or undone by what was added after it (G18)."""
     subscribe(registry)
     schedule(registry, 10)
@@ -827,7 +827,7 @@ def test_a_reset_within_another_operation_forgets_everything(registry: ByHand) -
     assert registry.core.keepalive == []
 
 
-def test_a_close_within_another_operation_refuses_at_once_and_waits_for_nobody(registry: ByHand) -> None:
+def test_a_reentrant_close_refuses_immediately_and_does_not_wait(registry: ByHand) -> None:
     """Fault: something can still be added, it waits for whoever needs the lock, or pending things stay (G24)."""
     schedule(registry, 10)
     subscribe(registry)
@@ -856,7 +856,7 @@ def test_a_close_within_another_operation_refuses_at_once_and_waits_for_nobody(r
     assert set(registry.sizes().values()) == {0}
 
 
-def test_what_comes_to_nothing_later_is_logged(registry: ByHand, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_deferred_call_that_fails_is_logged(registry: ByHand, caplog: pytest.LogCaptureFixture) -> None:
     """Fault: the error is lost, or stops what was noted after it (G19)."""
     registry = ByHand(max_pending=1)
     subscribe(registry, "a", "b")
@@ -878,7 +878,7 @@ def test_what_comes_to_nothing_later_is_logged(registry: ByHand, caplog: pytest.
     assert registry.stats().subscriptions == 3
 
 
-def test_many_operations_within_one_are_a_loop_and_no_recursion(registry: ByHand) -> None:
+def test_many_deferred_calls_run_in_a_loop_without_recursion(registry: ByHand) -> None:
     """Fault: each that is made up for makes up for the rest inside itself, and ten thousand overflow the stack."""
 
     def act() -> None:
@@ -893,7 +893,7 @@ def test_many_operations_within_one_are_a_loop_and_no_recursion(registry: ByHand
 # The core
 
 
-def test_what_an_operation_raises_passes_through_and_leaves_the_lock(registry: ByHand) -> None:
+def test_an_exception_passes_through_run_locked_and_frees_the_lock(registry: ByHand) -> None:
     """Fault: the lock stays taken, or `busy` stays set, and everything later waits or comes to nothing (G15)."""
     core = registry.core
 
@@ -908,7 +908,7 @@ def test_what_an_operation_raises_passes_through_and_leaves_the_lock(registry: B
     assert core.run_locked(lambda: core.run_locked(lambda: 1)) is REENTRANT
 
 
-def test_an_exception_out_of_nowhere_is_mended_and_a_refusal_is_not(
+def test_an_asynchronous_exception_causes_a_rebuild_and_a_refusal_none(
     registry: ByHand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Fault: a broken engine is left as it is, or every refusal costs as much as everything pending (G20)."""
@@ -932,7 +932,7 @@ def test_an_exception_out_of_nowhere_is_mended_and_a_refusal_is_not(
     assert (registry.core.mutating, registry.core.is_reentrant()) == (False, False)
 
 
-def test_an_exception_outside_of_the_lock_mends_nothing(registry: ByHand) -> None:
+def test_recover_without_a_change_in_progress_rebuilds_nothing(registry: ByHand) -> None:
     """Fault: whoever raises without the lock mends, or releases, what another thread is changing (G20)."""
     registry.engine.ledger.timers = 7
     registry.core.recover(KeyboardInterrupt())
@@ -943,7 +943,7 @@ def test_an_exception_outside_of_the_lock_mends_nothing(registry: ByHand) -> Non
     assert not registry.core.is_reentrant()
 
 
-def test_only_the_thread_that_noted_an_operation_makes_up_for_it(registry: ByHand) -> None:
+def test_deferred_calls_run_only_on_the_thread_that_deferred_them(registry: ByHand) -> None:
     """Fault: another thread takes it over, while the one that noted it returns before it has happened (G21)."""
     noted, go = threading.Event(), threading.Event()
 
@@ -965,7 +965,7 @@ def test_only_the_thread_that_noted_an_operation_makes_up_for_it(registry: ByHan
     assert registry.core.deferred == {}
 
 
-def test_a_core_retired_by_a_fork_waits_for_nobody_and_its_walk_is_over(registry: ByHand) -> None:
+def test_a_core_replaced_after_a_fork_ends_its_fan_out_and_never_blocks(registry: ByHand) -> None:
     """Fault: the child delivers the parent's batch, or waits for a thread that does not exist there (G25)."""
     subscribe(registry, "a", "b")
     registry.publish("t", "m")
@@ -1016,7 +1016,7 @@ def test_a_child_of_a_closed_registry_is_closed(registry: ByHand) -> None:
 # Delivering
 
 
-def test_an_event_arrives_as_it_was_asked_for(registry: ByHand) -> None:
+def test_an_event_arrives_with_its_own_payload(registry: ByHand) -> None:
     """Fault: a payload of one is a tuple, one of none is something, or a list is passed on as one."""
     none = stube.NO_PAYLOAD
     for event in ("e", ("e",), ("e", 1), ("e", 1, 2), ["e", [3]], ("e", None)):
@@ -1026,7 +1026,7 @@ def test_an_event_arrives_as_it_was_asked_for(registry: ByHand) -> None:
     assert {each[:3] for each in registry.seen} == {("c", "i", "e")}
 
 
-def test_a_publication_arrives_at_each_under_its_own_name(registry: ByHand) -> None:
+def test_each_target_gets_the_event_name_of_its_subscription(registry: ByHand) -> None:
     """Fault: one target gets the event of its neighbour."""
     for cid, instance_id, event in (
         ("a", "i", "x"),
@@ -1047,7 +1047,7 @@ def test_a_publication_arrives_at_each_under_its_own_name(registry: ByHand) -> N
     ]
 
 
-def test_neighbours_of_one_name_share_one_event() -> None:
+def test_neighbouring_targets_of_one_name_share_one_event() -> None:
     """Fault: an event is made for every target, a fifth of what a publication costs (or shared by unlike targets)."""
     events: list[Event] = []
     registry = ByHand()
@@ -1063,7 +1063,7 @@ def test_neighbours_of_one_name_share_one_event() -> None:
     assert events[3] is not events[2]
 
 
-def test_how_many_were_delivered_is_told(registry: ByHand) -> None:
+def test_deliver_returns_the_number_of_deliveries(registry: ByHand) -> None:
     """Fault: a walk counts as one, or what was cancelled counts as delivered."""
     subscribe(registry, "a", "b", "c", "d")
     schedule(registry)
@@ -1141,7 +1141,7 @@ class Stop(KeyboardInterrupt):
 
 @pytest.mark.parametrize("kind", ["timer", "walk"])
 @pytest.mark.parametrize("where", ["dispatch", "on_error", "log"])
-def test_what_is_handed_on_is_counted_first_and_raised_without_a_context(
+def test_a_reraised_exception_is_counted_first_and_has_no_cause(
     kind: str, where: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Fault: Ctrl-C is swallowed, raised before it is counted, or drags the error that it came after along (G19)."""
@@ -1187,7 +1187,7 @@ def test_what_is_handed_on_is_counted_first_and_raised_without_a_context(
     assert (registry.stats().failed, registry.stats().delivered) == (1, 1)
 
 
-def test_an_error_that_is_not_handed_on_stops_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_exception_that_is_not_reraised_stops_no_delivery(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fault: a SystemExit out of a handler, or an error of `on_error`, ends the delivering (G19)."""
 
     def on_error(_cid: str, _event: Event, exc: BaseException) -> None:
@@ -1206,7 +1206,7 @@ def test_an_error_that_is_not_handed_on_stops_nobody(monkeypatch: pytest.MonkeyP
     assert registry.stats().failed == 3
 
 
-def test_nothing_that_was_delivered_stays_alive_until_the_next_delivery(registry: ByHand) -> None:
+def test_delivered_payloads_are_freed_before_the_next_delivery(registry: ByHand) -> None:
     """Fault: the last event, message or timer is kept in a variable of the loop (G13)."""
 
     class Payload:
@@ -1234,7 +1234,7 @@ def test_nothing_that_was_delivered_stays_alive_until_the_next_delivery(registry
     assert alive == [0] * 5
 
 
-def test_what_was_delivered_is_dropped_outside_of_the_lock(registry: ByHand) -> None:
+def test_delivered_payloads_are_freed_outside_the_lock(registry: ByHand) -> None:
     """Fault: the last reference goes with the next claim, and a destructor runs under the lock (G20)."""
     nested: list[bool] = []
 
@@ -1254,7 +1254,7 @@ def test_what_was_delivered_is_dropped_outside_of_the_lock(registry: ByHand) -> 
 
 
 @pytest.mark.parametrize("how", ["reset_state", "close", "cancel_timers", "cancel", "unsubscribe", "subscribe"])
-def test_what_is_discarded_is_dropped_outside_of_the_lock(registry: ByHand, how: str) -> None:
+def test_discarded_payloads_are_freed_outside_the_lock(registry: ByHand, how: str) -> None:
     """Fault: a destructor runs under the lock (G20)."""
     nested: list[bool] = []
 
@@ -1282,7 +1282,7 @@ def test_what_is_discarded_is_dropped_outside_of_the_lock(registry: ByHand, how:
     assert nested == [False]
 
 
-def test_until_a_dispatch_is_installed_deliveries_go_nowhere() -> None:
+def test_deliveries_before_install_dispatch_count_as_delivered() -> None:
     """Fault: they fail, or are counted as failed."""
 
     class Silent(ByHand):
@@ -1296,7 +1296,7 @@ def test_until_a_dispatch_is_installed_deliveries_go_nowhere() -> None:
     assert (registry.stats().delivered, registry.stats().failed, registry.seen) == (1, 0, [])
 
 
-def test_a_registry_is_held_while_its_last_delivery_runs(registry: ByHand) -> None:
+def test_a_registry_is_kept_alive_while_its_last_delivery_runs(registry: ByHand) -> None:
     """Fault: it is let go before, with the look that finds nothing more (G13)."""
     held: list[int] = []
     registry.install_dispatch(lambda _cid, _event: held.append(len(registry.core.keepalive)))
@@ -1305,7 +1305,7 @@ def test_a_registry_is_held_while_its_last_delivery_runs(registry: ByHand) -> No
     assert (held, registry.core.keepalive) == ([1], [])
 
 
-def test_several_targets_that_have_left_are_counted_each(registry: ByHand) -> None:
+def test_each_target_that_has_left_is_counted_as_cancelled(registry: ByHand) -> None:
     """Fault: all that were cancelled in one walk count as one."""
 
     def dispatch(cid: str, _event: Event) -> None:
@@ -1319,7 +1319,7 @@ def test_several_targets_that_have_left_are_counted_each(registry: ByHand) -> No
     assert (registry.stats().delivered, registry.stats().cancelled) == (2, 2)
 
 
-def test_by_default_nothing_is_handed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_by_default_no_exception_is_reraised(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fault: a KeyboardInterrupt of a handler ends the scheduler thread of a backend that has one (G19)."""
     monkeypatch.setattr(logging.getLogger("stube"), "disabled", True)
     monkeypatch.setattr(ByHand, "reraised", ())
@@ -1344,7 +1344,7 @@ HOOKED: dict[str, Callable[[HookedByHand], object]] = {
 
 
 @pytest.mark.parametrize("operation", HOOKED)
-def test_an_operation_within_another_happens_before_that_returns(operation: str) -> None:
+def test_a_deferred_call_runs_before_the_interrupted_one_returns(operation: str) -> None:
     """Fault: it changes the engine in the middle of the other, or is made up for when that has returned (G20)."""
     registry = HookedByHand()
     inside: list[int] = []
@@ -1367,7 +1367,7 @@ def test_an_operation_within_another_happens_before_that_returns(operation: str)
 
 @pytest.mark.parametrize("operation", HOOKED)
 @pytest.mark.parametrize(("error", "mended"), [(RegistryFull, False), (KeyboardInterrupt, True)])
-def test_what_raises_leaves_the_lock_and_is_mended_if_it_was_broken_off(
+def test_an_exception_frees_the_lock_and_an_interrupt_causes_a_rebuild(
     operation: str, error: type[BaseException], mended: bool
 ) -> None:
     """Fault: the lock stays taken, what was noted is lost, or an engine that was broken off stays broken (G20)."""
@@ -1390,7 +1390,7 @@ def test_what_raises_leaves_the_lock_and_is_mended_if_it_was_broken_off(
 
 
 @pytest.mark.parametrize("operation", ["schedule_event", "publish", "subscribe"])
-def test_an_operation_of_another_thread_waits_and_is_not_put_off(operation: str) -> None:
+def test_an_operation_of_another_thread_waits_and_is_not_deferred(operation: str) -> None:
     """Fault: a call that finds the engine busy takes itself for a nested one, and is never made up for (G21)."""
     registry = ByHand()
     subscribe(registry, "a")
@@ -1417,7 +1417,7 @@ def test_an_operation_of_another_thread_waits_and_is_not_put_off(operation: str)
 
 
 @pytest.mark.parametrize("kind", ["timer", "walk"])
-def test_what_was_handed_on_is_free_without_the_collector(kind: str) -> None:
+def test_a_reraised_exception_is_freed_without_the_collector(kind: str) -> None:
     """Fault: the delivering keeps the exception in a variable, a cycle by way of its traceback (G13)."""
     references: list[weakref.ref[Stop]] = []
 
@@ -1449,7 +1449,7 @@ def test_what_was_handed_on_is_free_without_the_collector(kind: str) -> None:
         logging.getLogger("stube").disabled = False
 
 
-def test_a_walk_that_is_broken_off_at_any_line_goes_on_and_delivers_each_target_once() -> None:
+def test_a_fan_out_interrupted_at_any_line_delivers_each_target_once() -> None:
     """Fault: after Ctrl-C between two lines of the delivering a target is passed over, comes or is counted twice (G19).
 
     One that comes while another exception is being judged may leave a target without a fate.
@@ -1509,7 +1509,7 @@ def test_a_walk_that_is_broken_off_at_any_line_goes_on_and_delivers_each_target_
 # The rest
 
 
-def test_a_registry_says_what_it_holds(registry: ByHand) -> None:
+def test_the_repr_shows_the_pending_figures(registry: ByHand) -> None:
     """Fault: another figure, or it does not say that it is closed."""
     subscribe(registry, "a", "b")
     schedule(registry, 10)
@@ -1519,7 +1519,7 @@ def test_a_registry_says_what_it_holds(registry: ByHand) -> None:
     assert repr(registry) == "<ByHand closed: 0 timers, 0 queued>"
 
 
-def test_leaving_a_with_block_closes(registry: ByHand) -> None:
+def test_leaving_a_with_block_closes_the_registry(registry: ByHand) -> None:
     """Fault: it does not, or it does not wait for what runs."""
     with registry as entered:
         assert entered is registry
@@ -1529,7 +1529,7 @@ def test_leaving_a_with_block_closes(registry: ByHand) -> None:
     assert registry.driver.stopped == [5.0, None, 0.5]
 
 
-def test_what_a_close_discards_is_free_before_it_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_close_frees_discarded_payloads_before_it_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fault: payloads stay alive for as long as a close waits for the last delivery (G13)."""
 
     class Payload:
@@ -1551,7 +1551,7 @@ def test_what_a_close_discards_is_free_before_it_waits(monkeypatch: pytest.Monke
     assert alive == [False]
 
 
-def test_sizes_count_what_stands_around_the_engine(registry: ByHand) -> None:
+def test_sizes_count_the_containers_outside_the_engine(registry: ByHand) -> None:
     """Fault: a container is not counted, so that a leak in it goes unseen (G13)."""
     found = registry.sizes()
     assert {name: found[name] for name in ("deferred", "waiters", "keepalive")} == {
@@ -1564,7 +1564,7 @@ def test_sizes_count_what_stands_around_the_engine(registry: ByHand) -> None:
     assert set(registry.sizes()) == {*sizes(registry.engine), "deferred", "waiters", "keepalive"}
 
 
-def test_a_local_registry_promises_what_it_can() -> None:
+def test_a_local_registry_promises_five_capabilities() -> None:
     """Fault: a capability is promised under another name, and the tests of it are skipped."""
     assert LocalRegistry.capabilities == {"common_topic_order", "one_instant_snapshot", "by_reference", "fork", "sizes"}
 

@@ -75,7 +75,7 @@ def tick(registry: MemoryRegistry, delay_ms: float = 0, event: Any = "tick", cid
 # -- the thread ----------------------------------------------------------------------------------------------
 
 
-def test_one_thread_however_many_timers(registry: MemoryRegistry) -> None:
+def test_one_thread_serves_any_number_of_timers(registry: MemoryRegistry) -> None:
     """Case 7. Fault: a `threading.Timer`, or a thread, for each timer or conversation."""
     before = set(threading.enumerate())
     for index in range(50_000):
@@ -171,7 +171,7 @@ def test_an_operation_that_is_refused_starts_no_thread(make: Callable[..., Memor
     assert serving_threads() == before
 
 
-def test_many_threads_at_once_start_one_thread(make: Callable[..., MemoryRegistry]) -> None:
+def test_first_operations_of_many_threads_start_one_thread(make: Callable[..., MemoryRegistry]) -> None:
     """Fault: two first operations at the same moment start two threads, and two deliveries run at once."""
     for _ in range(30):
         registry = make()
@@ -297,7 +297,7 @@ def test_nothing_is_lost_between_the_decision_to_sleep_and_the_sleep(
         wakeup.go_on.release(1000)
 
 
-def test_a_call_that_was_cut_off_does_not_silence_the_next(registry: MemoryRegistry) -> None:
+def test_an_interrupted_wake_up_does_not_suppress_the_next(registry: MemoryRegistry) -> None:
     """Fault: Ctrl-C between lowering `sleep_until` and the wake-up call; everybody after it believes that
     the thread has been called, and for an hour nobody calls it."""
     heard = Signal()
@@ -365,7 +365,7 @@ def test_an_idle_registry_uses_no_cpu(make: Callable[..., MemoryRegistry]) -> No
 # -- the clock -----------------------------------------------------------------------------------------------
 
 
-def test_the_clock_decides(make: Callable[..., MemoryRegistry]) -> None:
+def test_the_clock_option_decides_when_timers_are_due(make: Callable[..., MemoryRegistry]) -> None:
     """G9, G12. Fault: the wait decides and not the clock. On a clock that runs at a tenth of the speed, 5 ms
     last 50."""
     origin = time.monotonic_ns()
@@ -393,7 +393,7 @@ def test_a_clock_that_jumps_ahead_makes_everything_due_in_order(make: Callable[.
     assert heard.names == [*map(str, range(100)), "now"]
 
 
-def test_a_clock_that_is_none_is_refused() -> None:
+def test_invalid_clocks_and_limits_are_refused() -> None:
     """Fault: a clock in float seconds is taken, and every timer is due at once or never."""
     for clock in (time.monotonic, time.time, lambda: True, lambda: None):
         with pytest.raises(ValueError, match="nanoseconds"):
@@ -430,7 +430,7 @@ def test_replacing_the_time_module_changes_nothing(registry: MemoryRegistry, mon
 # -- waiting -------------------------------------------------------------------------------------------------
 
 
-def test_settle_waits_for_what_became_due_behind_a_slow_handler(registry: MemoryRegistry) -> None:
+def test_settle_waits_for_a_timer_that_became_due_behind_a_slow_handler(registry: MemoryRegistry) -> None:
     """Fault: the scheduler tells the waiters that nothing is ready by the clock as it read it before the slow
     handler; a timer that has become due since is overdue, and `settle` has returned without it."""
     entered, go_on, settled = threading.Event(), threading.Event(), threading.Event()
@@ -478,7 +478,7 @@ def test_the_timeouts_of_settle_and_join_bound_the_wait(registry: MemoryRegistry
 
 
 @pytest.mark.parametrize("end", ["cancel_timers", "handle", "reset_state", "close"])
-def test_join_ends_when_the_last_pending_thing_is_taken_away(registry: MemoryRegistry, end: str) -> None:
+def test_join_ends_when_the_last_pending_timer_is_removed(registry: MemoryRegistry, end: str) -> None:
     """Fault: only a delivery tells the waiters; after a cancel they wait for ever."""
     handle = tick(registry, HOUR)
     answers: list[bool] = []
@@ -583,7 +583,7 @@ def fall_asleep(registry: MemoryRegistry) -> None:
         "failed",
     ],
 )
-def test_a_registry_dropped_with_nothing_pending_is_collected_and_its_thread_ends(way: str) -> None:
+def test_an_idle_registry_that_is_dropped_is_collected_with_its_thread(way: str) -> None:
     """G13. Fault: the thread, the anchor, a handle, a waiter or a log record keeps the registry; its thread
     sleeps for ever. Timers are cancelled while the thread sleeps."""
     before = serving_threads()
@@ -637,7 +637,7 @@ def test_a_registry_dropped_with_nothing_pending_is_collected_and_its_thread_end
     assert not any(handle.cancel() for handle in handles)
 
 
-def test_a_registry_dropped_with_something_pending_still_delivers() -> None:
+def test_a_registry_dropped_with_work_pending_still_delivers() -> None:
     """Fault: a registry that only its timers know is collected, and they never fire; or it is never
     collected after."""
     before = serving_threads()
@@ -684,7 +684,7 @@ def test_an_idle_registry_keeps_no_last_payload(registry: MemoryRegistry) -> Non
 # -- faults --------------------------------------------------------------------------------------------------
 
 
-def test_a_slow_dispatch_is_warned_of_at_most_once_a_second(
+def test_slow_dispatches_are_logged_at_most_once_a_second(
     make: Callable[..., MemoryRegistry], caplog: pytest.LogCaptureFixture
 ) -> None:
     """Fault: a warning for each of a thousand slow deliveries floods the log; or fast ones are warned of."""
@@ -750,7 +750,7 @@ def raising_log(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("kind", [ValueError, SystemExit, KeyboardInterrupt, GeneratorExit, StopIteration])
 @pytest.mark.parametrize("cause", ["timer", "message"])
-def test_whatever_a_delivery_raises_stops_no_other(
+def test_an_exception_of_a_delivery_stops_no_other_delivery(
     make: Callable[..., MemoryRegistry],
     kind: type[BaseException],
     cause: str,
@@ -872,7 +872,7 @@ def test_close_from_inside_a_delivery_does_not_wait(registry: MemoryRegistry) ->
     assert registry.stats() == Stats(accepted=5, delivered=1, dropped=4)
 
 
-def test_close_while_others_schedule(make: Callable[..., MemoryRegistry]) -> None:
+def test_close_while_other_threads_add_accounts_for_everything(make: Callable[..., MemoryRegistry]) -> None:
     """Case 27. Fault: a timer is accepted by a registry that has been closed, and nobody delivers or counts
     it."""
     for _ in range(20):
@@ -958,7 +958,7 @@ finish()
     assert took < 2, took
 
 
-def test_a_program_that_ends_with_a_running_delivery_waits_half_a_second_for_it() -> None:
+def test_the_end_of_a_program_waits_half_a_second_for_a_delivery() -> None:
     """G24. Fault: the program hangs on a stuck delivery, prints a traceback of the dying thread, or cuts off
     a delivery that needs a moment only. Bound: 2 s, of which 0.5 is promised."""
     took = ends(
@@ -1057,7 +1057,7 @@ def run_forks(body: str) -> str:
     return run_script("memory", {}, CHILD + body)
 
 
-def test_a_fork_from_the_main_thread() -> None:
+def test_a_child_forked_by_the_main_thread_is_usable() -> None:
     """G25. Fault: the child inherits the parent's timers without the thread, or a lock that is held for
     ever."""
     printed = run_forks(
@@ -1083,7 +1083,7 @@ registry.close()
     assert printed == "[('tick', 'parent')]\n"
 
 
-def test_a_fork_from_inside_a_delivery() -> None:
+def test_a_child_forked_inside_a_delivery_delivers_nothing_of_the_parent() -> None:
     """Case 27b, G25. Fault: the child goes on with the parent's batch and delivers it a second time."""
     printed = run_forks(
         """
@@ -1121,7 +1121,7 @@ registry.close()
     assert lines == ["[0, 0] 6 6 True"], printed
 
 
-def test_a_fork_under_load() -> None:
+def test_children_forked_under_load_are_usable() -> None:
     """G25. Fault: the fork finds the engine half-changed, or the lock held by a thread that the child does
     not have."""
     printed = run_forks(
@@ -1163,7 +1163,7 @@ registry.close()
     assert printed == f"{[0] * 12} True\n"
 
 
-def test_a_fork_while_another_thread_holds_the_lock() -> None:
+def test_a_child_forked_while_a_thread_holds_the_lock_is_usable() -> None:
     """G25. Fault: the child waits for a lock whose holder does not exist there: at once, or at its first
     clean-up."""
     printed = run_forks(
@@ -1197,7 +1197,7 @@ registry.close()
     assert printed == "0\n0\n1\n"
 
 
-def test_a_fork_in_the_middle_of_an_operation() -> None:
+def test_a_child_forked_in_the_middle_of_an_operation_is_usable() -> None:
     """G25. Fault: a signal handler (here the clock, which is called at the same place) forks while another
     thread holds the lock; in the child the interrupted operation goes on, and waits for it for ever."""
     printed = run_forks(
@@ -1248,7 +1248,7 @@ registry.close()
     assert printed == "[0, 0, 0] 4 True\n"
 
 
-def test_a_handle_of_the_parent_is_over_in_the_child() -> None:
+def test_a_handle_of_the_parent_cancels_nothing_in_the_child() -> None:
     """G25. Fault: the child's clean-up cancels a timer of the parent, which stands in no ring of the child's
     engine: a KeyError, a negative figure, or a damaged wheel."""
     printed = run_forks(
@@ -1286,7 +1286,7 @@ registry.close()
     assert printed == "0\n0\n5\n"
 
 
-def test_a_forked_child_may_just_end() -> None:
+def test_a_forked_child_ends_without_waiting_for_the_parents_threads() -> None:
     """G24, G25. Fault: the exit hook of the child waits for threads of the parent."""
     printed = run_forks(
         """
@@ -1344,7 +1344,7 @@ class _OutsideThreading(Injector):
         return None if frame.f_code.co_filename == threading.__file__ else super().__call__(frame, event, argument)
 
 
-def test_a_start_that_a_signal_handler_breaks_off_at_any_line_leaves_the_next_one_to_serve() -> None:
+def test_a_thread_start_interrupted_at_any_line_is_made_up_by_the_next() -> None:
     """Fault: the first operation raised, so every later one believes that somebody serves."""
     for at in range(10_000):
         seen: list[str] = []
@@ -1371,7 +1371,7 @@ def test_a_start_that_a_signal_handler_breaks_off_at_any_line_leaves_the_next_on
     pytest.fail("the operation has no end")
 
 
-def test_the_thread_of_a_start_that_was_broken_off_never_delivers_beside_another() -> None:
+def test_the_thread_of_an_interrupted_start_never_delivers_in_parallel() -> None:
     """Fault: the first thread has just seen that it is wanted, so for one round there are two that deliver (G1).
 
     Real time: were there two, the second delivery would begin in microseconds; it is given 0.2 s.

@@ -503,7 +503,7 @@ def _after_delivering(registry: AnyRegistry, inner: str, seen: list[str], answer
 
 
 @pytest.mark.parametrize("inner", list(INNER))
-def test_an_operation_may_be_called_at_any_line_of_the_delivering(inner: str) -> None:
+def test_an_operation_may_be_called_at_any_line_of_a_delivery(inner: str) -> None:
     """Fault: a finalizer in the middle of the delivering finds a timer that is claimed but still looks
     alive, cancels it, and the delivering breaks; or a figure is counted twice."""
     faults = []
@@ -597,7 +597,7 @@ def test_a_handle_never_cancels_a_timer_that_has_been_claimed() -> None:
 
 
 @both
-def test_thousands_of_calls_nested_in_one_operation_all_take_effect(kind: str) -> None:
+def test_thousands_of_reentrant_calls_in_one_operation_take_effect(kind: str) -> None:
     """Fault: what was noted is made up for recursively, and a collection that finalizes a thousand objects
     in the middle of an operation ends in a RecursionError, with the lock held."""
     registry = KINDS[kind]()
@@ -623,7 +623,7 @@ def test_thousands_of_calls_nested_in_one_operation_all_take_effect(kind: str) -
 
 
 @both
-def test_nested_calls_take_effect_in_their_order(kind: str) -> None:
+def test_reentrant_calls_take_effect_in_order(kind: str) -> None:
     """Fault: what was noted is made up for in another order, so that a schedule outlives the cancel that
     followed it, or an unsubscribe undoes the subscribe that came after it."""
     registry = KINDS[kind]()
@@ -653,7 +653,7 @@ def test_nested_calls_take_effect_in_their_order(kind: str) -> None:
     assert registry.close(PATIENCE)
 
 
-def test_a_nested_schedule_can_be_cancelled_by_its_handle() -> None:
+def test_a_reentrant_timer_can_be_cancelled_by_its_handle() -> None:
     """Fault: the handle of a timer that is only noted does nothing, or its timer is adopted although it was
     cancelled."""
     registry = VirtualRegistry()
@@ -677,7 +677,7 @@ def test_a_nested_schedule_can_be_cancelled_by_its_handle() -> None:
     check_ledger(registry)
 
 
-def test_a_nested_schedule_of_a_full_registry_is_refused_at_the_call() -> None:
+def test_a_reentrant_timer_on_a_full_registry_is_refused_at_the_call() -> None:
     """Fault: it is noted, and lost later where nobody is told; or operations that need no room count against
     it."""
     registry = VirtualRegistry(max_pending=2)
@@ -1161,7 +1161,7 @@ def soundness(registry: AnyRegistry, helper: Helper) -> str | None:
 
 @pytest.mark.parametrize("outer", list(OPERATIONS))
 @both
-def test_an_interrupt_at_any_line_leaves_a_registry_that_a_reset_makes_whole(kind: str, outer: str) -> None:
+def test_a_reset_recovers_from_an_interrupt_at_any_line(kind: str, outer: str) -> None:
     """Fault: Ctrl-C in an operation leaves the lock held (every other thread hangs), or a state that
     `reset_state` cannot clear, or a scheduler thread that nobody wakes any more.
 
@@ -1207,7 +1207,7 @@ def test_an_interrupt_at_any_line_leaves_a_registry_that_a_reset_makes_whole(kin
 # An exception that a signal handler raises inside a weak reference's callback goes to the unraisable hook.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @both
-def test_real_signals_that_raise_leave_a_registry_that_a_reset_makes_whole(kind: str) -> None:
+def test_a_reset_recovers_from_real_signals_that_raise(kind: str) -> None:
     """Fault: as above, but only at the instants at which the interpreter really handles signals. 2 s of real
     signals, each 5 to 150 us after the alarm was set, so that they fall all over the operations that are
     made meanwhile."""
@@ -1266,7 +1266,7 @@ def test_real_signals_that_raise_leave_a_registry_that_a_reset_makes_whole(kind:
     assert not faults, f"{len(faults)} faults in {hits} hits:\n" + "\n".join(faults)
 
 
-def test_an_interrupt_of_a_nested_operation_leaves_the_lock_free() -> None:
+def test_an_interrupt_of_a_reentrant_call_leaves_the_lock_free() -> None:
     """Fault: Ctrl-C hits a finalizer's operation that is nested in another one; the level of the lock that
     the nested one took stays taken, and every other thread hangs."""
     faults = []

@@ -204,7 +204,7 @@ def test_the_class_checks_the_number_of_shards_itself(shards: Any, error: type[E
         ("stube_backends.sharded:ShardedRegistry", {"shards": 7}),
     ],
 )
-def test_every_way_to_name_it_gives_so_many_shards(spec: Any, options: dict[str, Any]) -> None:
+def test_every_form_of_a_spec_sets_the_number_of_shards(spec: Any, options: dict[str, Any]) -> None:
     """Fault: the number is lost on the way from one of the forms of a spec."""
     with stube.create_registry(spec, **options) as registry:
         assert repr(registry) == "<ShardedRegistry: 7 shards, 0 timers, 0 queued>"
@@ -224,7 +224,7 @@ def test_every_way_to_name_it_gives_so_many_shards(spec: Any, options: dict[str,
         (64, False, 32),
     ],
 )
-def test_the_default_is_that_of_a_thread_pool_or_twice_that_where_threads_run_side_by_side(
+def test_the_default_number_of_shards_depends_on_processors_and_gil(
     monkeypatch: pytest.MonkeyPatch, processors: int | None, gil: bool, expected: int
 ) -> None:
     """Fault: one shard on a small machine, or hundreds of threads on a large one."""
@@ -255,7 +255,7 @@ def test_the_repr_counts_all_shards_and_says_when_it_is_closed(make: Make) -> No
     assert repr(registry) == "<ShardedRegistry closed: 3 shards, 0 timers, 0 queued>"
 
 
-def test_what_several_shards_cannot_promise_is_not_promised(make: Make) -> None:
+def test_capabilities_exclude_a_common_order_and_one_snapshot(make: Make) -> None:
     """Fault: a host that asks for one order of all subscribers is told that it has it."""
     assert make().capabilities == {"by_reference", "fork", "own_clock", "sizes"}
 
@@ -306,7 +306,7 @@ def test_a_name_of_a_subclass_leads_to_the_shard_of_the_plain_string(make: Make)
 @pytest.mark.parametrize(
     "operation", sorted(OPERATIONS.keys() - {"publish", "subscriptions", "reset_state", "install_dispatch"})
 )
-def test_what_is_no_name_finds_no_shard(make: Make, operation: str, cid: Any) -> None:
+def test_an_invalid_cid_is_refused_by_every_operation(make: Make, operation: str, cid: Any) -> None:
     """Fault: the hash of something unhashable is asked for, and the error speaks of hashes."""
     with pytest.raises(ValueError if cid == "" else TypeError, match=r"^cid must "):
         OPERATIONS[operation](make(), cid)
@@ -406,7 +406,7 @@ def test_a_thread_that_cannot_start_changes_nothing_in_any_shard(make: Make, mon
 
 
 @pytest.mark.parametrize("collected", [False, True])
-def test_a_dropped_registry_goes_at_once_with_all_its_threads(collected: bool) -> None:
+def test_a_dropped_registry_is_freed_immediately_with_its_threads(collected: bool) -> None:
     """G13. Fault: a cycle, or a thread, holds the host's dispatch until the next collection, or for ever."""
     before = set(threading.enumerate())
 
@@ -465,7 +465,7 @@ def test_a_handle_that_outlives_the_registry_still_cancels(make: Make) -> None:
     assert not any(thread.is_alive() for thread in threads)
 
 
-def test_a_handler_that_blocks_holds_up_its_own_shard_only(make: Make) -> None:
+def test_a_handler_that_blocks_delays_only_its_own_shard(make: Make) -> None:
     """Fault: one delivering thread, or one lock around all deliveries, for all shards."""
     registry = make(shards=8)
     names = cids(registry, 2)
@@ -529,9 +529,7 @@ def test_one_dispatch_serves_all_shards(make: Make, slow: float | None) -> None:
         assert sorted(heard) == sorted((cid, f"tick{number}") for cid in one_of_each(registry))
 
 
-def test_nothing_is_taken_from_any_shard_while_a_dispatch_is_being_installed(
-    make: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_shard_delivers_while_a_dispatch_is_being_installed(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fault: the shards get it one after the other: a timer of one is delivered by the new dispatch, and what that one
     causes in another shard by the old one."""
     registry = make(shards=3)
@@ -569,7 +567,7 @@ def test_nothing_is_taken_from_any_shard_while_a_dispatch_is_being_installed(
     assert heard == ["old"] * 3 + ["new"] * 3
 
 
-def test_the_dispatch_that_is_replaced_is_let_go_of_outside_of_the_locks(make: Make) -> None:
+def test_a_replaced_dispatch_is_freed_outside_the_locks(make: Make) -> None:
     """G20. Fault: the last reference to the old dispatch goes under the locks, and with it the host's own objects,
     whose destructors then keep everybody out."""
     registry = make()
@@ -591,7 +589,7 @@ def test_the_dispatch_that_is_replaced_is_let_go_of_outside_of_the_locks(make: M
 
 
 @pytest.mark.parametrize("operation", [*OPERATIONS, "stats", "inspect", "sizes", "close", "repr", "cancel"])
-def test_two_threads_inside_two_shards_call_into_each_others(make: Make, operation: str) -> None:
+def test_crossing_reentrant_calls_of_two_shards_do_not_deadlock(make: Make, operation: str) -> None:
     """G20. Fault: a nested call waits for another shard's lock, and two finalizers that cross wait for ever."""
     registry = make()
     names = one_of_each(registry)
@@ -637,7 +635,7 @@ def test_two_threads_inside_two_shards_call_into_each_others(make: Make, operati
 
 
 @pytest.mark.parametrize("waits_in", ["the shard", "the start"])
-def test_calls_that_interrupt_the_start_of_a_thread_do_not_wait_for_each_other(make: Make, waits_in: str) -> None:
+def test_reentrant_calls_during_a_thread_start_do_not_deadlock(make: Make, waits_in: str) -> None:
     """G20. Fault: who is half-way through something waits for a thread to be started, and who starts it has been
     interrupted too, and waits for what the first one is half-way through."""
     registry = make()
@@ -690,7 +688,7 @@ def test_calls_that_interrupt_the_start_of_a_thread_do_not_wait_for_each_other(m
 
 
 @pytest.mark.parametrize("later", ["publish", "unsubscribe", "cancel_timers", "reset_state"])
-def test_what_follows_a_noted_call_is_noted_behind_it(make: Make, later: str) -> None:
+def test_calls_after_a_deferred_call_are_deferred_in_order(make: Make, later: str) -> None:
     """G20. Fault: of two calls of one finalizer for two shards the second takes effect and the first comes after it:
     a message passes the subscription made before it, an end passes what it ends."""
     registry = make(shards=3)
@@ -730,7 +728,7 @@ def test_what_follows_a_noted_call_is_noted_behind_it(make: Make, later: str) ->
     assert heard == ([names[1]] if later == "publish" else [])
 
 
-def test_a_baton_that_is_put_behind_a_noted_reset_stays(make: Make) -> None:
+def test_a_baton_put_after_a_deferred_reset_stays(make: Make) -> None:
     """G8, G20. Fault: the reset is put off and the baton is not, so that the reset takes what came after it."""
     registry = make()
     names = one_of_each(registry)
@@ -745,9 +743,7 @@ def test_a_baton_that_is_put_behind_a_noted_reset_stays(make: Make) -> None:
     assert [registry.pending_flow(cid) for cid in names] == [None, "after"]
 
 
-def test_a_finalizer_that_comes_while_its_thread_catches_up_is_not_forgotten(
-    make: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_call_deferred_while_deferred_calls_run_is_not_lost(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """G20. Fault: what is noted between the last look at the notes and their removal is removed with them."""
     registry = make()
     name = one_of_each(registry)[0]
@@ -772,7 +768,7 @@ def test_a_finalizer_that_comes_while_its_thread_catches_up_is_not_forgotten(
     assert deferred == {}
 
 
-def test_another_threads_notes_are_no_nested_calls_business(make: Make) -> None:
+def test_a_reentrant_timer_ignores_deferred_calls_of_other_threads(make: Make) -> None:
     """G20, G21. Fault: a nested timer counts the notes of all threads, and fails where another one just gets rid of
     its own."""
     registry = make(max_pending=100)
@@ -817,7 +813,7 @@ def test_another_threads_notes_are_no_nested_calls_business(make: Make) -> None:
 
 
 @pytest.mark.parametrize("why", ["closed", "full"])
-def test_a_nested_timer_that_is_refused_leaves_the_interrupted_call_its_lock(make: Make, why: str) -> None:
+def test_a_refused_reentrant_timer_keeps_the_interrupted_calls_lock(make: Make, why: str) -> None:
     """G20. Fault: where the handler comes between taking a lock and knowing it, the refusal of its timer releases the
     lock of the operation that it has interrupted."""
 
@@ -848,7 +844,7 @@ def test_a_nested_timer_that_is_refused_leaves_the_interrupted_call_its_lock(mak
 
 
 @pytest.mark.parametrize("max_pending", [1, 2, 6, 7, 8, 100])
-def test_the_shares_are_the_bound_and_a_shard_may_use_all_of_it(make: Make, max_pending: int) -> None:
+def test_shares_add_up_to_max_pending_and_one_shard_may_use_all(make: Make, max_pending: int) -> None:
     """G22. Fault: each shard is bound by its share, so that a full shard refuses while others are empty; or each by the
     whole; or room is lost where the bound is no multiple of the number of shards, or smaller."""
     registry = make(shards=7, max_pending=max_pending)
@@ -873,7 +869,7 @@ def test_the_shares_are_the_bound_and_a_shard_may_use_all_of_it(make: Make, max_
         registry._check()
 
 
-def test_a_refusal_says_nothing_of_the_shares(make: Make) -> None:
+def test_a_refusal_does_not_mention_the_shares(make: Make) -> None:
     """Fault: the traceback shows two refusals, of which the first speaks of a bound that nobody has set."""
     registry = make(max_pending=4)
     names = one_of_each(registry)
@@ -887,7 +883,7 @@ def test_a_refusal_says_nothing_of_the_shares(make: Make) -> None:
         assert caught.value.__context__ is None or caught.value.__suppress_context__
 
 
-def test_a_registry_without_a_bound_deals_nothing_out(make: Make) -> None:
+def test_a_registry_without_max_pending_has_no_shares(make: Make) -> None:
     """Fault: None is taken for a number, here or where a timer is accepted within another operation."""
     registry = make(shards=3, max_pending=None)
     name = one_of_each(registry)[0]
@@ -917,7 +913,7 @@ def test_a_message_over_several_shards_is_refused_whole(make: Make) -> None:
     assert registry.stats() == Stats(subscriptions=7, timers=1, accepted=8, delivered=7)
 
 
-def test_a_message_takes_the_room_of_all_shards_wherever_it_is(make: Make) -> None:
+def test_a_message_may_use_the_free_room_of_all_shards(make: Make) -> None:
     """G22. Fault: each of a message's shards must have a share large enough, though the whole has room."""
     registry = make(shards=5, max_pending=10)
     names = cids(registry, 9)
@@ -928,7 +924,7 @@ def test_a_message_takes_the_room_of_all_shards_wherever_it_is(make: Make) -> No
     assert registry.settle(PATIENCE)
 
 
-def test_a_message_wants_as_many_places_as_it_has_subscribers_when_they_are_given(make: Make) -> None:
+def test_a_message_needs_room_only_for_its_current_subscribers(make: Make) -> None:
     """G22. Fault: it is counted before the locks are held how many there are; of those, some leave, what comes takes
     their room, and the message is refused though it fitted at every instant."""
 
@@ -957,7 +953,7 @@ def test_a_message_wants_as_many_places_as_it_has_subscribers_when_they_are_give
         assert result in (2, 3, 4, 5), f"{result!r} at {where}"
 
 
-def test_a_timer_accepted_within_another_call_is_not_dropped_while_there_is_room(make: Make) -> None:
+def test_an_accepted_reentrant_timer_is_not_dropped_while_there_is_room(make: Make) -> None:
     """G5, G22. Fault: a noted timer finds its shard's share used up, by the interrupted call or by another thread, and
     is dropped with half of the registry free."""
 
@@ -993,7 +989,7 @@ def until_accepted(registry: ShardedRegistry, count: int) -> None:
 
 
 @pytest.mark.parametrize("shards", [1, 3])
-def test_a_full_registry_refuses_a_nested_timer_at_the_call(make: Make, shards: int) -> None:
+def test_a_full_registry_refuses_a_reentrant_timer_at_the_call(make: Make, shards: int) -> None:
     """G22. Fault: whoever schedules within another operation gets handles for more than there is room, and what they
     stand for is dropped behind his back."""
     registry = make(shards=shards, max_pending=4)
@@ -1049,7 +1045,7 @@ def test_the_bound_is_exact_while_threads_fill_and_empty_the_registry(make: Make
     assert registry.stats() == Stats(accepted=300 * bound, cancelled=300 * bound)
 
 
-def test_threads_that_only_fill_fill_exactly_to_the_brim(make: Make) -> None:
+def test_threads_that_only_add_reach_max_pending_exactly(make: Make) -> None:
     """G22. Fault: two threads find the same place free; or the last places are refused because no shard has them."""
     registry = make(shards=5, max_pending=103)
     names = cids(registry, 4)
@@ -1066,7 +1062,7 @@ def test_threads_that_only_fill_fill_exactly_to_the_brim(make: Make) -> None:
     assert registry.stats() == Stats(timers=103, accepted=103)
 
 
-def test_whoever_takes_the_last_place_between_the_look_and_the_dealing_is_seen(make: Make) -> None:
+def test_room_taken_while_shares_are_moved_is_not_given_twice(make: Make) -> None:
     """G22. Fault: what is free is counted shard by shard, and places that are taken meanwhile are given a second time.
 
     At every line of a timer's way through the brim another thread takes the only place.
@@ -1110,7 +1106,7 @@ def publish_to_all(registry: ShardedRegistry, names: list[str]) -> int:
     return registry.publish("t", "message")
 
 
-def test_a_close_that_interrupts_a_message_over_several_shards_leaves_it_whole(make: Make) -> None:
+def test_a_close_inside_publish_keeps_the_message_atomic(make: Make) -> None:
     """G15, G24. Fault: the first shard has accepted the message when the second one refuses it: the call raises, and
     has changed something."""
 
@@ -1124,7 +1120,7 @@ def test_a_close_that_interrupts_a_message_over_several_shards_leaves_it_whole(m
 
 
 @pytest.mark.parametrize("what", ["close", "reset_state"])
-def test_who_ends_everything_ends_a_message_in_all_shards_or_in_none(make: Make, what: str) -> None:
+def test_a_racing_close_or_reset_keeps_a_message_atomic(make: Make, what: str) -> None:
     """G7, G18, G24. Fault: shard by shard: the message is accepted behind the end in one shard and before it in
     another. At every line of the publication another thread comes in."""
 
@@ -1138,7 +1134,7 @@ def test_who_ends_everything_ends_a_message_in_all_shards_or_in_none(make: Make,
         assert check_ledger(registry).accepted == 3 + accepted, where
 
 
-def test_whoever_takes_a_subscribers_place_before_that_one_leaves_misses_nothing(make: Make) -> None:
+def test_publish_misses_no_subscriber_during_a_handover(make: Make) -> None:
     """G16. Fault: the shards are asked one after the other who holds the topic: of the one who comes and the other who
     then goes neither is seen, though at every instant one was there."""
     for comes, goes in ((0, 1), (1, 0)):
@@ -1164,7 +1160,7 @@ def test_whoever_takes_a_subscribers_place_before_that_one_leaves_misses_nothing
             assert result >= 1, f"nobody was there at {where}"
 
 
-def test_whole_registry_calls_and_messages_in_every_order_do_not_wait_for_each_other(make: Make) -> None:
+def test_racing_publications_and_registry_wide_calls_do_not_deadlock(make: Make) -> None:
     """Fault: two calls take the same shards in different orders."""
     registry = make(shards=4)
     names = one_of_each(registry)
@@ -1252,7 +1248,7 @@ def test_no_lock_is_ever_replaced(make: Make, what: str) -> None:
 
 
 @pytest.mark.parametrize("which", ["settle", "join"])
-def test_waiting_sees_what_the_shards_send_to_each_other(make: Make, which: str) -> None:
+def test_waiting_includes_work_that_shards_send_to_each_other(make: Make, which: str) -> None:
     """Fault: the shards are waited for one after the other, and what a later one has sent to an earlier one is not
     awaited."""
     registry = make(shards=3)
@@ -1273,7 +1269,7 @@ def test_waiting_sees_what_the_shards_send_to_each_other(make: Make, which: str)
     assert registry.stats() == Stats(accepted=201, delivered=201)
 
 
-def test_waiting_is_not_over_while_a_handler_may_still_send_to_a_shard_that_was_idle(make: Make) -> None:
+def test_waiting_lasts_while_a_handler_may_send_to_an_idle_shard(make: Make) -> None:
     """Fault: as above, with every step held: shard 0 is idle when it is looked at, and shard 1 then sends to it."""
     registry = make(shards=2)
     names = one_of_each(registry)
@@ -1406,7 +1402,7 @@ def forked(body: str) -> Sequence[str]:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
-def test_a_forked_child_has_fresh_siblings_and_the_whole_bound() -> None:
+def test_a_forked_child_has_new_shards_and_the_whole_max_pending() -> None:
     """G25. Fault: the shards of the child are siblings of nobody, or of dead ones; or the room dealt out in the parent
     is missing in the child."""
     assert forked("""
@@ -1437,7 +1433,7 @@ registry.close()
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 @pytest.mark.parametrize("what", ["close", "reset_state"])
-def test_a_fork_in_the_midst_of_a_whole_registry_call_leaves_the_child_whole(what: str) -> None:
+def test_a_fork_inside_a_close_or_reset_leaves_the_child_usable(what: str) -> None:
     """G25. Fault: the parent's call goes on in the child on the child's shards: of a close half of them are closed."""
     assert forked(f"""
 for shard in range(3):
@@ -1467,7 +1463,7 @@ registry.close()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
-def test_what_was_noted_before_a_fork_happens_in_the_parent_only() -> None:
+def test_calls_deferred_before_a_fork_run_only_in_the_parent() -> None:
     """G25. Fault: the child makes up for what the parent's finalizer had called before it forked: its registry is not
     empty, and a timer fires twice."""
     assert forked("""
@@ -1491,7 +1487,7 @@ registry.close()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
-def test_a_child_forked_while_other_threads_stand_in_every_shard_is_usable() -> None:
+def test_a_child_forked_while_every_shard_is_locked_is_usable() -> None:
     """G25. Fault: the child waits for a lock whose holder does not exist in it."""
     assert forked("""
 inside, go_on = threading.Barrier(4), threading.Event()

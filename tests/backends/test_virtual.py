@@ -107,7 +107,7 @@ def test_advance_goes_to_each_due_instant(registry: VirtualRegistry, log: Log) -
     assert log.seen[-1] == (700_000, "tick", 700_000)
 
 
-def test_what_is_scheduled_inside_the_window_begins_inside_it(registry: VirtualRegistry, log: Log) -> None:
+def test_work_added_inside_a_step_begins_inside_it(registry: VirtualRegistry, log: Log) -> None:
     """Case 21. Fault: a handler's own timers and messages wait for the next step, or go before earlier
     ones."""
     listen(registry)
@@ -129,7 +129,7 @@ def test_what_is_scheduled_inside_the_window_begins_inside_it(registry: VirtualR
     assert registry.next_due_ms() == 21
 
 
-def test_a_chain_of_a_thousand_timers_in_one_step(registry: VirtualRegistry, log: Log) -> None:
+def test_a_chain_of_a_thousand_timers_fires_in_one_step(registry: VirtualRegistry, log: Log) -> None:
     """Case 21. Fault: the chain fires once, or at drifting instants."""
     log.handlers["tick"] = lambda event: tick(registry, 1)
     tick(registry, 1)
@@ -152,7 +152,7 @@ def test_steps_add_up_exactly(registry: VirtualRegistry, step: float, count: int
         assert registry.now_ms == end
 
 
-def test_timedeltas(registry: VirtualRegistry, log: Log) -> None:
+def test_steps_may_be_timedeltas(registry: VirtualRegistry, log: Log) -> None:
     """Fault: a `timedelta` is taken as seconds, or loses its microseconds or days."""
     for delay in (1, 86_400_000, 0.001):
         tick(registry, delay)
@@ -180,7 +180,7 @@ def test_the_clock_starts_where_it_is_told(make: Callable[..., VirtualRegistry])
             VirtualRegistry(start_ms=start)
 
 
-def test_next_due(registry: VirtualRegistry, log: Log) -> None:
+def test_next_due_ms_is_the_earliest_due_instant(registry: VirtualRegistry, log: Log) -> None:
     """Fault: the beginning of a slot is given for a due instant, a cancelled timer counts, or a ready
     message does not."""
     assert registry.next_due_ms() is None
@@ -208,7 +208,7 @@ def test_next_due(registry: VirtualRegistry, log: Log) -> None:
 
 
 @pytest.mark.parametrize("delay", [10**18, 10**400, 1.7e308, 2.0**53])
-def test_timers_beyond_what_a_float_holds(registry: VirtualRegistry, log: Log, delay: float) -> None:
+def test_timers_beyond_the_range_of_a_float_are_delivered(registry: VirtualRegistry, log: Log, delay: float) -> None:
     """Case 18, G11. Fault: an OverflowError out of `next_due_ms`, `inspect` or the trace; or it disturbs the
     others."""
     tick(registry, delay, "far")
@@ -229,7 +229,7 @@ def test_timers_beyond_what_a_float_holds(registry: VirtualRegistry, log: Log, d
 # -- running until idle, settling, joining -------------------------------------------------------------------
 
 
-def test_run_until_idle(registry: VirtualRegistry, log: Log) -> None:
+def test_run_until_idle_delivers_and_counts_everything(registry: VirtualRegistry, log: Log) -> None:
     """Fault: it stops at the first gap, or does not count messages."""
     listen(registry)
     listen(registry, "c2")
@@ -321,7 +321,7 @@ def test_the_timeout_of_join_is_virtual(registry: VirtualRegistry, log: Log) -> 
     assert registry.now_ms == 2 * HOUR + 5
 
 
-def test_join_of_something_endless_is_reported(registry: VirtualRegistry) -> None:
+def test_join_reports_an_endless_chain(registry: VirtualRegistry) -> None:
     """Fault: `join()` without a timeout loops for ever on a clock that re-arms itself."""
     registry.install_dispatch(lambda cid, event: tick(registry, 1000, "clock"))
     tick(registry, 1000, "clock")
@@ -350,7 +350,7 @@ def test_the_trace_says_what_was_delivered_when_and_why(registry: VirtualRegistr
     ]
 
 
-def test_the_trace_has_what_goes_to_no_dispatch_too(registry: VirtualRegistry) -> None:
+def test_the_trace_includes_deliveries_without_a_dispatch(registry: VirtualRegistry) -> None:
     """Fault: the dispatch until one is installed, which does nothing, is not traced; but its deliveries are
     counted."""
     tick(registry)
@@ -359,7 +359,7 @@ def test_the_trace_has_what_goes_to_no_dispatch_too(registry: VirtualRegistry) -
     assert registry.trace == [Delivery(0, "c1", "main", "tick", "timer")]
 
 
-def test_the_trace_has_failures_too(registry: VirtualRegistry) -> None:
+def test_the_trace_includes_failures(registry: VirtualRegistry) -> None:
     """Fault: a delivery that raised is missing: it is noted only after it returned."""
     registry.install_dispatch(lambda cid, event: 1 / 0)  # type: ignore[arg-type]
     tick(registry)
@@ -480,7 +480,7 @@ def test_an_alternating_chain_is_reported(registry: VirtualRegistry) -> None:
     check_ledger(registry)
 
 
-def test_a_chain_in_company_is_reported(registry: VirtualRegistry) -> None:
+def test_two_endless_chains_at_one_instant_are_reported(registry: VirtualRegistry) -> None:
     """Fault: each handler re-arms itself and cancels another one's timer; the rounds are no longer told
     apart."""
     handles: list[Any] = []
@@ -596,7 +596,7 @@ def test_the_clock_is_not_moved_by_two_threads(registry: VirtualRegistry) -> Non
     assert check_ledger(registry).delivered == 1
 
 
-def test_operations_of_other_threads_while_the_clock_moves(registry: VirtualRegistry) -> None:
+def test_other_threads_may_operate_while_the_clock_moves(registry: VirtualRegistry) -> None:
     """Fault: the engine is changed by two threads at once. Everything accepted has one fate."""
     registry.install_dispatch(lambda cid, event: None)
     done = threading.Event()
@@ -641,7 +641,7 @@ def test_a_negative_step_changes_nothing(registry: VirtualRegistry, log: Log, st
     [(float("nan"), ValueError), (float("inf"), ValueError), (float("-inf"), ValueError)]
     + [(step, TypeError) for step in ("1", None, True, [1])],
 )
-def test_a_step_that_is_none_changes_nothing(
+def test_an_invalid_step_changes_nothing(
     registry: VirtualRegistry, log: Log, step: Any, error: type[Exception]
 ) -> None:
     """Fault: a wrong step is taken for 0, or raises something that does not say what to pass."""
@@ -654,7 +654,7 @@ def test_a_step_that_is_none_changes_nothing(
 # -- faults --------------------------------------------------------------------------------------------------
 
 
-def test_a_keyboard_interrupt_in_a_timer(make: Callable[..., VirtualRegistry]) -> None:
+def test_a_keyboard_interrupt_in_a_timer_reaches_the_caller(make: Callable[..., VirtualRegistry]) -> None:
     """Case 23b, G19. Fault: Ctrl-C is swallowed; or what was due after it is lost, or delivered twice."""
     failures: list[str] = []
     registry = make(on_error=lambda cid, event, exc: failures.append(event.name))
@@ -683,7 +683,9 @@ def test_a_keyboard_interrupt_in_a_timer(make: Callable[..., VirtualRegistry]) -
 
 @pytest.mark.parametrize("position", [0, 2, 4])
 @pytest.mark.parametrize("go_on", ["advance", "settle", "join", "run_until_idle"])
-def test_a_keyboard_interrupt_in_a_fan_out(make: Callable[..., VirtualRegistry], position: int, go_on: str) -> None:
+def test_a_keyboard_interrupt_in_a_fan_out_loses_no_target(
+    make: Callable[..., VirtualRegistry], position: int, go_on: str
+) -> None:
     """G19. Fault: the rest of the targets is lost, or counted as delivered, or gets the message twice; also
     the last and the first target."""
     registry = make()
@@ -721,7 +723,7 @@ def test_a_keyboard_interrupt_in_a_fan_out(make: Callable[..., VirtualRegistry],
 
 
 @pytest.mark.parametrize("clean_up", ["reset_state", "close"])
-def test_a_broken_off_fan_out_can_be_forgotten(
+def test_an_interrupted_fan_out_can_be_dropped(
     registry: VirtualRegistry, clean_up: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """G18. Fault: the message that was broken off survives a reset, as a delivery or as an object."""
@@ -754,7 +756,7 @@ def test_a_broken_off_fan_out_can_be_forgotten(
 
 
 @pytest.mark.parametrize("where", ["on_error", "log"])
-def test_a_keyboard_interrupt_beside_the_handler(
+def test_a_keyboard_interrupt_in_on_error_or_the_log_is_raised(
     make: Callable[..., VirtualRegistry], where: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """G19. Fault: Ctrl-C while `on_error` or the log runs is swallowed, or counts the delivery twice."""
@@ -787,7 +789,7 @@ def test_a_keyboard_interrupt_beside_the_handler(
 
 
 @pytest.mark.parametrize("kind", [ValueError, SystemExit, GeneratorExit, StopIteration])
-def test_whatever_else_a_handler_raises_is_counted_only(
+def test_other_exceptions_of_a_handler_are_only_counted(
     registry: VirtualRegistry, log: Log, kind: type[BaseException]
 ) -> None:
     """G19. Fault: `sys.exit` in one handler ends the whole simulation."""
@@ -806,7 +808,7 @@ def test_whatever_else_a_handler_raises_is_counted_only(
     assert registry.stats() == Stats(accepted=4, delivered=2, failed=2, subscriptions=2)
 
 
-def test_closing_from_inside_a_delivery(registry: VirtualRegistry, log: Log) -> None:
+def test_a_close_inside_a_delivery_drops_the_rest(registry: VirtualRegistry, log: Log) -> None:
     """G24. Fault: what was queued behind is delivered by a closed registry, or close waits for its own
     caller."""
     log.handlers["stop"] = lambda event: answers.append(registry.close(PATIENCE))
@@ -824,7 +826,7 @@ def test_closing_from_inside_a_delivery(registry: VirtualRegistry, log: Log) -> 
     assert registry.join()
 
 
-def test_resetting_from_inside_a_fan_out(registry: VirtualRegistry, log: Log) -> None:
+def test_a_reset_inside_a_fan_out_drops_the_rest(registry: VirtualRegistry, log: Log) -> None:
     """G18. Fault: the walk goes on over what the reset forgot, or its targets are counted twice."""
     log.handlers["said"] = lambda event: registry.reset_state() if len(log.seen) == 3 else None
     for number in range(10):
@@ -900,7 +902,7 @@ def test_two_runs_of_one_program_are_equal(
     assert simulate(seed + 1000, make)[0] != trace
 
 
-def test_no_thread_and_no_waiting(registry: VirtualRegistry, log: Log) -> None:
+def test_the_virtual_clock_needs_no_thread_and_no_waiting(registry: VirtualRegistry, log: Log) -> None:
     """Fault: a helper thread, or a wait of the wall clock, hides in the virtual backend."""
     before = set(threading.enumerate())
     for number in range(100):
@@ -912,7 +914,7 @@ def test_no_thread_and_no_waiting(registry: VirtualRegistry, log: Log) -> None:
     assert registry.now_ms == 99 * HOUR
 
 
-def test_an_interrupt_that_leaves_the_last_delivery_leaves_nothing_that_holds_the_registry(
+def test_an_interrupt_in_the_last_delivery_leaves_the_registry_empty(
     registry: VirtualRegistry,
 ) -> None:
     """Fault: the registry is held as if something were pending, for the look that finds nothing never came."""
@@ -928,7 +930,7 @@ def test_an_interrupt_that_leaves_the_last_delivery_leaves_nothing_that_holds_th
 
 
 @pytest.mark.parametrize("operation", ["schedule", "cancel", "cancel_timers", "advance", "reset"])
-def test_the_next_due_instant_may_be_asked_for_at_every_line_of_an_operation(operation: str) -> None:
+def test_next_due_ms_may_be_read_at_every_line_of_an_operation(operation: str) -> None:
     """Fault: a finalizer that asks meets a wheel half-way through a change: an error, or it tidies what the operation
     is about to tidy (G20)."""
 

@@ -92,7 +92,7 @@ def test_each_handler_is_awaited_at_its_own_instant(registry: VirtualRegistry, r
     run(main)
 
 
-def test_every_run_is_like_the_one_before() -> None:
+def test_two_runs_with_coroutine_handlers_are_equal() -> None:
     """Fault: the order depends on turns of the loop."""
 
     async def play() -> tuple[Any, ...]:
@@ -112,9 +112,7 @@ def test_every_run_is_like_the_one_before() -> None:
     assert len(first) == 20 + 20 * 3
 
 
-def test_timers_that_are_due_together_and_messages_to_many_are_claimed_one_by_one(
-    registry: VirtualRegistry, recorder: Recorder
-) -> None:
+def test_due_batches_and_fan_outs_are_claimed_one_by_one(registry: VirtualRegistry, recorder: Recorder) -> None:
     """G5. Fault: a burst or a walk is claimed as a whole, and what a handler cancels begins all the same."""
 
     async def main() -> None:
@@ -205,7 +203,7 @@ def test_ctrl_c_in_a_handler_reaches_the_caller(registry: VirtualRegistry, recor
 
 @pytest.mark.parametrize("kind", ["timer", "burst", "walk"])
 @pytest.mark.parametrize("stubborn", [False, True], ids=["cancelled", "swallows it"])
-def test_a_handler_that_does_not_return_is_named(
+def test_a_handler_that_does_not_return_is_reported_by_name(
     registry: VirtualRegistry, recorder: Recorder, kind: str, stubborn: bool
 ) -> None:
     """Fault: the test hangs; or what was behind the handler is lost."""
@@ -240,7 +238,7 @@ def test_a_handler_that_does_not_return_is_named(
     run(main)
 
 
-def test_settled_says_whether_it_came_about(registry: VirtualRegistry, recorder: Recorder) -> None:
+def test_settled_and_joined_say_whether_the_registry_became_idle(registry: VirtualRegistry, recorder: Recorder) -> None:
     """Fault: it moves the clock, or says True of a handler that hangs."""
 
     async def main() -> None:
@@ -262,7 +260,7 @@ def test_settled_says_whether_it_came_about(registry: VirtualRegistry, recorder:
 
 
 @pytest.mark.parametrize("kind", ["timer", "burst", "walk"])
-def test_who_is_cancelled_while_it_advances_leaves_the_state_whole(
+def test_cancelling_advance_async_leaves_the_state_consistent(
     registry: VirtualRegistry, recorder: Recorder, kind: str
 ) -> None:
     """Fault: the clock counts as being moved for ever, or a delivery as running."""
@@ -290,7 +288,7 @@ def test_who_is_cancelled_while_it_advances_leaves_the_state_whole(
     run(main)
 
 
-def test_what_would_have_to_await_and_cannot_is_refused(registry: VirtualRegistry, recorder: Recorder) -> None:
+def test_synchronous_calls_refuse_a_coroutine_dispatch(registry: VirtualRegistry, recorder: Recorder) -> None:
     """Fault: coroutines that never run; or something has been delivered before it is refused."""
     tick(registry)
     calls: dict[str, Callable[[], object]] = {
@@ -310,7 +308,7 @@ def test_what_would_have_to_await_and_cannot_is_refused(registry: VirtualRegistr
     assert registry.stats() == Stats(accepted=1, timers=1)
 
 
-def test_coroutine_functions_in_disguise_are_known(registry: VirtualRegistry) -> None:
+def test_wrapped_coroutine_functions_are_recognized(registry: VirtualRegistry) -> None:
     """Fault: only a plain `async def` is known for one."""
     recorder = Recorder(registry)
     for dispatch in (recorder, partial(recorder), recorder.__call__):
@@ -319,7 +317,7 @@ def test_coroutine_functions_in_disguise_are_known(registry: VirtualRegistry) ->
             registry.advance(1)
 
 
-def test_a_plain_function_is_called_and_what_it_returns_awaited(registry: VirtualRegistry) -> None:
+def test_a_plain_function_is_called_and_its_awaitable_awaited(registry: VirtualRegistry) -> None:
     """Fault: `advance_async` is for `async def` alone."""
     seen: list[str] = []
 
@@ -340,7 +338,7 @@ def test_a_plain_function_is_called_and_what_it_returns_awaited(registry: Virtua
     run(main)
 
 
-def test_only_one_moves_the_clock(registry: VirtualRegistry, recorder: Recorder) -> None:
+def test_only_one_task_at_a_time_moves_the_clock(registry: VirtualRegistry, recorder: Recorder) -> None:
     """Fault: a handler, or another task, moves the clock under a handler that waits."""
     refused: list[str] = []
 
@@ -395,7 +393,7 @@ def test_a_chain_without_end_at_one_instant_is_reported(registry: VirtualRegistr
 
 
 @pytest.mark.parametrize("how", ["reset", "close"])
-def test_a_handler_may_end_everything(registry: VirtualRegistry, recorder: Recorder, how: str) -> None:
+def test_a_handler_may_reset_or_close_the_registry(registry: VirtualRegistry, recorder: Recorder, how: str) -> None:
     """G18, G24. Fault: what was behind it begins."""
 
     async def main() -> None:
@@ -410,7 +408,7 @@ def test_a_handler_may_end_everything(registry: VirtualRegistry, recorder: Recor
     run(main)
 
 
-def test_a_handler_may_close_and_wait(registry: VirtualRegistry, recorder: Recorder) -> None:
+def test_a_handler_may_await_aclose(registry: VirtualRegistry, recorder: Recorder) -> None:
     """Fault: `aclose` in a handler waits for the handler."""
 
     async def main() -> None:
@@ -435,7 +433,7 @@ class Within(Injector):
 
 
 @pytest.mark.parametrize("kind", ["burst", "walk"])
-def test_at_whatever_line_another_thread_cancels_each_has_one_fate(kind: str) -> None:
+def test_a_cancel_at_any_line_gives_each_delivery_one_fate(kind: str) -> None:
     """G5. Fault: the look for a timer and the claim are two steps, and somebody takes the last one in between."""
     at = 0
     while True:
@@ -477,7 +475,7 @@ def test_at_whatever_line_another_thread_cancels_each_has_one_fate(kind: str) ->
     assert at > 20
 
 
-def test_a_message_is_claimed_by_one_look() -> None:
+def test_claiming_a_message_reads_its_name_once() -> None:
     """G5. Fault: the name is read twice, and in between it became the mark of those who are leaving."""
 
     class Leaving:
@@ -534,7 +532,7 @@ def test_wrong_steps_and_times_are_refused(registry: VirtualRegistry, recorder: 
     run(main)
 
 
-def test_the_factory_gives_all_of_it() -> None:
+def test_the_factory_returns_a_virtual_backend() -> None:
     """Fault: the Protocol promises what the object has not."""
     registry: stube.VirtualBackend = stube.create_registry("virtual")
     assert "coroutine_dispatch" in registry.capabilities
