@@ -22,6 +22,7 @@ from stube import Event, RegistryClosed, Stats
 from stube.testing._harness import HOUR, PATIENCE, Injector, check_ledger, run_script, tracing
 from stube_backends.aio import AsyncioRegistry
 from stube_backends.aio._driver import LoopDriver
+from tests.backends.helpers import tick
 
 Make = Callable[..., AsyncioRegistry]
 
@@ -81,10 +82,6 @@ class Recorder:
             self.entered[event.name].set()
             await self.gates[event.name].wait()
         self.ended.append((cid, event.name))
-
-
-def tick(registry: AsyncioRegistry, delay_ms: float = 0, event: Any = "tick", cid: str = "c1") -> stube.TimerHandle:
-    return registry.schedule_event(cid=cid, instance_id="main", delay_ms=delay_ms, event=event)
 
 
 def listen(registry: AsyncioRegistry, cid: str = "c1", event: Any = "said", topic: str = "t") -> None:
