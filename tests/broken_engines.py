@@ -1,10 +1,11 @@
-"""Registries broken on purpose: for each guarantee a small fault of the real engine or of a backend, and who sees it.
+"""Registries broken on purpose: for each guarantee a small fault of the engine or a backend, and a test that fails.
 
 A fault is a change of at most five lines, made on a copy of the packages; `Workshop.catch` runs on that copy the test
 of the suite that must fail, in a process of its own. `python tests/broken_engines.py` prints the table.
 
-What only shards can break stands in `SHARDED_FAULTS`, and beside the tests of the suite those of `test_sharded.py`,
-which know what conversations live in which shard, and need no luck. What only loops can break: `broken_loops.py`.
+`SHARDED_FAULTS` are faults that only a sharded registry can have. Besides tests of the suite they name tests of
+`test_sharded.py`, which choose conversations by their shards, and so catch the fault in every run. Faults that only a
+registry on an event loop can have are in `broken_loops.py`.
 """
 
 from __future__ import annotations
@@ -57,14 +58,14 @@ class Fault:
 
     @property
     def changed_lines(self) -> int:
-        """How many lines differ, the larger of those that went and those that came."""
+        """The number of changed lines: removed or added ones, whichever are more."""
         lines = list(difflib.ndiff(self.old.splitlines(), self.new.splitlines()))
         return max(sum(line.startswith(sign) for line in lines) for sign in "-+")
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one test ended on one backend."""
+    """The result of one test on one backend."""
 
     test: str
     backend: str
@@ -82,7 +83,7 @@ class Outcome:
 FAULTS: Final[tuple[Fault, ...]] = (
     Fault(
         "G1",
-        "each delivery has a thread of its own",
+        "each delivery runs on a thread of its own",
         ENGINE + "_local.py",
         "        core.dispatch = prepared\n",
         "        import threading\n\n"
@@ -91,7 +92,7 @@ FAULTS: Final[tuple[Fault, ...]] = (
     ),
     Fault(
         "G2",
-        "the slot under the hand is sorted the wrong way round",
+        "the timers of the opened slot are in reverse order",
         ENGINE + "_wheel.py",
         "        order.reverse()\n",
         "",
@@ -99,7 +100,7 @@ FAULTS: Final[tuple[Fault, ...]] = (
     ),
     Fault(
         "G2",
-        "what has arrived goes before the timers that were due earlier",
+        "a message goes before the timers that were due earlier",
         ENGINE + "_engine.py",
         "        publication.due = order.latest\n",
         "        publication.due = -(1 << 100)\n",
@@ -108,7 +109,7 @@ FAULTS: Final[tuple[Fault, ...]] = (
     ),
     Fault(
         "G2",
-        "a late comer goes before the timers of its instant",
+        "a timer that is scheduled late goes before the timers of its instant",
         ENGINE + "_wheel.py",
         "from bisect import insort_left\n",
         "from bisect import insort_right as insort_left\n",
@@ -117,7 +118,7 @@ FAULTS: Final[tuple[Fault, ...]] = (
     ),
     Fault(
         "G2",
-        "a late comer goes before the timers of its instant",
+        "a timer that is scheduled late goes before the timers of its instant",
         ENGINE + "_wheel.py",
         "from bisect import insort_left\n",
         "from bisect import insort_right as insort_left\n",
@@ -135,7 +136,7 @@ FAULTS: Final[tuple[Fault, ...]] = (
     ),
     Fault(
         "G4",
-        "what arrives last is taken first",
+        "the latest message is delivered first",
         ENGINE + "_engine.py",
         "        order.arrivals.append(publication)\n",
         "        from stube_backends.engine._rings import insert_after\n\n"
@@ -144,7 +145,7 @@ FAULTS: Final[tuple[Fault, ...]] = (
     ),
     Fault(
         "G5",
-        "who leaves a topic still gets what is queued",
+        "a subscriber that leaves a topic still gets its queued messages",
         ENGINE + "_topics.py",
         "        event, entry.event, entry.name = entry.event, None, None\n",
         "        event, entry.event = entry.event, None\n",
@@ -152,7 +153,7 @@ FAULTS: Final[tuple[Fault, ...]] = (
     ),
     Fault(
         "G5",
-        "a handle cannot cancel a timer that is due already",
+        "a handle cannot cancel a timer that is already due",
         ENGINE + "_engine.py",
         "        elif self.groups.holds(timer):\n",
         "        elif self.groups.holds(timer) and timer.due > self.order.latest:\n",
@@ -160,7 +161,7 @@ FAULTS: Final[tuple[Fault, ...]] = (
     ),
     Fault(
         "G5",
-        "a handle says that it has cancelled, and has not",
+        "a handle returns True without cancelling its timer",
         ENGINE + "_timers.py",
         "        return group is not None and group.owner.cancel_timer(self)\n",
         "        return group is not None\n",
@@ -176,7 +177,7 @@ FAULTS: Final[tuple[Fault, ...]] = (
     ),
     Fault(
         "G7",
-        "what races with the end of a conversation is not undone",
+        "a call that races with the end of its conversation is not undone",
         "stube/_conversations.py",
         "        if self._ended:\n            handle.cancel()\n            raise self._error()\n",
         "",
@@ -192,7 +193,7 @@ FAULTS: Final[tuple[Fault, ...]] = (
     ),
     Fault(
         "G8",
-        "a baton is read and then forgotten, in two steps",
+        "taking a baton reads it and forgets it in two steps",
         ENGINE + "_local.py",
         "        flow_id = engine.flows.pop(cid, None)  #",
         "        flow_id = engine.flows.get(cid)\n        __import__('os').sched_yield()\n"
@@ -201,7 +202,7 @@ FAULTS: Final[tuple[Fault, ...]] = (
     ),
     Fault(
         "G9",
-        "what is due within three milliseconds is taken for due",
+        "a timer counts as due three milliseconds early",
         ENGINE + "_core.py",
         "            work = self.engine.claims.begin(now, failed)\n",
         "            work = self.engine.claims.begin(now + 3_000_000, failed)\n",
@@ -226,7 +227,7 @@ FAULTS: Final[tuple[Fault, ...]] = (
     ),
     Fault(
         "G10",
-        "the clock does not hear of what another thread adds while it moves",
+        "the moving clock passes over a timer that another thread adds",
         "stube_backends/virtual/_driver.py",
         "            self._clock.now = engine.order.latest = end\n",
         "            self._clock.now = end\n",
@@ -235,7 +236,7 @@ FAULTS: Final[tuple[Fault, ...]] = (
     ),
     Fault(
         "G11",
-        "infinity and what is no number are taken for no delay",
+        "infinity and NaN count as no delay",
         ENGINE + "_arguments.py",
         "        if not isfinite(delay_ms):\n",
         "        if not isfinite(delay_ms):\n            return 0\n        if False:\n",
@@ -243,7 +244,7 @@ FAULTS: Final[tuple[Fault, ...]] = (
     ),
     Fault(
         "G11",
-        "True is taken for a millisecond",
+        "True counts as one millisecond",
         ENGINE + "_arguments.py",
         "    if isinstance(delay_ms, int) and not isinstance(delay_ms, bool):\n",
         "    if isinstance(delay_ms, int):\n",
@@ -285,7 +286,7 @@ FAULTS: Final[tuple[Fault, ...]] = (
     ),
     Fault(
         "G14",
-        "who leaves a topic looks at everybody who is there",
+        "leaving a topic looks at all of its subscribers",
         ENGINE + "_topics.py",
         "        topic.live -= 1\n",
         "        topic.live = sum(1 for entry in topic.entries if entry.name is not None)\n",
@@ -309,7 +310,7 @@ FAULTS: Final[tuple[Fault, ...]] = (
     ),
     Fault(
         "G16",
-        "a publication targets whoever is there when it begins",
+        "a publication targets the subscribers of the instant at which it begins",
         ENGINE + "_claims.py",
         "        targets = publication.topic.targets(publication.entries, publication.length)\n",
         "        targets = publication.topic.targets(publication.entries, len(publication.entries))\n",
@@ -317,7 +318,7 @@ FAULTS: Final[tuple[Fault, ...]] = (
     ),
     Fault(
         "G17",
-        "a message that is false is taken for none",
+        "a message that is false arrives as None",
         ENGINE + "_engine.py",
         "        publication.message = message\n",
         "        publication.message = message or None\n",
@@ -325,7 +326,7 @@ FAULTS: Final[tuple[Fault, ...]] = (
     ),
     Fault(
         "G18",
-        "a reset lets the publication that is being delivered go on",
+        "a reset does not stop the fan-out that has begun",
         ENGINE + "_claims.py",
         "            held.append(walk.stop())\n",
         "            held.append(walk.rest())\n",
@@ -333,7 +334,7 @@ FAULTS: Final[tuple[Fault, ...]] = (
     ),
     Fault(
         "G19",
-        "a target that raises takes the rest of the publication along",
+        "a target that raises makes the fan-out skip the remaining targets",
         ENGINE + "_delivery.py",
         "                    failed += 1  # counted first, in case a signal handler raises in the next lines\n",
         "                    failed += 1\n                    list(iterator)\n",
@@ -341,7 +342,7 @@ FAULTS: Final[tuple[Fault, ...]] = (
     ),
     Fault(
         "G20",
-        "what was noted within another operation is never made up for",
+        "deferred calls never run",
         ENGINE + "_core.py",
         "            raise\n        if self.deferred:\n            self.run_deferred()\n"
         "        return result\n\n    def schedule",
@@ -350,7 +351,7 @@ FAULTS: Final[tuple[Fault, ...]] = (
     ),
     Fault(
         "G20",
-        "what cancelled timers held is dropped under the lock",
+        "the payloads of cancelled timers are freed under the lock",
         ENGINE + "_engine.py",
         "        for timer in timers:\n            events.append(timer.event)\n",
         "        for timer in timers:\n            events.append(None)\n",
@@ -369,7 +370,7 @@ FAULTS: Final[tuple[Fault, ...]] = (
     ),
     Fault(
         "G21",
-        "what another thread than the main one subscribes is lost",
+        "subscriptions from threads other than the main thread are lost",
         ENGINE + "_local.py",
         "        replaced = core.run_locked(core.engine.subscribe, cid, instance_id, topic, plain)\n",
         "        import threading\n\n        replaced = None\n"
@@ -387,7 +388,7 @@ FAULTS: Final[tuple[Fault, ...]] = (
     ),
     Fault(
         "G23",
-        "a thread is started when the registry is made",
+        "creating a registry starts a thread",
         ENGINE + "_local.py",
         "        register(self)\n",
         "        register(self)\n        import threading\n\n"
@@ -396,7 +397,7 @@ FAULTS: Final[tuple[Fault, ...]] = (
     ),
     Fault(
         "G24",
-        "a closed registry goes on accepting",
+        "a closed registry still accepts work",
         ENGINE + "_engine.py",
         "    def _require_open(self) -> None:\n        if self.closed:\n",
         "    def _require_open(self) -> None:\n        if False:\n",
@@ -404,7 +405,7 @@ FAULTS: Final[tuple[Fault, ...]] = (
     ),
     Fault(
         "G25",
-        "nothing is done in a forked child",
+        "a registry does not start anew in a forked child",
         ENGINE + "_process.py",
         "    os.register_at_fork(after_in_child=_start_all_anew)\n",
         "    pass\n",
@@ -425,7 +426,7 @@ FAULTS: Final[tuple[Fault, ...]] = (
 SHARDED_FAULTS: Final[tuple[Fault, ...]] = (
     Fault(
         "G7",
-        "a reset gives every shard a new lock, also to those who are inside or wait for the old one",
+        "a reset replaces the lock of every shard, even while threads hold it or wait for it",
         SHARDED,
         "    def reset_state(self) -> None:\n",
         "    def reset_state(self) -> None:\n        for shard in self._shards:\n"
@@ -435,7 +436,7 @@ SHARDED_FAULTS: Final[tuple[Fault, ...]] = (
     ),
     Fault(
         "G18",
-        "a reset gives every shard a new core, whatever is going on in the old one",
+        "a reset replaces the core of every shard, even in the middle of an operation",
         SHARDED,
         "    def reset_state(self) -> None:\n",
         "    def reset_state(self) -> None:\n        for shard in self._shards:\n"
@@ -448,7 +449,7 @@ SHARDED_FAULTS: Final[tuple[Fault, ...]] = (
     ),
     Fault(
         "G20",
-        "a publication takes its shards' locks from behind, a reset from the front",
+        "a publication takes the locks of its shards in reverse order, a reset in order",
         SHARDED,
         "        cores = [shard.core for shard in holders]\n",
         "        cores = [shard.core for shard in reversed(holders)]\n",
@@ -475,37 +476,37 @@ SHARDED_FAULTS: Final[tuple[Fault, ...]] = (
     ),
     Fault(
         "G22",
-        "each shard is bound by its share, and nothing is dealt out",
+        "each shard is limited to its share, and no share ever moves",
         "stube_backends/sharded/_room.py",
         "        each, over = divmod(self._left(",
         "        raise registry_full(sum(pending), 1, sum(pending))\n        each, over = divmod(self._left(",
         (
             "test_state.py::test_whoever_needs_it_may_have_all_the_room",
-            OWN + "test_the_shares_are_the_bound_and_a_shard_may_use_all_of_it",
+            OWN + "test_shares_add_up_to_max_pending_and_one_shard_may_use_all",
         ),
         SHARDS,
     ),
     Fault(
         "G22",
-        "each shard has the whole bound for itself",
+        "each shard alone may use the whole max_pending",
         SHARDED,
         "share_of(max_pending, number, index)",
         "max_pending",
         (
             "test_state.py::test_whoever_needs_it_may_have_all_the_room",
-            OWN + "test_the_shares_are_the_bound_and_a_shard_may_use_all_of_it",
+            OWN + "test_shares_add_up_to_max_pending_and_one_shard_may_use_all",
         ),
         SHARDS,
     ),
     Fault(
         "G20",
-        "a nested call waits for the lock of another shard",
+        "a re-entrant call waits for the lock of another shard",
         ENGINE + "_core.py",
         "            return acquire(False) or (not is_reentrant() and acquire())\n",
         "            return acquire()\n",
         (
             "test_threads.py::test_two_threads_that_are_both_interrupted_do_not_wait_for_each_other",
-            OWN + "test_two_threads_inside_two_shards_call_into_each_others",
+            OWN + "test_crossing_reentrant_calls_of_two_shards_do_not_deadlock",
         ),
         SHARDS,
     ),

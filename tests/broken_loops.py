@@ -1,6 +1,6 @@
-"""Registries on an event loop, broken on purpose as only these can be; `broken_engines.py` prints the table.
+"""Faults, made on purpose, that only a registry on an event loop can have. `broken_engines.py` prints the table.
 
-The tests that must notice are those of `test_aio.py`, for the suite calls a registry from outside of its loop.
+The tests that must fail are in `test_aio.py`, because the suite calls a registry from outside its loop.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ OWN: Final = "test_aio.py::"
 ASYNCIO_FAULTS: Final[tuple[Fault, ...]] = (
     Fault(
         "G1",
-        "a conversation that is busy gets a second runner",
+        "a busy conversation gets a second runner",
         ENGINE + "_mailboxes.py",
         "            box = self.boxes.get(cid)\n            if box is not None:\n",
         "            box = None\n            if box is not None:\n",
@@ -27,16 +27,16 @@ ASYNCIO_FAULTS: Final[tuple[Fault, ...]] = (
     ),
     Fault(
         "G2",
-        "what is parked last is claimed first",
+        "the latest delivery of a mailbox is claimed first",
         ENGINE + "_mailboxes.py",
         "        while (entry := box.after) is not box:\n            unlink(entry)\n",
         "        while (entry := box.before) is not box:\n            unlink(entry)\n",
-        (OWN + "test_what_became_ready_behind_a_slow_handler_begins_in_its_order",),
+        (OWN + "test_deliveries_queued_behind_a_slow_handler_begin_in_due_order",),
         LOOPS,
     ),
     Fault(
         "G5",
-        "a delivery is claimed where its runner is made, and entered a turn of the loop later",
+        "a delivery is claimed when its runner is created, and begins one turn of the loop later",
         DRIVER,
         "        if box is not None and box is not AGAIN:\n            self._runners.start(box, self)\n",
         "        if box is not None and box is not AGAIN:\n"
@@ -44,33 +44,33 @@ ASYNCIO_FAULTS: Final[tuple[Fault, ...]] = (
         "            if event is not None:\n"
         "                box.begun = (event, self.core.dispatch(box.cid, event))\n"
         "                self._runners.start(box, self)\n",
-        (OWN + "test_what_is_cancelled_before_its_runner_has_begun_is_never_entered",),
+        (OWN + "test_a_cancel_before_the_runner_begins_prevents_the_delivery",),
         LOOPS,
     ),
     Fault(
         "G9",
-        "a timer of the loop that goes early is believed",
+        "the driver trusts a timer of the loop that fires early",
         DRIVER,
         "        began = now = self._clock()\n",
         "        began = now = self._clock() + 3_000_000\n",
         (
-            OWN + "test_a_loop_whose_timers_go_early_lets_none_begin_early_nor_runs_hot",
+            OWN + "test_early_timers_of_a_loop_cause_no_early_delivery_and_no_busy_loop",
             OWN + "test_no_timer_begins_early_on_any_loop",
         ),
         LOOPS,
     ),
     Fault(
         "G10",
-        "a loop whose timers go early is armed again and again until it is true",
+        "the driver sets timers of the loop again and again until the instant has come",
         LINK,
         "        if self.early_wakeups:\n",
         "        if False:\n",
-        (OWN + "test_a_loop_whose_timers_go_early_lets_none_begin_early_nor_runs_hot",),
+        (OWN + "test_early_timers_of_a_loop_cause_no_early_delivery_and_no_busy_loop",),
         LOOPS,
     ),
     Fault(
         "G13",
-        "tasks are known to nobody but the loop, and collected while they wait",
+        "only the loop refers to the tasks, and the collector frees them while they wait",
         RUNNERS,
         "        runner = box.server = asyncio.current_task()\n",
         "        import weakref\n\n        runner = asyncio.current_task()\n        box.server = weakref.ref(runner)\n",
@@ -79,7 +79,7 @@ ASYNCIO_FAULTS: Final[tuple[Fault, ...]] = (
     ),
     Fault(
         "G13",
-        "the loop's alarm keeps the context of whoever scheduled",
+        "the timer of the loop keeps the context of the caller that scheduled",
         LINK,
         "self.core.keepalive, rang_for, context=Context())\n",
         "self.core.keepalive, rang_for)\n",
@@ -92,7 +92,7 @@ ASYNCIO_FAULTS: Final[tuple[Fault, ...]] = (
         RUNNERS,
         "                if isinstance(result, Awaitable):\n                    await result\n",
         "                if isinstance(result, Awaitable):\n                    getattr(result, 'close', id)()\n",
-        (OWN + "test_what_a_plain_function_returns_is_awaited_if_it_can_be",),
+        (OWN + "test_an_awaitable_that_a_plain_function_returns_is_awaited",),
         LOOPS,
     ),
     Fault(
@@ -106,7 +106,7 @@ ASYNCIO_FAULTS: Final[tuple[Fault, ...]] = (
     ),
     Fault(
         "G21",
-        "the loop is called from another thread as if it were its own, and sleeps on",
+        "another thread calls the loop without waking it",
         LINK,
         "            self._request(loop.call_soon_threadsafe)\n",
         "            self._request(loop.call_soon)\n",
@@ -115,19 +115,19 @@ ASYNCIO_FAULTS: Final[tuple[Fault, ...]] = (
     ),
     Fault(
         "G21",
-        "the registry stays with its first loop, closed or not",
+        "the registry stays bound to its first loop after that loop has closed",
         DRIVER,
         "        if loop is None or loop.is_closed():\n            self._bind()\n",
         "        if loop is None:\n            self._bind()\n",
         (
             OWN + "test_one_registry_serves_two_runs",
-            OWN + "test_what_ran_on_a_loop_that_was_just_closed_is_broken_off",
+            OWN + "test_handlers_of_a_closed_loop_are_ended_and_counted_as_failed",
         ),
         LOOPS,
     ),
     Fault(
         "G18",
-        "a runner that was cancelled before its first step counts as serving for ever",
+        "a runner that was cancelled before its first step still counts as serving",
         RUNNERS,
         "        if box.server is not runner:\n            return\n",
         "        return\n",
@@ -136,11 +136,11 @@ ASYNCIO_FAULTS: Final[tuple[Fault, ...]] = (
     ),
     Fault(
         "G24",
-        "what ran when its loop was closed runs for ever",
+        "the handlers of a closed loop count as running without end",
         RUNNERS,
         "                if isinstance(runner, Task):\n                    _close_coroutine_of(runner)\n",
         "                if isinstance(runner, Task):\n                    continue\n",
-        (OWN + "test_what_ran_on_a_loop_that_was_just_closed_is_broken_off",),
+        (OWN + "test_handlers_of_a_closed_loop_are_ended_and_counted_as_failed",),
         LOOPS,
     ),
 )

@@ -1,4 +1,4 @@
-"""What only the asyncio backend promises: which loop, which thread, runners and their ends."""
+"""Promises of the asyncio backend alone: its loop, its thread, and the tasks ("runners") that run the handlers."""
 
 from __future__ import annotations
 
@@ -19,18 +19,17 @@ from typing_extensions import override
 
 import stube
 from stube import Event, RegistryClosed, Stats
-from stube.testing._harness import PATIENCE, Injector, check_ledger, run_script, tracing
+from stube.testing._harness import HOUR, PATIENCE, Injector, check_ledger, run_script, tracing
 from stube_backends.aio import AsyncioRegistry
 from stube_backends.aio._driver import LoopDriver
-
-HOUR: Final = 3_600_000
+from tests.backends.helpers import tick
 
 Make = Callable[..., AsyncioRegistry]
 
 
 @pytest.fixture
 def make() -> Iterator[Make]:
-    """Makes registries, which are closed and looked at in the end."""
+    """Make registries that the fixture checks and closes after the test."""
     made: list[AsyncioRegistry] = []
 
     def build(**options: Any) -> AsyncioRegistry:
@@ -66,7 +65,7 @@ def run(request: pytest.FixtureRequest) -> Callable[[Coroutine[Any, Any, Any]], 
 
 
 class Recorder:
-    """A coroutine function for dispatch, whose handlers stand still at a name's event until the test lets them go."""
+    """A coroutine function for dispatch. The handler of a name on `hold` waits until the test sets the name's gate."""
 
     def __init__(self) -> None:
         self.begun: list[tuple[str, str]] = []
@@ -83,10 +82,6 @@ class Recorder:
             self.entered[event.name].set()
             await self.gates[event.name].wait()
         self.ended.append((cid, event.name))
-
-
-def tick(registry: AsyncioRegistry, delay_ms: float = 0, event: Any = "tick", cid: str = "c1") -> stube.TimerHandle:
-    return registry.schedule_event(cid=cid, instance_id="main", delay_ms=delay_ms, event=event)
 
 
 def listen(registry: AsyncioRegistry, cid: str = "c1", event: Any = "said", topic: str = "t") -> None:
@@ -123,11 +118,11 @@ def test_a_slow_coroutine_of_one_conversation_delays_no_other(registry: AsyncioR
     run(main())
 
 
-def test_what_became_ready_behind_a_slow_handler_begins_in_its_order(make: Make, run: Any) -> None:
-    """G2. Fault: a mailbox that timers and messages enter as they come, or by kind."""
+def test_deliveries_queued_behind_a_slow_handler_begin_in_due_order(make: Make, run: Any) -> None:
+    """G2. Fault: timers and messages enter a mailbox in the order in which rounds find them, or by kind."""
     recorder = Recorder()
     now = 0
-    registry = make(clock=lambda: now)  # moved by hand, so that a busy machine changes nothing
+    registry = make(clock=lambda: now)  # set by the test, so that a busy machine changes nothing
 
     async def main() -> None:
         nonlocal now
@@ -154,21 +149,21 @@ def test_what_became_ready_behind_a_slow_handler_begins_in_its_order(make: Make,
 
 
 async def until(met: Callable[[], object], patience: float = PATIENCE) -> None:
-    """Give others their turn until something has come about, of which there is no event."""
+    """Let the loop turn until a condition is met that sets no event."""
     deadline = stube.monotonic_ns() + patience * 1e9
     while not met():
-        assert stube.monotonic_ns() < deadline, "it does not come about"
+        assert stube.monotonic_ns() < deadline, "the condition is not met"
         await asyncio.sleep(0)
 
 
 async def _sorted(registry: AsyncioRegistry) -> None:
-    """Let what is ready be looked at: another conversation is delivered behind it."""
+    """Wait until a round has sorted all that is ready into mailboxes: a timer of another conversation proves it."""
     tick(registry, cid="another")
     await until(lambda: not registry.inspect("another"))
 
 
-def test_all_subscribers_hear_one_topic_in_one_order_though_some_are_slow(registry: AsyncioRegistry, run: Any) -> None:
-    """G4. Fault: who is held up gets later messages first."""
+def test_slow_subscribers_receive_a_topic_in_publication_order(registry: AsyncioRegistry, run: Any) -> None:
+    """G4. Fault: a subscriber whose handler is slow gets later messages first."""
     heard: dict[str, list[int]] = {}
 
     async def dispatch(cid: str, event: Event) -> None:
@@ -188,15 +183,15 @@ def test_all_subscribers_hear_one_topic_in_one_order_though_some_are_slow(regist
     run(main())
 
 
-def test_handlers_that_never_wait_leave_others_their_turn(registry: AsyncioRegistry, run: Any) -> None:
-    """Fault: a runner goes through a mailbox that fills as fast, or a round never ends, and the loop starves."""
+def test_handlers_that_never_wait_do_not_starve_the_loop(registry: AsyncioRegistry, run: Any) -> None:
+    """Fault: a runner empties a mailbox that fills as fast, or a round never ends, and the loop runs nothing else."""
     turns = 0
 
     async def main(dispatch: Any) -> None:
         nonlocal turns
         registry.install_dispatch(dispatch)
         tick(registry)
-        for turns in range(50):  # noqa: B007 - each is a turn of somebody else on the loop
+        for turns in range(50):  # noqa: B007 - each is a turn of the loop for this coroutine
             await asyncio.sleep(0)
         registry.cancel_timers("c1")
         assert await registry.settled()
@@ -211,7 +206,7 @@ def test_handlers_that_never_wait_leave_others_their_turn(registry: AsyncioRegis
 
 
 def test_a_thousand_coroutines_survive_the_collector(registry: AsyncioRegistry, run: Any) -> None:
-    """Case 28. Fault: a task that only the loop knows, weakly, is collected while it waits."""
+    """Case 28. Fault: only the loop refers to a task, weakly, so that the collector frees it while it waits."""
     done: list[str] = []
 
     async def dispatch(cid: str, event: Event) -> None:
@@ -232,7 +227,7 @@ def test_a_thousand_coroutines_survive_the_collector(registry: AsyncioRegistry, 
 
 
 async def _wait_without_a_reference() -> None:
-    """Wait for a future to which nothing but a reference cycle with its waiter leads, for some turns of the loop."""
+    """Wait, for some turns of the loop, for a future that only a reference cycle with this coroutine keeps alive."""
     loop = asyncio.get_running_loop()
     future = loop.create_future()
     reference = weakref.ref(future)
@@ -252,8 +247,8 @@ async def _wait_without_a_reference() -> None:
 # -- cancelling ----------------------------------------------------------------------------------------------
 
 
-def test_what_is_parked_is_cancelled_like_what_waits(registry: AsyncioRegistry, run: Any) -> None:
-    """G5. Fault: sorting into a mailbox counts as beginning, and no cancel finds what lies there."""
+def test_deliveries_in_a_mailbox_can_be_cancelled(registry: AsyncioRegistry, run: Any) -> None:
+    """G5. Fault: a delivery counts as begun once it lies in a mailbox, and no cancel finds it there."""
     recorder = Recorder()
 
     async def main() -> None:
@@ -272,7 +267,7 @@ def test_what_is_parked_is_cancelled_like_what_waits(registry: AsyncioRegistry, 
         assert handle.cancel() is False
         assert registry.cancel_timers("c1", instance_id="two") == 1
         assert registry.unsubscribe(cid="c1", instance_id="main", topic="t") == 1
-        listen(registry)  # again, which revives no old message
+        listen(registry)  # a second subscription, which must not revive old messages
         assert registry.cancel_timers("c1") == 1
         recorder.gates["slow"].set()
         assert await registry.settled()
@@ -282,8 +277,8 @@ def test_what_is_parked_is_cancelled_like_what_waits(registry: AsyncioRegistry, 
     run(main())
 
 
-def test_a_conversation_that_ends_while_its_handler_hangs_keeps_no_message(registry: AsyncioRegistry, run: Any) -> None:
-    """G13. Fault: messages stay in a mailbox until a handler returns that never does."""
+def test_an_ended_conversation_frees_messages_behind_a_hanging_handler(registry: AsyncioRegistry, run: Any) -> None:
+    """G13. Fault: messages stay in a mailbox until the running handler returns, which it never does."""
     recorder = Recorder()
 
     async def main() -> None:
@@ -310,8 +305,8 @@ def test_a_conversation_that_ends_while_its_handler_hangs_keeps_no_message(regis
     run(main())
 
 
-def test_what_is_cancelled_before_its_runner_has_begun_is_never_entered(registry: AsyncioRegistry, run: Any) -> None:
-    """G5. Fault: the delivery is claimed where the task is made, and entered a turn of the loop later."""
+def test_a_cancel_before_the_runner_begins_prevents_the_delivery(registry: AsyncioRegistry, run: Any) -> None:
+    """G5. Fault: the driver claims the delivery when it creates the task, which calls dispatch one turn later."""
     recorder = Recorder()
 
     async def main() -> None:
@@ -323,14 +318,14 @@ def test_what_is_cancelled_before_its_runner_has_begun_is_never_entered(registry
             begun = len(recorder.begun)
             cancelled = registry.cancel_timers("c1")
             assert await registry.settled()
-            assert len(recorder.begun) == begun, "entered after the cancel had returned"
+            assert len(recorder.begun) == begun, "dispatch was called after the cancel had returned"
             assert cancelled == 1 - begun
             recorder.begun.clear()
 
     run(main())
 
 
-def test_a_reset_drops_what_is_parked_and_leaves_what_runs(registry: AsyncioRegistry, run: Any) -> None:
+def test_a_reset_drops_mailboxes_and_leaves_the_running_delivery(registry: AsyncioRegistry, run: Any) -> None:
     """G18. Fault: mailboxes survive a reset, or the running delivery is forgotten."""
     recorder = Recorder()
 
@@ -357,7 +352,7 @@ def test_a_reset_drops_what_is_parked_and_leaves_what_runs(registry: AsyncioRegi
 
 
 def test_one_registry_serves_two_runs(registry: AsyncioRegistry, run: Any) -> None:
-    """Case 28. Fault: the registry stays with its first loop, or loses what was pending when that closed."""
+    """Case 28. Fault: the registry stays with its first loop, or loses everything that was pending when that closed."""
     recorder = Recorder()
     registry.install_dispatch(recorder)
 
@@ -380,10 +375,8 @@ def test_one_registry_serves_two_runs(registry: AsyncioRegistry, run: Any) -> No
     assert registry.cancel_timers("c1") == 1
 
 
-def test_what_threads_added_before_there_was_a_loop_is_delivered_on_the_first(
-    registry: AsyncioRegistry, run: Any
-) -> None:
-    """Fault: without a loop an operation raises, or what it accepted is forgotten."""
+def test_work_accepted_before_any_loop_is_delivered_on_the_first_loop(registry: AsyncioRegistry, run: Any) -> None:
+    """Fault: without a loop an operation raises, or the registry forgets what the operation accepted."""
     recorder = Recorder()
     registry.install_dispatch(recorder)
     tick(registry)
@@ -414,8 +407,8 @@ def test_what_threads_added_before_there_was_a_loop_is_delivered_on_the_first(
         lambda registry: registry.inspect(),
     ],
 )
-def test_any_operation_binds(registry: AsyncioRegistry, operation: Any) -> None:
-    """Fault: only what schedules looks for a loop, and a host that begins with something else gets no deliveries."""
+def test_any_operation_binds_the_registry_to_the_running_loop(registry: AsyncioRegistry, operation: Any) -> None:
+    """Fault: only `schedule_event` looks for a loop, and a host that calls something else first gets no deliveries."""
     delivered: list[str] = []
     registry.install_dispatch(lambda cid, event: delivered.append(event.name))
     tick(registry)
@@ -428,8 +421,8 @@ def test_any_operation_binds(registry: AsyncioRegistry, operation: Any) -> None:
     registry.reset_state()
 
 
-def test_a_repr_does_not_bind(registry: AsyncioRegistry) -> None:
-    """Fault: a debugger that shows the registry on some other loop gives it to that one."""
+def test_a_repr_does_not_bind_the_registry_to_a_loop(registry: AsyncioRegistry) -> None:
+    """Fault: a debugger that shows the registry on some other loop binds the registry to that loop."""
 
     async def main() -> None:
         assert repr(registry) == "<AsyncioRegistry: 0 timers, 0 queued>"
@@ -438,14 +431,14 @@ def test_a_repr_does_not_bind(registry: AsyncioRegistry) -> None:
     assert registry._driver._link.loop is None
 
 
-def test_a_loop_may_be_given(make: Make) -> None:
-    """Fault: the option is taken and not used."""
+def test_a_loop_given_as_an_option_gets_the_deliveries(make: Make) -> None:
+    """Fault: the registry accepts the option and ignores it."""
     loop = asyncio.new_event_loop()
     try:
         registry = make(loop=loop)
         threads: list[int] = []
         registry.install_dispatch(lambda cid, event: threads.append(threading.get_ident()))
-        tick(registry)  # from no loop at all
+        tick(registry)  # while no loop runs
         loop.call_later(0.05, loop.stop)
         loop.run_forever()
         assert threads == [threading.get_ident()]
@@ -453,8 +446,8 @@ def test_a_loop_may_be_given(make: Make) -> None:
         loop.close()
 
 
-def test_what_is_no_loop_or_a_closed_one_is_refused() -> None:
-    """Fault: the error comes with the first timer, or never."""
+def test_a_closed_loop_and_other_invalid_options_are_refused() -> None:
+    """Fault: the error is raised only by the first timer, or never."""
     loop = asyncio.new_event_loop()
     loop.close()
     with pytest.raises(stube.ConfigError, match="is closed"):
@@ -468,7 +461,7 @@ def test_what_is_no_loop_or_a_closed_one_is_refused() -> None:
 
 
 def test_the_first_loop_keeps_the_registry_until_it_closes(registry: AsyncioRegistry) -> None:
-    """Fault: each operation on another loop takes the registry along, and deliveries change their thread."""
+    """Fault: each operation on another loop rebinds the registry, and deliveries change their thread."""
     first, second = asyncio.new_event_loop(), asyncio.new_event_loop()
     threads: list[str] = []
     registry.install_dispatch(lambda cid, event: threads.append(threading.current_thread().name))
@@ -492,10 +485,10 @@ def test_the_first_loop_keeps_the_registry_until_it_closes(registry: AsyncioRegi
 # -- the end of a loop ---------------------------------------------------------------------------------------
 
 
-def test_a_run_that_ends_breaks_off_what_runs_and_keeps_what_waits(
+def test_the_end_of_a_run_cancels_running_handlers_and_keeps_the_rest(
     registry: AsyncioRegistry, run: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Fault: what was parked behind a cancelled handler is lost, or the conversation is busy for ever."""
+    """Fault: the deliveries behind a cancelled handler are lost, or the conversation counts as busy without end."""
     recorder = Recorder()
     registry.install_dispatch(recorder)
     events: list[Any] = []
@@ -522,10 +515,10 @@ def test_a_run_that_ends_breaks_off_what_runs_and_keeps_what_waits(
     assert events == []
 
 
-def test_what_ran_on_a_loop_that_was_just_closed_is_broken_off(
+def test_handlers_of_a_closed_loop_are_ended_and_counted_as_failed(
     registry: AsyncioRegistry, caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
 ) -> None:
-    """Fault: "Task was destroyed but it is pending", or a delivery that runs for ever in the ledger."""
+    """Fault: "Task was destroyed but it is pending", or the ledger counts a delivery as running without end."""
     recorder = Recorder()
     registry.install_dispatch(recorder)
     cleaned: list[str] = []
@@ -561,10 +554,10 @@ def test_what_ran_on_a_loop_that_was_just_closed_is_broken_off(
     assert not recwarn.list
 
 
-def test_a_handler_that_does_not_let_itself_be_broken_off_is_left(
+def test_a_handler_that_resists_the_end_of_its_loop_is_abandoned(
     registry: AsyncioRegistry, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Fault: clean-up that raises, or waits, comes out of an operation of somebody else."""
+    """Fault: a handler whose clean-up raises or waits makes an unrelated operation raise or wait."""
 
     async def dispatch(cid: str, event: Event) -> None:
         try:
@@ -588,7 +581,7 @@ def test_a_handler_that_does_not_let_itself_be_broken_off_is_left(
 
 
 def test_clean_up_after_a_closed_loop_is_silent() -> None:
-    """Case 28. Fault: "Event loop is closed", or "Task was destroyed", out of what a host does at its end."""
+    """Case 28. Fault: the calls that a host makes at its end cause "Event loop is closed" or "Task was destroyed"."""
     printed = run_script(
         "asyncio",
         {},
@@ -602,7 +595,7 @@ async def dispatch(cid, event):
     await asyncio.sleep(3600)
 
 async def main():
-    asyncio.get_running_loop().slow_callback_duration = 60  # debug mode tells of a busy machine, too
+    asyncio.get_running_loop().slow_callback_duration = 60  # debug mode would also report a busy machine
     registry.install_dispatch(dispatch)
     for _ in range(10):
         conversation = conversations.open()
@@ -628,8 +621,8 @@ gc.collect()
     assert printed == "False 0 1\nTrue True\n"
 
 
-def test_a_program_that_forgets_everything_ends_silently() -> None:
-    """G24. Fault: the interpreter's end tells of tasks and loops that nobody closed."""
+def test_a_program_that_closes_no_registry_ends_silently() -> None:
+    """G24. Fault: the interpreter, as it ends, reports tasks and loops that the program did not close."""
     printed = run_script(
         "asyncio",
         {},
@@ -658,7 +651,7 @@ print("end")
 
 
 def test_a_runner_that_is_cancelled_before_its_first_step_loses_nothing(registry: AsyncioRegistry) -> None:
-    """Race 3. Fault: the conversation counts as served for ever."""
+    """Race 3. Fault: the conversation counts as served although no runner serves it."""
     recorder = Recorder()
 
     async def main() -> None:
@@ -692,11 +685,11 @@ def test_a_thread_schedules_while_the_loop_sleeps(registry: AsyncioRegistry, run
 
         registry.install_dispatch(dispatch)
         tick(registry, HOUR, "far")
-        # Real time: until the loop sleeps, of which there is no event.
+        # Real time, because no event tells that the loop sleeps.
         threading.Timer(0.05, tick, args=(registry,)).start()
         loop = asyncio.get_running_loop()
         late: list[None] = []
-        alarms = [  # a loop that nobody wakes would sleep for an hour
+        alarms = [  # a loop that is not woken would sleep for an hour
             loop.call_later(PATIENCE, late.append, None),
             loop.call_later(PATIENCE, arrived.set),
         ]
@@ -711,7 +704,7 @@ def test_a_thread_schedules_while_the_loop_sleeps(registry: AsyncioRegistry, run
 
 
 def test_waiting_on_the_loops_own_thread_is_refused(registry: AsyncioRegistry, run: Any) -> None:
-    """Fault: `settle` stands still on the thread that would have to deliver."""
+    """Fault: `settle` blocks the thread that would have to deliver."""
 
     async def main() -> None:
         tick(registry)
@@ -745,8 +738,8 @@ def test_waiting_from_another_thread_and_from_another_loop(registry: AsyncioRegi
     run(main())
 
 
-def test_settled_and_joined_say_whether_it_came_about(registry: AsyncioRegistry) -> None:
-    """Fault: a wait that timed out says True, leaves its waiter behind, or takes a far timer for something ready."""
+def test_settled_and_joined_return_whether_the_registry_became_idle(registry: AsyncioRegistry) -> None:
+    """Fault: a wait that timed out returns True, leaves its waiter behind, or counts a far timer as ready."""
 
     async def main() -> None:
         tick(registry, HOUR)
@@ -789,7 +782,7 @@ def test_a_delivery_cannot_wait_for_itself(registry: AsyncioRegistry) -> None:
 
 
 def test_closing_on_the_loops_thread_does_not_wait_and_aclose_does(make: Make, run: Any) -> None:
-    """G24. Fault: `close` blocks the loop that has to finish what runs; or `aclose` does not wait for it."""
+    """G24. Fault: `close` blocks the loop that has to run the handlers; or `aclose` does not wait for them."""
     recorder = Recorder()
 
     async def main() -> None:
@@ -837,7 +830,7 @@ def test_a_handler_may_close(make: Make) -> None:
 
 
 def test_async_with_closes_and_waits_for_what_runs(make: Make) -> None:
-    """Fault: the block is left while a handler is still at it."""
+    """Fault: the block is left while a handler still runs."""
     ended: list[str] = []
 
     async def dispatch(cid: str, event: Event) -> None:
@@ -862,7 +855,7 @@ def test_async_with_closes_and_waits_for_what_runs(make: Make) -> None:
 
 @pytest.mark.parametrize("kind", ["function", "coroutine"])
 def test_ctrl_c_is_counted_and_raised_with_the_state_whole(make: Make, kind: str) -> None:
-    """G19. Fault: it is swallowed; or it takes along what waited behind it."""
+    """G19. Fault: Ctrl-C is swallowed; or the deliveries behind the interrupted one are lost."""
     registry = make()
     seen: list[str] = []
 
@@ -900,10 +893,10 @@ def test_ctrl_c_is_counted_and_raised_with_the_state_whole(make: Make, kind: str
 
 
 @pytest.mark.parametrize("exception", [SystemExit, GeneratorExit, asyncio.CancelledError, ValueError])
-def test_whatever_a_coroutine_raises_it_stops_no_other(
+def test_an_exception_of_a_coroutine_stops_no_other_delivery(
     make: Make, run: Any, exception: type[BaseException], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """G19. Fault: an exception that ends a task ends the conversation with it, or is not told."""
+    """G19. Fault: an exception that ends a task also ends the conversation, or is not reported."""
     errors: list[BaseException] = []
     registry = make(on_error=lambda cid, event, exc: errors.append(exc))
     seen: list[str] = []
@@ -929,7 +922,7 @@ def test_whatever_a_coroutine_raises_it_stops_no_other(
 
 
 def test_a_handler_that_cancels_its_own_task_fails_alone(registry: AsyncioRegistry, run: Any) -> None:
-    """Fault: the runner dies, and what waited in its mailbox with it."""
+    """Fault: the runner ends, and the deliveries in its mailbox are lost."""
     seen: list[str] = []
 
     async def dispatch(cid: str, event: Event) -> None:
@@ -952,7 +945,7 @@ def test_a_handler_that_cancels_its_own_task_fails_alone(registry: AsyncioRegist
 
 
 def test_a_time_limit_inside_a_handler_is_the_handlers_own(registry: AsyncioRegistry) -> None:
-    """Fault: the cancelling that `asyncio.timeout` does is taken for the runner's end."""
+    """Fault: the runner ends because `asyncio.timeout` cancels its task."""
     seen: list[str] = []
 
     async def dispatch(cid: str, event: Event) -> None:
@@ -973,8 +966,8 @@ def test_a_time_limit_inside_a_handler_is_the_handlers_own(registry: AsyncioRegi
     assert registry.stats().delivered == 2
 
 
-def test_what_a_plain_function_returns_is_awaited_if_it_can_be(registry: AsyncioRegistry, run: Any) -> None:
-    """Fault: a coroutine that never runs; or a conversation that goes on before its future is done."""
+def test_an_awaitable_that_a_plain_function_returns_is_awaited(registry: AsyncioRegistry, run: Any) -> None:
+    """Fault: a returned coroutine never runs; or the next delivery begins before a returned future is done."""
     seen: list[str] = []
 
     async def work(name: str) -> None:
@@ -1000,8 +993,8 @@ def test_what_a_plain_function_returns_is_awaited_if_it_can_be(registry: Asyncio
     assert registry.stats() == Stats(accepted=4, delivered=4)
 
 
-def test_a_loop_that_makes_no_task_breaks_nothing(registry: AsyncioRegistry) -> None:
-    """Fault: the conversation counts as served by a task that is not there, or a coroutine is never awaited."""
+def test_a_loop_that_fails_to_create_a_task_loses_no_delivery(registry: AsyncioRegistry) -> None:
+    """Fault: the conversation counts as served by a task that does not exist, or a coroutine is never awaited."""
     recorder = Recorder()
     refusals = 2
 
@@ -1012,11 +1005,11 @@ def test_a_loop_that_makes_no_task_breaks_nothing(registry: AsyncioRegistry) -> 
             raise MemoryError("no task today")
         return asyncio.Task(coroutine, loop=loop, **options)
 
-    told: list[Any] = []
+    reported: list[Any] = []
 
     async def main() -> None:
         loop = asyncio.get_running_loop()
-        loop.set_exception_handler(lambda loop, context: told.append(context["exception"]))
+        loop.set_exception_handler(lambda loop, context: reported.append(context["exception"]))
         registry.install_dispatch(recorder)
         loop.set_task_factory(factory)
         tick(registry)
@@ -1024,15 +1017,15 @@ def test_a_loop_that_makes_no_task_breaks_nothing(registry: AsyncioRegistry) -> 
         assert recorder.ended == [("c1", "tick")]
 
     asyncio.run(main())
-    assert [type(exception) for exception in told] == [MemoryError] * 2
+    assert [type(exception) for exception in reported] == [MemoryError] * 2
 
 
 FACTORIES: Final[list[Any]] = [None, *filter(None, [getattr(asyncio, "eager_task_factory", None)])]  # from 3.12 on
 
 
 @pytest.mark.parametrize("factory", FACTORIES, ids=["usual", "eager"][: len(FACTORIES)])
-def test_tasks_may_be_eager(registry: AsyncioRegistry, factory: Any) -> None:
-    """Fault: a runner that is over before it was noted is noted for ever."""
+def test_eager_tasks_deliver_everything(registry: AsyncioRegistry, factory: Any) -> None:
+    """Fault: the driver records a runner only after it has ended, and the record stays."""
     recorder = Recorder()
 
     async def main() -> None:
@@ -1050,11 +1043,11 @@ def test_tasks_may_be_eager(registry: AsyncioRegistry, factory: Any) -> None:
     asyncio.run(main())
 
 
-# -- what comes at the wrong moment ----------------------------------------------------------------------------
+# -- interruptions and races -----------------------------------------------------------------------------------
 
 
 def test_the_end_of_a_run_begins_nothing_new(registry: AsyncioRegistry, run: Any) -> None:
-    """Race 5. Fault: what waits behind handlers that `asyncio.run` cancels is begun on the dying loop."""
+    """Race 5. Fault: deliveries behind handlers that `asyncio.run` cancels begin on the loop that is ending."""
     recorder = Recorder()
 
     async def main() -> None:
@@ -1069,7 +1062,7 @@ def test_the_end_of_a_run_begins_nothing_new(registry: AsyncioRegistry, run: Any
         try:
             await asyncio.get_running_loop().create_future()
         finally:
-            await asyncio.sleep(0.15)  # longer than the registry holds its breath
+            await asyncio.sleep(0.15)  # longer than the registry pauses after a cancelled handler
 
     async def with_company() -> None:
         asyncio.get_running_loop().set_exception_handler(lambda loop, context: None)
@@ -1086,7 +1079,7 @@ def test_the_end_of_a_run_begins_nothing_new(registry: AsyncioRegistry, run: Any
 
 
 class Within(Injector):
-    """Looks at lines of backends and the engine only, and knows in which function it fired."""
+    """Count lines of the backends and the engine only, and remember in which function the action ran."""
 
     function = ""
 
@@ -1102,11 +1095,11 @@ class Within(Injector):
 # Ctrl-C between the call of a coroutine function and the await leaves a coroutine, as it does everywhere.
 @pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")
 @pytest.mark.parametrize("kind", ["function", "coroutine"])
-def test_ctrl_c_at_any_line_of_the_registry_kills_no_conversation(kind: str) -> None:
-    """Race 4, G19. Fault: a round that is broken off leaves a conversation that nobody serves, or is never called
-    again; or a delivery counts as running for ever.
+def test_ctrl_c_at_any_line_leaves_every_conversation_served(kind: str) -> None:
+    """Race 4, G19. Fault: an interrupted round leaves a conversation without a runner, or no round follows it; or a
+    delivery counts as running without end.
 
-    Not at the first line of what the loop calls: a call that is eaten there is made again when it is a second old.
+    The first line of the callback of the loop is left out: the registry repeats a call lost there after one second.
     """
     lost, at = 0, 0
     while True:
@@ -1116,11 +1109,11 @@ def test_ctrl_c_at_any_line_of_the_registry_kills_no_conversation(kind: str) -> 
         lost += gone
         at += 5
     assert at > 100
-    assert lost <= at / 5 * 2, "more is lost than what was under way"
+    assert lost <= at / 5 * 2, "more was lost than the deliveries that ran"
 
 
 def _lost_to_ctrl_c(at: int, kind: str) -> tuple[str, int]:
-    """Ctrl-C at a line, and what comes after: the line, and how many deliveries of before did not come."""
+    """Raise Ctrl-C at a line, then deliver more. Return the line, and how many earlier deliveries are missing."""
     registry = AsyncioRegistry()
     delivered: list[str] = []
 
@@ -1173,8 +1166,8 @@ def _lost_to_ctrl_c(at: int, kind: str) -> tuple[str, int]:
         registry.close(0)
 
 
-def test_a_task_factory_need_not_know_of_contexts(registry: AsyncioRegistry) -> None:
-    """Fault: a TypeError for each conversation, again and again."""
+def test_a_task_factory_without_a_context_parameter_is_supported(registry: AsyncioRegistry) -> None:
+    """Fault: each conversation fails with a TypeError, again and again."""
     recorder = Recorder()
 
     def factory(loop: AbstractEventLoop, coroutine: Any) -> Any:
@@ -1192,8 +1185,8 @@ def test_a_task_factory_need_not_know_of_contexts(registry: AsyncioRegistry) -> 
     assert recorder.ended == [("c1", "tick")]
 
 
-def test_a_loop_that_makes_no_task_at_all_is_not_asked_all_the_time(registry: AsyncioRegistry) -> None:
-    """G10. Fault: the round that failed is called again at once, and the loop runs hot."""
+def test_a_loop_that_cannot_create_tasks_is_retried_only_rarely(registry: AsyncioRegistry) -> None:
+    """G10. Fault: a round that failed is repeated immediately, so that the loop never sleeps."""
     asked = 0
 
     def factory(loop: AbstractEventLoop, coroutine: Any, **options: Any) -> Any:
@@ -1215,9 +1208,9 @@ def test_a_loop_that_makes_no_task_at_all_is_not_asked_all_the_time(registry: As
     assert 1 <= asked <= 10
 
 
-def test_who_waits_in_another_thread_is_released_when_the_loop_is_gone(registry: AsyncioRegistry) -> None:
-    """Fault: `join` waits for a delivery that was broken off with its loop, or for a timer that was cancelled while
-    there was no loop."""
+def test_a_waiter_is_released_when_the_loop_has_closed(registry: AsyncioRegistry) -> None:
+    """Fault: `join` waits for a delivery that ended with its loop, or for a timer that was cancelled while there was no
+    loop."""
     recorder = Recorder()
 
     async def first() -> None:
@@ -1237,7 +1230,7 @@ def test_who_waits_in_another_thread_is_released_when_the_loop_is_gone(registry:
         thread = threading.Thread(target=join)
         thread.start()
         while not registry._driver.core.waiters:
-            pass  # until it waits, of which there is no event
+            pass  # no event tells that a thread waits
         ends()
         registry.stats()  # any operation finds the loop closed
         thread.join(PATIENCE)
@@ -1246,12 +1239,12 @@ def test_who_waits_in_another_thread_is_released_when_the_loop_is_gone(registry:
     assert registry.cancel_timers("c1") == 1
 
 
-def test_a_loop_that_binds_while_another_one_is_parted_from_gets_what_is_given_back(
+def test_a_loop_bound_during_clean_up_gets_the_closed_loops_mailboxes(
     registry: AsyncioRegistry,
 ) -> None:
-    """Fault: the next loop has looked, and sleeps, before what was parked on the closed one is given back."""
+    """Fault: the next loop looks and falls asleep before the closed loop's mailboxes are given back to the registry."""
     delivered: list[str] = []
-    breaking, go_on = threading.Event(), threading.Event()
+    ending, go_on = threading.Event(), threading.Event()
 
     async def dispatch(cid: str, event: Event) -> None:
         delivered.append(event.name)
@@ -1259,42 +1252,42 @@ def test_a_loop_that_binds_while_another_one_is_parted_from_gets_what_is_given_b
             try:
                 await asyncio.get_running_loop().create_future()
             finally:
-                breaking.set()
+                ending.set()
                 go_on.wait(PATIENCE)
 
     async def first() -> None:
         registry.install_dispatch(dispatch)
         tick(registry, event="slow")
         await until(lambda: delivered)
-        tick(registry, event="parked")
+        tick(registry, event="waiting")
         await _sorted(registry)
 
     loop = asyncio.new_event_loop()
     loop.run_until_complete(first())
     loop.close()
-    parting = threading.Thread(target=registry.stats)
-    parting.start()
-    assert breaking.wait(PATIENCE)
+    cleaner = threading.Thread(target=registry.stats)  # any call ends the handlers of the closed loop
+    cleaner.start()
+    assert ending.wait(PATIENCE)
 
     async def second() -> None:
         tick(registry, event="other", cid="c2")
         await until(lambda: "other" in delivered)
         await asyncio.sleep(0.02)  # real time: until the loop sleeps
         go_on.set()
-        await until(lambda: "parked" in delivered)
+        await until(lambda: "waiting" in delivered)
 
     asyncio.run(second())
-    parting.join(PATIENCE)
+    cleaner.join(PATIENCE)
     assert registry.stats().failed == 1
 
 
-def test_a_call_that_finds_its_loop_closed_calls_the_next(registry: AsyncioRegistry) -> None:
-    """Race 2. Fault: the next loop was not called because this call was under way, and now nobody calls it."""
+def test_a_wake_up_that_finds_its_loop_closed_goes_to_the_next_loop(registry: AsyncioRegistry) -> None:
+    """Race 2. Fault: this wake-up fails, and no other call wakes the next loop because this one was in progress."""
 
     class Closing(asyncio.SelectorEventLoop):
         @override
         def call_soon_threadsafe(self, *args: Any, **options: Any) -> Any:  # type: ignore[override]
-            registry._driver._link.loop = asyncio.get_running_loop()  # bound meanwhile, by another thread
+            registry._driver._link.loop = asyncio.get_running_loop()  # as if another thread had just bound it
             raise RuntimeError("Event loop is closed")
 
     async def main() -> None:
@@ -1312,8 +1305,8 @@ def test_a_call_that_finds_its_loop_closed_calls_the_next(registry: AsyncioRegis
     assert registry.stats().delivered == 1
 
 
-def test_a_forked_child_has_no_part_in_the_end_of_the_parents_loop() -> None:
-    """G25. Fault: the fork itself finds the loop closed, and breaks off the parent's deliveries in the child."""
+def test_a_forked_child_does_not_end_the_parents_handlers() -> None:
+    """G25. Fault: the child finds the loop closed, and ends the parent's handlers a second time."""
     printed = run_script(
         "asyncio",
         {},
@@ -1350,10 +1343,10 @@ assert registry.stats().failed == 1
     assert rest == [f"clean-up {me}", f"on_error {me}"]
 
 
-def test_a_delivery_whose_awaitable_is_never_awaited_is_told_of(
+def test_a_delivery_whose_awaitable_is_never_awaited_is_reported(
     make: Make, caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
 ) -> None:
-    """G19. Fault: its runner ended before its first step, and it failed in silence, or with "never awaited"."""
+    """G19. Fault: a delivery whose runner ends before its first step fails silently, or with "never awaited"."""
     errors: list[BaseException] = []
     registry = make(on_error=lambda cid, event, exc: errors.append(exc))
 
@@ -1378,14 +1371,14 @@ def test_a_delivery_whose_awaitable_is_never_awaited_is_told_of(
     assert not recwarn.list
 
 
-def test_what_gives_way_while_there_is_no_loop_is_told_of_at_once(make: Make) -> None:
-    """Fault: it waits for a loop, which may never come, or is lost."""
-    told: list[Any] = []
-    registry = make(max_queued=1, on_error=lambda cid, event, exc: told.append(event.payload))
+def test_an_overflow_without_a_loop_is_reported_immediately(make: Make) -> None:
+    """Fault: `on_error` hears of the dropped message only when a loop runs, which may never happen, or not at all."""
+    dropped: list[Any] = []
+    registry = make(max_queued=1, on_error=lambda cid, event, exc: dropped.append(event.payload))
     listen(registry)
     for number in range(3):
         registry.publish("t", number)
-    assert told == [0]
+    assert dropped == [0]
     assert registry.sizes()["overflows"] == 0
 
 
@@ -1396,7 +1389,7 @@ current: contextvars.ContextVar[Any] = contextvars.ContextVar("current", default
 
 @pytest.mark.parametrize("kind", ["function", "coroutine"])
 def test_no_context_of_a_caller_is_kept_or_seen(registry: AsyncioRegistry, kind: str) -> None:
-    """G13. Fault: the loop copies the context of whoever schedules, and with it a request for an hour."""
+    """G13. Fault: the loop copies the context of the caller, which keeps a request alive for an hour."""
     seen: list[Any] = []
 
     def function(cid: str, event: Event) -> None:
@@ -1430,7 +1423,7 @@ def test_no_context_of_a_caller_is_kept_or_seen(registry: AsyncioRegistry, kind:
     asyncio.run(main())
     if kind == "function":
         assert seen == [None] * 5
-    else:  # a runner has one context, and each conversation its runner
+    else:  # each conversation has a runner, and each runner one context
         assert seen[0] is seen[-1] is None
         assert not any(isinstance(each, Box) for each in seen)
 
@@ -1439,7 +1432,7 @@ def test_no_context_of_a_caller_is_kept_or_seen(registry: AsyncioRegistry, kind:
 
 
 class EarlyLoop(asyncio.SelectorEventLoop):
-    """A loop whose timers go two milliseconds early, and that counts how often it was armed."""
+    """A loop whose timers fire two milliseconds early, and that counts how many it was given."""
 
     armed = 0
 
@@ -1451,8 +1444,8 @@ class EarlyLoop(asyncio.SelectorEventLoop):
         return super().call_later(delay - 0.002, callback, *args, **options)
 
 
-def test_a_loop_whose_timers_go_early_lets_none_begin_early_nor_runs_hot(registry: AsyncioRegistry) -> None:
-    """Case 28b, G9. Fault: what the loop says is believed; or it is armed again and again until it is true."""
+def test_early_timers_of_a_loop_cause_no_early_delivery_and_no_busy_loop(registry: AsyncioRegistry) -> None:
+    """Case 28b, G9. Fault: the driver trusts the loop's timer; or it sets a new one again and again until it is due."""
     early: list[float] = []
 
     async def main() -> int:
@@ -1474,7 +1467,7 @@ def test_a_loop_whose_timers_go_early_lets_none_begin_early_nor_runs_hot(registr
 
 
 def test_no_timer_begins_early_on_any_loop(registry: AsyncioRegistry, run: Any) -> None:
-    """Case 28b, G9. Fault: a loop that counts whole milliseconds is believed."""
+    """Case 28b, G9. Fault: the driver trusts a loop that counts whole milliseconds."""
     late: list[float] = []
 
     async def main() -> None:
@@ -1494,7 +1487,7 @@ def test_no_timer_begins_early_on_any_loop(registry: AsyncioRegistry, run: Any) 
 
 
 def test_an_idle_registry_leaves_the_loop_alone(registry: AsyncioRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
-    """G10, G13. Fault: polling; or an alarm, and what it holds, for each timer that ever was."""
+    """G10, G13. Fault: the driver polls; or it sets a timer of the loop for each timer, and keeps them all."""
     rounds = 0
 
     async def main() -> None:
@@ -1525,8 +1518,8 @@ def test_an_idle_registry_leaves_the_loop_alone(registry: AsyncioRegistry, monke
 # -- the factory ---------------------------------------------------------------------------------------------
 
 
-def test_the_factory_gives_an_async_backend() -> None:
-    """Fault: the overload promises what the object has not."""
+def test_the_factory_returns_an_async_backend() -> None:
+    """Fault: the return type of the overload has methods that the object lacks."""
     registry: stube.AsyncBackend = stube.create_registry("asyncio")
     assert {"coroutine_dispatch", "own_clock"} <= registry.capabilities
     dispatch: Callable[[str, Event], Awaitable[None]] = Recorder()

@@ -1,8 +1,8 @@
-"""What ends together ends at once, also for those who take no lock: whoever delivers a walk or a burst, and whoever
-looks whether a topic is there, whether a handle's timer is over, or whether a registry is closed.
+"""Deliveries that end together end at the same instant, also for threads that take no lock: the delivery thread in a
+fan-out or a due batch, and a caller that asks whether a topic exists, a timer is over, or a registry is closed.
 
-Whoever delivers is put in at two lines of the operation, at every pair of them, as another thread would come in there;
-what it may deliver must be what it would have delivered either before the operation or, the rest, not at all.
+Each test calls a step at two lines of an operation, at every pair of lines, as if another thread ran there. The step
+may deliver only what the delivery thread could have delivered before the operation; the rest must never be delivered.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ SLOT: Final = 1 << SLOT_BITS
 
 
 class Nobody:
-    """Whom the handles of these timers never ask."""
+    """An owner of timers whose handles are never cancelled."""
 
     def cancel_timer(self, timer: Timer) -> bool:
         raise AssertionError
 
 
 def with_steps(operation: Callable[[], object], step: Callable[[], object], *at: int) -> bool:
-    """Run it and put in a step at some of its lines, counted from 0; whether it had all of these lines."""
+    """Run `operation`, and `step` at some of its lines, counted from 0. Return whether it had all of these lines."""
     lines = 0
 
     def trace(frame: FrameType, kind: str, _: object) -> Any:
@@ -57,16 +57,16 @@ def with_steps(operation: Callable[[], object], step: Callable[[], object], *at:
 
 
 def pairs_of_lines(attempt: Callable[[int, int], bool]) -> Iterator[tuple[int, int]]:
-    """Every pair of lines of what `attempt` runs, until it says that it has no such line; the first not later."""
+    """Yield every pair of lines, the first before the second, until `attempt` returns that a line does not exist."""
     last = 0
     while attempt(last, last):
         yield from ((first, last) for first in range(last))
         last += 1
-    assert last > 10, "the trace saw next to nothing of the operation"
+    assert last > 10, "the trace saw almost no lines of the operation"
 
 
 class WalkGoesOn:
-    """A publication to `b`, then twice to the conversation `a`, under way; and a topic that only `a` is in."""
+    """A fan-out to `b`, then to two instances of `a`, that has begun; and another topic to which only `a` belongs."""
 
     def __init__(self) -> None:
         self.engine = engine = Engine(None)
@@ -84,7 +84,7 @@ class WalkGoesOn:
         self.passed_over: list[str] = []
 
     def step(self) -> None:
-        """Look without the lock, and take the next target unless that would mean to wait for the lock."""
+        """Read without the lock, and take the next target unless the delivery thread would wait there for the lock."""
         over = "other" not in self.engine.topics.topics or self.engine.closed
         target = None if self.waits else next(self.walk.iterator, None)
         if target is None:
@@ -94,8 +94,8 @@ class WalkGoesOn:
         elif target.name is None:
             self.passed_over.append(target.instance_id)
         else:
-            assert not over, "what ended together with others begins after they have been seen to be over"
-            assert not self.passed_over, "one begins behind one that ended together with it"
+            assert not over, "a target begins after another that ended with it was seen to be over"
+            assert not self.passed_over, "a target begins after another that ended with it was passed over"
             self.delivered.append(target.instance_id)
 
     def check(self) -> None:
@@ -110,9 +110,9 @@ class WalkGoesOn:
 
 
 @pytest.mark.parametrize("operation", ["end", "reset", "close", "leave"])
-def test_what_a_walk_still_delivers_while_its_targets_end_together(operation: str) -> None:
-    """Fault: `a` is passed over once and then delivered to; or delivered to when it, or its instance that leaves all
-    its topics, has been seen to have left one (G5, G7, G18)."""
+def test_a_fan_out_delivers_to_no_target_after_one_that_ended_with_it(operation: str) -> None:
+    """Fault: `a` is passed over once and then delivered to; or it is delivered to after a caller has seen that it, or
+    the instance that leaves all its topics, has left one of them (G5, G7, G18)."""
 
     def attempt(first: int, second: int) -> bool:
         case = WalkGoesOn()
@@ -134,7 +134,7 @@ def test_what_a_walk_still_delivers_while_its_targets_end_together(operation: st
 
 
 class BurstGoesOn:
-    """Timers of the conversation `a` that are due, one of them of `b`; and one that is not due yet."""
+    """A due batch of three timers of `a` and one of `b`, and a timer of `a` that is not due yet."""
 
     def __init__(self) -> None:
         self.engine = engine = Engine(None)
@@ -160,14 +160,14 @@ class BurstGoesOn:
             group = timer.group
             assert group is not None, "a timer that is over was handed out"
             if group.cid == "a":
-                assert not ended, "a timer begins when a handle has shown that another one of the cancelled is over"
-                assert not over, "a timer begins when what was forgotten together with it has been seen to be gone"
+                assert not ended, "a timer begins after a handle has shown that another cancelled timer is over"
+                assert not over, "a timer begins after the topic that was dropped with it was seen to be gone"
             self.delivered.append(timer)
 
 
 @pytest.mark.parametrize("operation", ["cancel", "reset", "close"])
-def test_what_a_burst_still_delivers_while_its_timers_end_together(operation: str) -> None:
-    """Fault: a later timer begins though an earlier one of its conversation was cancelled or dropped with it (G2, G5,
+def test_a_due_batch_delivers_no_timer_after_one_that_ended_with_it(operation: str) -> None:
+    """Fault: a timer begins although an earlier timer of its conversation was cancelled or dropped with it (G2, G5,
     G18)."""
 
     def attempt(first: int, second: int) -> bool:
@@ -177,7 +177,7 @@ def test_what_a_burst_still_delivers_while_its_timers_end_together(operation: st
         there = with_steps(run[operation], case.step, first, second)
         covered = [timer for timer in case.timers if operation != "cancel" or timer is not case.timers[2]]
         begun = [timer for timer in case.delivered if timer in covered]
-        assert begun == covered[: len(begun)], "a later one begins, an earlier one never"
+        assert begun == covered[: len(begun)], "a timer has begun, but an earlier one never will"
         while case.burst.timers:
             case.burst.timers.pop()
             case.burst.delivered += 1
@@ -190,20 +190,21 @@ def test_what_a_burst_still_delivers_while_its_timers_end_together(operation: st
 
 
 @pytest.mark.parametrize("by_reset", [False, True])
-def test_whoever_delivers_and_meets_one_that_leaves_waits_until_it_has_left(by_reset: bool) -> None:
-    """Fault: it goes on to the next target, or delivers the mark as a name, while the operation is half-way.
+def test_the_delivery_thread_waits_for_a_target_that_is_leaving(by_reset: bool) -> None:
+    """Fault: the delivery thread continues with the next target, or delivers the mark as a name, before the operation
+    has ended.
 
-    For 50 ms the operation stands still, with the walk before the target that leaves: what is wrong begins in them.
+    The operation pauses for 50 ms while the leaving target is the next one. A wrong delivery would begin in this time.
     """
     registry = MemoryRegistry()
     engine = registry._driver.core.engine
-    entered, let_go, seen = threading.Event(), threading.Event(), []
+    entered, release, seen = threading.Event(), threading.Event(), []
 
     def dispatch(cid: str, event: Event) -> None:
         seen.append((cid, event.name))
         if cid == "first":
             entered.set()
-            let_go.wait(PATIENCE)
+            release.wait(PATIENCE)
 
     registry.install_dispatch(dispatch)
     for cid in ("first", "leaves", "stays"):
@@ -213,7 +214,7 @@ def test_whoever_delivers_and_meets_one_that_leaves_waits_until_it_has_left(by_r
 
     def leave_slowly() -> None:
         engine.topics.by_cid["leaves"]["main"]["t"].name = LEAVING
-        let_go.set()
+        release.set()
         threading.Event().wait(0.05)
         assert seen == [("first", "said to first")]
         if by_reset:
@@ -234,9 +235,9 @@ def test_whoever_delivers_and_meets_one_that_leaves_waits_until_it_has_left(by_r
 
 
 @pytest.mark.parametrize("operation", ["reset_state", "close"])
-def test_no_shard_still_begins_what_another_one_has_been_seen_to_forget(operation: str) -> None:
-    """Fault: one shard after the other is stopped and emptied, so that a publication finds the first one empty and a
-    message of before begins in the second (G18)."""
+def test_no_shard_delivers_a_message_after_another_shard_was_emptied(operation: str) -> None:
+    """Fault: the operation empties one shard after the other: after the first shard has been seen to be empty, an
+    earlier message begins in the second (G18)."""
 
     def attempt(line: int) -> bool:
         registry = ShardedRegistry(shards=2)
@@ -253,7 +254,7 @@ def test_no_shard_still_begins_what_another_one_has_been_seen_to_forget(operatio
         def step() -> None:
             seen = "other" not in first.topics.topics or first.closed
             target = next(walk.iterator)
-            assert target.name is LEAVING or not seen, "it begins"
+            assert target.name is LEAVING or not seen, "a target begins after the first shard was seen to be empty"
             looked.append(target.name is LEAVING)
 
         there = with_steps(getattr(registry, operation), step, line)

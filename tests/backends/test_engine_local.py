@@ -1,4 +1,4 @@
-"""A registry on the engine that is moved by hand: whom an operation wakes, and what one within another becomes."""
+"""Tests of a local registry that the test drives by hand: wake-ups, waiting, deferred calls, and deliveries."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ LINK = {"cid": "c", "instance_id": "i"}
 
 
 class HandDriver(Driver):
-    """Nothing is delivered but by `deliver`, and the clock stands where a test puts it."""
+    """A driver that delivers only when the test calls `deliver`, with the instant that the test gives."""
 
     __slots__ = ("_deliverer", "clock", "core", "reraised", "started", "stopped", "wakes")
 
@@ -104,7 +104,7 @@ class HandDriver(Driver):
 
 
 class ByHand(LocalRegistry):
-    """A registry that a test moves by hand."""
+    """A registry whose clock and deliveries the test controls."""
 
     reraised: tuple[type[BaseException], ...] = (KeyboardInterrupt,)
     _driver: HandDriver
@@ -147,7 +147,7 @@ class ByHand(LocalRegistry):
         return count
 
     def within(self, operation: Callable[[], Any]) -> Any:
-        """Call it from inside another operation, as a finalizer does."""
+        """Call `operation` inside another operation of the registry, as a finalizer does."""
         result = self.core.run_locked(operation)
         self._check()
         assert not self.core.deferred
@@ -157,7 +157,7 @@ class ByHand(LocalRegistry):
 
 
 class HookedClaims(SerialClaims):
-    """Lets something happen in the middle of a claim."""
+    """Calls a function in the middle of a claim."""
 
     before_begin: Callable[[], None]
 
@@ -168,7 +168,7 @@ class HookedClaims(SerialClaims):
 
 
 class Hooked(Engine[HookedClaims]):
-    """Lets something happen in the middle of a claim, a schedule or a publication."""
+    """An engine that calls a hook, once, in the middle of a claim, a schedule or a publication."""
 
     hook: Callable[[], None] | None = None
 
@@ -193,7 +193,7 @@ class Hooked(Engine[HookedClaims]):
 
 
 class HookedByHand(ByHand):
-    """Moved by hand, on an engine with a hook."""
+    """A registry that the test controls, on an engine with a hook."""
 
     @override
     def _new_engine(self) -> Engine[Any]:
@@ -205,7 +205,7 @@ class HookedByHand(ByHand):
 
 
 def until(condition: Callable[[], object]) -> None:
-    """Wait for what another thread does inside the engine, where it can set no event."""
+    """Wait until another thread meets a condition inside the engine, where it can set no event."""
     limit = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < limit
@@ -213,7 +213,7 @@ def until(condition: Callable[[], object]) -> None:
 
 
 def wait_in_thread(registry: ByHand, *, timers_too: bool) -> tuple[threading.Thread, list[bool]]:
-    """Wait for a registry in a thread of its own; what came of it goes into the list."""
+    """Wait for a registry in a new thread. Return the thread, and the list that gets the result."""
     before, results = len(registry.core.waiters), list[bool]()
     thread = threading.Thread(
         target=lambda: results.append(registry.driver.wait(PATIENCE, timers_too=timers_too)),
@@ -244,7 +244,7 @@ def subscribe(registry: ByHand, *cids: str, topic: str = "t", event: Any = "said
 
 
 class Name(str):
-    """A name of a user's class."""
+    """A name whose class is a user's own."""
 
     __slots__ = ()
     __hash__ = None  # type: ignore[assignment]
@@ -281,7 +281,7 @@ ROLES = [(operation, role) for operation, roles in NAMED for role in roles]
 
 @pytest.mark.parametrize(("operation", "role"), ROLES)
 def test_an_argument_that_is_no_name_is_refused_by_its_role(registry: ByHand, operation: str, role: str) -> None:
-    """Fault: an argument is not checked, or the error names another (G15)."""
+    """Fault: an argument is not checked, or the error names another argument (G15)."""
     call = ADDING[operation]
     before = registry.sizes()
     with pytest.raises(ValueError, match="must not be empty") as empty:
@@ -299,7 +299,7 @@ def test_an_argument_that_is_no_name_is_refused_by_its_role(registry: ByHand, op
 
 @pytest.mark.parametrize(("operation", "role"), ROLES)
 def test_a_name_of_a_users_class_is_taken_as_its_plain_string(registry: ByHand, operation: str, role: str) -> None:
-    """Fault: it is kept or hashed as it is, and a user's code runs inside the engine (G20)."""
+    """Fault: the engine keeps or hashes the user's object, and the user's code runs inside the engine (G20)."""
     subscribe(registry)
     ADDING[operation](registry, {role: Name("x")})
     registry._check()
@@ -313,7 +313,7 @@ def test_a_name_of_a_users_class_is_taken_as_its_plain_string(registry: ByHand, 
 
 
 def test_a_bound_below_one_is_refused() -> None:
-    """Fault: a registry that can hold nothing is made, or the message does not say what to do."""
+    """Fault: the constructor makes a registry that can hold nothing, or the message does not say what to do."""
     for bound in (0, -1):
         with pytest.raises(ValueError, match="max_pending") as caught:
             ByHand(max_pending=bound)
@@ -325,27 +325,27 @@ def test_a_bound_below_one_is_refused() -> None:
 
 
 def test_a_baton_is_not_none(registry: ByHand) -> None:
-    """Fault: None is recorded, and the page waits for a baton that looks like none."""
+    """Fault: the registry records None, which `pending_flow` returns as if there were no baton."""
     with pytest.raises(TypeError) as caught:
         registry.put_pending_flow("c", None)
     assert str(caught.value) == ("flow_id must not be None, for None means that there is no baton. Pass anything else.")
 
 
-def test_a_table_of_batons_is_given_back_by_who_takes_the_last(registry: ByHand) -> None:
-    """Fault: nobody gives it back, or everybody tries (G13)."""
+def test_taking_the_last_baton_frees_the_large_table(registry: ByHand) -> None:
+    """Fault: no call frees the table, or every call tries to (G13)."""
     for number in range(65):
         registry.put_pending_flow(f"c{number}", number)
     assert registry.engine.flows_large
     for number in range(64):
         assert registry.pending_flow(f"c{number}") == number
     assert registry.engine.flows_large
-    assert registry.forget_pending_flow("nobody") is False
+    assert registry.forget_pending_flow("no such cid") is False
     assert registry.forget_pending_flow("c64") is True
     assert not registry.engine.flows_large
 
 
-def test_what_is_removed_is_what_was_named_and_is_counted(registry: ByHand) -> None:
-    """Fault: another topic's subscription goes too, or a count is missing."""
+def test_removals_cover_and_count_exactly_the_named_entries(registry: ByHand) -> None:
+    """Fault: the subscription of another topic is removed, too, or a count is wrong."""
     for topic in ("t", "u", "v"):
         subscribe(registry, "a", "b", topic=topic)
     assert registry.unsubscribe(cid="a", instance_id="i", topic="u") == 1
@@ -360,8 +360,8 @@ def test_what_is_removed_is_what_was_named_and_is_counted(registry: ByHand) -> N
     assert [timer.cancel(), timer.cancel()] == [True, False]
 
 
-def test_what_is_looked_at_is_what_was_asked_for(registry: ByHand) -> None:
-    """Fault: every conversation is shown for one, or the figures lag behind the walk that is going on."""
+def test_snapshots_show_the_named_conversation_and_current_figures(registry: ByHand) -> None:
+    """Fault: the snapshot of one conversation shows all of them, or the figures lag behind the running fan-out."""
     queued: list[int] = []
     registry.install_dispatch(lambda _cid, _event: queued.append(registry.stats().queued))
     subscribe(registry, "a", "b", "c")
@@ -372,11 +372,11 @@ def test_what_is_looked_at_is_what_was_asked_for(registry: ByHand) -> None:
     assert queued == [2, 1, 0]
 
 
-# Whom an operation wakes
+# Wake-ups
 
 
-def test_a_timer_wakes_who_would_sleep_past_it(registry: ByHand) -> None:
-    """Fault: a new earliest timer is slept past, or every timer wakes the scheduler (G10)."""
+def test_only_a_new_earliest_timer_wakes_the_driver(registry: ByHand) -> None:
+    """Fault: the driver sleeps past a new earliest timer, or every timer wakes the driver (G10)."""
     schedule(registry, 10)
     assert (registry.driver.started, registry.driver.wakes) == (1, 1)
     registry.deliver()
@@ -388,8 +388,8 @@ def test_a_timer_wakes_who_would_sleep_past_it(registry: ByHand) -> None:
     assert (registry.driver.started, registry.driver.wakes) == (1, 2)
 
 
-def test_a_publication_wakes_who_sleeps_and_nobody_twice(registry: ByHand) -> None:
-    """Fault: who sleeps is not woken, or is woken for nobody, or once for each message (G10)."""
+def test_a_publication_wakes_a_sleeping_driver_once(registry: ByHand) -> None:
+    """Fault: a publication does not wake a sleeping driver, or wakes it without targets, or for each message (G10)."""
     assert registry.publish("t", "m") == 0
     assert (registry.driver.started, registry.driver.wakes) == (0, 0)
     subscribe(registry)
@@ -405,8 +405,8 @@ def test_a_publication_wakes_who_sleeps_and_nobody_twice(registry: ByHand) -> No
     assert registry.driver.wakes == 2
 
 
-def test_what_is_refused_starts_nobody() -> None:
-    """Fault: a thread is started for an operation that raises (G23)."""
+def test_a_refused_operation_does_not_start_the_driver() -> None:
+    """Fault: an operation that raises has started the driver (G23)."""
     registry = ByHand(max_pending=1)
     subscribe(registry, "a", "b")
     with pytest.raises(RegistryFull):
@@ -423,8 +423,8 @@ def test_what_is_refused_starts_nobody() -> None:
 
 
 @pytest.mark.parametrize("operation", ["cancel", "cancel_timers", "reset_state"])
-def test_who_waits_is_told_of_what_ends_the_waiting(registry: ByHand, operation: str) -> None:
-    """Fault: a `join` waits on after the last timer was cancelled, or every cancel wakes the scheduler."""
+def test_removals_wake_the_driver_only_for_a_waiter(registry: ByHand, operation: str) -> None:
+    """Fault: `join` keeps waiting after the last timer was cancelled, or every cancel wakes the driver."""
     timer = schedule(registry, 10)
 
     def act() -> None:
@@ -454,8 +454,8 @@ def test_who_waits_is_told_of_what_ends_the_waiting(registry: ByHand, operation:
 # Waiting
 
 
-def test_waiting_for_nothing_does_not_wait(registry: ByHand) -> None:
-    """Fault: an idle registry is waited for, or wakes its scheduler."""
+def test_waiting_with_nothing_pending_returns_immediately(registry: ByHand) -> None:
+    """Fault: a call waits for an idle registry, or wakes its driver."""
     assert registry.driver.wait(0.0, timers_too=True) is True
     schedule(registry, 10)
     wakes = registry.driver.wakes
@@ -463,21 +463,21 @@ def test_waiting_for_nothing_does_not_wait(registry: ByHand) -> None:
     assert (registry.driver.wakes, registry.core.waiters) == (wakes, [])
 
 
-def test_waiting_ends_with_its_timeout_and_leaves_nobody_waiting(registry: ByHand) -> None:
-    """Fault: a waiter that gave up stays in the list (G13), or nobody is woken to look."""
+def test_a_wait_that_times_out_leaves_no_waiter(registry: ByHand) -> None:
+    """Fault: a waiter that timed out stays in the list (G13), or the wait does not wake the driver."""
     schedule(registry, 10)
     wakes = registry.driver.wakes
     assert registry.driver.wait(0.001, timers_too=True) is False
     assert (registry.driver.wakes, registry.core.waiters) == (wakes + 1, [])
 
 
-def test_each_waiter_is_released_when_what_it_waits_for_is_over(registry: ByHand) -> None:
+def test_each_waiter_is_released_when_its_condition_holds(registry: ByHand) -> None:
     """Fault: `settle` waits for timers that are not due, `join` does not wait for them, or only one is released."""
     schedule(registry, 0)
     schedule(registry, 10)
     joins = [wait_in_thread(registry, timers_too=True) for _ in range(2)]
     settles = [wait_in_thread(registry, timers_too=False) for _ in range(2)]
-    assert registry.deliver() == 1  # not fresh: something may have become due meanwhile
+    assert registry.deliver() == 1  # not fresh: a timer may have become due during the delivery
     assert len(registry.core.waiters) == 4
     assert registry.core.sleep_until == EARLIEST
     assert registry.deliver() == 0
@@ -493,8 +493,8 @@ def test_each_waiter_is_released_when_what_it_waits_for_is_over(registry: ByHand
         assert results == [True]
 
 
-def test_without_a_timeout_the_waiting_has_no_end(registry: ByHand) -> None:
-    """Fault: `join()` gives up at once."""
+def test_a_wait_without_a_timeout_lasts_until_the_registry_is_idle(registry: ByHand) -> None:
+    """Fault: `join()` returns before the registry is idle."""
     schedule(registry)
     ended = threading.Event()
 
@@ -509,8 +509,8 @@ def test_without_a_timeout_the_waiting_has_no_end(registry: ByHand) -> None:
     assert ended.wait(PATIENCE)
 
 
-def test_a_waiter_waits_for_what_was_ready_when_it_came(registry: ByHand) -> None:
-    """Fault: a round that began before the waiter did releases it by an instant of before."""
+def test_a_waiter_waits_for_timers_that_were_due_when_it_began(registry: ByHand) -> None:
+    """Fault: a round that began before the waiter releases it, because its instant is too early."""
     schedule(registry, 10)
     registry.now = 20 * MS
     waiting, _ = wait_in_thread(registry, timers_too=False)
@@ -522,11 +522,11 @@ def test_a_waiter_waits_for_what_was_ready_when_it_came(registry: ByHand) -> Non
     assert not waiting.is_alive()
 
 
-@pytest.mark.parametrize(("timeout", "passed_on"), [(None, -1), (0.25, 0.25)])
-def test_the_timeout_is_passed_on_to_the_lock(
-    registry: ByHand, monkeypatch: pytest.MonkeyPatch, timeout: float | None, passed_on: float
+@pytest.mark.parametrize(("timeout", "passed"), [(None, -1), (0.25, 0.25)])
+def test_the_timeout_is_passed_to_the_lock(
+    registry: ByHand, monkeypatch: pytest.MonkeyPatch, timeout: float | None, passed: float
 ) -> None:
-    """Fault: without a timeout the waiting ends after a while."""
+    """Fault: a wait without a timeout ends after some time."""
     asked: list[float | None] = []
 
     class Lock:
@@ -537,11 +537,11 @@ def test_the_timeout_is_passed_on_to_the_lock(
     monkeypatch.setattr(threading, "Lock", Lock)
     schedule(registry, 10)
     assert registry.driver.wait(timeout, timers_too=True) is True
-    assert asked == [None, passed_on]
+    assert asked == [None, passed]
 
 
-def test_a_close_releases_who_waits_even_behind_a_delivery(registry: ByHand) -> None:
-    """Fault: a closed registry is waited for until the timeout."""
+def test_a_close_inside_a_delivery_releases_the_waiter(registry: ByHand) -> None:
+    """Fault: a call waits for a closed registry until the timeout."""
     schedule(registry)
     schedule(registry, 10)
     waiting, ended = wait_in_thread(registry, timers_too=True)
@@ -555,8 +555,8 @@ def test_a_close_releases_who_waits_even_behind_a_delivery(registry: ByHand) -> 
     assert ended == [True]
 
 
-def test_a_registry_is_not_waited_for_from_within_its_own_operation(registry: ByHand) -> None:
-    """Fault: a signal handler waits for ever for the operation that it interrupts, or the message is another."""
+def test_waiting_inside_an_operation_of_the_registry_is_refused(registry: ByHand) -> None:
+    """Fault: a signal handler waits without end for the operation that it interrupts, or the error message is wrong."""
 
     def wait() -> str:
         with pytest.raises(RuntimeError) as caught:
@@ -570,7 +570,7 @@ def test_a_registry_is_not_waited_for_from_within_its_own_operation(registry: By
 
 
 def test_a_waiter_is_released_once(registry: ByHand) -> None:
-    """Fault: it stays in the list until it has woken up, and is released a second time, which raises."""
+    """Fault: the waiter stays in the list until it wakes up, and is released a second time, which raises."""
     lock = threading.Lock()
     lock.acquire()
     registry.core.waiters.append(Waiter(True, 0, lock))
@@ -580,21 +580,21 @@ def test_a_waiter_is_released_once(registry: ByHand) -> None:
 
 
 def test_a_snapshot_is_taken_once_and_under_the_lock(registry: ByHand) -> None:
-    """Fault: it is taken while another thread changes what it reads (G16)."""
+    """Fault: a snapshot is taken while another thread changes the engine (G16)."""
     held: list[bool] = []
     registry._read(registry.core, lambda: held.append(registry.core.is_reentrant()))
     assert held == [True]
 
 
 def test_the_figures_are_read_under_the_lock(registry: ByHand, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fault: they are read as they stand while another thread changes them, and do not add up."""
+    """Fault: the figures are read while another thread changes them, and do not add up."""
     monkeypatch.setattr(Engine, "stats_as_they_stand", lambda _engine: pytest.fail("read without the lock"))
     schedule(registry, 10)
     assert registry.stats().timers == 1
 
 
-def test_no_operation_leaves_the_engine_busy(registry: ByHand) -> None:
-    """Fault: the mark of a change in progress stays, and the next Ctrl-C mends what is whole (G20)."""
+def test_no_operation_leaves_the_engine_marked_as_mutating(registry: ByHand) -> None:
+    """Fault: the mark of a change in progress stays, and the next Ctrl-C rebuilds a consistent engine (G20)."""
     schedule(registry, 10)
     assert not registry.core.mutating
     subscribe(registry)
@@ -603,11 +603,11 @@ def test_no_operation_leaves_the_engine_busy(registry: ByHand) -> None:
     assert not registry.core.mutating
 
 
-# How long to sleep, and what keeps a registry alive
+# How long the driver sleeps, and what keeps a registry alive
 
 
-def test_who_delivers_sleeps_until_something_can_be_ready(registry: ByHand) -> None:
-    """Fault: a sleep past a timer, or none at all with nothing pending (G10)."""
+def test_the_driver_sleeps_until_a_timer_can_be_due(registry: ByHand) -> None:
+    """Fault: the driver sleeps past a timer, or does not sleep although nothing is pending (G10)."""
     assert registry.deliver() == 0
     assert registry.core.sleep_until == FOREVER
     schedule(registry, 1e300)
@@ -622,8 +622,8 @@ def test_who_delivers_sleeps_until_something_can_be_ready(registry: ByHand) -> N
 
 
 @pytest.mark.parametrize("how", ["delivered", "cancelled", "cancelled all", "reset", "closed"])
-def test_a_registry_is_held_while_anything_is_pending_and_no_longer(registry: ByHand, how: str) -> None:
-    """Fault: a registry dropped with a timer pending is collected, or one with nothing pending is not (G13)."""
+def test_a_registry_is_kept_alive_exactly_while_work_is_pending(registry: ByHand, how: str) -> None:
+    """Fault: a dropped registry is collected while a timer is pending, or not collected when none is (G13)."""
     subscribe(registry)
     assert registry.sizes()["keepalive"] == 0
     first, _ = schedule(registry, 10), schedule(registry, 10)
@@ -649,8 +649,8 @@ def test_a_registry_is_held_while_anything_is_pending_and_no_longer(registry: By
     assert registry.core.keepalive == []
 
 
-def test_a_message_alone_holds_the_registry(registry: ByHand) -> None:
-    """Fault: only timers keep a registry alive, and a message is lost with it (G13)."""
+def test_a_message_alone_keeps_the_registry_alive(registry: ByHand) -> None:
+    """Fault: only timers keep a dropped registry alive, and its messages are lost (G13)."""
     subscribe(registry)
     assert registry.publish("t", "m") == 1
     assert registry.core.keepalive == [registry]
@@ -658,7 +658,7 @@ def test_a_message_alone_holds_the_registry(registry: ByHand) -> None:
     assert registry.core.keepalive == [registry]
 
 
-def test_a_publication_to_nobody_holds_nothing(registry: ByHand) -> None:
+def test_a_publication_without_subscribers_keeps_nothing_alive(registry: ByHand) -> None:
     """Fault: a registry with nothing pending is never collected (G13)."""
     schedule(registry)
     registry.deliver()
@@ -666,24 +666,24 @@ def test_a_publication_to_nobody_holds_nothing(registry: ByHand) -> None:
     assert registry.core.keepalive == []
 
 
-# One operation within another
+# Re-entrant calls
 
 
-def test_a_baton_put_within_another_operation_is_there_at_once(registry: ByHand) -> None:
-    """Fault: it is put after a take that followed it; or what it replaces is dropped inside the engine (G20)."""
+def test_a_reentrant_put_pending_flow_takes_effect_immediately(registry: ByHand) -> None:
+    """Fault: a later `pending_flow` does not find the baton; or the replaced baton is freed inside the engine (G20)."""
     registry.put_pending_flow("c", "old")
 
     def act() -> object:
         registry.put_pending_flow("c", "new")
-        assert sum(map(len, registry.core.deferred.values())) == 1  # the old one, to be dropped outside
+        assert sum(map(len, registry.core.deferred.values())) == 1  # the old baton, to be freed outside the engine
         return registry.pending_flow("c")
 
     assert registry.within(act) == "new"
     assert registry.pending_flow("c") is None
 
 
-def test_a_timer_scheduled_within_another_operation_is_adopted_when_that_returns(registry: ByHand) -> None:
-    """Fault: it is lost, due at another instant, counted twice, or nobody is woken for it (G20)."""
+def test_a_reentrant_timer_is_accepted_when_the_operation_returns(registry: ByHand) -> None:
+    """Fault: the timer is lost, due at another instant, counted twice, or does not wake the driver (G20)."""
     made: list[Timer] = []
 
     def act() -> None:
@@ -702,12 +702,12 @@ def test_a_timer_scheduled_within_another_operation_is_adopted_when_that_returns
     assert made[0].cancel() is False
 
 
-def test_a_timer_scheduled_within_another_operation_can_be_cancelled_there(registry: ByHand) -> None:
-    """Fault: the cancel comes to nothing, or the registry is held for a timer that is none (G5)."""
+def test_a_reentrant_timer_can_be_cancelled_inside_the_operation(registry: ByHand) -> None:
+    """Fault: the cancel has no effect, or a cancelled timer keeps the registry alive (G5)."""
 
     def act() -> bool:
         timer = schedule(registry, 10)
-        assert timer.cancel() is False  # noted, as the adoption is
+        assert timer.cancel() is False  # deferred, as the timer is
         return timer.cancel()
 
     registry.within(act)
@@ -716,8 +716,8 @@ def test_a_timer_scheduled_within_another_operation_can_be_cancelled_there(regis
     assert registry.core.keepalive == []
 
 
-def test_a_timer_that_comes_too_late_to_be_adopted_holds_nothing(registry: ByHand) -> None:
-    """Fault: a closed registry is held for a timer that was dropped (G13)."""
+def test_a_deferred_timer_of_a_closed_registry_keeps_nothing_alive(registry: ByHand) -> None:
+    """Fault: a timer that was dropped keeps a closed registry alive (G13)."""
 
     def act() -> None:
         schedule(registry, 10)
@@ -728,14 +728,14 @@ def test_a_timer_that_comes_too_late_to_be_adopted_holds_nothing(registry: ByHan
     assert registry.core.keepalive == []
 
 
-def test_a_timer_beyond_the_bound_is_refused_within_another_operation_too() -> None:
-    """Fault: those that wait to be adopted are not counted (G22)."""
+def test_max_pending_counts_deferred_timers() -> None:
+    """Fault: deferred timers are not counted (G22)."""
     registry = ByHand(max_pending=3)
     schedule(registry, 10)
 
     def act() -> None:
         schedule(registry, 10)
-        registry.cancel_timers("nobody")  # something else that waits
+        registry.cancel_timers("no such cid")  # a deferred call that is no timer
         schedule(registry, 10)
         with pytest.raises(RegistryFull) as caught:
             schedule(registry, 10)
@@ -749,8 +749,8 @@ def test_a_timer_beyond_the_bound_is_refused_within_another_operation_too() -> N
 
 
 @pytest.mark.parametrize("instance_id", [None, "i"])
-def test_a_cancel_within_another_operation_covers_what_it_names(registry: ByHand, instance_id: str | None) -> None:
-    """Fault: it is forgotten, or covers another instance (G20)."""
+def test_a_reentrant_cancel_covers_exactly_the_named_timers(registry: ByHand, instance_id: str | None) -> None:
+    """Fault: the cancel is lost, or covers another instance (G20)."""
     subscribe(registry)
     registry.subscribe(cid="c", instance_id="j", topic="t", event="said")
     schedule(registry, 10)
@@ -761,8 +761,8 @@ def test_a_cancel_within_another_operation_covers_what_it_names(registry: ByHand
     assert registry.inspect()["c"].timers == (() if instance_id is None else registry.inspect("c")["c"].timers)
 
 
-def test_subscriptions_change_within_another_operation(registry: ByHand) -> None:
-    """Fault: the change is forgotten, or another subscription's (G20)."""
+def test_reentrant_subscription_changes_are_deferred(registry: ByHand) -> None:
+    """Fault: a change is lost, or affects another subscription (G20)."""
     subscribe(registry, "a", "b", "c")
     registry.subscribe(cid="c", instance_id="j", topic="t", event="said")
     registry.publish("t", "before")
@@ -775,7 +775,7 @@ def test_subscriptions_change_within_another_operation(registry: ByHand) -> None
         assert registry.unsubscribe(cid="c", instance_id="i", topic="t") == 0
         assert registry.unsubscribe(cid="a", instance_id="i") == 0
         assert registry.remove_subscriptions_for_cid("b") == 0
-        assert set(registry.subscriptions()) == {"t"}  # as things stand
+        assert set(registry.subscriptions()) == {"t"}  # the changes are deferred
         assert registry.publish("u", "m") == 0
         assert set(registry.inspect()) == {"a", "b", "c"}
         assert registry.stats().subscriptions == 4
@@ -787,8 +787,8 @@ def test_subscriptions_change_within_another_operation(registry: ByHand) -> None
     assert registry.seen == [("d", "k", "heard", "m")]
 
 
-def test_within_an_unfinished_close_nothing_can_be_added(registry: ByHand) -> None:
-    """Fault: what is added between the closing of the engine and the end of `close` is noted, and lost (G24)."""
+def test_nothing_can_be_added_inside_an_unfinished_close(registry: ByHand) -> None:
+    """Fault: calls between the closing of the engine and the end of `close` are deferred, and lost (G24)."""
     subscribe(registry)
     schedule(registry, 10)
     refusals: list[str] = []
@@ -804,16 +804,16 @@ def test_within_an_unfinished_close_nothing_can_be_added(registry: ByHand) -> No
     assert refusals == [CLOSED] * 3
 
 
-def test_a_subscription_is_removed_within_another_operation_by_its_topic(registry: ByHand) -> None:
-    """Fault: all topics of the instance go (G20)."""
+def test_a_reentrant_unsubscribe_covers_only_its_topic(registry: ByHand) -> None:
+    """Fault: the instance is removed from all its topics (G20)."""
     for topic in ("t", "u"):
         subscribe(registry, topic=topic)
     registry.within(lambda: registry.unsubscribe(cid="c", instance_id="i", topic="t"))
     assert list(registry.subscriptions()) == ["u"]
 
 
-def test_a_reset_within_another_operation_forgets_everything(registry: ByHand) -> None:
-    """Fault: it is forgotten, or undone by what was added after it (G18)."""
+def test_a_reentrant_reset_drops_only_what_came_before_it(registry: ByHand) -> None:
+    """Fault: the reset is lost, or also drops a subscription made after it (G18)."""
     subscribe(registry)
     schedule(registry, 10)
 
@@ -827,8 +827,8 @@ def test_a_reset_within_another_operation_forgets_everything(registry: ByHand) -
     assert registry.core.keepalive == []
 
 
-def test_a_close_within_another_operation_refuses_at_once_and_waits_for_nobody(registry: ByHand) -> None:
-    """Fault: something can still be added, it waits for whoever needs the lock, or pending things stay (G24)."""
+def test_a_reentrant_close_refuses_immediately_and_does_not_wait(registry: ByHand) -> None:
+    """Fault: a call can still add work, the close waits for a thread that needs the lock, or work stays (G24)."""
     schedule(registry, 10)
     subscribe(registry)
 
@@ -856,8 +856,8 @@ def test_a_close_within_another_operation_refuses_at_once_and_waits_for_nobody(r
     assert set(registry.sizes().values()) == {0}
 
 
-def test_what_comes_to_nothing_later_is_logged(registry: ByHand, caplog: pytest.LogCaptureFixture) -> None:
-    """Fault: the error is lost, or stops what was noted after it (G19)."""
+def test_a_deferred_call_that_fails_is_logged(registry: ByHand, caplog: pytest.LogCaptureFixture) -> None:
+    """Fault: the error is lost, or stops the deferred calls after it (G19)."""
     registry = ByHand(max_pending=1)
     subscribe(registry, "a", "b")
 
@@ -878,8 +878,8 @@ def test_what_comes_to_nothing_later_is_logged(registry: ByHand, caplog: pytest.
     assert registry.stats().subscriptions == 3
 
 
-def test_many_operations_within_one_are_a_loop_and_no_recursion(registry: ByHand) -> None:
-    """Fault: each that is made up for makes up for the rest inside itself, and ten thousand overflow the stack."""
+def test_many_deferred_calls_run_in_a_loop_without_recursion(registry: ByHand) -> None:
+    """Fault: each deferred call runs the remaining ones inside itself, and ten thousand overflow the stack."""
 
     def act() -> None:
         for number in range(10_000):
@@ -893,14 +893,14 @@ def test_many_operations_within_one_are_a_loop_and_no_recursion(registry: ByHand
 # The core
 
 
-def test_what_an_operation_raises_passes_through_and_leaves_the_lock(registry: ByHand) -> None:
-    """Fault: the lock stays taken, or `busy` stays set, and everything later waits or comes to nothing (G15)."""
+def test_an_exception_passes_through_run_locked_and_frees_the_lock(registry: ByHand) -> None:
+    """Fault: the lock stays taken, or `mutating` stays set, and later calls wait or have no effect (G15)."""
     core = registry.core
 
     def fail() -> None:
-        raise RegistryClosed("by the test")
+        raise RegistryClosed("raised by the test")
 
-    with pytest.raises(RegistryClosed, match="by the test"):
+    with pytest.raises(RegistryClosed, match="raised by the test"):
         core.run_locked(fail)
     assert (core.mutating, core.is_reentrant()) == (False, False)
     assert core.run_locked(lambda: (core.mutating, core.is_reentrant())) == (True, True)
@@ -908,54 +908,54 @@ def test_what_an_operation_raises_passes_through_and_leaves_the_lock(registry: B
     assert core.run_locked(lambda: core.run_locked(lambda: 1)) is REENTRANT
 
 
-def test_an_exception_out_of_nowhere_is_mended_and_a_refusal_is_not(
+def test_an_asynchronous_exception_causes_a_rebuild_and_a_refusal_none(
     registry: ByHand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Fault: a broken engine is left as it is, or every refusal costs as much as everything pending (G20)."""
+    """Fault: an inconsistent engine is not rebuilt, or every refusal causes a rebuild of everything pending (G20)."""
     schedule(registry, 10)
     engine = registry.engine
 
-    def break_off(error: BaseException) -> None:
+    def fail(error: BaseException) -> None:
         registry.core.deferred.defer(subscribe, registry)
         engine.ledger.timers = 7
         raise error
 
     with pytest.raises(RegistryFull):
-        registry.core.run_locked(break_off, RegistryFull("refused"))
+        registry.core.run_locked(fail, RegistryFull("refused"))
     assert engine.ledger.timers == 7
-    assert engine.topics.count == 1  # what was noted is made up for all the same
+    assert engine.topics.count == 1  # the deferred call has run nevertheless
     with pytest.raises(KeyboardInterrupt):
-        registry.core.run_locked(break_off, KeyboardInterrupt())
+        registry.core.run_locked(fail, KeyboardInterrupt())
     assert engine.ledger.timers == 1
     registry._check()
     assert not registry.core.deferred
     assert (registry.core.mutating, registry.core.is_reentrant()) == (False, False)
 
 
-def test_an_exception_outside_of_the_lock_mends_nothing(registry: ByHand) -> None:
-    """Fault: whoever raises without the lock mends, or releases, what another thread is changing (G20)."""
+def test_recover_without_a_change_in_progress_rebuilds_nothing(registry: ByHand) -> None:
+    """Fault: an exception on a thread without the lock rebuilds the engine, or frees the lock, of another (G20)."""
     registry.engine.ledger.timers = 7
     registry.core.recover(KeyboardInterrupt())
     assert registry.engine.ledger.timers == 7
     registry.core.acquire()
-    registry.core.recover(KeyboardInterrupt())  # the lock, but no change yet
+    registry.core.recover(KeyboardInterrupt())  # with the lock, but before any change
     assert registry.engine.ledger.timers == 7
     assert not registry.core.is_reentrant()
 
 
-def test_only_the_thread_that_noted_an_operation_makes_up_for_it(registry: ByHand) -> None:
-    """Fault: another thread takes it over, while the one that noted it returns before it has happened (G21)."""
-    noted, go = threading.Event(), threading.Event()
+def test_deferred_calls_run_only_on_the_thread_that_deferred_them(registry: ByHand) -> None:
+    """Fault: another thread runs a deferred call, and the thread that deferred it returns before (G21)."""
+    deferred, go = threading.Event(), threading.Event()
 
     def hold() -> None:
         registry.core.deferred.defer(subscribe, registry, "held")
-        noted.set()
+        deferred.set()
         assert go.wait(PATIENCE)
         registry.core.run_deferred()
 
     thread = threading.Thread(target=hold, daemon=True)
     thread.start()
-    assert noted.wait(PATIENCE)
+    assert deferred.wait(PATIENCE)
     registry.core.run_deferred()
     assert registry.subscriptions() == {}
     assert registry.sizes()["deferred"] == 1
@@ -965,8 +965,8 @@ def test_only_the_thread_that_noted_an_operation_makes_up_for_it(registry: ByHan
     assert registry.core.deferred == {}
 
 
-def test_a_core_retired_by_a_fork_waits_for_nobody_and_its_walk_is_over(registry: ByHand) -> None:
-    """Fault: the child delivers the parent's batch, or waits for a thread that does not exist there (G25)."""
+def test_a_core_replaced_after_a_fork_ends_its_fan_out_and_never_blocks(registry: ByHand) -> None:
+    """Fault: the child continues the parent's fan-out, or waits for a thread that does not exist in it (G25)."""
     subscribe(registry, "a", "b")
     registry.publish("t", "m")
     old = registry.core
@@ -984,7 +984,7 @@ def test_a_core_retired_by_a_fork_waits_for_nobody_and_its_walk_is_over(registry
         thread.start()
         assert held.wait(PATIENCE)
         registry.start_anew()
-        walked.append("and the child goes on")
+        walked.append("the child continues")
 
     registry.install_dispatch(dispatch)
     thread = threading.Thread(target=hold, daemon=True)
@@ -992,7 +992,7 @@ def test_a_core_retired_by_a_fork_waits_for_nobody_and_its_walk_is_over(registry
     assert registry.driver.deliver(0) == 1
     go.set()
     thread.join(PATIENCE)
-    assert walked == ["a", "and the child goes on"]
+    assert walked == ["a", "the child continues"]
     assert old.lock is not lock
     assert registry.core is not old
     assert registry.core.dispatch is old.dispatch
@@ -1002,22 +1002,22 @@ def test_a_core_retired_by_a_fork_waits_for_nobody_and_its_walk_is_over(registry
 
 
 def test_a_child_of_a_closed_registry_is_closed(registry: ByHand) -> None:
-    """Fault: a closed registry comes back to life in a forked child (G25)."""
+    """Fault: a closed registry is open again in a forked child (G25)."""
     registry.close()
     registry.core.acquire()
     old = registry.core
     lock = old.lock
     registry.start_anew()
     assert registry.engine.closed is True
-    assert old.lock is lock  # this thread has it, and will release it
+    assert old.lock is lock  # because this thread holds the lock and will release it
     old.release()
 
 
-# Delivering
+# Deliveries
 
 
-def test_an_event_arrives_as_it_was_asked_for(registry: ByHand) -> None:
-    """Fault: a payload of one is a tuple, one of none is something, or a list is passed on as one."""
+def test_an_event_arrives_with_its_own_payload(registry: ByHand) -> None:
+    """Fault: a payload of one value arrives as a tuple, a missing payload as a value, or a list as one payload."""
     none = stube.NO_PAYLOAD
     for event in ("e", ("e",), ("e", 1), ("e", 1, 2), ["e", [3]], ("e", None)):
         schedule(registry, event=event)
@@ -1026,8 +1026,8 @@ def test_an_event_arrives_as_it_was_asked_for(registry: ByHand) -> None:
     assert {each[:3] for each in registry.seen} == {("c", "i", "e")}
 
 
-def test_a_publication_arrives_at_each_under_its_own_name(registry: ByHand) -> None:
-    """Fault: one target gets the event of its neighbour."""
+def test_each_target_gets_the_event_name_of_its_subscription(registry: ByHand) -> None:
+    """Fault: a target gets the event of the target before it."""
     for cid, instance_id, event in (
         ("a", "i", "x"),
         ("a", "j", "x"),
@@ -1047,8 +1047,8 @@ def test_a_publication_arrives_at_each_under_its_own_name(registry: ByHand) -> N
     ]
 
 
-def test_neighbours_of_one_name_share_one_event() -> None:
-    """Fault: an event is made for every target, a fifth of what a publication costs (or shared by unlike targets)."""
+def test_neighbouring_targets_of_one_name_share_one_event() -> None:
+    """Fault: every target gets a new event, a fifth of the cost of a publication; or unequal targets share one."""
     events: list[Event] = []
     registry = ByHand()
     registry.install_dispatch(lambda _cid, event: events.append(event))
@@ -1063,8 +1063,8 @@ def test_neighbours_of_one_name_share_one_event() -> None:
     assert events[3] is not events[2]
 
 
-def test_how_many_were_delivered_is_told(registry: ByHand) -> None:
-    """Fault: a walk counts as one, or what was cancelled counts as delivered."""
+def test_deliver_returns_the_number_of_deliveries(registry: ByHand) -> None:
+    """Fault: a fan-out counts as one delivery, or a cancelled target counts as delivered."""
     subscribe(registry, "a", "b", "c", "d")
     schedule(registry)
     registry.publish("t", "m")
@@ -1083,15 +1083,15 @@ def test_how_many_were_delivered_is_told(registry: ByHand) -> None:
     finally:
         logging.getLogger("stube").disabled = False
     stats = registry.stats()
-    assert (stats.delivered, stats.failed, stats.cancelled) == (2, 3, 1)  # the timers are of "c" as well
+    assert (stats.delivered, stats.failed, stats.cancelled) == (2, 3, 1)  # the two timers belong to "c", too
 
 
 @pytest.mark.parametrize("kind", ["timer", "walk"])
-def test_a_failure_is_logged_once_and_handed_to_on_error(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_failure_is_logged_once_and_passed_to_on_error(kind: str, caplog: pytest.LogCaptureFixture) -> None:
     """Fault: the log or `on_error` names another delivery or exception, or the traceback is missing (G19)."""
-    told: list[tuple[str, Event, BaseException]] = []
-    registry = ByHand(on_error=lambda *parts: told.append(parts))
-    error = ValueError("by the test")
+    reported: list[tuple[str, Event, BaseException]] = []
+    registry = ByHand(on_error=lambda *parts: reported.append(parts))
+    error = ValueError("raised by the test")
 
     def dispatch(_cid: str, _event: Event) -> None:
         raise error
@@ -1109,14 +1109,14 @@ def test_a_failure_is_logged_once_and_handed_to_on_error(kind: str, caplog: pyte
     assert record.getMessage() == "the delivery of 'said' to instance 'i' of conversation 'c' failed"
     assert record.exc_info is not None
     assert record.exc_info[1] is error
-    assert told == [("c", Event("i", "said", "m"), error)]
+    assert reported == [("c", Event("i", "said", "m"), error)]
     assert registry.stats().failed == 1
 
 
 @pytest.mark.parametrize("kind", ["timer", "walk"])
 def test_an_ended_conversation_is_no_failure(kind: str, caplog: pytest.LogCaptureFixture) -> None:
-    """Fault: it is logged as an error, counted failed, or handed to `on_error`."""
-    registry = ByHand(on_error=lambda *_: pytest.fail("told"))
+    """Fault: `ConversationEnded` is logged as an error, counted as a failure, or passed to `on_error`."""
+    registry = ByHand(on_error=lambda *_: pytest.fail("on_error was called"))
 
     def dispatch(_cid: str, _event: Event) -> None:
         raise ConversationEnded("over")
@@ -1136,15 +1136,15 @@ def test_an_ended_conversation_is_no_failure(kind: str, caplog: pytest.LogCaptur
 
 
 class Stop(KeyboardInterrupt):
-    """What a registry of this file hands on."""
+    """An exception that the registries of this file re-raise."""
 
 
 @pytest.mark.parametrize("kind", ["timer", "walk"])
 @pytest.mark.parametrize("where", ["dispatch", "on_error", "log"])
-def test_what_is_handed_on_is_counted_first_and_raised_without_a_context(
+def test_a_reraised_exception_is_counted_first_and_has_no_cause(
     kind: str, where: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Fault: Ctrl-C is swallowed, raised before it is counted, or drags the error that it came after along (G19)."""
+    """Fault: Ctrl-C is swallowed, raised before it is counted, or has the error before it as its cause (G19)."""
     stop = Stop()
 
     def on_error(_cid: str, _event: Event, exc: BaseException) -> None:
@@ -1187,8 +1187,8 @@ def test_what_is_handed_on_is_counted_first_and_raised_without_a_context(
     assert (registry.stats().failed, registry.stats().delivered) == (1, 1)
 
 
-def test_an_error_that_is_not_handed_on_stops_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fault: a SystemExit out of a handler, or an error of `on_error`, ends the delivering (G19)."""
+def test_an_exception_that_is_not_reraised_stops_no_delivery(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fault: a SystemExit of a handler, or an error of `on_error`, ends the delivery thread (G19)."""
 
     def on_error(_cid: str, _event: Event, exc: BaseException) -> None:
         raise GeneratorExit from exc
@@ -1206,8 +1206,8 @@ def test_an_error_that_is_not_handed_on_stops_nobody(monkeypatch: pytest.MonkeyP
     assert registry.stats().failed == 3
 
 
-def test_nothing_that_was_delivered_stays_alive_until_the_next_delivery(registry: ByHand) -> None:
-    """Fault: the last event, message or timer is kept in a variable of the loop (G13)."""
+def test_delivered_payloads_are_freed_before_the_next_delivery(registry: ByHand) -> None:
+    """Fault: a variable of the delivery loop keeps the last event, message or timer alive (G13)."""
 
     class Payload:
         pass
@@ -1234,13 +1234,13 @@ def test_nothing_that_was_delivered_stays_alive_until_the_next_delivery(registry
     assert alive == [0] * 5
 
 
-def test_what_was_delivered_is_dropped_outside_of_the_lock(registry: ByHand) -> None:
-    """Fault: the last reference goes with the next claim, and a destructor runs under the lock (G20)."""
-    nested: list[bool] = []
+def test_delivered_payloads_are_freed_outside_the_lock(registry: ByHand) -> None:
+    """Fault: the next claim drops the last reference, and a destructor runs under the lock (G20)."""
+    under_lock: list[bool] = []
 
     class Payload:
         def __del__(self) -> None:
-            nested.append(registry.core.is_reentrant())
+            under_lock.append(registry.core.is_reentrant())
 
     registry.install_dispatch(lambda _cid, _event: None)
     subscribe(registry)
@@ -1250,17 +1250,17 @@ def test_what_was_delivered_is_dropped_outside_of_the_lock(registry: ByHand) -> 
         schedule(registry, event=("e", Payload()))
         schedule(registry, event=("e", Payload()))
     registry.deliver()
-    assert nested == [False] * 12
+    assert under_lock == [False] * 12
 
 
 @pytest.mark.parametrize("how", ["reset_state", "close", "cancel_timers", "cancel", "unsubscribe", "subscribe"])
-def test_what_is_discarded_is_dropped_outside_of_the_lock(registry: ByHand, how: str) -> None:
+def test_discarded_payloads_are_freed_outside_the_lock(registry: ByHand, how: str) -> None:
     """Fault: a destructor runs under the lock (G20)."""
-    nested: list[bool] = []
+    under_lock: list[bool] = []
 
     class Payload:
         def __del__(self) -> None:
-            nested.append(registry.core.is_reentrant())
+            under_lock.append(registry.core.is_reentrant())
 
     timer = schedule(registry, 10)
     if "subscribe" in how:
@@ -1279,11 +1279,11 @@ def test_what_is_discarded_is_dropped_outside_of_the_lock(registry: ByHand, how:
         registry.unsubscribe(cid="c", instance_id="i")
     else:
         subscribe(registry)
-    assert nested == [False]
+    assert under_lock == [False]
 
 
-def test_until_a_dispatch_is_installed_deliveries_go_nowhere() -> None:
-    """Fault: they fail, or are counted as failed."""
+def test_deliveries_before_install_dispatch_count_as_delivered() -> None:
+    """Fault: such deliveries fail, or are counted as failed."""
 
     class Silent(ByHand):
         @override
@@ -1296,8 +1296,8 @@ def test_until_a_dispatch_is_installed_deliveries_go_nowhere() -> None:
     assert (registry.stats().delivered, registry.stats().failed, registry.seen) == (1, 0, [])
 
 
-def test_a_registry_is_held_while_its_last_delivery_runs(registry: ByHand) -> None:
-    """Fault: it is let go before, with the look that finds nothing more (G13)."""
+def test_a_registry_is_kept_alive_while_its_last_delivery_runs(registry: ByHand) -> None:
+    """Fault: the registry is released when the driver finds nothing more, before the delivery has ended (G13)."""
     held: list[int] = []
     registry.install_dispatch(lambda _cid, _event: held.append(len(registry.core.keepalive)))
     schedule(registry)
@@ -1305,8 +1305,8 @@ def test_a_registry_is_held_while_its_last_delivery_runs(registry: ByHand) -> No
     assert (held, registry.core.keepalive) == ([1], [])
 
 
-def test_several_targets_that_have_left_are_counted_each(registry: ByHand) -> None:
-    """Fault: all that were cancelled in one walk count as one."""
+def test_each_target_that_has_left_is_counted_as_cancelled(registry: ByHand) -> None:
+    """Fault: all targets cancelled in one fan-out count as one."""
 
     def dispatch(cid: str, _event: Event) -> None:
         for other in ("b", "c"):
@@ -1319,8 +1319,8 @@ def test_several_targets_that_have_left_are_counted_each(registry: ByHand) -> No
     assert (registry.stats().delivered, registry.stats().cancelled) == (2, 2)
 
 
-def test_by_default_nothing_is_handed_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fault: a KeyboardInterrupt of a handler ends the scheduler thread of a backend that has one (G19)."""
+def test_by_default_no_exception_is_reraised(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fault: a KeyboardInterrupt of a handler ends the scheduler thread of a backend (G19)."""
     monkeypatch.setattr(logging.getLogger("stube"), "disabled", True)
     monkeypatch.setattr(ByHand, "reraised", ())
 
@@ -1344,8 +1344,8 @@ HOOKED: dict[str, Callable[[HookedByHand], object]] = {
 
 
 @pytest.mark.parametrize("operation", HOOKED)
-def test_an_operation_within_another_happens_before_that_returns(operation: str) -> None:
-    """Fault: it changes the engine in the middle of the other, or is made up for when that has returned (G20)."""
+def test_a_deferred_call_runs_before_the_interrupted_one_returns(operation: str) -> None:
+    """Fault: the call changes the engine in the middle of the other, or runs only after that has returned (G20)."""
     registry = HookedByHand()
     inside: list[int] = []
 
@@ -1366,11 +1366,11 @@ def test_an_operation_within_another_happens_before_that_returns(operation: str)
 
 
 @pytest.mark.parametrize("operation", HOOKED)
-@pytest.mark.parametrize(("error", "mended"), [(RegistryFull, False), (KeyboardInterrupt, True)])
-def test_what_raises_leaves_the_lock_and_is_mended_if_it_was_broken_off(
-    operation: str, error: type[BaseException], mended: bool
+@pytest.mark.parametrize(("error", "rebuilt"), [(RegistryFull, False), (KeyboardInterrupt, True)])
+def test_an_exception_frees_the_lock_and_an_interrupt_causes_a_rebuild(
+    operation: str, error: type[BaseException], rebuilt: bool
 ) -> None:
-    """Fault: the lock stays taken, what was noted is lost, or an engine that was broken off stays broken (G20)."""
+    """Fault: the lock stays taken, deferred calls are lost, or an interrupted engine stays inconsistent (G20)."""
     registry = HookedByHand()
     subscribe(registry, "a")
     registry.publish("t", "m")
@@ -1386,12 +1386,12 @@ def test_what_raises_leaves_the_lock_and_is_mended_if_it_was_broken_off(
     with pytest.raises(error):
         HOOKED[operation](registry)
     assert (registry.core.mutating, registry.core.is_reentrant(), registry.core.deferred) == (False, False, {})
-    assert registry.engine.ledger.timers == (1 if mended else 7)
+    assert registry.engine.ledger.timers == (1 if rebuilt else 7)
 
 
 @pytest.mark.parametrize("operation", ["schedule_event", "publish", "subscribe"])
-def test_an_operation_of_another_thread_waits_and_is_not_put_off(operation: str) -> None:
-    """Fault: a call that finds the engine busy takes itself for a nested one, and is never made up for (G21)."""
+def test_an_operation_of_another_thread_waits_and_is_not_deferred(operation: str) -> None:
+    """Fault: a call of another thread that finds the engine in a change is deferred, and never runs (G21)."""
     registry = ByHand()
     subscribe(registry, "a")
     schedule(registry, 10)
@@ -1406,7 +1406,8 @@ def test_an_operation_of_another_thread_waits_and_is_not_put_off(operation: str)
 
     def hold() -> None:
         other.start()
-        threading.Event().wait(0.05)  # no event says that the other one waits; too short, and the fault goes unseen
+        # No event tells that the other thread waits. If this is too short, the test misses the fault.
+        threading.Event().wait(0.05)
 
     registry.core.run_locked(hold)
     other.join(PATIENCE)
@@ -1417,8 +1418,8 @@ def test_an_operation_of_another_thread_waits_and_is_not_put_off(operation: str)
 
 
 @pytest.mark.parametrize("kind", ["timer", "walk"])
-def test_what_was_handed_on_is_free_without_the_collector(kind: str) -> None:
-    """Fault: the delivering keeps the exception in a variable, a cycle by way of its traceback (G13)."""
+def test_a_reraised_exception_is_freed_without_the_collector(kind: str) -> None:
+    """Fault: a frame keeps the exception in a variable, which is a cycle through its traceback (G13)."""
     references: list[weakref.ref[Stop]] = []
 
     def dispatch(_cid: str, _event: Event) -> None:
@@ -1449,13 +1450,13 @@ def test_what_was_handed_on_is_free_without_the_collector(kind: str) -> None:
         logging.getLogger("stube").disabled = False
 
 
-def test_a_walk_that_is_broken_off_at_any_line_goes_on_and_delivers_each_target_once() -> None:
-    """Fault: after Ctrl-C between two lines of the delivering a target is passed over, comes or is counted twice (G19).
+def test_a_fan_out_interrupted_at_any_line_delivers_each_target_once() -> None:
+    """Fault: after Ctrl-C between two lines of a fan-out a target is left out, or delivered or counted twice (G19).
 
-    One that comes while another exception is being judged may leave a target without a fate.
+    Ctrl-C while another exception is being handled may leave a target without a fate.
     """
     code = Deliverer._deliver_walk.__code__
-    broken_off = 0
+    interrupted = 0
     for at in range(1, 100):
         registry = ByHand()
         calls: list[str] = []
@@ -1486,13 +1487,13 @@ def test_a_walk_that_is_broken_off_at_any_line_goes_on_and_delivers_each_target_
 
         logging.getLogger("stube").disabled = True
         before = sys.gettrace()
-        for _ in range(2):  # and once more when it has been taken up again
+        for _ in range(2):  # the second time in the continued fan-out
             lines = 0
             sys.settrace(trace)
             try:
                 registry.driver.deliver(0)
             except Stop:
-                broken_off += 1
+                interrupted += 1
             finally:
                 sys.settrace(before)
             registry.core.run_locked(registry.engine.claims.abandon)
@@ -1503,14 +1504,14 @@ def test_a_walk_that_is_broken_off_at_any_line_goes_on_and_delivers_each_target_
         assert stats.delivered + stats.failed + stats.cancelled <= stats.accepted == 5
         assert (stats.queued, stats.running) == (0, 0)
         assert registry.engine.claims.walk is None
-    assert broken_off > 20
+    assert interrupted > 20
 
 
-# The rest
+# Repr, close, sizes, classes
 
 
-def test_a_registry_says_what_it_holds(registry: ByHand) -> None:
-    """Fault: another figure, or it does not say that it is closed."""
+def test_the_repr_shows_the_pending_figures(registry: ByHand) -> None:
+    """Fault: the repr shows wrong figures, or not that the registry is closed."""
     subscribe(registry, "a", "b")
     schedule(registry, 10)
     registry.publish("t", "m")
@@ -1519,8 +1520,8 @@ def test_a_registry_says_what_it_holds(registry: ByHand) -> None:
     assert repr(registry) == "<ByHand closed: 0 timers, 0 queued>"
 
 
-def test_leaving_a_with_block_closes(registry: ByHand) -> None:
-    """Fault: it does not, or it does not wait for what runs."""
+def test_leaving_a_with_block_closes_the_registry(registry: ByHand) -> None:
+    """Fault: the block does not close the registry, or does not wait for the running delivery."""
     with registry as entered:
         assert entered is registry
     assert registry.driver.stopped == [5.0]
@@ -1529,8 +1530,8 @@ def test_leaving_a_with_block_closes(registry: ByHand) -> None:
     assert registry.driver.stopped == [5.0, None, 0.5]
 
 
-def test_what_a_close_discards_is_free_before_it_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fault: payloads stay alive for as long as a close waits for the last delivery (G13)."""
+def test_a_close_frees_discarded_payloads_before_it_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fault: dropped payloads stay alive while a close waits for the last delivery (G13)."""
 
     class Payload:
         pass
@@ -1551,8 +1552,8 @@ def test_what_a_close_discards_is_free_before_it_waits(monkeypatch: pytest.Monke
     assert alive == [False]
 
 
-def test_sizes_count_what_stands_around_the_engine(registry: ByHand) -> None:
-    """Fault: a container is not counted, so that a leak in it goes unseen (G13)."""
+def test_sizes_count_the_containers_outside_the_engine(registry: ByHand) -> None:
+    """Fault: a container is not counted, so that no test sees a leak in it (G13)."""
     found = registry.sizes()
     assert {name: found[name] for name in ("deferred", "waiters", "keepalive")} == {
         "deferred": 0,
@@ -1564,13 +1565,13 @@ def test_sizes_count_what_stands_around_the_engine(registry: ByHand) -> None:
     assert set(registry.sizes()) == {*sizes(registry.engine), "deferred", "waiters", "keepalive"}
 
 
-def test_a_local_registry_promises_what_it_can() -> None:
-    """Fault: a capability is promised under another name, and the tests of it are skipped."""
+def test_a_local_registry_promises_five_capabilities() -> None:
+    """Fault: a capability has another name, and the suite skips its tests."""
     assert LocalRegistry.capabilities == {"common_topic_order", "one_instant_snapshot", "by_reference", "fork", "sizes"}
 
 
 def test_a_live_registry_is_known_until_it_is_collected() -> None:
-    """Fault: a registry is not started anew in a forked child, or is kept alive by the list (G13, G25)."""
+    """Fault: the list misses a registry, which a forked child does not restart then, or keeps it alive (G13, G25)."""
     registry = ByHand()
     assert registry in live_registries()
     reference = weakref.ref(registry)
@@ -1588,7 +1589,7 @@ def test_a_registry_without_a_driver_is_refused_when_its_class_is_created() -> N
 
 
 def test_a_driver_that_lacks_a_member_is_refused_when_its_class_is_created() -> None:
-    """Fault: a driver without a wake-up is silent until a timer is late."""
+    """Fault: a driver without a wake-up is noticed only when a timer is late."""
     members = {name: getattr(HandDriver, name) for name in ("prepare", "start", "stop", "wait", "call_back")}
     with pytest.raises(TypeError) as caught:
         type("Deaf", (Driver,), members)

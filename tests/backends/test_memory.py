@@ -1,4 +1,4 @@
-"""What only the memory backend promises, and the hard parts of its scheduler thread from the inside."""
+"""Promises of the memory backend alone, and the difficult parts of its scheduler thread, seen from the inside."""
 
 from __future__ import annotations
 
@@ -16,11 +16,10 @@ import pytest
 from typing_extensions import override
 
 from stube import Event, RegistryClosed, RegistryFull, Stats
-from stube.testing._harness import PATIENCE, Injector, check_ledger, run_script, run_threads, tracing, watchdog
+from stube.testing._harness import HOUR, PATIENCE, Injector, check_ledger, run_script, run_threads, tracing, watchdog
 from stube_backends.engine import EARLIEST, daemon_thread
 from stube_backends.memory import MemoryRegistry
-
-HOUR: Final = 3_600_000
+from tests.backends.helpers import tick
 
 
 def serving_threads() -> set[threading.Thread]:
@@ -46,7 +45,7 @@ class Signal:
 
 @pytest.fixture
 def make() -> Iterator[Callable[..., MemoryRegistry]]:
-    """Makes registries, which are closed and looked at in the end."""
+    """Make registries that the fixture checks and closes after the test."""
     made: list[MemoryRegistry] = []
 
     def build(**options: Any) -> MemoryRegistry:
@@ -68,14 +67,10 @@ def registry(make: Callable[..., MemoryRegistry]) -> MemoryRegistry:
     return make()
 
 
-def tick(registry: MemoryRegistry, delay_ms: float = 0, event: Any = "tick", cid: str = "c1") -> Any:
-    return registry.schedule_event(cid=cid, instance_id="main", delay_ms=delay_ms, event=event)
-
-
 # -- the thread ----------------------------------------------------------------------------------------------
 
 
-def test_one_thread_however_many_timers(registry: MemoryRegistry) -> None:
+def test_one_thread_serves_any_number_of_timers(registry: MemoryRegistry) -> None:
     """Case 7. Fault: a `threading.Timer`, or a thread, for each timer or conversation."""
     before = set(threading.enumerate())
     for index in range(50_000):
@@ -86,7 +81,7 @@ def test_one_thread_however_many_timers(registry: MemoryRegistry) -> None:
 
 @pytest.mark.parametrize("first", ["schedule_event", "publish"])
 def test_the_thread_starts_with_the_first_operation_that_needs_it(registry: MemoryRegistry, first: str) -> None:
-    """G23. Fault: a thread is started on creation, by a subscription, or by a message to nobody."""
+    """G23. Fault: creation, a subscription, or a publication without subscribers starts a thread."""
     before = serving_threads()
     registry.install_dispatch(lambda cid, event: None)
     registry.put_pending_flow("c1", 1)
@@ -114,8 +109,7 @@ def test_the_thread_starts_with_the_first_operation_that_needs_it(registry: Memo
 
 
 def test_closing_a_registry_without_a_thread_starts_none(registry: MemoryRegistry) -> None:
-    """Fault: close starts what it wants to stop; or an operation after it starts a thread before it is
-    refused."""
+    """Fault: close starts the thread that it wants to stop; or a later operation starts one before it is refused."""
     before = serving_threads()
     registry.subscribe(cid="c1", instance_id="main", topic="t", event="said")
     assert registry.close()
@@ -130,7 +124,7 @@ def test_closing_a_registry_without_a_thread_starts_none(registry: MemoryRegistr
 
 
 def test_a_thread_that_cannot_start_changes_nothing(registry: MemoryRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Case 27b. Fault: the timer is accepted and nobody will ever deliver it; or the registry believes it
+    """Case 27b. Fault: a timer is accepted although no thread will ever deliver it; or the registry believes that it
     has a thread."""
     heard = Signal()
     registry.install_dispatch(heard)
@@ -157,8 +151,7 @@ def test_a_thread_that_cannot_start_changes_nothing(registry: MemoryRegistry, mo
 
 
 def test_an_operation_that_is_refused_starts_no_thread(make: Callable[..., MemoryRegistry]) -> None:
-    """G15, G23. Fault: a publication that passes `max_pending` has changed something all the same: a thread
-    runs."""
+    """G15, G23. Fault: a publication that would pass `max_pending` is refused, but has started a thread."""
     registry = make(max_pending=1)
     before = serving_threads()
     for number in range(2):
@@ -171,8 +164,8 @@ def test_an_operation_that_is_refused_starts_no_thread(make: Callable[..., Memor
     assert serving_threads() == before
 
 
-def test_many_threads_at_once_start_one_thread(make: Callable[..., MemoryRegistry]) -> None:
-    """Fault: two first operations at the same moment start two threads, and two deliveries run at once."""
+def test_first_operations_of_many_threads_start_one_thread(make: Callable[..., MemoryRegistry]) -> None:
+    """Fault: two first operations at the same moment start two threads, and two deliveries run at the same time."""
     for _ in range(30):
         registry = make()
         heard = Signal()
@@ -188,9 +181,11 @@ def test_many_threads_at_once_start_one_thread(make: Callable[..., MemoryRegistr
 
 
 def test_a_new_earliest_timer_wakes_the_thread(registry: MemoryRegistry) -> None:
-    """Case 9, G10. Fault: the scheduler sleeps until the timer that it knew. Bound: 100 ms, as case 9 has
-    it; the best of five attempts counts, because a busy machine may be late once, but a sleeper is late
-    always."""
+    """Case 9, G10. Fault: the scheduler sleeps until the timer that it knew before.
+
+    The bound of 100 ms is that of case 9. The best of five attempts counts, because a busy machine is late now and
+    then, but a scheduler that sleeps on is late always.
+    """
     heard = Signal()
     registry.install_dispatch(heard)
     tick(registry, 60_000, "far")
@@ -217,8 +212,7 @@ def test_closing_does_not_wait_for_a_far_timer(registry: MemoryRegistry) -> None
 
 
 class SteppedWakeup:
-    """In the place of the core's wake-up lock: holds the scheduler thread between its decision and its
-    sleep."""
+    """Replace the driver's wake-up lock: hold the scheduler thread between its decision to sleep and the sleep."""
 
     def __init__(self, inner: Any) -> None:
         self.inner = inner
@@ -237,7 +231,7 @@ class SteppedWakeup:
 
 
 def nothing_yet(registry: MemoryRegistry) -> None:
-    """Nothing is pending when the scheduler decides."""
+    """Leave nothing pending when the scheduler decides how long to sleep."""
 
 
 def far_timer(registry: MemoryRegistry) -> None:
@@ -249,18 +243,18 @@ def far_timer(registry: MemoryRegistry) -> None:
 def test_nothing_is_lost_between_the_decision_to_sleep_and_the_sleep(
     registry: MemoryRegistry, what: str, before: Callable[[MemoryRegistry], None]
 ) -> None:
-    """Case 9, G10: the race is held open. Fault: what is added when the scheduler has decided how long to
-    sleep but does not sleep yet, wakes nobody, and waits an hour."""
+    """Case 9, G10, with the race held open. Fault: a call that comes when the scheduler has decided how long to sleep,
+    but does not sleep yet, does not wake it, and its work waits for an hour."""
     heard = Signal()
     registry.install_dispatch(heard)
     registry.subscribe(cid="c2", instance_id="main", topic="t", event="said")
     wakeup = registry._driver._wakeup = SteppedWakeup(registry._driver._wakeup)  # type: ignore[assignment]
     tick(registry, 0, "first")
     before(registry)
-    # Let it go on until it stands before a sleep that follows a look at everything so far.
+    # Let the scheduler run until it is about to sleep after a look at everything so far.
     while True:
         assert wakeup.decided.acquire(timeout=PATIENCE)
-        if registry._driver._wakeup.inner.locked():  # type: ignore[attr-defined]  # no call is outstanding
+        if registry._driver._wakeup.inner.locked():  # type: ignore[attr-defined]  # no wake-up call is pending
             break
         wakeup.go_on.release()
     assert heard.names == ["first"]
@@ -291,15 +285,15 @@ def test_nothing_is_lost_between_the_decision_to_sleep_and_the_sleep(
         if what in ("close", "join", "settle"):
             assert done.wait(5), f"{what} hangs"
         else:
-            assert heard.wait(2, 5), "it is slept over"
+            assert heard.wait(2, 5), "the scheduler thread sleeps on"
             assert registry.settle(PATIENCE)
     finally:
         wakeup.go_on.release(1000)
 
 
-def test_a_call_that_was_cut_off_does_not_silence_the_next(registry: MemoryRegistry) -> None:
-    """Fault: Ctrl-C between lowering `sleep_until` and the wake-up call; everybody after it believes that
-    the thread has been called, and for an hour nobody calls it."""
+def test_an_interrupted_wake_up_does_not_suppress_the_next(registry: MemoryRegistry) -> None:
+    """Fault: Ctrl-C strikes between lowering `sleep_until` and the wake-up call. Every later caller believes that the
+    thread has been woken, and the thread sleeps on for an hour."""
     heard = Signal()
     registry.install_dispatch(heard)
     tick(registry)
@@ -310,11 +304,11 @@ def test_a_call_that_was_cut_off_does_not_silence_the_next(registry: MemoryRegis
             self.inner = inner
 
         def release(self) -> None:
-            raise KeyboardInterrupt  # where a signal handler may raise: on entry of the function that calls
+            raise KeyboardInterrupt  # where a signal handler may raise: as the wake-up call begins
 
     driver = registry._driver
     real = driver._wakeup
-    # Only the caller sees the broken one; the thread sleeps on the real one already.
+    # Only the caller uses the broken lock, because the thread sleeps on the real one already.
     driver._wakeup = CutOff(real)  # type: ignore[assignment]
     with pytest.raises(KeyboardInterrupt):
         tick(registry, 0, "interrupted")
@@ -325,8 +319,10 @@ def test_a_call_that_was_cut_off_does_not_silence_the_next(registry: MemoryRegis
 
 
 def test_waiting_for_far_timers_costs_a_few_wakeups(make: Callable[..., MemoryRegistry]) -> None:
-    """G10. Fault: the scheduler polls, or wakes for each timer that is scheduled behind the earliest. Each
-    round reads the clock twice; a poll of 50 ms would show 10 rounds in half a second."""
+    """G10. Fault: the scheduler polls, or wakes up for each timer that is later than the earliest.
+
+    Each round reads the clock twice; a poll of 50 ms would show 10 rounds in half a second.
+    """
     readings: list[str] = []
 
     def clock() -> int:
@@ -341,13 +337,15 @@ def test_waiting_for_far_timers_costs_a_few_wakeups(make: Callable[..., MemoryRe
     for index in range(1000):
         tick(registry, HOUR + index)
     assert heard.wait(1)
-    # start, the call for "near", the beginning of its slot, its instant, and one reading more on each way out
+    # the start, the wake-up for "near", the beginning of its slot, its instant, and another reading after each
     assert len(readings) <= 12, f"{len(readings)} readings for one timer"
 
 
 def test_an_idle_registry_uses_no_cpu(make: Callable[..., MemoryRegistry]) -> None:
-    """G10. Fault: the thread of an idle registry, or of one whose timer was cancelled, goes on looking. 0.3
-    s are long against any poll, and no event tells that nothing happens."""
+    """G10. Fault: the thread of an idle registry, or of one whose timer was cancelled, keeps waking up.
+
+    The test waits 0.3 s, which any poll would show, because no event tells that nothing happens.
+    """
     readings: list[str] = []
 
     def clock() -> int:
@@ -365,9 +363,9 @@ def test_an_idle_registry_uses_no_cpu(make: Callable[..., MemoryRegistry]) -> No
 # -- the clock -----------------------------------------------------------------------------------------------
 
 
-def test_the_clock_decides(make: Callable[..., MemoryRegistry]) -> None:
-    """G9, G12. Fault: the wait decides and not the clock. On a clock that runs at a tenth of the speed, 5 ms
-    last 50."""
+def test_the_clock_option_decides_when_timers_are_due(make: Callable[..., MemoryRegistry]) -> None:
+    """G9, G12. Fault: the real time of the wait decides, not the clock. On a clock at a tenth of the speed, 5 ms take
+    50 ms of real time."""
     origin = time.monotonic_ns()
     registry = make(clock=lambda: 10**15 + (time.monotonic_ns() - origin) // 10)
     heard = Signal()
@@ -380,7 +378,7 @@ def test_the_clock_decides(make: Callable[..., MemoryRegistry]) -> None:
 
 
 def test_a_clock_that_jumps_ahead_makes_everything_due_in_order(make: Callable[..., MemoryRegistry]) -> None:
-    """Case 16. Fault: after a stall only the latest, or the timers in the wrong order, are delivered."""
+    """Case 16. Fault: after a stall the registry delivers only the latest timer, or all of them in the wrong order."""
     ahead = 0
     registry = make(clock=lambda: time.monotonic_ns() + ahead)
     heard = Signal()
@@ -393,8 +391,8 @@ def test_a_clock_that_jumps_ahead_makes_everything_due_in_order(make: Callable[.
     assert heard.names == [*map(str, range(100)), "now"]
 
 
-def test_a_clock_that_is_none_is_refused() -> None:
-    """Fault: a clock in float seconds is taken, and every timer is due at once or never."""
+def test_invalid_clocks_and_limits_are_refused() -> None:
+    """Fault: the registry accepts a clock in float seconds, and every timer is due immediately or never."""
     for clock in (time.monotonic, time.time, lambda: True, lambda: None):
         with pytest.raises(ValueError, match="nanoseconds"):
             MemoryRegistry(clock=clock)  # type: ignore[arg-type]
@@ -406,7 +404,7 @@ def test_a_clock_that_is_none_is_refused() -> None:
 
 
 def test_replacing_the_time_module_changes_nothing(registry: MemoryRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
-    """G12. Fault: a test of the host freezes `time`, and the registry stands still with it, or breaks."""
+    """G12. Fault: a test of the host replaces the functions of `time`, and the registry stops delivering, or fails."""
     heard = Signal()
     registry.install_dispatch(heard)
 
@@ -430,9 +428,9 @@ def test_replacing_the_time_module_changes_nothing(registry: MemoryRegistry, mon
 # -- waiting -------------------------------------------------------------------------------------------------
 
 
-def test_settle_waits_for_what_became_due_behind_a_slow_handler(registry: MemoryRegistry) -> None:
-    """Fault: the scheduler tells the waiters that nothing is ready by the clock as it read it before the slow
-    handler; a timer that has become due since is overdue, and `settle` has returned without it."""
+def test_settle_waits_for_a_timer_that_became_due_behind_a_slow_handler(registry: MemoryRegistry) -> None:
+    """Fault: the scheduler releases the waiters by the clock reading from before the slow handler, so that `settle`
+    returns without a timer that has become due since then."""
     entered, go_on, settled = threading.Event(), threading.Event(), threading.Event()
     too_early: list[bool] = []
 
@@ -441,7 +439,7 @@ def test_settle_waits_for_what_became_due_behind_a_slow_handler(registry: Memory
             entered.set()
             go_on.wait(PATIENCE)
         else:
-            # A `settle` that has been released returns within 1 ms; one that waits is still there after 100.
+            # A `settle` that has been released returns within 1 ms; one that waits still waits after 100 ms.
             too_early.append(settled.wait(0.1))
 
     registry.install_dispatch(dispatch)
@@ -465,8 +463,7 @@ def test_settle_waits_for_what_became_due_behind_a_slow_handler(registry: Memory
 
 
 def test_the_timeouts_of_settle_and_join_bound_the_wait(registry: MemoryRegistry) -> None:
-    """Fault: a waiter that gave up stays in the list, or hangs. A timer of an hour is pending, but not
-    ready."""
+    """Fault: a waiter that timed out stays in the list, or hangs. A timer of an hour is pending, but not ready."""
     tick(registry, HOUR)
     assert registry.settle(1)
     for _ in range(50):
@@ -478,8 +475,8 @@ def test_the_timeouts_of_settle_and_join_bound_the_wait(registry: MemoryRegistry
 
 
 @pytest.mark.parametrize("end", ["cancel_timers", "handle", "reset_state", "close"])
-def test_join_ends_when_the_last_pending_thing_is_taken_away(registry: MemoryRegistry, end: str) -> None:
-    """Fault: only a delivery tells the waiters; after a cancel they wait for ever."""
+def test_join_ends_when_the_last_pending_timer_is_removed(registry: MemoryRegistry, end: str) -> None:
+    """Fault: only a delivery releases the waiters; after a cancel they wait without end."""
     handle = tick(registry, HOUR)
     answers: list[bool] = []
     waiting = threading.Thread(target=lambda: answers.append(registry.join()), daemon=True)
@@ -496,12 +493,14 @@ def test_join_ends_when_the_last_pending_thing_is_taken_away(registry: MemoryReg
         case "close":
             registry.close()
     waiting.join(5)
-    assert answers == [True], f"join does not notice {end}"
+    assert answers == [True], f"join did not end after {end}"
 
 
 def test_signals_are_handled_while_the_main_thread_waits(registry: MemoryRegistry) -> None:
-    """Fault: `join` in the main thread is deaf to signals until it ends, so Ctrl-C does nothing. The handler
-    even works on the registry; one that raises ends the wait and leaves no waiter behind."""
+    """Fault: `join` in the main thread blocks signals until it returns, so that Ctrl-C does nothing.
+
+    The first handler even calls the registry; the second raises, which ends the wait and leaves no waiter behind.
+    """
     handled = threading.Event()
 
     def handler(number: int, frame: FrameType | None) -> None:
@@ -530,7 +529,7 @@ def test_signals_are_handled_while_the_main_thread_waits(registry: MemoryRegistr
 
 
 def test_waiting_inside_a_delivery_is_refused(registry: MemoryRegistry) -> None:
-    """G24. Fault: the delivering thread waits for itself. `on_error` is inside the delivery too."""
+    """G24. Fault: the delivery thread waits for itself. A call in `on_error` is inside the delivery, too."""
     refused: list[str] = []
 
     def wait(cid: str, event: Event, exc: BaseException | None = None) -> None:
@@ -553,8 +552,8 @@ def test_waiting_inside_a_delivery_is_refused(registry: MemoryRegistry) -> None:
 
 
 def collected(reference: weakref.ref[Any]) -> bool:
-    """Whether it is gone, after the scheduler thread has had the time to let go: it holds the registry while
-    it works."""
+    """Return whether the object is freed within two seconds: the scheduler thread refers to the registry while it
+    works."""
     for _ in range(2000):
         gc.collect() if _ % 100 == 0 else None
         if reference() is None:
@@ -583,9 +582,9 @@ def fall_asleep(registry: MemoryRegistry) -> None:
         "failed",
     ],
 )
-def test_a_registry_dropped_with_nothing_pending_is_collected_and_its_thread_ends(way: str) -> None:
-    """G13. Fault: the thread, the anchor, a handle, a waiter or a log record keeps the registry; its thread
-    sleeps for ever. Timers are cancelled while the thread sleeps."""
+def test_an_idle_registry_that_is_dropped_is_collected_with_its_thread(way: str) -> None:
+    """G13. Fault: the thread, the core's `keepalive`, a handle, a waiter or a log record keeps the registry alive, and
+    its thread never ends. Timers are cancelled while the thread sleeps."""
     before = serving_threads()
     registry = MemoryRegistry()
     heard = Signal()
@@ -610,7 +609,7 @@ def test_a_registry_dropped_with_nothing_pending_is_collected_and_its_thread_end
             registry.reset_state()
         case "message":
             registry.subscribe(cid="c1", instance_id="main", topic="t", event="said")
-            registry.publish("t", registry)  # it even carries the registry
+            registry.publish("t", registry)  # the message itself refers to the registry
             assert registry.settle(PATIENCE)
         case "unsubscribed":
             registry.subscribe(cid="c1", instance_id="main", topic="t", event="said")
@@ -621,7 +620,7 @@ def test_a_registry_dropped_with_nothing_pending_is_collected_and_its_thread_end
             registry.install_dispatch(lambda cid, event: 1 / 0)  # type: ignore[arg-type]
             registry._driver._deliverer._failures._on_error = None
             logger = logging.getLogger("stube")
-            logger.disabled = True  # else pytest's own log keeps the traceback
+            logger.disabled = True  # because pytest's log handler would keep the traceback
             try:
                 tick(registry)
                 assert registry.settle(PATIENCE)
@@ -637,9 +636,9 @@ def test_a_registry_dropped_with_nothing_pending_is_collected_and_its_thread_end
     assert not any(handle.cancel() for handle in handles)
 
 
-def test_a_registry_dropped_with_something_pending_still_delivers() -> None:
-    """Fault: a registry that only its timers know is collected, and they never fire; or it is never
-    collected after."""
+def test_a_registry_dropped_with_work_pending_still_delivers() -> None:
+    """Fault: a registry to which only its pending work refers is collected, and the work is lost; or the registry is
+    not collected afterwards."""
     before = serving_threads()
     heard = Signal()
     registry = MemoryRegistry()
@@ -650,7 +649,7 @@ def test_a_registry_dropped_with_something_pending_still_delivers() -> None:
     reference = weakref.ref(registry)
     del registry
     gc.collect()
-    assert heard.wait(2), "what was pending was lost"
+    assert heard.wait(2), "pending work was lost"
     assert sorted(heard.names) == ["said", "tick"]
     assert collected(reference)
     for thread in serving_threads() - before:
@@ -659,8 +658,7 @@ def test_a_registry_dropped_with_something_pending_still_delivers() -> None:
 
 
 def test_an_idle_registry_keeps_no_last_payload(registry: MemoryRegistry) -> None:
-    """G13. Fault: a local variable of the sleeping thread keeps the last event, message or exception
-    alive."""
+    """G13. Fault: a local variable of the sleeping thread keeps the last event or message alive."""
 
     class Payload:
         pass
@@ -684,10 +682,10 @@ def test_an_idle_registry_keeps_no_last_payload(registry: MemoryRegistry) -> Non
 # -- faults --------------------------------------------------------------------------------------------------
 
 
-def test_a_slow_dispatch_is_warned_of_at_most_once_a_second(
+def test_slow_dispatches_are_logged_at_most_once_a_second(
     make: Callable[..., MemoryRegistry], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Fault: a warning for each of a thousand slow deliveries floods the log; or fast ones are warned of."""
+    """Fault: a warning for each of a thousand slow deliveries floods the log; or fast deliveries cause warnings."""
     ahead = 0
     registry = make(clock=lambda: time.monotonic_ns() + ahead, slow_dispatch_ms=60_000)
 
@@ -706,8 +704,7 @@ def test_a_slow_dispatch_is_warned_of_at_most_once_a_second(
     assert "'c1'" in message
     assert "(0 more" in message
     caplog.clear()
-    # Three that take no time of the clock between their ends: only a clock that stands still shows the limit
-    # of the rate.
+    # A clock that advances only when it is read shows the limit of the rate exactly.
     registry = make(clock=Stepped(), slow_dispatch_ms=1)
     registry.install_dispatch(lambda cid, event: None)
     for _ in range(1000):
@@ -719,7 +716,7 @@ def test_a_slow_dispatch_is_warned_of_at_most_once_a_second(
 
 
 class Stepped:
-    """A clock that runs, and goes 10 ms ahead with every reading on the scheduler thread."""
+    """A clock that runs, and jumps 10 ms ahead at every reading by the scheduler thread."""
 
     def __init__(self) -> None:
         self.ahead = 0
@@ -740,7 +737,7 @@ class Raising(logging.Handler):
 
 @pytest.fixture
 def raising_log(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every record on the logger `stube` makes its handler raise."""
+    """Make the log handler of the logger `stube` raise for every record."""
     logger = logging.getLogger("stube")
     monkeypatch.setattr(logger, "handlers", [Raising()])
     monkeypatch.setattr(logger, "propagate", False)
@@ -750,14 +747,13 @@ def raising_log(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("kind", [ValueError, SystemExit, KeyboardInterrupt, GeneratorExit, StopIteration])
 @pytest.mark.parametrize("cause", ["timer", "message"])
-def test_whatever_a_delivery_raises_stops_no_other(
+def test_an_exception_of_a_delivery_stops_no_other_delivery(
     make: Callable[..., MemoryRegistry],
     kind: type[BaseException],
     cause: str,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Case 23, G19. Fault: SystemExit ends the scheduler thread silently, and nothing is delivered any
-    more."""
+    """Case 23, G19. Fault: SystemExit ends the scheduler thread silently, and nothing is delivered any more."""
     failures: list[tuple[str, str, BaseException]] = []
     registry = make(on_error=lambda cid, event, exc: failures.append((cid, event.name, exc)))
     names: list[str] = []
@@ -813,9 +809,8 @@ def test_an_on_error_that_raises_stops_nothing(make: Callable[..., MemoryRegistr
 @pytest.mark.usefixtures("raising_log")
 @pytest.mark.parametrize("what", ["failure", "ended conversation", "slow dispatch"])
 def test_a_log_handler_that_raises_stops_nothing(make: Callable[..., MemoryRegistry], what: str) -> None:
-    """G19. Fault: the log of a failure is guarded, those at other places are not: of a conversation that has
-    ended, and of a slow dispatch. There the handler's exception ends the scheduler thread, or turns a
-    delivery into a failure."""
+    """G19. Fault: the registry guards the log call for a failure, but not those for an ended conversation and a slow
+    dispatch. There an exception of the log handler ends the scheduler thread, or turns a delivery into a failure."""
     from stube import ConversationEnded
 
     errors: list[BaseException] = []
@@ -837,20 +832,19 @@ def test_a_log_handler_that_raises_stops_nothing(make: Callable[..., MemoryRegis
     for _ in range(3):
         tick(registry)
         registry.publish("t", 1)
-    assert heard.wait(6, 2), f"only {heard.names} were delivered: the scheduler thread has ended"
+    assert heard.wait(6, 2), f"the scheduler thread has ended after {heard.names}"
     assert registry.settle(PATIENCE)
     registry._check()
     stats = registry.stats()
     expected = (0, 6) if what == "failure" else (6, 0)
-    assert (stats.delivered, stats.failed) == expected, f"on_error had {errors}"
+    assert (stats.delivered, stats.failed) == expected, f"on_error was called with {errors}"
 
 
 # -- closing -------------------------------------------------------------------------------------------------
 
 
 def test_close_from_inside_a_delivery_does_not_wait(registry: MemoryRegistry) -> None:
-    """Case 27, G24. Fault: the delivering thread waits for itself to end; or what was queued behind is
-    delivered."""
+    """Case 27, G24. Fault: the delivery thread waits for itself to end; or it delivers the queue behind the close."""
     answers: list[bool] = []
     done = threading.Event()
 
@@ -872,9 +866,8 @@ def test_close_from_inside_a_delivery_does_not_wait(registry: MemoryRegistry) ->
     assert registry.stats() == Stats(accepted=5, delivered=1, dropped=4)
 
 
-def test_close_while_others_schedule(make: Callable[..., MemoryRegistry]) -> None:
-    """Case 27. Fault: a timer is accepted by a registry that has been closed, and nobody delivers or counts
-    it."""
+def test_close_while_other_threads_add_accounts_for_everything(make: Callable[..., MemoryRegistry]) -> None:
+    """Case 27. Fault: a closed registry accepts a timer, and neither delivers nor counts it."""
     for _ in range(20):
         registry = make()
         fired = Signal()
@@ -904,8 +897,8 @@ def test_close_while_others_schedule(make: Callable[..., MemoryRegistry]) -> Non
 
 
 def test_close_with_a_stuck_delivery_is_bounded(registry: MemoryRegistry) -> None:
-    """G24. Fault: close waits for ever, or says that everything has stopped. Its bound: 0.05 s, and 2 s of
-    patience for a busy machine."""
+    """G24. Fault: close waits without end, or returns True although a delivery runs. Its bound is 0.05 s; the test
+    allows 2 s because the machine may be busy."""
     entered, go_on = threading.Event(), threading.Event()
 
     def dispatch(cid: str, event: Event) -> None:
@@ -932,17 +925,19 @@ def test_close_with_a_stuck_delivery_is_bounded(registry: MemoryRegistry) -> Non
 
 
 def ends(body: str, **options: Any) -> float:
-    """Run a script whose last line is `finish()`: how long the program took to end after it.
+    """Run a script whose last line is `finish()`. Return how long the program took to end after that call.
 
-    `run_script` asserts code 0 and an empty stderr.
+    `run_script` asserts exit code 0 and an empty stderr.
     """
     printed = run_script("memory", options, body).split()
     return time.time() - float(printed[-1])
 
 
 def test_a_program_that_ends_with_pending_timers_ends_promptly() -> None:
-    """G24. Fault: a thread that is no daemon, or an exit hook that waits for the timers, keeps the program
-    alive. Bound: 2 s, of which 0.5 is what it may wait, and the rest a busy interpreter's end."""
+    """G24. Fault: a thread that is no daemon, or an exit hook that waits for the timers, keeps the program alive.
+
+    The bound of 2 s is the promised 0.5 s, and time for a busy interpreter to end.
+    """
     took = ends(
         """
 registries = [make() for _ in range(3)]
@@ -958,9 +953,9 @@ finish()
     assert took < 2, took
 
 
-def test_a_program_that_ends_with_a_running_delivery_waits_half_a_second_for_it() -> None:
-    """G24. Fault: the program hangs on a stuck delivery, prints a traceback of the dying thread, or cuts off
-    a delivery that needs a moment only. Bound: 2 s, of which 0.5 is promised."""
+def test_the_end_of_a_program_waits_half_a_second_for_a_delivery() -> None:
+    """G24. Fault: the program hangs because a delivery does not end, prints a traceback of the ending thread, or stops
+    a delivery that needs only a moment more. Bound: 2 s, of which 0.5 is promised."""
     took = ends(
         """
 entered = threading.Event()
@@ -992,8 +987,8 @@ assert entered.wait(10)
 
 @pytest.mark.parametrize("how", ["sys.exit(0)", "raise SystemExit", "threading.Thread(target=work).start()"])
 def test_a_program_may_end_in_any_way_while_threads_work(how: str) -> None:
-    """G24. Fault: a daemon thread in the middle of an operation, or of a delivery, writes on stderr as the
-    interpreter goes."""
+    """G24. Fault: a daemon thread in the middle of an operation or a delivery writes on stderr as the interpreter
+    ends."""
     run_script(
         "memory",
         {},
@@ -1018,7 +1013,7 @@ for _ in range(2):
 
 CHILD: Final = """
 def child_report(registry, seen):
-    "In the child: what it is, and whether it works; then end, without touching the parent's streams."
+    "In the child: check that the registry is empty and works; then end without touching the parent's streams."
     try:
         before = registry.stats()
         assert before == stube.Stats(), before
@@ -1038,7 +1033,7 @@ def child_report(registry, seen):
         os._exit(1)
 
 def reap(pid):
-    "Wait for a child; 20 s against a child that hangs."
+    "Wait for a child, for at most 20 s in case it hangs."
     import time
     ends = time.monotonic() + 20
     while time.monotonic() < ends:
@@ -1057,9 +1052,8 @@ def run_forks(body: str) -> str:
     return run_script("memory", {}, CHILD + body)
 
 
-def test_a_fork_from_the_main_thread() -> None:
-    """G25. Fault: the child inherits the parent's timers without the thread, or a lock that is held for
-    ever."""
+def test_a_child_forked_by_the_main_thread_is_usable() -> None:
+    """G25. Fault: the child inherits the parent's timers without the thread, or a lock that is never released."""
     printed = run_forks(
         """
 seen = []
@@ -1083,8 +1077,8 @@ registry.close()
     assert printed == "[('tick', 'parent')]\n"
 
 
-def test_a_fork_from_inside_a_delivery() -> None:
-    """Case 27b, G25. Fault: the child goes on with the parent's batch and delivers it a second time."""
+def test_a_child_forked_inside_a_delivery_delivers_nothing_of_the_parent() -> None:
+    """Case 27b, G25. Fault: the child continues the parent's fan-out or due batch and delivers the rest again."""
     printed = run_forks(
         """
 seen, children = [], []
@@ -1098,9 +1092,9 @@ def dispatch(cid, event):
             return
         seen.clear()
         threading.Thread(target=child_report, args=(registry, seen)).start()
-        # and this thread goes back into the parent's batch
+        # and this thread returns into the parent's fan-out or due batch
     elif seen[0] != ("fork", event.payload) and event.payload == "parent":
-        os.write(1, b"?" if os.getpid() == parent else b"the child delivers the parent's\\n")
+        os.write(1, b"?" if os.getpid() == parent else b"the child delivers for the parent\\n")
 parent = os.getpid()
 registry.install_dispatch(dispatch)
 for cid in "abcd":
@@ -1121,9 +1115,9 @@ registry.close()
     assert lines == ["[0, 0] 6 6 True"], printed
 
 
-def test_a_fork_under_load() -> None:
-    """G25. Fault: the fork finds the engine half-changed, or the lock held by a thread that the child does
-    not have."""
+def test_children_forked_under_load_are_usable() -> None:
+    """G25. Fault: the child gets an engine in the middle of a change, or a lock held by a thread that it does not
+    have."""
     printed = run_forks(
         """
 seen = []
@@ -1163,9 +1157,8 @@ registry.close()
     assert printed == f"{[0] * 12} True\n"
 
 
-def test_a_fork_while_another_thread_holds_the_lock() -> None:
-    """G25. Fault: the child waits for a lock whose holder does not exist there: at once, or at its first
-    clean-up."""
+def test_a_child_forked_while_a_thread_holds_the_lock_is_usable() -> None:
+    """G25. Fault: the child waits for a lock whose holder does not exist in the child: immediately, or in `close`."""
     printed = run_forks(
         """
 seen = []
@@ -1197,9 +1190,9 @@ registry.close()
     assert printed == "0\n0\n1\n"
 
 
-def test_a_fork_in_the_middle_of_an_operation() -> None:
-    """G25. Fault: a signal handler (here the clock, which is called at the same place) forks while another
-    thread holds the lock; in the child the interrupted operation goes on, and waits for it for ever."""
+def test_a_child_forked_in_the_middle_of_an_operation_is_usable() -> None:
+    """G25. Fault: a signal handler forks while another thread holds the lock; the interrupted operation continues in
+    the child, and waits there for the lock without end. The test forks in the clock, which is called at that place."""
     printed = run_forks(
         """
 seen, children, armed = [], [], []
@@ -1248,9 +1241,9 @@ registry.close()
     assert printed == "[0, 0, 0] 4 True\n"
 
 
-def test_a_handle_of_the_parent_is_over_in_the_child() -> None:
-    """G25. Fault: the child's clean-up cancels a timer of the parent, which stands in no ring of the child's
-    engine: a KeyError, a negative figure, or a damaged wheel."""
+def test_a_handle_of_the_parent_cancels_nothing_in_the_child() -> None:
+    """G25. Fault: the child cancels a timer of the parent that is in no ring of the child's engine: a KeyError, a
+    negative figure, or a damaged wheel."""
     printed = run_forks(
         """
 seen = []
@@ -1286,7 +1279,7 @@ registry.close()
     assert printed == "0\n0\n5\n"
 
 
-def test_a_forked_child_may_just_end() -> None:
+def test_a_forked_child_ends_without_waiting_for_the_parents_threads() -> None:
     """G24, G25. Fault: the exit hook of the child waits for threads of the parent."""
     printed = run_forks(
         """
@@ -1309,7 +1302,7 @@ registry.close()
 
 
 def test_repeated_use_keeps_the_engine_empty(registry: MemoryRegistry) -> None:
-    """Case 13 in small, from the inside. Fault: what four threads do at once leaves something behind."""
+    """Case 13, smaller and from the inside. Fault: four threads that work at the same time leave entries behind."""
     registry.install_dispatch(lambda cid, event: None)
 
     def work() -> None:
@@ -1333,19 +1326,19 @@ def test_repeated_use_keeps_the_engine_empty(registry: MemoryRegistry) -> None:
     assert not any(registry.sizes().values()), registry.sizes()
 
 
-# -- a start that is broken off ------------------------------------------------------------------------------
+# -- interrupted starts of the thread ------------------------------------------------------------------------
 
 
 class _OutsideThreading(Injector):
-    """Leaves the lines of `Thread.start` itself alone, where a lock of Python's own may be held for ever."""
+    """Do not act at lines of `Thread.start` itself, where an exception may leave a lock of Python's own held."""
 
     @override
     def __call__(self, frame: FrameType, event: str, argument: Any) -> Any:
         return None if frame.f_code.co_filename == threading.__file__ else super().__call__(frame, event, argument)
 
 
-def test_a_start_that_a_signal_handler_breaks_off_at_any_line_leaves_the_next_one_to_serve() -> None:
-    """Fault: the first operation raised, so every later one believes that somebody serves."""
+def test_a_thread_start_interrupted_at_any_line_is_made_up_by_the_next() -> None:
+    """Fault: the first operation raises before the thread runs, but every later one believes that a thread serves."""
     for at in range(10_000):
         seen: list[str] = []
 
@@ -1360,7 +1353,7 @@ def test_a_start_that_a_signal_handler_breaks_off_at_any_line_leaves_the_next_on
             injector = _OutsideThreading(at, interrupt)
             try:
                 with tracing(injector):
-                    registry.schedule_event(cid="c1", instance_id="main", delay_ms=HOUR, event="broken off")
+                    registry.schedule_event(cid="c1", instance_id="main", delay_ms=HOUR, event="interrupted")
             except KeyboardInterrupt:
                 pass
             registry.schedule_event(cid="c1", instance_id="main", delay_ms=0, event="next")
@@ -1371,17 +1364,17 @@ def test_a_start_that_a_signal_handler_breaks_off_at_any_line_leaves_the_next_on
     pytest.fail("the operation has no end")
 
 
-def test_the_thread_of_a_start_that_was_broken_off_never_delivers_beside_another() -> None:
-    """Fault: the first thread has just seen that it is wanted, so for one round there are two that deliver (G1).
+def test_the_thread_of_an_interrupted_start_never_delivers_in_parallel() -> None:
+    """Fault: the thread of the interrupted start has just seen that it may serve, so two threads deliver a round (G1).
 
-    Real time: were there two, the second delivery would begin in microseconds; it is given 0.2 s.
+    The test waits 0.2 s of real time; with two threads, the second delivery would begin within microseconds.
     """
     looking, go_on, second = (threading.Event() for _ in range(3))
-    broken: list[threading.Thread] = []
-    beside: list[bool] = []
+    first: list[threading.Thread] = []
+    in_parallel: list[bool] = []
 
     def clock() -> int:
-        if broken and threading.current_thread() is broken[0]:
+        if first and threading.current_thread() is first[0]:
             looking.set()
             assert go_on.wait(PATIENCE)
         return time.monotonic_ns()
@@ -1389,16 +1382,16 @@ def test_the_thread_of_a_start_that_was_broken_off_never_delivers_beside_another
     spawn = daemon_thread("stube-memory")
 
     def spawn_and_raise(serve: Callable[[], None]) -> Callable[[float | None], bool]:
-        if broken:
+        if first:
             return spawn(serve)
-        broken.append(threading.Thread(target=serve, daemon=True))
-        broken[0].start()
+        first.append(threading.Thread(target=serve, daemon=True))
+        first[0].start()
         assert looking.wait(PATIENCE)
         raise KeyboardInterrupt
 
     def dispatch(cid: str, event: Event) -> None:
         if event.name == "first":
-            beside.append(second.wait(0.2))
+            in_parallel.append(second.wait(0.2))
         else:
             second.set()
 
@@ -1411,4 +1404,4 @@ def test_the_thread_of_a_start_that_was_broken_off_never_delivers_beside_another
             registry.schedule_event(cid="c1", instance_id="main", delay_ms=0, event=name)
         go_on.set()
         assert registry.settle(PATIENCE)
-    assert beside == [False]
+    assert in_parallel == [False]

@@ -1,8 +1,8 @@
 """G20, proven at every line: operations called from trace functions, finalizers and signal handlers.
 
-`Injector` runs an action, once, at one chosen line event of the backends' own code. An injected call must
-leave the registry as if it had been made either just before or just after the interrupted one; so the
-outcome of a run is compared with those of the two plain sequences.
+`Injector` runs an action, once, at one chosen line event of the backends' own code. An injected call must leave the
+registry as if it had been made either just before or just after the interrupted one. So the tests compare the outcome
+of a run with the outcomes of the two calls in sequence.
 """
 
 from __future__ import annotations
@@ -27,11 +27,10 @@ from typing_extensions import override
 
 import stube_backends
 from stube import Event, RegistryFull, TimerHandle
-from stube.testing._harness import PATIENCE, Effort, Injector, check_ledger, watchdog
+from stube.testing._harness import HOUR, PATIENCE, Effort, Injector, check_ledger, watchdog
 from stube_backends.memory import MemoryRegistry
 from stube_backends.virtual import VirtualRegistry
 
-HOUR: Final = 3_600_000
 BACKEND_FILES: Final = str(Path(stube_backends.__file__).parent)
 AnyRegistry = MemoryRegistry | VirtualRegistry
 KINDS: Final[dict[str, type[AnyRegistry]]] = {"virtual": VirtualRegistry, "memory": MemoryRegistry}
@@ -39,16 +38,12 @@ both = pytest.mark.parametrize("kind", list(KINDS))
 
 
 def injector_at(at: int, action: Callable[[], object], *, raising: bool = False) -> Injector:
-    """Count the lines of the backends' own code alone. Unless `raising`, keep an exception that leaves the action."""
+    """Count only lines of the backends. Keep an exception of the action in the injector, unless `raising`."""
     return Injector(at, action, within=BACKEND_FILES, keep_error=not raising)
 
 
-def nothing() -> None:
-    """The action of a run that only counts lines."""
-
-
 class Helper:
-    """Another thread, which must be able to complete an operation whenever it is asked to."""
+    """Another thread, which must be able to complete an operation at any time."""
 
     def __init__(self) -> None:
         self._tasks: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
@@ -65,8 +60,7 @@ class Helper:
                 self._results.put(exc)
 
     def can(self, task: Callable[[], object], patience: float = 2.0) -> bool:
-        """Whether the other thread completes `task`. A free lock takes microseconds; only a held one takes 2
-        s."""
+        """Return whether the other thread completes `task`, which takes microseconds unless a lock is held."""
         if self.stuck:
             return False
         self._tasks.put(task)
@@ -80,7 +74,7 @@ class Helper:
         return True
 
     def end(self) -> None:
-        """Let the thread end."""
+        """End the thread."""
         self._tasks.put(None)
 
 
@@ -92,7 +86,7 @@ def helper() -> Iterator[Helper]:
 
 
 class Scene:
-    """A registry that holds something of everything, whose deliveries wait until the scene is looked at."""
+    """A registry that holds entries of every kind, and delivers only when the test asks for the outcome."""
 
     def __init__(self, registry: AnyRegistry) -> None:
         self.registry = registry
@@ -101,7 +95,7 @@ class Scene:
         self._entered, self._gate = threading.Event(), threading.Event()
         registry.install_dispatch(self.first)
         self._real = isinstance(registry, MemoryRegistry)
-        if self._real:  # keep the delivering thread busy meanwhile
+        if self._real:  # keep the delivery thread busy until `release`
             registry.schedule_event(cid="hold", instance_id="hold", delay_ms=0, event="hold")
             assert self._entered.wait(PATIENCE)
         registry.put_pending_flow("c1", "old flow")
@@ -128,11 +122,11 @@ class Scene:
         self.seen.append(("second", cid, event.instance_id, event.name, event.payload))
 
     def release(self) -> None:
-        """Let the delivering thread go on."""
+        """Let the delivery thread continue."""
         self._gate.set()
 
     def outcome(self) -> dict[str, object]:
-        """Everything that can be told of the scene: what it holds, then what it delivers."""
+        """Return everything observable: the entries that the registry holds, and then its deliveries."""
         registry = self.registry
         registry._check()
         held = self._picture()
@@ -141,7 +135,7 @@ class Scene:
         registry._check()
         after = self._picture()
         assert registry.stats().balanced, registry.stats().equation
-        assert registry.sizes()["deferred"] == 0, "a noted operation was forgotten"
+        assert registry.sizes()["deferred"] == 0, "a deferred call did not run"
         return {"answers": self.answers, "held": held, "delivered": self.seen, "after": after}
 
     def _picture(self) -> dict[str, object]:
@@ -159,14 +153,14 @@ class Scene:
 
 
 def _stats(scene: Scene) -> None:
-    """The ledger, as it must be at any line."""
+    """Assert that no figure of the ledger is negative, as at any line."""
     stats = scene.registry.stats()
     negative = {name: value for name, value in asdict(stats).items() if value < 0}
     assert not negative, f"negative figures: {negative}"
 
 
 def _subscriptions(scene: Scene) -> None:
-    """The snapshot of subscriptions, as it must be at any line."""
+    """Assert that the snapshot has no empty topic, as at any line."""
     found = scene.registry.subscriptions()
     assert all(found.values()), f"an empty topic: {found}"
 
@@ -197,14 +191,13 @@ OPERATIONS: Final[dict[str, Callable[[Scene, str], object]]] = {
     "unsubscribe one": lambda scene, role: scene.registry.unsubscribe(cid="c1", instance_id="main", topic="t"),
     "handle.cancel": lambda scene, role: scene.handle.cancel(),
 }
-"""The twelve operations, the snapshots, and a few with other paths inside; `role` tells outer and inner
-apart."""
+"""The twelve operations, the snapshots, and variants that take other paths. `role` distinguishes outer and inner."""
 
 EXPECTED: Final[dict[tuple[str, str, str], list[dict[str, object]]]] = {}
 
 
 def sequences(registry: AnyRegistry, outer: str, inner: str) -> list[dict[str, object]]:
-    """The outcomes of the two operations one after the other, both ways."""
+    """Return the outcomes of the two operations in sequence, in both orders."""
     key = (type(registry).__name__, outer, inner)
     if key not in EXPECTED:
         outcomes = []
@@ -219,7 +212,7 @@ def sequences(registry: AnyRegistry, outer: str, inner: str) -> list[dict[str, o
 
 
 def differences(outcome: dict[str, Any], expected: list[dict[str, Any]]) -> str:
-    """What of an outcome fits neither sequence."""
+    """Describe the parts of an outcome that fit neither sequence."""
     return (
         "; ".join(
             f"{key}: {outcome[key]} is neither {expected[0][key]} nor {expected[1][key]}"
@@ -231,8 +224,7 @@ def differences(outcome: dict[str, Any], expected: list[dict[str, Any]]) -> str:
 
 
 class Sweep:
-    """Injects one operation into another at line after line, in registries that are used again while they
-    are sound."""
+    """Injects one operation into another, line by line, and reuses a registry until a run damages it."""
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
@@ -241,8 +233,7 @@ class Sweep:
         self.runs = 0
 
     def inject(self, outer: str, inner: str, step: int) -> None:
-        """Inject `inner` into `outer` at every `step`-th line, beginning at a line that depends on
-        `inner`."""
+        """Inject `inner` into `outer` at every `step`-th line, beginning at a line that depends on `inner`."""
         expected = sequences(self.registry, outer, inner)
         at = sum(map(ord, inner)) % step
         while self._one(outer, inner, at, expected):
@@ -271,7 +262,7 @@ class Sweep:
         return bool(injector.fired)
 
     def finish(self) -> None:
-        """Report."""
+        """Assert that operations were injected and that no run found a fault."""
         assert self.registry.close(PATIENCE)
         assert self.runs > 10, "nothing was injected"
         assert not self.faults, f"{len(self.faults)} of {self.runs} injections:\n" + "\n".join(self.faults[:12])
@@ -280,14 +271,14 @@ class Sweep:
 @pytest.mark.parametrize("outer", list(OPERATIONS))
 @both
 def test_an_operation_may_be_called_at_any_line_of_another(kind: str, outer: str, stube_effort: Effort) -> None:
-    """Fault: a nested call sees a half-changed engine and changes it (lost timers, broken rings, wrong
-    figures), waits for the lock that its own thread holds, gets lost, or is done twice."""
+    """Fault: a re-entrant call reads and changes an engine in the middle of a change (lost timers, broken rings, wrong
+    figures), waits for a lock that its own thread holds, is lost, or runs twice."""
     sweep = Sweep(kind)
     with watchdog(60):
         for inner in OPERATIONS:
-            # In virtual every line. In memory, where a run takes three times as long, each third for each
-            # inner operation; the offset differs from inner to inner, so that every line of
-            # `outer` gets some. So it is in virtual, too, where the suite is quick.
+            # On virtual every line is tried. On memory, where a run takes three times as long, and where the suite is
+            # quick, every third or fourth line is tried for each inner operation; their offsets differ, so that some
+            # operation is injected at every line.
             sweep.inject(outer, inner, max(stube_effort.stride, 1 if kind == "virtual" else 3))
     sweep.finish()
 
@@ -302,8 +293,8 @@ def serving_threads() -> set[threading.Thread]:
 @pytest.mark.parametrize("outer", ["schedule_event", "publish"])
 @pytest.mark.parametrize("inner", ["schedule_event", "publish"])
 def test_a_start_interrupted_at_any_line_starts_one_thread(outer: str, inner: str) -> None:
-    """Fault: a finalizer schedules while the first operation is about to start the thread; both start one,
-    two threads deliver from one engine, and G1 is gone."""
+    """Fault: a finalizer schedules while the first operation is about to start the thread. Both start one, and two
+    threads deliver from one engine, which breaks G1."""
     faults = []
     at = 0
     while True:
@@ -341,9 +332,11 @@ def test_a_start_interrupted_at_any_line_starts_one_thread(outer: str, inner: st
 @pytest.mark.parametrize("outer", ["put_pending_flow", "schedule_event", "publish", "cancel_timers", "reset_state"])
 @pytest.mark.parametrize("what", ["close", "settle", "join"])
 def test_waiting_at_any_line_of_an_operation_is_bounded(what: str, outer: str) -> None:
-    """Fault: a SIGTERM handler that closes (or settles, or joins) at a line where its own thread holds the
-    lock waits for a scheduler thread that waits for this lock: five seconds, or for ever. Allowed is a
-    refusal, or an end."""
+    """Fault: a SIGTERM handler that closes (or settles, or joins) at a line where its own thread holds the lock waits
+    for a scheduler thread that waits for this lock: for five seconds, or without end.
+
+    The call may raise RuntimeError, or return soon.
+    """
     faults = []
     at = 0
     while True:
@@ -359,7 +352,7 @@ def test_waiting_at_any_line_of_an_operation_is_bounded(what: str, outer: str) -
             try:
                 getattr(registry, what)(1.0)
             except RuntimeError:
-                pass  # a refusal, which is what settle and join may answer
+                pass  # settle and join may refuse in this way
             took = time.monotonic() - started
 
         injector = injector_at(at, wait)
@@ -380,8 +373,8 @@ def test_waiting_at_any_line_of_an_operation_is_bounded(what: str, outer: str) -
                 raised = exc  # RegistryClosed, when the injected close came first
         if raised is not None and what != "close":
             faults.append(f"{injector.fired}: {outer} raised {raised!r}")
-        # The wait is over in some 0.1 ms; 0.5 s leaves room for a busy machine and is half of what a wait
-        # for oneself takes, which lasts until its timeout.
+        # The call returns after about 0.1 ms. The bound of 0.5 s allows for a busy machine; a thread that waits for
+        # itself would wait until the timeout of 1 s.
         if injector.error is not None or took > 0.5:
             faults.append(f"{injector.fired}: {what} took {took:.2f} s, raised {injector.error!r}")
         if what == "close" and injector.fired:
@@ -397,8 +390,8 @@ def test_waiting_at_any_line_of_an_operation_is_bounded(what: str, outer: str) -
 
 
 def test_the_virtual_clock_is_not_moved_from_within_an_operation() -> None:
-    """Fault: `advance` in a signal handler delivers in the middle of an operation: dispatch runs under the
-    lock, where a handler that waits for another thread waits for ever."""
+    """Fault: `advance` in a signal handler delivers in the middle of an operation: dispatch runs under the lock, where
+    a handler that waits for another thread waits without end."""
     helper = Helper()
     faults = []
     at = 0
@@ -415,7 +408,7 @@ def test_the_virtual_clock_is_not_moved_from_within_an_operation() -> None:
         injector.run(lambda: registry.put_pending_flow("c1", 1))  # noqa: B023
         if able == [False]:
             faults.append(injector.fired)
-            helper = Helper()  # the old one has been freed by now, but is marked
+            helper = Helper()  # the old one is free by now, but counts as stuck
         registry.advance(0)
         registry._check()
         check_ledger(registry)
@@ -427,11 +420,11 @@ def test_the_virtual_clock_is_not_moved_from_within_an_operation() -> None:
     assert not faults, f"dispatch ran under the lock at {faults}"
 
 
-# -- delivering ----------------------------------------------------------------------------------------------
+# -- deliveries ----------------------------------------------------------------------------------------------
 
 
 def _deliverable(registry: AnyRegistry, seen: list[str]) -> list[Any]:
-    """Timers and publications that are due at once; the handles."""
+    """Add timers and publications, most of them due immediately, and return the handles of the timers."""
     registry.install_dispatch(lambda cid, event: seen.append(f"{cid} {event.name} {event.payload}"))
     handles = []
     for number in range(2):
@@ -468,7 +461,7 @@ INNER: Final[dict[str, Callable[[AnyRegistry, list[Any]], object]]] = {
 
 
 def _after_delivering(registry: AnyRegistry, inner: str, seen: list[str], answer: object) -> list[str]:
-    """What is wrong after an injection into the delivering."""
+    """Describe all that is wrong after an injection into a delivery."""
     wrong = []
     stats = registry.stats()
     if stats.running or stats.timers or stats.queued or not stats.balanced:
@@ -482,7 +475,7 @@ def _after_delivering(registry: AnyRegistry, inner: str, seen: list[str], answer
     if inner == "subscribe" and ("c9", "main") not in registry.subscriptions()["t"]:
         wrong.append("the injected subscription is gone")
     if inner in ("unsubscribe", "remove_subscriptions_for_cid") and ("c1", "main") in registry.subscriptions()["t"]:
-        wrong.append("what was injected did not unsubscribe")
+        wrong.append("the injected call did not unsubscribe")
     if isinstance(answer, list):
         timers = ["c0 tick 0", "c1 tick 1", "c0 tick 2"]
         wrong += [
@@ -503,9 +496,9 @@ def _after_delivering(registry: AnyRegistry, inner: str, seen: list[str], answer
 
 
 @pytest.mark.parametrize("inner", list(INNER))
-def test_an_operation_may_be_called_at_any_line_of_the_delivering(inner: str) -> None:
-    """Fault: a finalizer in the middle of the delivering finds a timer that is claimed but still looks
-    alive, cancels it, and the delivering breaks; or a figure is counted twice."""
+def test_an_operation_may_be_called_at_any_line_of_a_delivery(inner: str) -> None:
+    """Fault: a finalizer in the middle of a delivery cancels a timer that is claimed but still looks pending, and the
+    delivery fails; or a figure is counted twice."""
     faults = []
     at = 0
     while True:
@@ -535,12 +528,11 @@ def test_an_operation_may_be_called_at_any_line_of_the_delivering(inner: str) ->
 
 @pytest.mark.parametrize("inner", list(INNER))
 def test_an_operation_may_be_called_at_any_line_of_the_scheduler_thread(inner: str) -> None:
-    """Fault: a finalizer that the collector runs on the scheduler thread ends that thread, or its call is
-    lost."""
+    """Fault: a finalizer that the collector runs on the scheduler thread ends that thread, or its call is lost."""
     faults = []
-    # Some 400 lines run here; how many exactly depends on how the threads meet. Every line of the delivering
-    # itself has been tried by the test above; these are samples of what is around it. A prime step meets
-    # other lines each round.
+    # About 400 lines run here; the exact number depends on the timing of the threads. The test above tries every line
+    # of the delivery itself; this one samples the lines around it. Because the step is a prime number, the samples
+    # fall on other lines in each round.
     for at in range(sum(map(ord, inner)) % 13, 330, 13):
         registry = MemoryRegistry()
         seen: list[str] = []
@@ -564,8 +556,8 @@ def test_an_operation_may_be_called_at_any_line_of_the_scheduler_thread(inner: s
 
 
 def test_a_handle_never_cancels_a_timer_that_has_been_claimed() -> None:
-    """Fault: between the claim and the call of dispatch another thread's `cancel()` still finds the event on
-    the timer, answers True, and the scheduler thread ends with an AttributeError."""
+    """Fault: between the claim and the call of dispatch another thread's `cancel()` still finds the event on the timer
+    and returns True, and the scheduler thread ends with an AttributeError."""
     registry = MemoryRegistry()
     seen: list[str] = []
     registry.install_dispatch(lambda cid, event: seen.append(event.name))
@@ -593,21 +585,21 @@ def test_a_handle_never_cancels_a_timer_that_has_been_claimed() -> None:
     assert registry.close(PATIENCE)
 
 
-# -- very many nested calls ----------------------------------------------------------------------------------
+# -- many re-entrant calls -----------------------------------------------------------------------------------
 
 
 @both
-def test_thousands_of_calls_nested_in_one_operation_all_take_effect(kind: str) -> None:
-    """Fault: what was noted is made up for recursively, and a collection that finalizes a thousand objects
-    in the middle of an operation ends in a RecursionError, with the lock held."""
+def test_thousands_of_reentrant_calls_in_one_operation_take_effect(kind: str) -> None:
+    """Fault: deferred calls run recursively, and a collection that finalizes a thousand objects in the middle of an
+    operation ends in a RecursionError, with the lock held."""
     registry = KINDS[kind]()
     number = 2 * sys.getrecursionlimit()
 
-    def nested() -> None:
+    def reentrant() -> None:
         for index in range(number):
             registry.put_pending_flow(f"c{index}", index)
 
-    injector = injector_at(15, nested)
+    injector = injector_at(15, reentrant)
     helper = Helper()
     try:
         injector.run(lambda: registry.subscribe(cid="c1", instance_id="main", topic="t", event="said"))
@@ -623,14 +615,14 @@ def test_thousands_of_calls_nested_in_one_operation_all_take_effect(kind: str) -
 
 
 @both
-def test_nested_calls_take_effect_in_their_order(kind: str) -> None:
-    """Fault: what was noted is made up for in another order, so that a schedule outlives the cancel that
-    followed it, or an unsubscribe undoes the subscribe that came after it."""
+def test_reentrant_calls_take_effect_in_order(kind: str) -> None:
+    """Fault: deferred calls run in another order, so that a timer outlives the cancel that followed it, or an
+    unsubscribe undoes the subscribe that came after it."""
     registry = KINDS[kind]()
     at = 0
     while True:
 
-        def nested() -> None:
+        def reentrant() -> None:
             for _ in range(3):
                 registry.schedule_event(cid="c1", instance_id="main", delay_ms=HOUR, event="tick")
                 registry.cancel_timers("c1")
@@ -639,7 +631,7 @@ def test_nested_calls_take_effect_in_their_order(kind: str) -> None:
             registry.put_pending_flow("c1", "last")
 
         registry.reset_state()
-        injector = injector_at(at, nested)
+        injector = injector_at(at, reentrant)
         injector.run(lambda: registry.subscribe(cid="c2", instance_id="main", topic="t", event="said"))
         if not injector.fired:
             break
@@ -653,8 +645,8 @@ def test_nested_calls_take_effect_in_their_order(kind: str) -> None:
     assert registry.close(PATIENCE)
 
 
-def test_a_nested_schedule_can_be_cancelled_by_its_handle() -> None:
-    """Fault: the handle of a timer that is only noted does nothing, or its timer is adopted although it was
+def test_a_reentrant_timer_can_be_cancelled_by_its_handle() -> None:
+    """Fault: the handle of a deferred timer does nothing, or the registry accepts the timer although it was
     cancelled."""
     registry = VirtualRegistry()
     core = registry._driver.core
@@ -669,7 +661,7 @@ def test_a_nested_schedule_can_be_cancelled_by_its_handle() -> None:
     kept: list[Any] = []
     core.run_locked(half_way)
     registry._check()
-    assert answers == [False, False], "nested in an operation its count may be 0"
+    assert answers == [False, False], "inside an operation a cancel returns False or 0, because it is deferred"
     stats = registry.stats()
     assert (stats.accepted, stats.cancelled, stats.timers) == (2, 1, 1)
     assert kept[0].cancel()
@@ -677,9 +669,9 @@ def test_a_nested_schedule_can_be_cancelled_by_its_handle() -> None:
     check_ledger(registry)
 
 
-def test_a_nested_schedule_of_a_full_registry_is_refused_at_the_call() -> None:
-    """Fault: it is noted, and lost later where nobody is told; or operations that need no room count against
-    it."""
+def test_a_reentrant_timer_on_a_full_registry_is_refused_at_the_call() -> None:
+    """Fault: the timer is deferred, and dropped later without an error; or deferred calls that need no room count as
+    timers."""
     registry = VirtualRegistry(max_pending=2)
     core = registry._driver.core
     registry.schedule_event(cid="c1", instance_id="main", delay_ms=5, event="tick")
@@ -701,7 +693,7 @@ def test_a_nested_schedule_of_a_full_registry_is_refused_at_the_call() -> None:
 
 
 class Watched:
-    """A payload whose destructor looks whether another thread can work on the registry."""
+    """A payload whose destructor checks whether another thread can call the registry."""
 
     def __init__(self, look: Callable[[], object]) -> None:
         self.look = look
@@ -711,7 +703,7 @@ class Watched:
 
 
 class Watch:
-    """Makes watched objects and collects what their destructors found."""
+    """Makes watched objects and collects the findings of their destructors."""
 
     def __init__(self, registry: AnyRegistry, helper: Helper) -> None:
         self.registry = registry
@@ -719,10 +711,10 @@ class Watch:
         self.found: list[bool] = []
 
     def look(self) -> None:
-        """Have another thread work on the registry, then do so here; the lock is that of all operations."""
+        """Record whether another thread can call the registry, then call it on this thread."""
         self.found.append(self.helper.can(self.registry.stats))
-        self.registry.forget_pending_flow("nobody")
-        self.registry.cancel_timers("nobody")
+        self.registry.forget_pending_flow("no such cid")
+        self.registry.cancel_timers("no such cid")
 
     def make(self) -> Watched:
         return Watched(self.look)
@@ -739,20 +731,20 @@ DROPS: Final = [
     "cancel_timers", "cancel one instance", "handle.cancel", "subscribe again", "unsubscribe",
     "unsubscribe all", "remove_subscriptions_for_cid", "put_pending_flow", "pending_flow",
     "forget_pending_flow", "reset_state", "reset a queue", "close", "timer delivered", "message delivered",
-    "message of nobody left", "RegistryFull", "install_dispatch",
+    "message without targets", "RegistryFull", "install_dispatch",
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("drop", DROPS)
 @both
 def test_destructors_never_run_under_the_lock(kind: str, drop: str, helper: Helper) -> None:
-    """Fault: an operation drops the last reference to a payload while it holds the lock. A destructor that
-    waits for another thread, as one that logs or closes a connection may, then waits for ever."""
+    """Fault: an operation drops the last reference to a payload while it holds the lock. A destructor that waits for
+    another thread, perhaps because it logs or closes a connection, then waits without end."""
     with watching(kind, helper) as (registry, watch):
         names: dict[str, Any] = {"cid": "c1", "instance_id": "main"}
         delay = HOUR
         handle: TimerHandle | None = None
-        if drop in ("timer delivered", "message delivered", "message of nobody left"):
+        if drop in ("timer delivered", "message delivered", "message without targets"):
             delay = 0
         if drop in (
             "cancel_timers",
@@ -812,7 +804,7 @@ def test_destructors_never_run_under_the_lock(kind: str, drop: str, helper: Help
                     registry.subscribe(**names, topic="t", event="said")
                     registry.publish("t", watch.make())
                     assert registry.settle(PATIENCE)
-                case "message of nobody left":
+                case "message without targets":
                     with registry_held(registry):
                         registry.subscribe(**names, topic="t", event="said")
                         registry.publish("t", watch.make())
@@ -826,7 +818,7 @@ def test_destructors_never_run_under_the_lock(kind: str, drop: str, helper: Help
                 case "install_dispatch":
                     registry.install_dispatch(Handler(watch.make()))
                     registry.install_dispatch(lambda cid, event: None)
-        if kind == "memory":  # what the scheduler thread drops, it drops a moment after the waiting ends
+        if kind == "memory":  # the scheduler thread drops a payload a moment after `settle` returns
             deadline = time.monotonic() + PATIENCE
             while len(watch.found) < expected and time.monotonic() < deadline:
                 helper.can(lambda: threading.Event().wait(0.001))
@@ -841,12 +833,12 @@ class Handler:
         self.held = held
 
     def __call__(self, cid: str, event: Event) -> None:
-        """Nothing happens."""
+        """Do nothing."""
 
 
 @contextmanager
 def registry_held(registry: AnyRegistry) -> Iterator[None]:
-    """Keep whoever delivers busy for the length of the block."""
+    """Keep the delivery thread busy for the length of the block."""
     if isinstance(registry, VirtualRegistry):
         yield
         return
@@ -870,8 +862,7 @@ def registry_held(registry: AnyRegistry) -> Iterator[None]:
 def test_dispatch_on_error_and_logging_run_outside_the_lock(
     kind: str, helper: Helper, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Fault: a handler, `on_error` or a log handler is called under the lock, and what it waits for cannot
-    happen."""
+    """Fault: dispatch, `on_error` or a log handler is called under the lock, and cannot wait for another thread."""
     found: list[tuple[str, bool]] = []
 
     class Handler(logging.Handler):
@@ -915,7 +906,7 @@ def test_the_clock_is_read_outside_the_lock(helper: Helper) -> None:
     main_only = threading.Lock()  # the helper serves one thread at a time
     looking.set()
     with watchdog(), main_only:
-        registry._driver.core.started = True  # no thread yet: this one looks alone
+        registry._driver.core.started = True  # so that no thread starts, and this one runs the round
         registry.schedule_event(cid="c1", instance_id="main", delay_ms=HOUR, event="tick")
         registry.publish("t", 1)
         registry.inspect()
@@ -980,8 +971,8 @@ def test_hash_and_equality_of_names_never_run_in_the_registry(kind: str, helper:
 
 @both
 def test_finalizers_that_the_collector_runs_may_call_every_operation(kind: str) -> None:
-    """Fault: a collection in the middle of an operation runs a finalizer that needs the lock: a deadlock, or
-    damage."""
+    """Fault: a collection in the middle of an operation runs a finalizer that calls the registry: it deadlocks, or
+    damages the engine."""
     registry = KINDS[kind]()
     choice = random.Random(17)
     finalized = 0
@@ -997,7 +988,7 @@ def test_finalizers_that_the_collector_runs_may_call_every_operation(kind: str) 
 
     threshold = gc.get_threshold()
     gc.collect()
-    gc.freeze()  # so that the collections below are of a few objects and not of the whole test run
+    gc.freeze()  # so that the collections below are small: they skip the objects of the test run
     with watchdog():
         try:
             gc.set_threshold(1)
@@ -1013,7 +1004,7 @@ def test_finalizers_that_the_collector_runs_may_call_every_operation(kind: str) 
 
 
 def act(choice: random.Random, registry: AnyRegistry) -> None:
-    """One random operation."""
+    """Make one random call."""
     cid, instance_id, topic = (f"{letter}{choice.randrange(3)}" for letter in "cit")
     match choice.randrange(16):
         case 0 | 1 | 2:
@@ -1051,7 +1042,7 @@ def act(choice: random.Random, registry: AnyRegistry) -> None:
 
 
 def check_invariants(registry: AnyRegistry) -> None:
-    """Assert that everything is sound and that the registry still works; then close it."""
+    """Assert that the registry is consistent and still delivers; then close it."""
     registry.install_dispatch(lambda cid, event: fired.append(event.name))
     fired: list[str] = []
     with watchdog():
@@ -1075,9 +1066,10 @@ def check_invariants(registry: AnyRegistry) -> None:
 
 @both
 def test_signal_handlers_may_call_every_operation(kind: str) -> None:
-    """Fault: a signal handler in the middle of an operation deadlocks or damages the registry. Real signals
-    for 2 s: they meet the instants between two bytecodes where the interpreter really looks, in proportion
-    to how long they last."""
+    """Fault: a signal handler in the middle of an operation deadlocks or damages the registry.
+
+    Real signals come for 2 s. They strike between those bytecodes where the interpreter really checks for signals.
+    """
     registry = KINDS[kind]()
     registry.install_dispatch(lambda cid, event: None)
     outside, inside = random.Random(1), random.Random(2)
@@ -1088,7 +1080,7 @@ def test_signal_handlers_may_call_every_operation(kind: str) -> None:
     def handler(number: int, frame: FrameType | None) -> None:
         nonlocal handled, busy
         if busy:
-            return  # a slow machine must not pile them up
+            return  # on a slow machine signals must not pile up
         busy = True
         try:
             act(inside, registry)
@@ -1118,16 +1110,16 @@ def test_signal_handlers_may_call_every_operation(kind: str) -> None:
 
 
 class Interrupted(KeyboardInterrupt):
-    """What the signal handler raises; nobody else does."""
+    """The exception of the signal handler; no other code raises it."""
 
 
 def interrupt() -> None:
-    """The action of a signal handler that raises."""
+    """Raise, as a signal handler may."""
     raise Interrupted
 
 
 def soundness(registry: AnyRegistry, helper: Helper) -> str | None:
-    """What does not work after an interrupted operation: the promises of `test_an_interrupt...`."""
+    """Describe which promise of `test_a_reset_recovers_from_an_interrupt_at_any_line` is broken; None if none is."""
     if not helper.can(registry.subscriptions, 0.3):
         return "another thread cannot take the lock"
     if not helper.can(lambda: registry.put_pending_flow("c5", 1), 0.3):
@@ -1154,21 +1146,21 @@ def soundness(registry: AnyRegistry, helper: Helper) -> str | None:
     registry.schedule_event(cid="new", instance_id="main", delay_ms=0, event="new")
     if isinstance(registry, VirtualRegistry):
         registry.advance(0)
-    if not fired.wait(1):  # it takes 0.1 ms; a second only when nobody woke the scheduler thread
+    if not fired.wait(1):  # it takes 0.1 ms unless the scheduler thread was not woken
         return "a new timer does not fire"
     return None
 
 
 @pytest.mark.parametrize("outer", list(OPERATIONS))
 @both
-def test_an_interrupt_at_any_line_leaves_a_registry_that_a_reset_makes_whole(kind: str, outer: str) -> None:
-    """Fault: Ctrl-C in an operation leaves the lock held (every other thread hangs), or a state that
-    `reset_state` cannot clear, or a scheduler thread that nobody wakes any more.
+def test_a_reset_recovers_from_an_interrupt_at_any_line(kind: str, outer: str) -> None:
+    """Fault: Ctrl-C in an operation leaves the lock held (every other thread hangs), or a state that `reset_state`
+    cannot clear, or a scheduler thread that no call wakes any more.
 
-    What is guaranteed after an exception out of a signal handler in the middle of an operation: the lock is
-    free; the snapshots and `reset_state` work; after a reset everything is zero and the registry is usable.
-    Not guaranteed is that the counters since the start include the interrupted operation to the end: the
-    equation may be out by it."""
+    Guaranteed after an asynchronous exception in the middle of an operation: the lock is free; the snapshots and
+    `reset_state` work; after a reset all figures are zero and the registry is usable. Not guaranteed: that the ledger
+    counts the interrupted operation completely, so that its equation may be wrong by this operation.
+    """
     faults = []
     helper = Helper()
     at = 0
@@ -1183,7 +1175,7 @@ def test_an_interrupt_at_any_line_leaves_a_registry_that_a_reset_makes_whole(kin
                 pass
             scene.release()
             if kind == "memory" and helper.can(registry.subscriptions, 0.3):
-                registry.settle(0.2)  # let the held delivery end
+                registry.settle(0.2)  # let the delivery of the scene end
             fault: object
             try:
                 fault = soundness(registry, helper)
@@ -1207,10 +1199,11 @@ def test_an_interrupt_at_any_line_leaves_a_registry_that_a_reset_makes_whole(kin
 # An exception that a signal handler raises inside a weak reference's callback goes to the unraisable hook.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @both
-def test_real_signals_that_raise_leave_a_registry_that_a_reset_makes_whole(kind: str) -> None:
-    """Fault: as above, but only at the instants at which the interpreter really handles signals. 2 s of real
-    signals, each 5 to 150 us after the alarm was set, so that they fall all over the operations that are
-    made meanwhile."""
+def test_a_reset_recovers_from_real_signals_that_raise(kind: str) -> None:
+    """Fault: as above, but only at the instants at which the interpreter really handles signals.
+
+    Each real signal comes 5 to 150 us after the alarm was set, so that the signals strike all parts of the operations.
+    """
     choice = random.Random(3)
     helper = Helper()
     registry = KINDS[kind]()
@@ -1266,9 +1259,9 @@ def test_real_signals_that_raise_leave_a_registry_that_a_reset_makes_whole(kind:
     assert not faults, f"{len(faults)} faults in {hits} hits:\n" + "\n".join(faults)
 
 
-def test_an_interrupt_of_a_nested_operation_leaves_the_lock_free() -> None:
-    """Fault: Ctrl-C hits a finalizer's operation that is nested in another one; the level of the lock that
-    the nested one took stays taken, and every other thread hangs."""
+def test_an_interrupt_of_a_reentrant_call_leaves_the_lock_free() -> None:
+    """Fault: Ctrl-C strikes a finalizer's re-entrant call. The level of the lock that this call took stays taken, and
+    every other thread hangs."""
     faults = []
     helper = Helper()
     at = 0
@@ -1276,14 +1269,14 @@ def test_an_interrupt_of_a_nested_operation_leaves_the_lock_free() -> None:
         registry = VirtualRegistry()
         injector = injector_at(at, interrupt, raising=True)
 
-        def nested(registry: VirtualRegistry = registry, injector: Injector = injector) -> None:
+        def reentrant(registry: VirtualRegistry = registry, injector: Injector = injector) -> None:
             try:
                 injector.run(lambda: registry.schedule_event(cid="c1", instance_id="main", delay_ms=5, event="tick"))
                 injector.run(lambda: registry.put_pending_flow("c1", 1))
             except Interrupted:
-                pass  # as the interpreter does with what leaves a finalizer
+                pass  # the interpreter also ignores exceptions that leave a finalizer
 
-        registry._driver.core.run_locked(nested)
+        registry._driver.core.run_locked(reentrant)
         if not helper.can(registry.subscriptions, 0.3):
             faults.append(injector.fired)
             helper = Helper()
@@ -1300,12 +1293,12 @@ def test_an_interrupt_of_a_nested_operation_leaves_the_lock_free() -> None:
 
 
 def test_an_interrupt_at_any_line_of_advance_loses_no_lock_and_no_count() -> None:
-    """Fault: Ctrl-C between the claim of a delivery and its end leaves it `running` for ever, or leaves the
-    clock in the hands of a thread that has gone. Guaranteed is what the test before this one says, and that
-    nothing runs.
+    """Fault: Ctrl-C between the claim of a delivery and its end leaves the delivery counted as running, or leaves the
+    clock reserved for a thread that has gone. Guaranteed are the promises of
+    `test_a_reset_recovers_from_an_interrupt_at_any_line`, and that no delivery counts as running.
 
-    (A `KeyboardInterrupt` inside a handler leaves the state whole without a reset; see the tests of the
-    virtual backend.)
+    (A `KeyboardInterrupt` inside a handler leaves the state consistent without a reset; see the tests of the virtual
+    backend.)
     """
     faults = []
     helper = Helper()
@@ -1328,7 +1321,7 @@ def test_an_interrupt_at_any_line_of_advance_loses_no_lock_and_no_count() -> Non
             try:
                 fault = soundness(registry, helper)
                 if fault is None and registry.stats().running:
-                    fault = f"something runs for ever: {registry.stats()}"
+                    fault = f"a delivery still counts as running: {registry.stats()}"
             except Exception as exc:  # noqa: BLE001 - collected
                 fault = repr(exc)
         elif helper.stuck:
@@ -1346,9 +1339,8 @@ def test_an_interrupt_at_any_line_of_advance_loses_no_lock_and_no_count() -> Non
 
 
 def test_an_interrupt_while_the_thread_starts_leaves_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fault: Ctrl-C reaches the first `schedule_event` while it waits for its thread to have started. The
-    operation raises, the thread lives, and the next operation starts a second one, which delivers at the
-    same time (G1)."""
+    """Fault: Ctrl-C strikes the first `schedule_event` while it waits until its thread has started. The operation
+    raises, the thread runs, and the next operation starts a second one, which delivers at the same time (G1)."""
     start = threading.Thread.start
 
     def interrupted_start(thread: threading.Thread) -> None:
@@ -1367,7 +1359,7 @@ def test_an_interrupt_while_the_thread_starts_leaves_one_thread(monkeypatch: pyt
         if running > 1:
             both_inside.set()
         if not overlaps:
-            both_inside.wait(0.05)  # no event says that nobody else comes; a second thread comes within 1 ms
+            both_inside.wait(0.05)  # a second thread would come within 1 ms; no event tells that none comes
         with guard:
             running -= 1
 
@@ -1383,7 +1375,7 @@ def test_an_interrupt_while_the_thread_starts_leaves_one_thread(monkeypatch: pyt
     registry.join(PATIENCE)
     for thread in serving_threads() - before:
         if thread.ident != registry._driver._loop_thread_id:
-            thread.join(PATIENCE)  # the one that is not wanted ends when it looks
+            thread.join(PATIENCE)  # a thread that must not serve ends when it looks
     started = len(serving_threads() - before)
     closed = registry.close(2)
     assert (started, overlaps) == (1, 0)

@@ -1,7 +1,7 @@
-"""What only the sharded backend promises: its locks, its room, and what is one step for all shards.
+"""Promises of the sharded backend alone: its locks, its room, and the calls that are one step for all shards.
 
-Where a test needs a thread that is half-way through an operation of a shard, it runs its own code as one
-(`Core.run_locked`): that is where a finalizer or a signal handler would be. Deadlocks show as threads that do not end.
+Where a test needs a thread in the middle of an operation of a shard, it runs a function by `Core.run_locked`: the
+function is called where a finalizer or a signal handler would be. A deadlock shows as a thread that does not end.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing_extensions import override
 import stube
 from stube import Conversations, Event, RegistryClosed, RegistryFull, Stats
 from stube.testing._harness import (
+    HOUR,
     PATIENCE,
     Injector,
     check_ledger,
@@ -39,14 +40,12 @@ from stube_backends.engine._deferred import DeferredCalls
 from stube_backends.sharded import ShardedRegistry
 from stube_backends.sharded._shard import Shard
 
-HOUR: Final = 3_600_000
-
 Make = Callable[..., ShardedRegistry]
 
 
 @pytest.fixture
 def make() -> Iterator[Make]:
-    """Makes registries, which are looked at and closed in the end, unless a thread has got stuck in one."""
+    """Make registries that the fixture checks and closes after the test, unless a thread is stuck in one."""
     made: list[ShardedRegistry] = []
 
     def build(shards: int = 2, **options: Any) -> ShardedRegistry:
@@ -65,7 +64,7 @@ def make() -> Iterator[Make]:
 
 
 def cids(registry: ShardedRegistry, each: int = 1) -> list[list[str]]:
-    """So many conversations of every shard, shard by shard. Which they are differs from process to process."""
+    """Return `each` conversations of every shard, shard by shard. Their names differ from process to process."""
     count = len(registry._shards)
     found: list[list[str]] = [[] for _ in range(count)]
     number = 0
@@ -93,7 +92,7 @@ def unsubscribe(registry: ShardedRegistry, cid: str) -> int:
 
 
 def within(registry: ShardedRegistry, shard: int, action: Callable[[], object]) -> None:
-    """Run `action` where a finalizer would run that interrupts an operation of that shard."""
+    """Run `action` where a finalizer would run that interrupts an operation of the shard."""
     registry._shards[shard].core.run_locked(action)
 
 
@@ -102,13 +101,13 @@ def shares(registry: ShardedRegistry) -> list[int]:
 
 
 def pending(registry: ShardedRegistry) -> int:
-    """What `max_pending` bounds, at one instant."""
+    """Return the number that `max_pending` bounds, at one instant."""
     cores = [shard.core for shard in registry._shards]
     return int(run_all_locked(cores, lambda: sum(core.engine.pending() for core in cores)))
 
 
 def end_in_time(*functions: Callable[[], object], timeout: float = 5.0) -> None:
-    """Run the functions in threads of their own; the bound of 5 s is a deadlock's only."""
+    """Run each function in a thread of its own. Only a deadlock takes as long as the timeout."""
     errors: list[BaseException] = []
 
     def body(function: Callable[[], object]) -> None:
@@ -128,7 +127,7 @@ def end_in_time(*functions: Callable[[], object], timeout: float = 5.0) -> None:
 
 
 def elsewhere(action: Callable[[], object]) -> None:
-    """Run `action` in another thread; where it has to wait for a lock of the caller's, it goes on later."""
+    """Run `action` in another thread; if it has to wait for a lock of the caller, it ends after this call."""
     thread = threading.Thread(target=action, daemon=True)
     thread.start()
     join_or_standstill(thread)
@@ -137,9 +136,9 @@ def elsewhere(action: Callable[[], object]) -> None:
 def at_every_line(
     make: Make, prepare: Callable[[ShardedRegistry], Any], call: Callable[..., Any], action: Callable[..., object]
 ) -> Iterator[tuple[ShardedRegistry, Any, Any, str]]:
-    """`call(registry, prepared)` on fresh registries, one for each line of it, at which `action` comes in.
+    """Run `call(registry, prepared)` once for each of its lines, on a new registry, and run `action` at that line.
 
-    Gives the registry, what was prepared, the result or the error of stube's, and where it came in.
+    Yield the registry, the result of `prepare`, the result of `call` or the error of stube that it raised, the line.
     """
     for at in range(10_000):
         registry = make()
@@ -175,7 +174,7 @@ def at_every_line(
     ],
 )  # fmt: skip
 def test_a_wrong_number_of_shards_is_refused_in_two_sentences(shards: Any, message: str) -> None:
-    """Fault: it is taken for some other number, or fails later, with a message of Python's."""
+    """Fault: a wrong number is taken for another number, or fails later with a message of Python's own."""
     with pytest.raises(stube.ConfigError, match=f"^{re.escape(message)}$"):
         stube.create_registry("sharded", shards=shards)
 
@@ -190,7 +189,7 @@ def test_a_wrong_number_of_shards_is_refused_in_two_sentences(shards: Any, messa
     ],
 )
 def test_the_class_checks_the_number_of_shards_itself(shards: Any, error: type[Exception], message: str) -> None:
-    """Fault: only the factory looks, and `False` shards are none."""
+    """Fault: only the factory checks the number, and `False` means 0 shards."""
     with pytest.raises(error, match=f"^{re.escape(message)}$"):
         ShardedRegistry(shards=shards)
 
@@ -204,8 +203,8 @@ def test_the_class_checks_the_number_of_shards_itself(shards: Any, error: type[E
         ("stube_backends.sharded:ShardedRegistry", {"shards": 7}),
     ],
 )
-def test_every_way_to_name_it_gives_so_many_shards(spec: Any, options: dict[str, Any]) -> None:
-    """Fault: the number is lost on the way from one of the forms of a spec."""
+def test_every_form_of_a_spec_sets_the_number_of_shards(spec: Any, options: dict[str, Any]) -> None:
+    """Fault: one of the forms of a spec loses the number."""
     with stube.create_registry(spec, **options) as registry:
         assert repr(registry) == "<ShardedRegistry: 7 shards, 0 timers, 0 queued>"
 
@@ -224,7 +223,7 @@ def test_every_way_to_name_it_gives_so_many_shards(spec: Any, options: dict[str,
         (64, False, 32),
     ],
 )
-def test_the_default_is_that_of_a_thread_pool_or_twice_that_where_threads_run_side_by_side(
+def test_the_default_number_of_shards_depends_on_processors_and_gil(
     monkeypatch: pytest.MonkeyPatch, processors: int | None, gil: bool, expected: int
 ) -> None:
     """Fault: one shard on a small machine, or hundreds of threads on a large one."""
@@ -237,14 +236,14 @@ def test_the_default_is_that_of_a_thread_pool_or_twice_that_where_threads_run_si
 
 @pytest.mark.parametrize("max_pending", [0, -1])
 def test_a_bound_below_one_is_refused(max_pending: int) -> None:
-    """Fault: a registry that takes nothing, and says so only when it is used."""
+    """Fault: the constructor makes a registry that can hold nothing, which only its first use shows."""
     message = f"max_pending must be at least 1, not {max_pending}. Leave it out, or give None."
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         ShardedRegistry(max_pending=max_pending)
 
 
 def test_the_repr_counts_all_shards_and_says_when_it_is_closed(make: Make) -> None:
-    """Fault: the figures of one shard; or a look that takes a lock, or fails on a closed registry."""
+    """Fault: the repr shows the figures of one shard; or it takes a lock, or fails on a closed registry."""
     registry = make(shards=3)
     for cid in one_of_each(registry):
         tick(registry, cid)
@@ -255,8 +254,8 @@ def test_the_repr_counts_all_shards_and_says_when_it_is_closed(make: Make) -> No
     assert repr(registry) == "<ShardedRegistry closed: 3 shards, 0 timers, 0 queued>"
 
 
-def test_what_several_shards_cannot_promise_is_not_promised(make: Make) -> None:
-    """Fault: a host that asks for one order of all subscribers is told that it has it."""
+def test_capabilities_exclude_a_common_order_and_one_snapshot(make: Make) -> None:
+    """Fault: a host that asks for one order of all subscribers is told that the registry keeps it."""
     assert make().capabilities == {"by_reference", "fork", "own_clock", "sizes"}
 
 
@@ -264,8 +263,8 @@ def test_what_several_shards_cannot_promise_is_not_promised(make: Make) -> None:
 
 
 def test_conversations_are_spread_and_each_stays_in_its_shard(make: Make) -> None:
-    """Fault: a hash that leaves shards empty; or a timer, a subscription and a baton of one conversation in different
-    shards, where its order and its end would not hold."""
+    """Fault: the hash leaves shards empty; or a timer, a subscription and a baton of one conversation lie in different
+    shards, which would break the order and the end of the conversation."""
     registry = make(shards=8)
     opened = [Conversations(registry).open() for _ in range(400)]
     for conversation in opened:
@@ -282,7 +281,7 @@ def test_conversations_are_spread_and_each_stays_in_its_shard(make: Make) -> Non
 
 
 def test_a_name_of_a_subclass_leads_to_the_shard_of_the_plain_string(make: Make) -> None:
-    """Fault: an enum, or a string with a hash of its own, is hashed as itself, and its conversation cannot be found."""
+    """Fault: the registry calls the hash of a string subclass, such as an enum, and does not find the conversation."""
 
     class Odd(str):
         @override
@@ -306,14 +305,14 @@ def test_a_name_of_a_subclass_leads_to_the_shard_of_the_plain_string(make: Make)
 @pytest.mark.parametrize(
     "operation", sorted(OPERATIONS.keys() - {"publish", "subscriptions", "reset_state", "install_dispatch"})
 )
-def test_what_is_no_name_finds_no_shard(make: Make, operation: str, cid: Any) -> None:
-    """Fault: the hash of something unhashable is asked for, and the error speaks of hashes."""
+def test_an_invalid_cid_is_refused_by_every_operation(make: Make, operation: str, cid: Any) -> None:
+    """Fault: the registry hashes an unhashable argument, and the error is about hashes."""
     with pytest.raises(ValueError if cid == "" else TypeError, match=r"^cid must "):
         OPERATIONS[operation](make(), cid)
 
 
 def test_snapshots_show_all_shards_as_one_registry(make: Make) -> None:
-    """Fault: a shard is left out, or replaces what another has said of the same topic."""
+    """Fault: a snapshot leaves out a shard, or one shard replaces the entries of another for the same topic."""
     registry = make(shards=5)
     names = cids(registry, 2)
     flat = sorted(cid for shard in names for cid in shard)
@@ -345,7 +344,7 @@ def threads_of(before: set[threading.Thread]) -> list[str]:
 
 @pytest.mark.parametrize("first", ["schedule_event", "publish"])
 def test_each_shard_starts_its_own_thread_with_its_first_work(make: Make, first: str) -> None:
-    """G23. Fault: all threads start with the first timer, or one with each; or they have another's name."""
+    """G23. Fault: all threads start with the first timer, or each timer starts one; or a thread has a wrong name."""
     before = set(threading.enumerate())
     registry = make(shards=3)
     names = cids(registry, 2)
@@ -370,7 +369,7 @@ def test_each_shard_starts_its_own_thread_with_its_first_work(make: Make, first:
 
 
 def test_a_message_to_several_shards_starts_those_that_hold_the_topic(make: Make) -> None:
-    """G23. Fault: a message that is refused has started threads, or one that is accepted has started too few."""
+    """G23. Fault: a message that is refused starts threads, or one that is accepted starts too few."""
     before = set(threading.enumerate())
     registry = make(shards=4, max_pending=2)
     names = one_of_each(registry)
@@ -385,7 +384,7 @@ def test_a_message_to_several_shards_starts_those_that_hold_the_topic(make: Make
 
 
 def test_a_thread_that_cannot_start_changes_nothing_in_any_shard(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    """G15, G23. Fault: the first shard has the message already when the second one's thread fails to start."""
+    """G15, G23. Fault: the first shard has accepted the message when the thread of the second fails to start."""
     registry = make(shards=2)
     names = one_of_each(registry)
     for cid in names:
@@ -406,13 +405,13 @@ def test_a_thread_that_cannot_start_changes_nothing_in_any_shard(make: Make, mon
 
 
 @pytest.mark.parametrize("collected", [False, True])
-def test_a_dropped_registry_goes_at_once_with_all_its_threads(collected: bool) -> None:
-    """G13. Fault: a cycle, or a thread, holds the host's dispatch until the next collection, or for ever."""
+def test_a_dropped_registry_is_freed_immediately_with_its_threads(collected: bool) -> None:
+    """G13. Fault: a reference cycle or a thread keeps the host's dispatch alive, until a collection or always."""
     before = set(threading.enumerate())
 
     class Dispatch:
         def __call__(self, cid: str, event: Event) -> None:
-            """Nobody is told."""
+            """Do nothing."""
 
     gc.collect()
     gc.disable()
@@ -447,7 +446,7 @@ def test_a_dropped_registry_goes_at_once_with_all_its_threads(collected: bool) -
 
 
 def test_a_handle_that_outlives_the_registry_still_cancels(make: Make) -> None:
-    """Fault: with the registry goes what its shards have accepted, or the way from a handle to it."""
+    """Fault: when the registry is freed, its accepted work is lost, or its handles no longer cancel."""
     heard = threading.Event()
     registry = ShardedRegistry(shards=2)
     names = one_of_each(registry)
@@ -456,7 +455,7 @@ def test_a_handle_that_outlives_the_registry_still_cancels(make: Make) -> None:
     tick(registry, names[1], 20)
     threads = {thread for thread in threading.enumerate() if thread.name.startswith("stube-sharded")}
     del registry
-    assert heard.wait(PATIENCE), "what was accepted is not delivered"
+    assert heard.wait(PATIENCE), "an accepted timer was not delivered"
     assert handle.cancel()
     assert not handle.cancel()
     del handle
@@ -465,18 +464,18 @@ def test_a_handle_that_outlives_the_registry_still_cancels(make: Make) -> None:
     assert not any(thread.is_alive() for thread in threads)
 
 
-def test_a_handler_that_blocks_holds_up_its_own_shard_only(make: Make) -> None:
-    """Fault: one delivering thread, or one lock around all deliveries, for all shards."""
+def test_a_handler_that_blocks_delays_only_its_own_shard(make: Make) -> None:
+    """Fault: all shards share one delivery thread, or one lock around their deliveries."""
     registry = make(shards=8)
     names = cids(registry, 2)
-    entered, let_go = threading.Event(), threading.Event()
+    entered, release = threading.Event(), threading.Event()
     heard: list[str] = []
     seven = threading.Semaphore(0)
 
     def dispatch(cid: str, event: Event) -> None:
         if event.name == "block":
             entered.set()
-            let_go.wait(PATIENCE)
+            release.wait(PATIENCE)
         heard.append(cid)
         seven.release()
 
@@ -490,18 +489,18 @@ def test_a_handler_that_blocks_holds_up_its_own_shard_only(make: Make) -> None:
         for _ in range(7):
             assert seven.acquire(timeout=PATIENCE), f"only {heard}"
         assert sorted(heard) == sorted(cid for index, (cid, _) in enumerate(names) if index != 3)
-        # Nor is any operation held up, not on the blocked shard either.
+        # The handler delays no operation either, not even on its own shard.
         for operation in OPERATIONS.values():
             if operation is not OPERATIONS["reset_state"] and operation is not OPERATIONS["install_dispatch"]:
                 assert passes_through(partial(operation, registry, names[3][1]))
         assert not registry.settle(0.01)
     finally:
-        let_go.set()
+        release.set()
     assert registry.settle(PATIENCE)
 
 
 def test_as_many_handlers_as_shards_may_wait_for_each_other(make: Make) -> None:
-    """Fault: fewer delivering threads than shards."""
+    """Fault: the registry has fewer delivery threads than shards."""
     registry = make(shards=8)
     meeting = threading.Barrier(8)
     met: list[int] = []
@@ -514,7 +513,7 @@ def test_as_many_handlers_as_shards_may_wait_for_each_other(make: Make) -> None:
 
 @pytest.mark.parametrize("slow", [None, HOUR])
 def test_one_dispatch_serves_all_shards(make: Make, slow: float | None) -> None:
-    """Fault: only the shard of some conversation gets it; or a wrapper's state is shared by several threads."""
+    """Fault: only one shard gets the dispatch; or several threads share the state of a wrapper around it."""
     registry = make(shards=4, slow_dispatch_ms=slow)
     for number in range(2):
         heard: list[tuple[str, str]] = []
@@ -529,11 +528,9 @@ def test_one_dispatch_serves_all_shards(make: Make, slow: float | None) -> None:
         assert sorted(heard) == sorted((cid, f"tick{number}") for cid in one_of_each(registry))
 
 
-def test_nothing_is_taken_from_any_shard_while_a_dispatch_is_being_installed(
-    make: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Fault: the shards get it one after the other: a timer of one is delivered by the new dispatch, and what that one
-    causes in another shard by the old one."""
+def test_no_shard_delivers_while_a_dispatch_is_being_installed(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fault: the shards get the dispatch one after the other. One shard delivers a timer to the new dispatch, and
+    another shard delivers the work that this causes to the old one."""
     registry = make(shards=3)
     names = one_of_each(registry)
     heard: list[str] = []
@@ -569,15 +566,15 @@ def test_nothing_is_taken_from_any_shard_while_a_dispatch_is_being_installed(
     assert heard == ["old"] * 3 + ["new"] * 3
 
 
-def test_the_dispatch_that_is_replaced_is_let_go_of_outside_of_the_locks(make: Make) -> None:
-    """G20. Fault: the last reference to the old dispatch goes under the locks, and with it the host's own objects,
-    whose destructors then keep everybody out."""
+def test_a_replaced_dispatch_is_freed_outside_the_locks(make: Make) -> None:
+    """G20. Fault: the last reference to the old dispatch is dropped under the locks, and the destructors of the host's
+    own objects run there, while all other threads wait."""
     registry = make()
     passed: list[bool] = []
 
     class Host:
         def __call__(self, cid: str, event: Event) -> None:
-            """Nobody is told."""
+            """Do nothing."""
 
         def __del__(self) -> None:
             passed.append(passes_through(registry.stats))
@@ -587,12 +584,12 @@ def test_the_dispatch_that_is_replaced_is_let_go_of_outside_of_the_locks(make: M
     assert passed == [True]
 
 
-# -- what is interrupted -------------------------------------------------------------------------------------------
+# -- re-entrant calls ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("operation", [*OPERATIONS, "stats", "inspect", "sizes", "close", "repr", "cancel"])
-def test_two_threads_inside_two_shards_call_into_each_others(make: Make, operation: str) -> None:
-    """G20. Fault: a nested call waits for another shard's lock, and two finalizers that cross wait for ever."""
+def test_crossing_reentrant_calls_of_two_shards_do_not_deadlock(make: Make, operation: str) -> None:
+    """G20. Fault: a re-entrant call waits for the lock of another shard, and two such calls wait for each other."""
     registry = make()
     names = one_of_each(registry)
     handles = {cid: tick(registry, cid) for cid in names}
@@ -614,12 +611,12 @@ def test_two_threads_inside_two_shards_call_into_each_others(make: Make, operati
             both.wait(PATIENCE)
             call = others.get(operation) or partial(OPERATIONS[operation], registry)
             call(names[1 - shard])
-            both.wait(PATIENCE)  # neither goes on before the other one has called
+            both.wait(PATIENCE)  # neither returns before the other has made its call
 
         within(registry, shard, finalizer)
 
     end_in_time(partial(cross, 0), partial(cross, 1))
-    assert registry._shards[0].core.deferred == {}, "something that was noted has not been made up for"
+    assert registry._shards[0].core.deferred == {}, "a deferred call has not run"
     stats, info = registry.stats(), registry.inspect()
     match operation:
         case "schedule_event":
@@ -637,23 +634,23 @@ def test_two_threads_inside_two_shards_call_into_each_others(make: Make, operati
 
 
 @pytest.mark.parametrize("waits_in", ["the shard", "the start"])
-def test_calls_that_interrupt_the_start_of_a_thread_do_not_wait_for_each_other(make: Make, waits_in: str) -> None:
-    """G20. Fault: who is half-way through something waits for a thread to be started, and who starts it has been
-    interrupted too, and waits for what the first one is half-way through."""
+def test_reentrant_calls_during_a_thread_start_do_not_deadlock(make: Make, waits_in: str) -> None:
+    """G20. Fault: a caller in the middle of an operation waits for the start of a thread, while the caller that starts
+    it has been interrupted too, and waits for the operation of the first."""
     registry = make()
     names = one_of_each(registry)
     spawns = {shard._driver: shard._driver._spawn for shard in registry._shards}
-    inside = threading.Event()  # the other one has come as far as it can
+    inside = threading.Event()  # the other caller has come as far as it can
     crossed: list[ThreadDriver] = []
 
     def interrupted(driver: ThreadDriver, serve: Callable[[], None]) -> Any:
         if not crossed:
             crossed.append(driver)
             inside.set()
-            # With one lock for all starts the other start cannot come; then this ends in vain, by its bound of 0.2 s.
+            # With one lock for all starts the other start cannot begin; then this wait ends after 0.2 s.
             other.wait(0.2)
             if waits_in == "the shard":
-                subscribe(registry, names[0], instance_id="noted")
+                subscribe(registry, names[0], instance_id="deferred")
             else:
                 tick(registry, names[0 if driver is registry._shards[1]._driver else 1])
         elif waits_in == "the start" and len(crossed) == 1:
@@ -686,21 +683,21 @@ def test_calls_that_interrupt_the_start_of_a_thread_do_not_wait_for_each_other(m
     stats = registry.stats()
     assert stats.timers == stats.accepted >= 3
     for shard in registry._shards:
-        assert shard.core.started, "timers, and nobody who delivers them"
+        assert shard.core.started, "the shard has timers, but no thread"
 
 
 @pytest.mark.parametrize("later", ["publish", "unsubscribe", "cancel_timers", "reset_state"])
-def test_what_follows_a_noted_call_is_noted_behind_it(make: Make, later: str) -> None:
-    """G20. Fault: of two calls of one finalizer for two shards the second takes effect and the first comes after it:
-    a message passes the subscription made before it, an end passes what it ends."""
+def test_calls_after_a_deferred_call_are_deferred_in_order(make: Make, later: str) -> None:
+    """G20. Fault: a finalizer makes two calls for two shards, and the second takes effect before the first: a message
+    overtakes the subscription made before it, or an unsubscribe overtakes the subscribe."""
     registry = make(shards=3)
     names = one_of_each(registry)
     heard: list[str] = []
     registry.install_dispatch(lambda cid, event: heard.append(cid))
-    inside, noted, results = threading.Event(), threading.Event(), list[object]()
+    inside, deferred, results = threading.Event(), threading.Event(), list[object]()
 
     def finalizer() -> None:
-        subscribe(registry, names[1])  # another thread is in there
+        subscribe(registry, names[1])  # another thread is inside this shard
         tick(registry, names[1])
         match later:
             case "publish":
@@ -711,12 +708,12 @@ def test_what_follows_a_noted_call_is_noted_behind_it(make: Make, later: str) ->
                 results.append(registry.cancel_timers(names[1]))
             case _:
                 registry.reset_state()
-        subscribe(registry, names[2])  # free, and yet behind them
-        noted.set()
+        subscribe(registry, names[2])  # this shard is free, but the call comes after deferred ones
+        deferred.set()
 
     def hold() -> None:
         inside.set()
-        assert noted.wait(PATIENCE)
+        assert deferred.wait(PATIENCE)
 
     def interrupted() -> None:
         assert inside.wait(PATIENCE)
@@ -730,8 +727,8 @@ def test_what_follows_a_noted_call_is_noted_behind_it(make: Make, later: str) ->
     assert heard == ([names[1]] if later == "publish" else [])
 
 
-def test_a_baton_that_is_put_behind_a_noted_reset_stays(make: Make) -> None:
-    """G8, G20. Fault: the reset is put off and the baton is not, so that the reset takes what came after it."""
+def test_a_baton_put_after_a_deferred_reset_stays(make: Make) -> None:
+    """G8, G20. Fault: the reset is deferred, but the baton is not, so that the reset forgets a baton put after it."""
     registry = make()
     names = one_of_each(registry)
     for cid in names:
@@ -745,17 +742,17 @@ def test_a_baton_that_is_put_behind_a_noted_reset_stays(make: Make) -> None:
     assert [registry.pending_flow(cid) for cid in names] == [None, "after"]
 
 
-def test_a_finalizer_that_comes_while_its_thread_catches_up_is_not_forgotten(
-    make: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """G20. Fault: what is noted between the last look at the notes and their removal is removed with them."""
+def test_a_call_deferred_while_deferred_calls_run_is_not_lost(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """G20. Fault: a call deferred after the last look at the queue and before its removal is removed with it."""
     registry = make()
     name = one_of_each(registry)[0]
     core = registry._shards[0].core
 
     class Deferred(DeferredCalls):
         @override
-        def pop(self, *arguments: Any) -> Any:  # a signal handler comes in, and its operation is interrupted too
+        def pop(
+            self, *arguments: Any
+        ) -> Any:  # as if a signal handler ran here, and its operation were interrupted, too
             if not handled:
                 handled.append(True)
                 core.run_locked(subscribe, registry, name, "t", "in the gap")
@@ -772,9 +769,9 @@ def test_a_finalizer_that_comes_while_its_thread_catches_up_is_not_forgotten(
     assert deferred == {}
 
 
-def test_another_threads_notes_are_no_nested_calls_business(make: Make) -> None:
-    """G20, G21. Fault: a nested timer counts the notes of all threads, and fails where another one just gets rid of
-    its own."""
+def test_a_reentrant_timer_ignores_deferred_calls_of_other_threads(make: Make) -> None:
+    """G20, G21. Fault: a re-entrant timer counts the deferred calls of all threads, and fails while another thread
+    removes its own."""
     registry = make(max_pending=100)
     names = one_of_each(registry)
     at_it, go_on, done = threading.Event(), threading.Event(), threading.Event()
@@ -786,18 +783,18 @@ def test_another_threads_notes_are_no_nested_calls_business(make: Make) -> None:
     def other() -> None:
         core = registry._shards[1].core
 
-        def note() -> None:
+        def defer() -> None:
             core.deferred.defer(wait)
             core.deferred.defer(done.clear)
 
-        core.run_locked(note)
+        core.run_locked(defer)
         done.set()
 
     class Switch:
-        """Noted, and asked whether it is a timer: there the other thread goes on and removes its entry."""
+        """A deferred call that, when it is asked whether it is a timer, lets the other thread remove its calls."""
 
         def __call__(self) -> None:
-            """Nothing is to be done."""
+            """Do nothing."""
 
         @property
         def __func__(self) -> None:
@@ -817,9 +814,9 @@ def test_another_threads_notes_are_no_nested_calls_business(make: Make) -> None:
 
 
 @pytest.mark.parametrize("why", ["closed", "full"])
-def test_a_nested_timer_that_is_refused_leaves_the_interrupted_call_its_lock(make: Make, why: str) -> None:
-    """G20. Fault: where the handler comes between taking a lock and knowing it, the refusal of its timer releases the
-    lock of the operation that it has interrupted."""
+def test_a_refused_reentrant_timer_keeps_the_interrupted_calls_lock(make: Make, why: str) -> None:
+    """G20. Fault: a signal handler runs after its thread has taken a lock and before the operation knows it. The
+    refusal of the handler's timer releases the lock of the interrupted operation."""
 
     def prepare(registry: ShardedRegistry) -> str:
         cid = one_of_each(registry)[0]
@@ -832,7 +829,7 @@ def test_a_nested_timer_that_is_refused_leaves_the_interrupted_call_its_lock(mak
         if why == "closed":
             registry.close()
         else:
-            registry.install_dispatch(lambda cid, event: None)  # noted, and so is what follows
+            registry.install_dispatch(lambda cid, event: None)  # deferred, and so are the calls after it
         with suppress(RegistryClosed, RegistryFull):
             tick(registry, cid)
 
@@ -848,9 +845,9 @@ def test_a_nested_timer_that_is_refused_leaves_the_interrupted_call_its_lock(mak
 
 
 @pytest.mark.parametrize("max_pending", [1, 2, 6, 7, 8, 100])
-def test_the_shares_are_the_bound_and_a_shard_may_use_all_of_it(make: Make, max_pending: int) -> None:
-    """G22. Fault: each shard is bound by its share, so that a full shard refuses while others are empty; or each by the
-    whole; or room is lost where the bound is no multiple of the number of shards, or smaller."""
+def test_shares_add_up_to_max_pending_and_one_shard_may_use_all(make: Make, max_pending: int) -> None:
+    """G22. Fault: each shard is bound by its share, so that a full shard refuses while others are empty; or each shard
+    may use the whole bound; or room is lost if the bound is no multiple of the number of shards, or smaller."""
     registry = make(shards=7, max_pending=max_pending)
     assert sum(shares(registry)) == max_pending
     for cid in one_of_each(registry):
@@ -873,8 +870,8 @@ def test_the_shares_are_the_bound_and_a_shard_may_use_all_of_it(make: Make, max_
         registry._check()
 
 
-def test_a_refusal_says_nothing_of_the_shares(make: Make) -> None:
-    """Fault: the traceback shows two refusals, of which the first speaks of a bound that nobody has set."""
+def test_a_refusal_does_not_mention_the_shares(make: Make) -> None:
+    """Fault: the traceback shows two refusals, and the first is about a share, which the host did not set."""
     registry = make(max_pending=4)
     names = one_of_each(registry)
     for cid in names:
@@ -887,8 +884,8 @@ def test_a_refusal_says_nothing_of_the_shares(make: Make) -> None:
         assert caught.value.__context__ is None or caught.value.__suppress_context__
 
 
-def test_a_registry_without_a_bound_deals_nothing_out(make: Make) -> None:
-    """Fault: None is taken for a number, here or where a timer is accepted within another operation."""
+def test_a_registry_without_max_pending_has_no_shares(make: Make) -> None:
+    """Fault: None is taken for a number, by an ordinary or by a re-entrant timer."""
     registry = make(shards=3, max_pending=None)
     name = one_of_each(registry)[0]
     for _ in range(100):
@@ -899,7 +896,7 @@ def test_a_registry_without_a_bound_deals_nothing_out(make: Make) -> None:
 
 
 def test_a_message_over_several_shards_is_refused_whole(make: Make) -> None:
-    """G15, G22. Fault: the shards that have room take it, and those that have none refuse."""
+    """G15, G22. Fault: the shards that have room accept the message, and the others refuse it."""
     registry = make(shards=4, max_pending=7)
     for shard in cids(registry, 2):
         for cid in shard:
@@ -917,8 +914,8 @@ def test_a_message_over_several_shards_is_refused_whole(make: Make) -> None:
     assert registry.stats() == Stats(subscriptions=7, timers=1, accepted=8, delivered=7)
 
 
-def test_a_message_takes_the_room_of_all_shards_wherever_it_is(make: Make) -> None:
-    """G22. Fault: each of a message's shards must have a share large enough, though the whole has room."""
+def test_a_message_may_use_the_free_room_of_all_shards(make: Make) -> None:
+    """G22. Fault: a message is refused because the share of one shard is too small, though the registry has room."""
     registry = make(shards=5, max_pending=10)
     names = cids(registry, 9)
     subscribe(registry, names[0][0])
@@ -928,16 +925,16 @@ def test_a_message_takes_the_room_of_all_shards_wherever_it_is(make: Make) -> No
     assert registry.settle(PATIENCE)
 
 
-def test_a_message_wants_as_many_places_as_it_has_subscribers_when_they_are_given(make: Make) -> None:
-    """G22. Fault: it is counted before the locks are held how many there are; of those, some leave, what comes takes
-    their room, and the message is refused though it fitted at every instant."""
+def test_a_message_needs_room_only_for_its_current_subscribers(make: Make) -> None:
+    """G22. Fault: publish counts the subscribers before it holds the locks. Some of them leave, timers take their room,
+    and the message is refused though it fitted at every instant."""
 
     def prepare(registry: ShardedRegistry) -> list[list[str]]:
         names = cids(registry, 5)
         for cid in names[0]:
             subscribe(registry, cid)
         for shard in names:
-            tick(registry, shard[0]).cancel()  # the threads run
+            tick(registry, shard[0]).cancel()  # starts the thread
         return names
 
     def action(registry: ShardedRegistry, names: list[list[str]]) -> None:
@@ -957,31 +954,31 @@ def test_a_message_wants_as_many_places_as_it_has_subscribers_when_they_are_give
         assert result in (2, 3, 4, 5), f"{result!r} at {where}"
 
 
-def test_a_timer_accepted_within_another_call_is_not_dropped_while_there_is_room(make: Make) -> None:
-    """G5, G22. Fault: a noted timer finds its shard's share used up, by the interrupted call or by another thread, and
-    is dropped with half of the registry free."""
+def test_an_accepted_reentrant_timer_is_not_dropped_while_there_is_room(make: Make) -> None:
+    """G5, G22. Fault: the interrupted call or another thread has used up the shard's share when a deferred timer is
+    accepted, and the timer is dropped while half of the registry is free."""
 
     def prepare(registry: ShardedRegistry) -> list[str]:
         names = one_of_each(registry)
         tick(registry, names[1])
         return names
 
-    def nested(registry: ShardedRegistry, names: list[str]) -> None:
+    def reentrant(registry: ShardedRegistry, names: list[str]) -> None:
         tick(registry, names[1])
 
     def call(registry: ShardedRegistry, names: list[str]) -> object:
         return tick(registry, names[1])
 
-    for registry, _, _, where in at_every_line(partial(make, max_pending=4), prepare, call, nested):
+    for registry, _, _, where in at_every_line(partial(make, max_pending=4), prepare, call, reentrant):
         assert registry.stats() == Stats(timers=3, accepted=3), where
 
-    def thief(registry: ShardedRegistry, names: list[str]) -> None:
+    def other(registry: ShardedRegistry, names: list[str]) -> None:
         elsewhere(partial(tick, registry, names[1]))
 
     def interrupted(registry: ShardedRegistry, names: list[str]) -> None:
         within(registry, 1, lambda: tick(registry, names[1]))
 
-    for registry, _, _, where in at_every_line(partial(make, max_pending=3), prepare, interrupted, thief):
+    for registry, _, _, where in at_every_line(partial(make, max_pending=3), prepare, interrupted, other):
         assert passes_through(partial(until_accepted, registry, 3)), where
         assert registry.stats() == Stats(timers=3, accepted=3), where
 
@@ -989,13 +986,13 @@ def test_a_timer_accepted_within_another_call_is_not_dropped_while_there_is_room
 def until_accepted(registry: ShardedRegistry, count: int) -> None:
     pause = threading.Event()
     while registry.stats().accepted < count:
-        pause.wait(0.001)  # the thread of `elsewhere` says nothing when it is through
+        pause.wait(0.001)  # no event tells that the thread of `elsewhere` has ended
 
 
 @pytest.mark.parametrize("shards", [1, 3])
-def test_a_full_registry_refuses_a_nested_timer_at_the_call(make: Make, shards: int) -> None:
-    """G22. Fault: whoever schedules within another operation gets handles for more than there is room, and what they
-    stand for is dropped behind his back."""
+def test_a_full_registry_refuses_a_reentrant_timer_at_the_call(make: Make, shards: int) -> None:
+    """G22. Fault: re-entrant calls get more handles than the registry has room for, and their timers are dropped
+    later."""
     registry = make(shards=shards, max_pending=4)
     name = one_of_each(registry)[0]
     for _ in range(3):
@@ -1017,9 +1014,9 @@ def test_a_full_registry_refuses_a_nested_timer_at_the_call(make: Make, shards: 
 
 
 def test_the_bound_is_exact_while_threads_fill_and_empty_the_registry(make: Make) -> None:
-    """G22. Fault: room that is dealt out twice, or is on its way between two shards when somebody asks for it.
+    """G22. Fault: room is given to two shards, or is missing while it moves from one shard to another.
 
-    As many threads as there are places, each of which holds one at most: so none is ever refused.
+    There are as many threads as `max_pending` allows timers, and each has one timer at most: so none is ever refused.
     """
     bound = 4
     registry = make(shards=3, max_pending=bound)
@@ -1049,8 +1046,8 @@ def test_the_bound_is_exact_while_threads_fill_and_empty_the_registry(make: Make
     assert registry.stats() == Stats(accepted=300 * bound, cancelled=300 * bound)
 
 
-def test_threads_that_only_fill_fill_exactly_to_the_brim(make: Make) -> None:
-    """G22. Fault: two threads find the same place free; or the last places are refused because no shard has them."""
+def test_threads_that_only_add_reach_max_pending_exactly(make: Make) -> None:
+    """G22. Fault: two threads take the same free place; or the last places are refused because no shard has them."""
     registry = make(shards=5, max_pending=103)
     names = cids(registry, 4)
     accepted = [0] * 6
@@ -1066,10 +1063,10 @@ def test_threads_that_only_fill_fill_exactly_to_the_brim(make: Make) -> None:
     assert registry.stats() == Stats(timers=103, accepted=103)
 
 
-def test_whoever_takes_the_last_place_between_the_look_and_the_dealing_is_seen(make: Make) -> None:
-    """G22. Fault: what is free is counted shard by shard, and places that are taken meanwhile are given a second time.
+def test_room_taken_while_shares_are_moved_is_not_given_twice(make: Make) -> None:
+    """G22. Fault: the free room is counted shard by shard, and places taken during the count are given a second time.
 
-    At every line of a timer's way through the brim another thread takes the only place.
+    At every line of a `schedule_event` whose shard has used up its share, another thread takes the only free place.
     """
 
     def prepare(registry: ShardedRegistry) -> list[str]:
@@ -1078,7 +1075,7 @@ def test_whoever_takes_the_last_place_between_the_look_and_the_dealing_is_seen(m
             tick(registry, cid)
         return names
 
-    def thief(registry: ShardedRegistry, names: list[str]) -> None:
+    def other(registry: ShardedRegistry, names: list[str]) -> None:
         def take() -> None:
             with suppress(RegistryFull):
                 tick(registry, names[2])
@@ -1088,17 +1085,17 @@ def test_whoever_takes_the_last_place_between_the_look_and_the_dealing_is_seen(m
     def call(registry: ShardedRegistry, names: list[str]) -> object:
         return tick(registry, names[0])
 
-    for registry, _, result, where in at_every_line(partial(make, shards=3, max_pending=4), prepare, call, thief):
+    for registry, _, result, where in at_every_line(partial(make, shards=3, max_pending=4), prepare, call, other):
         assert passes_through(partial(until_accepted, registry, 4)), where
         assert pending(registry) == 4, f"{result!r} at {where}"
         assert sum(shares(registry)) == 4, where
 
 
-# -- what is one step for all shards -------------------------------------------------------------------------------
+# -- calls that are one step for all shards ------------------------------------------------------------------------
 
 
 def subscribed_in_all(registry: ShardedRegistry) -> list[str]:
-    """A conversation for each shard that subscribes to `t`, and every shard's thread running."""
+    """Subscribe a conversation of each shard to `t`, and start the thread of every shard."""
     names = one_of_each(registry)
     for cid in names:
         subscribe(registry, cid)
@@ -1110,9 +1107,9 @@ def publish_to_all(registry: ShardedRegistry, names: list[str]) -> int:
     return registry.publish("t", "message")
 
 
-def test_a_close_that_interrupts_a_message_over_several_shards_leaves_it_whole(make: Make) -> None:
-    """G15, G24. Fault: the first shard has accepted the message when the second one refuses it: the call raises, and
-    has changed something."""
+def test_a_close_inside_publish_keeps_the_message_atomic(make: Make) -> None:
+    """G15, G24. Fault: the first shard has accepted the message when the second refuses it: the call raises, but it has
+    changed the registry."""
 
     def close(registry: ShardedRegistry, names: list[str]) -> None:
         registry.close(0)
@@ -1124,9 +1121,11 @@ def test_a_close_that_interrupts_a_message_over_several_shards_leaves_it_whole(m
 
 
 @pytest.mark.parametrize("what", ["close", "reset_state"])
-def test_who_ends_everything_ends_a_message_in_all_shards_or_in_none(make: Make, what: str) -> None:
-    """G7, G18, G24. Fault: shard by shard: the message is accepted behind the end in one shard and before it in
-    another. At every line of the publication another thread comes in."""
+def test_a_racing_close_or_reset_keeps_a_message_atomic(make: Make, what: str) -> None:
+    """G7, G18, G24. Fault: one shard accepts the message before the close or reset, and another shard after it.
+
+    At every line of the publication another thread closes or resets the registry.
+    """
 
     def action(registry: ShardedRegistry, names: list[str]) -> None:
         elsewhere(getattr(registry, what))
@@ -1138,16 +1137,16 @@ def test_who_ends_everything_ends_a_message_in_all_shards_or_in_none(make: Make,
         assert check_ledger(registry).accepted == 3 + accepted, where
 
 
-def test_whoever_takes_a_subscribers_place_before_that_one_leaves_misses_nothing(make: Make) -> None:
-    """G16. Fault: the shards are asked one after the other who holds the topic: of the one who comes and the other who
-    then goes neither is seen, though at every instant one was there."""
+def test_publish_misses_no_subscriber_during_a_handover(make: Make) -> None:
+    """G16. Fault: publish asks the shards one after the other for subscribers. It sees neither the subscriber that
+    comes nor the one that then leaves, though at every instant one of them was there."""
     for comes, goes in ((0, 1), (1, 0)):
 
         def prepare(registry: ShardedRegistry, goes: int = goes) -> list[str]:
             names = one_of_each(registry)
             subscribe(registry, names[goes])
             for cid in names:
-                tick(registry, cid)  # the threads run
+                tick(registry, cid)  # starts the thread
             return names
 
         def hand_over(registry: ShardedRegistry, names: list[str], comes: int = comes, goes: int = goes) -> None:
@@ -1161,10 +1160,10 @@ def test_whoever_takes_a_subscribers_place_before_that_one_leaves_misses_nothing
             return registry.publish("t", "message")
 
         for _, _, result, where in at_every_line(make, prepare, call, hand_over):
-            assert result >= 1, f"nobody was there at {where}"
+            assert result >= 1, f"no subscriber was found at {where}"
 
 
-def test_whole_registry_calls_and_messages_in_every_order_do_not_wait_for_each_other(make: Make) -> None:
+def test_racing_publications_and_registry_wide_calls_do_not_deadlock(make: Make) -> None:
     """Fault: two calls take the same shards in different orders."""
     registry = make(shards=4)
     names = one_of_each(registry)
@@ -1188,13 +1187,13 @@ def test_whole_registry_calls_and_messages_in_every_order_do_not_wait_for_each_o
 
 
 class Recorded:
-    """In the place of a shard's lock: tells in which order whoever holds several has taken them."""
+    """Replace a shard's lock: record the order in which a thread takes several of them."""
 
-    def __init__(self, inner: Any, index: int, told: list[int]) -> None:
-        self.inner, self.index, self.told = inner, index, told
+    def __init__(self, inner: Any, index: int, taken: list[int]) -> None:
+        self.inner, self.index, self.taken = inner, index, taken
 
     def acquire(self, *arguments: Any) -> bool:
-        self.told.append(self.index)
+        self.taken.append(self.index)
         return bool(self.inner.acquire(*arguments))
 
     def __getattr__(self, name: str) -> Any:
@@ -1205,16 +1204,16 @@ class Recorded:
     "what", ["publish", "install_dispatch", "reset_state", "close", "a timer in a full shard", "settle"]
 )
 def test_several_locks_are_taken_in_the_order_of_the_shards(make: Make, what: str) -> None:
-    """Fault: an order of its own, such as that in which the shards came to hold a topic."""
+    """Fault: a call takes the locks in an order of its own, such as that in which the shards came to hold a topic."""
     registry = make(shards=4, max_pending=8)
     names = one_of_each(registry)
     for cid in reversed(names):
         subscribe(registry, cid)
     for _ in range(2):
         tick(registry, names[2])
-    told: list[int] = []
+    taken: list[int] = []
     for index, shard in enumerate(registry._shards):
-        recorded: Any = Recorded(shard.core.lock, index, told)
+        recorded: Any = Recorded(shard.core.lock, index, taken)
         shard.core.lock = recorded
     match what:
         case "publish":
@@ -1227,13 +1226,13 @@ def test_several_locks_are_taken_in_the_order_of_the_shards(make: Make, what: st
             assert registry.close(PATIENCE)
         case _:
             OPERATIONS[what](registry, names[0])
-    assert len(told) >= 4
-    assert told == [0, 1, 2, 3] * (len(told) // 4)
+    assert len(taken) >= 4
+    assert taken == [0, 1, 2, 3] * (len(taken) // 4)
 
 
 @pytest.mark.parametrize("what", ["reset_state", "close", "install_dispatch"])
 def test_no_lock_is_ever_replaced(make: Make, what: str) -> None:
-    """Fault: a lock is thrown away while somebody waits for it or holds it, and two are inside at a time."""
+    """Fault: a lock is replaced while a thread waits for it or holds it, and two threads change a shard together."""
     registry = make(shards=3)
     for cid in one_of_each(registry):
         tick(registry, cid)
@@ -1252,9 +1251,9 @@ def test_no_lock_is_ever_replaced(make: Make, what: str) -> None:
 
 
 @pytest.mark.parametrize("which", ["settle", "join"])
-def test_waiting_sees_what_the_shards_send_to_each_other(make: Make, which: str) -> None:
-    """Fault: the shards are waited for one after the other, and what a later one has sent to an earlier one is not
-    awaited."""
+def test_waiting_includes_work_that_shards_send_to_each_other(make: Make, which: str) -> None:
+    """Fault: `settle` and `join` wait for one shard after the other, and miss the work that a later shard sends to an
+    earlier one."""
     registry = make(shards=3)
     names = one_of_each(registry)
     hops: list[int] = []
@@ -1273,17 +1272,17 @@ def test_waiting_sees_what_the_shards_send_to_each_other(make: Make, which: str)
     assert registry.stats() == Stats(accepted=201, delivered=201)
 
 
-def test_waiting_is_not_over_while_a_handler_may_still_send_to_a_shard_that_was_idle(make: Make) -> None:
-    """Fault: as above, with every step held: shard 0 is idle when it is looked at, and shard 1 then sends to it."""
+def test_waiting_lasts_while_a_handler_may_send_to_an_idle_shard(make: Make) -> None:
+    """Fault: as above, with every step controlled: shard 0 is idle when it is asked, and then shard 1 sends to it."""
     registry = make(shards=2)
     names = one_of_each(registry)
-    entered, let_go, second = threading.Event(), threading.Event(), threading.Event()
+    entered, release, second = threading.Event(), threading.Event(), threading.Event()
     order: list[str] = []
 
     def dispatch(cid: str, event: Event) -> None:
         if cid == names[1]:
             entered.set()
-            let_go.wait(PATIENCE)
+            release.wait(PATIENCE)
             tick(registry, names[0], 0, "sent")
         else:
             second.wait(PATIENCE)
@@ -1299,15 +1298,14 @@ def test_waiting_is_not_over_while_a_handler_may_still_send_to_a_shard_that_was_
 
     waiter = threading.Thread(target=wait, daemon=True)
     waiter.start()
-    let_go.set()
+    release.set()
     second.set()
     waiter.join(PATIENCE)
     assert order == ["delivered", "settled"]
 
 
 def test_join_waits_for_the_timers_of_every_shard_and_settle_for_none(make: Make) -> None:
-    """Fault: only one shard's timers count; or a timeout is given to each shard anew. Bound: 1 s, where eight shards
-    with 0.05 s each would take 0.4; a busy machine has the rest."""
+    """Fault: `join` counts the timers of one shard only, or `settle` waits for timers that are not due."""
     registry = make(shards=8)
     names = one_of_each(registry)
     handles = [tick(registry, cid) for cid in names]
@@ -1345,7 +1343,7 @@ def test_waiting_from_the_thread_of_any_shard_raises(make: Make, which: str) -> 
 
 @pytest.mark.parametrize("shard", [0, 1, 2])
 def test_closing_from_a_delivery_of_any_shard_waits_for_none(make: Make, shard: int) -> None:
-    """G24. Fault: it waits for the other shards' handlers, one of which may wait for this one."""
+    """G24. Fault: the close waits for the handlers of the other shards, and one of them may wait for this one."""
     registry = make(shards=3)
     names = one_of_each(registry)
     entered, closed = threading.Event(), threading.Event()
@@ -1363,7 +1361,7 @@ def test_closing_from_a_delivery_of_any_shard_waits_for_none(make: Make, shard: 
     registry.install_dispatch(dispatch)
     tick(registry, names[(shard + 1) % 3], 0, "wait")
     tick(registry, names[shard], 0, "close")
-    assert closed.wait(5), "it waits for a handler that waits for it"
+    assert closed.wait(5), "the close waits for a handler that waits for it"
     assert results == [False]
     assert registry.close(PATIENCE)
     assert registry.stats() == Stats(accepted=2, delivered=2)
@@ -1385,7 +1383,7 @@ while len(names) < 3:
 def tick(shard, delay=3_600_000, name="tick"):
     return registry.schedule_event(cid=names[shard], instance_id="main", delay_ms=delay, event=name)
 def child(body):
-    "Run body in a forked child and print what it says."
+    "Run body in a forked child and print its result."
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -1406,9 +1404,9 @@ def forked(body: str) -> Sequence[str]:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
-def test_a_forked_child_has_fresh_siblings_and_the_whole_bound() -> None:
-    """G25. Fault: the shards of the child are siblings of nobody, or of dead ones; or the room dealt out in the parent
-    is missing in the child."""
+def test_a_forked_child_has_new_shards_and_the_whole_max_pending() -> None:
+    """G25. Fault: the shards of the child do not know each other, or still know the parent's; or the room that the
+    parent used is missing in the child."""
     assert forked("""
 for _ in range(9):
     tick(1)
@@ -1417,10 +1415,10 @@ def look():
     shares = [shard.core.engine.max_pending for shard in shards]
     fresh = shards[0].core.group
     cross = []
-    def nested():
+    def reentrant():
         cross.append(fresh.is_reentrant())
         tick(2)
-    shards[0].core.run_locked(nested)
+    shards[0].core.run_locked(reentrant)
     for _ in range(9):
         tick(2)
     try:
@@ -1437,8 +1435,8 @@ registry.close()
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 @pytest.mark.parametrize("what", ["close", "reset_state"])
-def test_a_fork_in_the_midst_of_a_whole_registry_call_leaves_the_child_whole(what: str) -> None:
-    """G25. Fault: the parent's call goes on in the child on the child's shards: of a close half of them are closed."""
+def test_a_fork_inside_a_close_or_reset_leaves_the_child_usable(what: str) -> None:
+    """G25. Fault: the parent's call continues on the child's shards: after a close, some of them are closed."""
     assert forked(f"""
 for shard in range(3):
     tick(shard)
@@ -1467,9 +1465,9 @@ registry.close()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
-def test_what_was_noted_before_a_fork_happens_in_the_parent_only() -> None:
-    """G25. Fault: the child makes up for what the parent's finalizer had called before it forked: its registry is not
-    empty, and a timer fires twice."""
+def test_calls_deferred_before_a_fork_run_only_in_the_parent() -> None:
+    """G25. Fault: the child runs the calls that the parent had deferred before the fork: its registry is not empty, and
+    a timer fires twice."""
     assert forked("""
 pids = []
 def finalizer():
@@ -1491,13 +1489,13 @@ registry.close()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
-def test_a_child_forked_while_other_threads_stand_in_every_shard_is_usable() -> None:
+def test_a_child_forked_while_every_shard_is_locked_is_usable() -> None:
     """G25. Fault: the child waits for a lock whose holder does not exist in it."""
     assert forked("""
 inside, go_on = threading.Barrier(4), threading.Event()
-def stand(shard):
+def hold(shard):
     shard.core.run_locked(lambda: (inside.wait(20), go_on.wait(20)))
-threads = [threading.Thread(target=stand, args=(shard,)) for shard in shards]
+threads = [threading.Thread(target=hold, args=(shard,)) for shard in shards]
 for thread in threads:
     thread.start()
 inside.wait(20)

@@ -1,5 +1,4 @@
-"""What only the virtual backend promises: a clock that its caller moves, deliveries on the caller's stack, a
-trace."""
+"""Promises of the virtual backend alone: a clock that the caller moves, deliveries on the caller's stack, a trace."""
 
 from __future__ import annotations
 
@@ -10,21 +9,20 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from datetime import timedelta
-from typing import Any, Final
+from typing import Any
 
 import pytest
 from typing_extensions import override
 
 from stube import Delivery, Event, RegistryClosed, Stats, VirtualTimeError
-from stube.testing._harness import PATIENCE, Injector, check_ledger, run_threads, tracing, watchdog
+from stube.testing._harness import HOUR, PATIENCE, Injector, check_ledger, run_threads, tracing, watchdog
 from stube_backends.virtual import VirtualRegistry
-
-HOUR: Final = 3_600_000
+from tests.backends.helpers import tick
 
 
 @pytest.fixture
 def make() -> Iterator[Callable[..., VirtualRegistry]]:
-    """Makes registries, which are looked at and closed in the end."""
+    """Make registries that the fixture checks and closes after the test."""
     made: list[VirtualRegistry] = []
 
     def build(**options: Any) -> VirtualRegistry:
@@ -49,7 +47,7 @@ def registry(make: Callable[..., VirtualRegistry]) -> VirtualRegistry:
 
 
 class Log:
-    """A dispatch that records what begins when, and runs a handler of the event's name."""
+    """A dispatch that records each delivery with its instant, and calls the handler of the event's name."""
 
     def __init__(self, registry: VirtualRegistry) -> None:
         self.registry = registry
@@ -78,10 +76,6 @@ def log(registry: VirtualRegistry) -> Log:
     return Log(registry)
 
 
-def tick(registry: VirtualRegistry, delay_ms: float = 0, event: Any = "tick", cid: str = "c1") -> Any:
-    return registry.schedule_event(cid=cid, instance_id="main", delay_ms=delay_ms, event=event)
-
-
 def listen(registry: VirtualRegistry, cid: str = "c1", topic: str = "t", event: Any = "said") -> None:
     registry.subscribe(cid=cid, instance_id="main", topic=topic, event=event)
 
@@ -90,8 +84,7 @@ def listen(registry: VirtualRegistry, cid: str = "c1", topic: str = "t", event: 
 
 
 def test_advance_goes_to_each_due_instant(registry: VirtualRegistry, log: Log) -> None:
-    """Fault: the clock jumps to the end first, or the timers of a step are delivered in the order of
-    scheduling."""
+    """Fault: the clock jumps to the end first, or the timers of a step are delivered in the order of scheduling."""
     for delay in (30, 10, 20.5, 10, 700_000, 0):
         tick(registry, delay, ("tick", delay))
     registry._check()
@@ -107,9 +100,8 @@ def test_advance_goes_to_each_due_instant(registry: VirtualRegistry, log: Log) -
     assert log.seen[-1] == (700_000, "tick", 700_000)
 
 
-def test_what_is_scheduled_inside_the_window_begins_inside_it(registry: VirtualRegistry, log: Log) -> None:
-    """Case 21. Fault: a handler's own timers and messages wait for the next step, or go before earlier
-    ones."""
+def test_work_added_inside_a_step_begins_inside_it(registry: VirtualRegistry, log: Log) -> None:
+    """Case 21. Fault: timers and messages that a handler adds wait for the next step, or overtake earlier ones."""
     listen(registry)
     log.handlers["a"] = lambda event: (
         tick(registry, 5, "b"),
@@ -129,7 +121,7 @@ def test_what_is_scheduled_inside_the_window_begins_inside_it(registry: VirtualR
     assert registry.next_due_ms() == 21
 
 
-def test_a_chain_of_a_thousand_timers_in_one_step(registry: VirtualRegistry, log: Log) -> None:
+def test_a_chain_of_a_thousand_timers_fires_in_one_step(registry: VirtualRegistry, log: Log) -> None:
     """Case 21. Fault: the chain fires once, or at drifting instants."""
     log.handlers["tick"] = lambda event: tick(registry, 1)
     tick(registry, 1)
@@ -140,9 +132,10 @@ def test_a_chain_of_a_thousand_timers_in_one_step(registry: VirtualRegistry, log
 
 @pytest.mark.parametrize(("step", "count", "end"), [(100, 10, 1000.0), (0.1, 10_000, 1000.0), (1 / 3, 3, 1.000002)])
 def test_steps_add_up_exactly(registry: VirtualRegistry, step: float, count: int, end: float) -> None:
-    """Case 22. Fault: the clock is kept in float milliseconds, and 10,000 steps of 0.1 end at
-    1000.0000000001588. A step is rounded up to whole nanoseconds, as a delay is, so a timer of the same
-    length is always reached."""
+    """Case 22. Fault: the clock is kept in float milliseconds, and 10,000 steps of 0.1 end at 1000.0000000001588.
+
+    A step is rounded up to whole nanoseconds, as a delay is, so the clock always reaches a timer of the same length.
+    """
     for _ in range(count):
         handle = tick(registry, step)
         registry.advance(step)
@@ -152,7 +145,7 @@ def test_steps_add_up_exactly(registry: VirtualRegistry, step: float, count: int
         assert registry.now_ms == end
 
 
-def test_timedeltas(registry: VirtualRegistry, log: Log) -> None:
+def test_steps_may_be_timedeltas(registry: VirtualRegistry, log: Log) -> None:
     """Fault: a `timedelta` is taken as seconds, or loses its microseconds or days."""
     for delay in (1, 86_400_000, 0.001):
         tick(registry, delay)
@@ -165,7 +158,7 @@ def test_timedeltas(registry: VirtualRegistry, log: Log) -> None:
     assert len(log.seen) == 3
 
 
-def test_the_clock_starts_where_it_is_told(make: Callable[..., VirtualRegistry]) -> None:
+def test_the_clock_starts_at_start_ms(make: Callable[..., VirtualRegistry]) -> None:
     """Fault: `start_ms` is ignored, or timers count from 0."""
     registry = make(start_ms=1_700_000_000_000.5)
     log = Log(registry)
@@ -180,9 +173,9 @@ def test_the_clock_starts_where_it_is_told(make: Callable[..., VirtualRegistry])
             VirtualRegistry(start_ms=start)
 
 
-def test_next_due(registry: VirtualRegistry, log: Log) -> None:
-    """Fault: the beginning of a slot is given for a due instant, a cancelled timer counts, or a ready
-    message does not."""
+def test_next_due_ms_is_the_earliest_due_instant(registry: VirtualRegistry, log: Log) -> None:
+    """Fault: the result is the beginning of a slot of the wheel, a cancelled timer counts, or a ready message does
+    not."""
     assert registry.next_due_ms() is None
     handles = [tick(registry, delay) for delay in (500, 400.25, 450, HOUR)]
     assert registry.next_due_ms() == 400.25
@@ -208,8 +201,8 @@ def test_next_due(registry: VirtualRegistry, log: Log) -> None:
 
 
 @pytest.mark.parametrize("delay", [10**18, 10**400, 1.7e308, 2.0**53])
-def test_timers_beyond_what_a_float_holds(registry: VirtualRegistry, log: Log, delay: float) -> None:
-    """Case 18, G11. Fault: an OverflowError out of `next_due_ms`, `inspect` or the trace; or it disturbs the
+def test_timers_beyond_the_range_of_a_float_are_delivered(registry: VirtualRegistry, log: Log, delay: float) -> None:
+    """Case 18, G11. Fault: `next_due_ms`, `inspect` or the trace raises an OverflowError; or the far timer affects
     others."""
     tick(registry, delay, "far")
     tick(registry, 10, "near")
@@ -229,8 +222,8 @@ def test_timers_beyond_what_a_float_holds(registry: VirtualRegistry, log: Log, d
 # -- running until idle, settling, joining -------------------------------------------------------------------
 
 
-def test_run_until_idle(registry: VirtualRegistry, log: Log) -> None:
-    """Fault: it stops at the first gap, or does not count messages."""
+def test_run_until_idle_delivers_and_counts_everything(registry: VirtualRegistry, log: Log) -> None:
+    """Fault: it stops at the first instant without deliveries, or does not count messages."""
     listen(registry)
     listen(registry, "c2")
     log.handlers["tick"] = lambda event: registry.publish("t", 1) if registry.now_ms < 100 else None
@@ -242,8 +235,7 @@ def test_run_until_idle(registry: VirtualRegistry, log: Log) -> None:
 
 
 def test_run_until_idle_is_limited(registry: VirtualRegistry, log: Log) -> None:
-    """Fault: a timer that re-arms itself is looped on for ever; the report does not say which; or the state
-    is lost."""
+    """Fault: a timer that re-arms itself causes an endless loop; the error does not name it; or the state is lost."""
     log.handlers["again"] = lambda event: tick(registry, 10, "again", "c7")
     tick(registry, 10, "again", "c7")
     with watchdog(), pytest.raises(VirtualTimeError, match=r"'again'.*'main'.*'c7'"):
@@ -264,7 +256,7 @@ def test_run_until_idle_is_limited(registry: VirtualRegistry, log: Log) -> None:
 
 
 def test_exactly_the_limit_is_no_error(registry: VirtualRegistry, log: Log) -> None:
-    """Fault: the last permitted delivery is reported, although nothing is pending after it."""
+    """Fault: the last permitted delivery raises an error, although nothing is pending after it."""
     for delay in (0, 1, 2, 2):
         tick(registry, delay)
     assert registry.run_until_idle(4) == 4
@@ -272,8 +264,8 @@ def test_exactly_the_limit_is_no_error(registry: VirtualRegistry, log: Log) -> N
 
 @pytest.mark.parametrize("cause", ["timers", "messages"])
 def test_the_limit_counts_what_is_due_at_one_instant(registry: VirtualRegistry, log: Log, cause: str) -> None:
-    """Fault: the limit is looked at between two instants only, so that of ten deliveries at one instant all
-    ten go through a limit of five ("more than `limit` deliveries; what is pending stays pending")."""
+    """Fault: the limit is checked only between two instants, so that all of ten deliveries at one instant pass a limit
+    of five."""
     for number in range(10):
         if cause == "timers":
             tick(registry, 5)
@@ -302,7 +294,7 @@ def test_settle_delivers_what_is_ready_and_no_more(registry: VirtualRegistry, lo
 
 
 def test_the_timeout_of_join_is_virtual(registry: VirtualRegistry, log: Log) -> None:
-    """Fault: `join(3600)` waits for an hour of the wall clock, or moves beyond its timeout, or past the last
+    """Fault: `join(3600)` waits for an hour of the wall clock, or moves the clock beyond its timeout or beyond the last
     delivery."""
     tick(registry, HOUR)
     tick(registry, 2 * HOUR)
@@ -313,7 +305,7 @@ def test_the_timeout_of_join_is_virtual(registry: VirtualRegistry, log: Log) -> 
     assert registry.join(1800)
     assert registry.now_ms == 2 * HOUR
     assert registry.join(10)
-    assert registry.now_ms == 2 * HOUR, "with nothing pending the clock stays"
+    assert registry.now_ms == 2 * HOUR, "the clock moved although nothing was pending"
     tick(registry, 5)
     assert not registry.join(0)
     assert registry.now_ms == 2 * HOUR
@@ -321,8 +313,8 @@ def test_the_timeout_of_join_is_virtual(registry: VirtualRegistry, log: Log) -> 
     assert registry.now_ms == 2 * HOUR + 5
 
 
-def test_join_of_something_endless_is_reported(registry: VirtualRegistry) -> None:
-    """Fault: `join()` without a timeout loops for ever on a clock that re-arms itself."""
+def test_join_reports_an_endless_chain(registry: VirtualRegistry) -> None:
+    """Fault: `join()` without a timeout never returns if a timer re-arms itself."""
     registry.install_dispatch(lambda cid, event: tick(registry, 1000, "clock"))
     tick(registry, 1000, "clock")
     with watchdog(), pytest.raises(VirtualTimeError, match="'clock'"):
@@ -334,7 +326,7 @@ def test_join_of_something_endless_is_reported(registry: VirtualRegistry) -> Non
 
 
 def test_the_trace_says_what_was_delivered_when_and_why(registry: VirtualRegistry, log: Log) -> None:
-    """Fault: a cause is that of the delivery before, or the trace has what was cancelled."""
+    """Fault: an entry has the cause of the delivery before it, or the trace contains cancelled timers."""
     listen(registry, "c1", "news", ("headline", "spec"))
     listen(registry, "c2", "news", "headline")
     log.handlers["tick"] = lambda event: registry.publish("news", "now")
@@ -350,17 +342,16 @@ def test_the_trace_says_what_was_delivered_when_and_why(registry: VirtualRegistr
     ]
 
 
-def test_the_trace_has_what_goes_to_no_dispatch_too(registry: VirtualRegistry) -> None:
-    """Fault: the dispatch until one is installed, which does nothing, is not traced; but its deliveries are
-    counted."""
+def test_the_trace_includes_deliveries_without_a_dispatch(registry: VirtualRegistry) -> None:
+    """Fault: deliveries before the first `install_dispatch` are counted, but not traced."""
     tick(registry)
     registry.settle()
     assert registry.stats().delivered == 1
     assert registry.trace == [Delivery(0, "c1", "main", "tick", "timer")]
 
 
-def test_the_trace_has_failures_too(registry: VirtualRegistry) -> None:
-    """Fault: a delivery that raised is missing: it is noted only after it returned."""
+def test_the_trace_includes_failures(registry: VirtualRegistry) -> None:
+    """Fault: a delivery that raised is missing, because it is traced only after it returned."""
     registry.install_dispatch(lambda cid, event: 1 / 0)  # type: ignore[arg-type]
     tick(registry)
     registry.settle()
@@ -397,7 +388,7 @@ def test_the_trace_is_bounded_and_keeps_no_payload(registry: VirtualRegistry, lo
 
 
 def test_the_trace_may_be_read_while_another_thread_moves_the_clock(registry: VirtualRegistry) -> None:
-    """Fault: RuntimeError, "deque mutated during iteration"."""
+    """Fault: reading raises the RuntimeError "deque mutated during iteration"."""
     registry.install_dispatch(lambda cid, event: None)
     for number in range(20_000):
         tick(registry, number / 100)
@@ -423,7 +414,7 @@ def test_the_trace_may_be_read_while_another_thread_moves_the_clock(registry: Vi
 
 
 def test_zero_delay_re_arming_is_reported(registry: VirtualRegistry) -> None:
-    """Case 21. Fault: an endless loop; a report that names nothing; or a state that cannot go on."""
+    """Case 21. Fault: an endless loop; an error that names no timer; or a registry that is unusable afterwards."""
     count = 0
 
     def dispatch(cid: str, event: Event) -> None:
@@ -449,7 +440,7 @@ def test_zero_delay_re_arming_is_reported(registry: VirtualRegistry) -> None:
 
 
 def test_publishing_to_oneself_without_end_is_reported(registry: VirtualRegistry) -> None:
-    """Fault: as above, over a topic; the report names the topic."""
+    """Fault: as above, over a topic; the error does not name the topic."""
     registry.install_dispatch(lambda cid, event: registry.publish("echo", event.payload))  # type: ignore[arg-type]
     listen(registry, "c1", "echo")
     registry.publish("echo", 1)
@@ -463,7 +454,7 @@ def test_publishing_to_oneself_without_end_is_reported(registry: VirtualRegistry
 
 
 def test_an_alternating_chain_is_reported(registry: VirtualRegistry) -> None:
-    """Fault: only timers, or only messages, are counted, and a chain that alternates goes on for ever."""
+    """Fault: only timers, or only messages, are counted, and a chain that alternates never ends."""
 
     def dispatch(cid: str, event: Event) -> None:
         if event.name == "said":
@@ -480,9 +471,8 @@ def test_an_alternating_chain_is_reported(registry: VirtualRegistry) -> None:
     check_ledger(registry)
 
 
-def test_a_chain_in_company_is_reported(registry: VirtualRegistry) -> None:
-    """Fault: each handler re-arms itself and cancels another one's timer; the rounds are no longer told
-    apart."""
+def test_two_endless_chains_at_one_instant_are_reported(registry: VirtualRegistry) -> None:
+    """Fault: two timers that re-arm themselves, and cancel others, are not recognized as an endless chain."""
     handles: list[Any] = []
 
     def dispatch(cid: str, event: Event) -> None:
@@ -499,7 +489,7 @@ def test_a_chain_in_company_is_reported(registry: VirtualRegistry) -> None:
 
 
 def test_a_long_chain_that_ends_is_no_fault(registry: VirtualRegistry) -> None:
-    """Fault: rounds are counted over all instants, so that a long simulation is reported in the end."""
+    """Fault: rounds are counted over all instants, so that a long simulation raises an error in the end."""
     count = 0
 
     def dispatch(cid: str, event: Event) -> None:
@@ -514,8 +504,8 @@ def test_a_long_chain_that_ends_is_no_fault(registry: VirtualRegistry) -> None:
 
 
 def test_wide_fan_out_is_no_chain(registry: VirtualRegistry) -> None:
-    """Fault: the bound counts deliveries and not rounds: 100,000 subscribers, or 20,000 timers of one
-    instant, are taken for an endless chain."""
+    """Fault: the bound counts deliveries instead of rounds, and 100,000 subscribers, or 20,000 timers of one instant,
+    are taken for an endless chain."""
     count = 0
 
     def dispatch(cid: str, event: Event) -> None:
@@ -542,12 +532,12 @@ def test_wide_fan_out_is_no_chain(registry: VirtualRegistry) -> None:
     assert registry.stats().delivered == 160_000
 
 
-# -- who moves the clock -------------------------------------------------------------------------------------
+# -- moving the clock ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("what", ["advance", "run_until_idle", "settle", "join"])
 def test_the_clock_is_not_moved_from_inside_a_delivery(registry: VirtualRegistry, log: Log, what: str) -> None:
-    """Fault: deliveries overtake the one that runs, and G1 is gone; or the refusal breaks the outer move."""
+    """Fault: deliveries overtake the one that runs, which breaks G1; or the refusal disturbs the outer call."""
     errors: list[Exception] = []
 
     def move(event: Event) -> None:
@@ -568,8 +558,10 @@ def test_the_clock_is_not_moved_from_inside_a_delivery(registry: VirtualRegistry
 
 
 def test_the_clock_is_not_moved_by_two_threads(registry: VirtualRegistry) -> None:
-    """Fault: two threads deliver at once. The waiting ones wait for the other thread instead, within their
-    timeout."""
+    """Fault: two threads deliver at the same time.
+
+    `settle`, `join` and `close` wait for the other thread instead, within their timeout.
+    """
     entered, go_on = threading.Event(), threading.Event()
 
     def dispatch(cid: str, event: Event) -> None:
@@ -596,8 +588,8 @@ def test_the_clock_is_not_moved_by_two_threads(registry: VirtualRegistry) -> Non
     assert check_ledger(registry).delivered == 1
 
 
-def test_operations_of_other_threads_while_the_clock_moves(registry: VirtualRegistry) -> None:
-    """Fault: the engine is changed by two threads at once. Everything accepted has one fate."""
+def test_other_threads_may_operate_while_the_clock_moves(registry: VirtualRegistry) -> None:
+    """Fault: two threads change the engine at the same time, so that an accepted delivery has no fate, or two."""
     registry.install_dispatch(lambda cid, event: None)
     done = threading.Event()
 
@@ -629,7 +621,7 @@ def test_operations_of_other_threads_while_the_clock_moves(registry: VirtualRegi
 
 @pytest.mark.parametrize("step", [-1, -0.001, -(10**400), timedelta(microseconds=-1), timedelta(days=-1)])
 def test_a_negative_step_changes_nothing(registry: VirtualRegistry, log: Log, step: Any) -> None:
-    """Fault: the clock goes back, or what is ready is delivered before the step is refused."""
+    """Fault: the clock goes back, or ready timers are delivered before the step is refused."""
     tick(registry, 0)
     with pytest.raises(VirtualTimeError, match="back"):
         registry.advance(step)
@@ -641,10 +633,10 @@ def test_a_negative_step_changes_nothing(registry: VirtualRegistry, log: Log, st
     [(float("nan"), ValueError), (float("inf"), ValueError), (float("-inf"), ValueError)]
     + [(step, TypeError) for step in ("1", None, True, [1])],
 )
-def test_a_step_that_is_none_changes_nothing(
+def test_an_invalid_step_changes_nothing(
     registry: VirtualRegistry, log: Log, step: Any, error: type[Exception]
 ) -> None:
-    """Fault: a wrong step is taken for 0, or raises something that does not say what to pass."""
+    """Fault: an invalid step is taken for 0, or the error does not say what to pass."""
     tick(registry, 0)
     with pytest.raises(error, match="step"):
         registry.advance(step)
@@ -654,8 +646,8 @@ def test_a_step_that_is_none_changes_nothing(
 # -- faults --------------------------------------------------------------------------------------------------
 
 
-def test_a_keyboard_interrupt_in_a_timer(make: Callable[..., VirtualRegistry]) -> None:
-    """Case 23b, G19. Fault: Ctrl-C is swallowed; or what was due after it is lost, or delivered twice."""
+def test_a_keyboard_interrupt_in_a_timer_reaches_the_caller(make: Callable[..., VirtualRegistry]) -> None:
+    """Case 23b, G19. Fault: Ctrl-C is swallowed; or timers due after it are lost, or delivered twice."""
     failures: list[str] = []
     registry = make(on_error=lambda cid, event, exc: failures.append(event.name))
     log = Log(registry)
@@ -683,9 +675,11 @@ def test_a_keyboard_interrupt_in_a_timer(make: Callable[..., VirtualRegistry]) -
 
 @pytest.mark.parametrize("position", [0, 2, 4])
 @pytest.mark.parametrize("go_on", ["advance", "settle", "join", "run_until_idle"])
-def test_a_keyboard_interrupt_in_a_fan_out(make: Callable[..., VirtualRegistry], position: int, go_on: str) -> None:
-    """G19. Fault: the rest of the targets is lost, or counted as delivered, or gets the message twice; also
-    the last and the first target."""
+def test_a_keyboard_interrupt_in_a_fan_out_loses_no_target(
+    make: Callable[..., VirtualRegistry], position: int, go_on: str
+) -> None:
+    """G19. Fault: the remaining targets are lost, or counted as delivered, or get the message twice. The first and the
+    last target are tried, too."""
     registry = make()
     names: list[str] = []
 
@@ -709,7 +703,7 @@ def test_a_keyboard_interrupt_in_a_fan_out(make: Callable[..., VirtualRegistry],
     assert registry.inspect().keys() >= {f"c{number}" for number in range(5)}
     assert [info.running for info in registry.inspect().values()] == [0] * 6
     if position < 4:
-        assert registry.unsubscribe(cid="c4", instance_id="main") == 1  # one of the rest leaves: G5 holds for it too
+        assert registry.unsubscribe(cid="c4", instance_id="main") == 1  # G5 holds for the remaining targets, too
     registry.advance(0) if go_on == "advance" else getattr(registry, go_on)()
     left = 4 if position < 4 else 5
     everyone = [f"c{number}" for number in range(left)]
@@ -721,10 +715,10 @@ def test_a_keyboard_interrupt_in_a_fan_out(make: Callable[..., VirtualRegistry],
 
 
 @pytest.mark.parametrize("clean_up", ["reset_state", "close"])
-def test_a_broken_off_fan_out_can_be_forgotten(
+def test_an_interrupted_fan_out_can_be_dropped(
     registry: VirtualRegistry, clean_up: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """G18. Fault: the message that was broken off survives a reset, as a delivery or as an object."""
+    """G18. Fault: after the reset an interrupted message is delivered further, or its object stays alive."""
 
     class Message:
         pass
@@ -733,7 +727,8 @@ def test_a_broken_off_fan_out_can_be_forgotten(
         names.append(cid)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(logging.getLogger("stube"), "disabled", True)  # else pytest's own log keeps the traceback
+    # Pytest's log handler would keep the traceback.
+    monkeypatch.setattr(logging.getLogger("stube"), "disabled", True)
     names: list[str] = []
     registry.install_dispatch(dispatch)
     for number in range(5):
@@ -754,7 +749,7 @@ def test_a_broken_off_fan_out_can_be_forgotten(
 
 
 @pytest.mark.parametrize("where", ["on_error", "log"])
-def test_a_keyboard_interrupt_beside_the_handler(
+def test_a_keyboard_interrupt_in_on_error_or_the_log_is_raised(
     make: Callable[..., VirtualRegistry], where: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """G19. Fault: Ctrl-C while `on_error` or the log runs is swallowed, or counts the delivery twice."""
@@ -787,7 +782,7 @@ def test_a_keyboard_interrupt_beside_the_handler(
 
 
 @pytest.mark.parametrize("kind", [ValueError, SystemExit, GeneratorExit, StopIteration])
-def test_whatever_else_a_handler_raises_is_counted_only(
+def test_other_exceptions_of_a_handler_are_only_counted(
     registry: VirtualRegistry, log: Log, kind: type[BaseException]
 ) -> None:
     """G19. Fault: `sys.exit` in one handler ends the whole simulation."""
@@ -806,9 +801,8 @@ def test_whatever_else_a_handler_raises_is_counted_only(
     assert registry.stats() == Stats(accepted=4, delivered=2, failed=2, subscriptions=2)
 
 
-def test_closing_from_inside_a_delivery(registry: VirtualRegistry, log: Log) -> None:
-    """G24. Fault: what was queued behind is delivered by a closed registry, or close waits for its own
-    caller."""
+def test_a_close_inside_a_delivery_drops_the_rest(registry: VirtualRegistry, log: Log) -> None:
+    """G24. Fault: a closed registry delivers the timers behind the close, or close waits for its own caller."""
     log.handlers["stop"] = lambda event: answers.append(registry.close(PATIENCE))
     answers: list[bool] = []
     for name in ("stop", "never", "never"):
@@ -824,8 +818,8 @@ def test_closing_from_inside_a_delivery(registry: VirtualRegistry, log: Log) -> 
     assert registry.join()
 
 
-def test_resetting_from_inside_a_fan_out(registry: VirtualRegistry, log: Log) -> None:
-    """G18. Fault: the walk goes on over what the reset forgot, or its targets are counted twice."""
+def test_a_reset_inside_a_fan_out_drops_the_rest(registry: VirtualRegistry, log: Log) -> None:
+    """G18. Fault: the fan-out continues with targets that the reset dropped, or they are counted twice."""
     log.handlers["said"] = lambda event: registry.reset_state() if len(log.seen) == 3 else None
     for number in range(10):
         listen(registry, f"c{number}")
@@ -841,7 +835,7 @@ def test_resetting_from_inside_a_fan_out(registry: VirtualRegistry, log: Log) ->
 
 
 def simulate(seed: int, make: Callable[..., VirtualRegistry]) -> tuple[list[Delivery], Stats]:
-    """A random program, whose handlers call back, run for ten seconds; what was delivered, and the ledger."""
+    """Run a random program whose handlers call the registry, for some seconds. Return the trace and the ledger."""
     registry = make()
     choice = random.Random(seed)
 
@@ -887,11 +881,13 @@ def simulate(seed: int, make: Callable[..., VirtualRegistry]) -> tuple[list[Deli
 def test_two_runs_of_one_program_are_equal(
     make: Callable[..., VirtualRegistry], seed: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Fault: the order of anything depends on hashes, addresses, threads or the wall clock. Different
-    programs differ, or else this proves nothing."""
+    """Fault: an order depends on hashes, addresses, threads or the wall clock.
+
+    The test also checks that different programs have different traces; otherwise it would prove nothing.
+    """
     caplog.set_level("CRITICAL", "stube")
     first = simulate(seed, make)
-    garbage = [object() for _ in range(1000)]  # other addresses in the second run
+    garbage = [object() for _ in range(1000)]  # so that objects of the second run have other addresses
     assert simulate(seed, make) == first
     del garbage
     trace, stats = first
@@ -900,8 +896,8 @@ def test_two_runs_of_one_program_are_equal(
     assert simulate(seed + 1000, make)[0] != trace
 
 
-def test_no_thread_and_no_waiting(registry: VirtualRegistry, log: Log) -> None:
-    """Fault: a helper thread, or a wait of the wall clock, hides in the virtual backend."""
+def test_the_virtual_clock_needs_no_thread_and_no_waiting(registry: VirtualRegistry, log: Log) -> None:
+    """Fault: the virtual backend starts a thread, or waits in real time."""
     before = set(threading.enumerate())
     for number in range(100):
         tick(registry, number * HOUR)
@@ -912,10 +908,10 @@ def test_no_thread_and_no_waiting(registry: VirtualRegistry, log: Log) -> None:
     assert registry.now_ms == 99 * HOUR
 
 
-def test_an_interrupt_that_leaves_the_last_delivery_leaves_nothing_that_holds_the_registry(
+def test_an_interrupt_in_the_last_delivery_leaves_the_registry_empty(
     registry: VirtualRegistry,
 ) -> None:
-    """Fault: the registry is held as if something were pending, for the look that finds nothing never came."""
+    """Fault: the registry is kept alive as if work were pending, because the interrupt prevents the last look."""
 
     def interrupt(cid: str, event: Event) -> None:
         raise KeyboardInterrupt
@@ -928,9 +924,9 @@ def test_an_interrupt_that_leaves_the_last_delivery_leaves_nothing_that_holds_th
 
 
 @pytest.mark.parametrize("operation", ["schedule", "cancel", "cancel_timers", "advance", "reset"])
-def test_the_next_due_instant_may_be_asked_for_at_every_line_of_an_operation(operation: str) -> None:
-    """Fault: a finalizer that asks meets a wheel half-way through a change: an error, or it tidies what the operation
-    is about to tidy (G20)."""
+def test_next_due_ms_may_be_read_at_every_line_of_an_operation(operation: str) -> None:
+    """Fault: a finalizer reads `next_due_ms` while the wheel is being changed, and gets an error, or removes tombstones
+    that the operation is about to remove (G20)."""
 
     def attempt(at: int) -> bool:
         registry = VirtualRegistry()

@@ -9,7 +9,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from datetime import timedelta
 from functools import partial
 from types import FrameType
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar
 
 import pytest
 from typing_extensions import override
@@ -21,8 +21,7 @@ from stube_backends.engine import Walk
 from stube_backends.engine._order import Publication
 from stube_backends.engine._topics import LEAVING
 from stube_backends.virtual import VirtualRegistry
-
-HOUR: Final = 3_600_000
+from tests.backends.helpers import tick
 
 
 @pytest.fixture
@@ -31,10 +30,6 @@ def registry() -> Iterator[VirtualRegistry]:
         yield made
         made._check()
         check_ledger(made)
-
-
-def tick(registry: VirtualRegistry, delay_ms: float = 0, event: Any = "tick", cid: str = "c1") -> stube.TimerHandle:
-    return registry.schedule_event(cid=cid, instance_id="main", delay_ms=delay_ms, event=event)
 
 
 def listen(registry: VirtualRegistry, *cids: str) -> None:
@@ -47,7 +42,7 @@ def run(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
 
 
 class Recorder:
-    """A coroutine function that takes some turns of the loop for each event, and says when it begins and ends."""
+    """A coroutine function that takes some turns of the loop for each event, and records when it began."""
 
     def __init__(self, registry: VirtualRegistry) -> None:
         self.registry = registry
@@ -56,7 +51,7 @@ class Recorder:
         self.handlers: dict[str, Callable[[], Any]] = {}
 
     async def __call__(self, cid: str, event: Event) -> None:
-        assert not self.inside, "two at once"
+        assert not self.inside, "two handlers run at the same time"
         self.inside += 1
         self.seen.append((self.registry.now_ms, cid, event.name))
         try:
@@ -65,7 +60,7 @@ class Recorder:
             result = self.handlers.get(event.name, lambda: None)()
             if result is not None:
                 await result
-            assert self.registry.now_ms == self.seen[-1][0], "the clock has moved meanwhile"
+            assert self.registry.now_ms == self.seen[-1][0], "the clock moved while the handler ran"
         finally:
             self.inside -= 1
 
@@ -78,7 +73,7 @@ def recorder(registry: VirtualRegistry) -> Recorder:
 
 
 def test_each_handler_is_awaited_at_its_own_instant(registry: VirtualRegistry, recorder: Recorder) -> None:
-    """Fault: the clock moves on while a handler waits, or what it schedules inside the window is left."""
+    """Fault: the clock moves on while a handler waits, or a timer that it adds inside the step is not delivered."""
 
     async def main() -> None:
         recorder.handlers["again"] = lambda: [tick(registry, 10, "again"), None][1]
@@ -92,8 +87,8 @@ def test_each_handler_is_awaited_at_its_own_instant(registry: VirtualRegistry, r
     run(main)
 
 
-def test_every_run_is_like_the_one_before() -> None:
-    """Fault: the order depends on turns of the loop."""
+def test_two_runs_with_coroutine_handlers_are_equal() -> None:
+    """Fault: the order of deliveries depends on turns of the loop."""
 
     async def play() -> tuple[Any, ...]:
         registry = VirtualRegistry()
@@ -112,10 +107,8 @@ def test_every_run_is_like_the_one_before() -> None:
     assert len(first) == 20 + 20 * 3
 
 
-def test_timers_that_are_due_together_and_messages_to_many_are_claimed_one_by_one(
-    registry: VirtualRegistry, recorder: Recorder
-) -> None:
-    """G5. Fault: a burst or a walk is claimed as a whole, and what a handler cancels begins all the same."""
+def test_due_batches_and_fan_outs_are_claimed_one_by_one(registry: VirtualRegistry, recorder: Recorder) -> None:
+    """G5. Fault: a due batch or a fan-out is claimed as a whole, and a delivery that a handler cancels still begins."""
 
     async def main() -> None:
         recorder.handlers["first"] = lambda: [registry.cancel_timers("c2"), None][1]
@@ -139,7 +132,7 @@ def test_timers_that_are_due_together_and_messages_to_many_are_claimed_one_by_on
 
 @pytest.mark.parametrize("kind", ["timer", "burst", "walk"])
 def test_a_handler_that_fails_stops_no_other(kind: str) -> None:
-    """G19. Fault: its exception comes out of `advance_async`, or takes along what is behind it."""
+    """G19. Fault: the exception is raised by `advance_async`, or the deliveries behind the handler are lost."""
     errors: list[str] = []
     registry = VirtualRegistry(on_error=lambda cid, event, exc: errors.append(f"{cid} {exc}"))
     recorder = Recorder(registry)
@@ -172,7 +165,7 @@ def test_a_handler_that_fails_stops_no_other(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["timer", "burst", "walk"])
 def test_ctrl_c_in_a_handler_reaches_the_caller(registry: VirtualRegistry, recorder: Recorder, kind: str) -> None:
-    """Case 23b, G19. Fault: it is swallowed, or the rest is lost."""
+    """Case 23b, G19. Fault: Ctrl-C is swallowed, or the deliveries behind the handler are lost."""
 
     def interrupt() -> None:
         if len(recorder.seen) == 2:
@@ -197,7 +190,7 @@ def test_ctrl_c_in_a_handler_reaches_the_caller(registry: VirtualRegistry, recor
     try:
         playing = loop.create_task(main())
         with pytest.raises(KeyboardInterrupt):
-            loop.run_until_complete(playing)  # a loop lets it through as well
+            loop.run_until_complete(playing)  # because a loop raises it as well
         loop.run_until_complete(playing)
     finally:
         loop.close()
@@ -205,10 +198,10 @@ def test_ctrl_c_in_a_handler_reaches_the_caller(registry: VirtualRegistry, recor
 
 @pytest.mark.parametrize("kind", ["timer", "burst", "walk"])
 @pytest.mark.parametrize("stubborn", [False, True], ids=["cancelled", "swallows it"])
-def test_a_handler_that_does_not_return_is_named(
+def test_a_handler_that_does_not_return_is_reported_by_name(
     registry: VirtualRegistry, recorder: Recorder, kind: str, stubborn: bool
 ) -> None:
-    """Fault: the test hangs; or what was behind the handler is lost."""
+    """Fault: the test hangs; or the deliveries behind the handler are lost."""
 
     async def hang() -> None:
         try:
@@ -240,8 +233,8 @@ def test_a_handler_that_does_not_return_is_named(
     run(main)
 
 
-def test_settled_says_whether_it_came_about(registry: VirtualRegistry, recorder: Recorder) -> None:
-    """Fault: it moves the clock, or says True of a handler that hangs."""
+def test_settled_and_joined_say_whether_the_registry_became_idle(registry: VirtualRegistry, recorder: Recorder) -> None:
+    """Fault: `settled` moves the clock, or returns True although a handler hangs."""
 
     async def main() -> None:
         tick(registry)
@@ -262,10 +255,10 @@ def test_settled_says_whether_it_came_about(registry: VirtualRegistry, recorder:
 
 
 @pytest.mark.parametrize("kind", ["timer", "burst", "walk"])
-def test_who_is_cancelled_while_it_advances_leaves_the_state_whole(
+def test_cancelling_advance_async_leaves_the_state_consistent(
     registry: VirtualRegistry, recorder: Recorder, kind: str
 ) -> None:
-    """Fault: the clock counts as being moved for ever, or a delivery as running."""
+    """Fault: after the cancel the clock still counts as being moved, or a delivery as running."""
 
     async def main() -> None:
         entered = asyncio.Event()
@@ -290,8 +283,8 @@ def test_who_is_cancelled_while_it_advances_leaves_the_state_whole(
     run(main)
 
 
-def test_what_would_have_to_await_and_cannot_is_refused(registry: VirtualRegistry, recorder: Recorder) -> None:
-    """Fault: coroutines that never run; or something has been delivered before it is refused."""
+def test_synchronous_calls_refuse_a_coroutine_dispatch(registry: VirtualRegistry, recorder: Recorder) -> None:
+    """Fault: coroutines never run; or a delivery happens before the call is refused."""
     tick(registry)
     calls: dict[str, Callable[[], object]] = {
         "advance": lambda: registry.advance(5),
@@ -310,8 +303,8 @@ def test_what_would_have_to_await_and_cannot_is_refused(registry: VirtualRegistr
     assert registry.stats() == Stats(accepted=1, timers=1)
 
 
-def test_coroutine_functions_in_disguise_are_known(registry: VirtualRegistry) -> None:
-    """Fault: only a plain `async def` is known for one."""
+def test_wrapped_coroutine_functions_are_recognized(registry: VirtualRegistry) -> None:
+    """Fault: only a plain `async def` counts as a coroutine function."""
     recorder = Recorder(registry)
     for dispatch in (recorder, partial(recorder), recorder.__call__):
         registry.install_dispatch(dispatch)
@@ -319,8 +312,8 @@ def test_coroutine_functions_in_disguise_are_known(registry: VirtualRegistry) ->
             registry.advance(1)
 
 
-def test_a_plain_function_is_called_and_what_it_returns_awaited(registry: VirtualRegistry) -> None:
-    """Fault: `advance_async` is for `async def` alone."""
+def test_a_plain_function_is_called_and_its_awaitable_awaited(registry: VirtualRegistry) -> None:
+    """Fault: `advance_async` supports no dispatch but an `async def`."""
     seen: list[str] = []
 
     async def work(name: str) -> None:
@@ -340,8 +333,8 @@ def test_a_plain_function_is_called_and_what_it_returns_awaited(registry: Virtua
     run(main)
 
 
-def test_only_one_moves_the_clock(registry: VirtualRegistry, recorder: Recorder) -> None:
-    """Fault: a handler, or another task, moves the clock under a handler that waits."""
+def test_only_one_task_at_a_time_moves_the_clock(registry: VirtualRegistry, recorder: Recorder) -> None:
+    """Fault: a handler, another task or another thread moves the clock while a handler waits."""
     refused: list[str] = []
 
     async def moves() -> None:
@@ -395,8 +388,8 @@ def test_a_chain_without_end_at_one_instant_is_reported(registry: VirtualRegistr
 
 
 @pytest.mark.parametrize("how", ["reset", "close"])
-def test_a_handler_may_end_everything(registry: VirtualRegistry, recorder: Recorder, how: str) -> None:
-    """G18, G24. Fault: what was behind it begins."""
+def test_a_handler_may_reset_or_close_the_registry(registry: VirtualRegistry, recorder: Recorder, how: str) -> None:
+    """G18, G24. Fault: deliveries behind the reset or the close begin."""
 
     async def main() -> None:
         recorder.handlers["said"] = lambda: [registry.reset_state() if how == "reset" else registry.close(), None][1]
@@ -410,7 +403,7 @@ def test_a_handler_may_end_everything(registry: VirtualRegistry, recorder: Recor
     run(main)
 
 
-def test_a_handler_may_close_and_wait(registry: VirtualRegistry, recorder: Recorder) -> None:
+def test_a_handler_may_await_aclose(registry: VirtualRegistry, recorder: Recorder) -> None:
     """Fault: `aclose` in a handler waits for the handler."""
 
     async def main() -> None:
@@ -424,7 +417,7 @@ def test_a_handler_may_close_and_wait(registry: VirtualRegistry, recorder: Recor
 
 
 class Within(Injector):
-    """Looks at the lines of the awaiting deliverer only, but for those under the lock, where others wait."""
+    """Count only the lines of the awaiting deliverer that run without the lock: under it another thread would wait."""
 
     @override
     def __call__(self, frame: FrameType, event: str, argument: Any) -> Any:
@@ -435,8 +428,8 @@ class Within(Injector):
 
 
 @pytest.mark.parametrize("kind", ["burst", "walk"])
-def test_at_whatever_line_another_thread_cancels_each_has_one_fate(kind: str) -> None:
-    """G5. Fault: the look for a timer and the claim are two steps, and somebody takes the last one in between."""
+def test_a_cancel_at_any_line_gives_each_delivery_one_fate(kind: str) -> None:
+    """G5. Fault: finding a timer and claiming it are two steps, and another thread cancels the timer in between."""
     at = 0
     while True:
         registry = VirtualRegistry()
@@ -446,7 +439,7 @@ def test_at_whatever_line_another_thread_cancels_each_has_one_fate(kind: str) ->
             for _ in range(3):
                 tick(registry, 1)
         else:
-            for topic in ("t", "u"):  # who leaves several topics is marked first
+            for topic in ("t", "u"):  # an instance that leaves several topics is marked first
                 registry.subscribe(cid="c1", instance_id="main", topic=topic, event="said")
             registry.publish("t", 1)
 
@@ -477,8 +470,8 @@ def test_at_whatever_line_another_thread_cancels_each_has_one_fate(kind: str) ->
     assert at > 20
 
 
-def test_a_message_is_claimed_by_one_look() -> None:
-    """G5. Fault: the name is read twice, and in between it became the mark of those who are leaving."""
+def test_claiming_a_message_reads_its_name_once() -> None:
+    """G5. Fault: the name is read twice, and between the two it becomes the mark of a target that is leaving."""
 
     class Leaving:
         cid, instance_id = "c1", "main"
@@ -496,11 +489,11 @@ def test_a_message_is_claimed_by_one_look() -> None:
     claims.close()
 
 
-current: contextvars.ContextVar[str] = contextvars.ContextVar("current", default="nobody's")
+current: contextvars.ContextVar[str] = contextvars.ContextVar("current", default="the default")
 
 
 def test_handlers_do_not_see_the_context_of_the_test(registry: VirtualRegistry) -> None:
-    """Fault: a handler that relies on what its caller happened to set is green here, and fails on asyncio."""
+    """Fault: a handler that relies on a context variable of its caller works here, and fails on asyncio."""
     seen: list[str] = []
 
     async def dispatch(cid: str, event: Event) -> None:
@@ -512,13 +505,13 @@ def test_handlers_do_not_see_the_context_of_the_test(registry: VirtualRegistry) 
         registry.install_dispatch(dispatch)
         tick(registry)
         await registry.advance_async(1)
-        assert (seen, current.get()) == (["nobody's"], "the test's")
+        assert (seen, current.get()) == (["the default"], "the test's")
 
     run(main)
 
 
 def test_wrong_steps_and_times_are_refused(registry: VirtualRegistry, recorder: Recorder) -> None:
-    """G15. Fault: the clock has moved before the error."""
+    """G15. Fault: the clock moves before the error is raised."""
 
     async def main() -> None:
         tick(registry)
@@ -534,8 +527,8 @@ def test_wrong_steps_and_times_are_refused(registry: VirtualRegistry, recorder: 
     run(main)
 
 
-def test_the_factory_gives_all_of_it() -> None:
-    """Fault: the Protocol promises what the object has not."""
+def test_the_factory_returns_a_virtual_backend() -> None:
+    """Fault: the Protocol has methods that the object lacks."""
     registry: stube.VirtualBackend = stube.create_registry("virtual")
     assert "coroutine_dispatch" in registry.capabilities
 
