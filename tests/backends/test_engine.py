@@ -7,9 +7,9 @@ import random
 import pytest
 
 from stube import RegistryFull
-from stube_backends.engine import Burst, Engine, Timer, Walk
+from stube_backends.engine import DueBatch, Engine, FanOut, Timer
 from stube_backends.engine._inspection import sizes
-from stube_backends.engine._topics import LEAVING
+from stube_backends.engine._topics import BEING_REMOVED
 from stube_backends.engine._wheel import SLOT_BITS
 
 
@@ -102,11 +102,11 @@ class Program:
             _, number, kind, index = min(ready)
             if kind == "timer":
                 work = self.engine.claims.begin(self.now)
-                assert isinstance(work, Timer | Burst)
-                timer = work.timers.pop() if isinstance(work, Burst) else work
+                assert isinstance(work, Timer | DueBatch)
+                timer = work.timers.pop() if isinstance(work, DueBatch) else work
                 assert timer.event == ("e", number)
                 timer.event = timer.group = None
-                if isinstance(work, Burst):
+                if isinstance(work, DueBatch):
                     work.delivered += 1  # the rest of it goes on with the next one
                 else:
                     self.engine.claims.finish_timer(failed=False)
@@ -115,11 +115,11 @@ class Program:
             _, _, topic, targets = self.messages[index]
             live = [key for key, since in targets.items() if self.topics.get(topic, {}).get(key) == since]  # type: ignore[attr-defined,call-overload]
             del self.messages[index]
-            walk = self.engine.claims.begin(self.now)
-            assert isinstance(walk, Walk)
-            assert walk.message == number
-            assert [(s.cid, s.instance_id) for s in walk.iterator] == live
-            self.engine.claims.finish_walk(walk, len(live))
+            fan_out = self.engine.claims.begin(self.now)
+            assert isinstance(fan_out, FanOut)
+            assert fan_out.message == number
+            assert [(s.cid, s.instance_id) for s in fan_out.iterator] == live
+            self.engine.claims.finish_fan_out(fan_out, len(live))
             return
         assert self.engine.claims.begin(self.now) is None
 
@@ -145,8 +145,8 @@ def test_random_programs_keep_every_invariant_and_the_order(seed: int) -> None:
     assert set(sizes(program.engine).values()) == {0}
 
 
-def test_cancelled_timers_of_the_open_slot_leave_at_most_as_many_shells_as_live_ones() -> None:
-    """Fault: the shells of cancelled timers pile up in the open slot (G13)."""
+def test_cancelled_timers_of_the_open_slot_leave_at_most_as_many_tombstones_as_live_ones() -> None:
+    """Fault: the tombstones of cancelled timers pile up in the open slot (G13)."""
     engine = Engine(None)
     timers = [engine.schedule(NOBODY, "c", "i", 1000 + n, "e", 0) for n in range(1000)]
     assert engine.claims.begin(10) is None  # opens the slot
@@ -158,22 +158,22 @@ def test_cancelled_timers_of_the_open_slot_leave_at_most_as_many_shells_as_live_
     assert set(sizes(engine).values()) == {0}
 
 
-def test_a_reset_in_the_middle_of_a_walk_drops_the_rest() -> None:
-    """Fault: the walk goes on after the reset, or what it had begun is dropped as well (G18)."""
+def test_a_reset_in_the_middle_of_a_fan_out_drops_the_rest() -> None:
+    """Fault: the fan-out goes on after the reset, or what it had begun is dropped as well (G18)."""
     engine = Engine(None)
     for n in range(5):
         engine.subscribe(f"c{n}", "i", "t", "said")
     engine.publish("t", "m", 0)
-    walk = engine.claims.begin(0)
-    assert isinstance(walk, Walk)
-    next(walk.iterator)
+    fan_out = engine.claims.begin(0)
+    assert isinstance(fan_out, FanOut)
+    next(fan_out.iterator)
     engine.reset()
-    assert next(walk.iterator).name is LEAVING, "whoever walks would deliver it"
-    walk.dropped = 1
-    engine.claims.finish_walk(walk, 1)
+    assert next(fan_out.iterator).name is BEING_REMOVED, "whoever walks would deliver it"
+    fan_out.dropped = 1
+    engine.claims.finish_fan_out(fan_out, 1)
     engine._check()
     assert (engine.ledger.delivered, engine.ledger.dropped) == (1, 4)
-    assert engine.claims.walk is None
+    assert engine.claims.fan_out is None
 
 
 def test_a_reset_counts_as_cancelled_what_was_queued_for_those_who_had_left() -> None:
@@ -189,16 +189,16 @@ def test_a_reset_counts_as_cancelled_what_was_queued_for_those_who_had_left() ->
 
 
 def test_what_has_begun_frees_its_room_at_once() -> None:
-    """Fault: targets of a walk hold their room until the walk has ended (G22)."""
+    """Fault: targets of a fan-out hold their room until the fan-out has ended (G22)."""
     engine = Engine(3)
     for n in range(3):
         engine.subscribe(f"c{n}", "i", "t", "said")
     engine.publish("t", "m", 0)
     with pytest.raises(RegistryFull):
         engine.schedule(NOBODY, "c", "i", 0, "e", 0)
-    walk = engine.claims.begin(0)
-    assert isinstance(walk, Walk)
-    next(walk.iterator)
+    fan_out = engine.claims.begin(0)
+    assert isinstance(fan_out, FanOut)
+    next(fan_out.iterator)
     engine.schedule(NOBODY, "c", "i", 0, "e", 0)
     with pytest.raises(RegistryFull):
         engine.schedule(NOBODY, "c", "i", 0, "e", 0)

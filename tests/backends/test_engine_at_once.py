@@ -17,8 +17,8 @@ import pytest
 
 from stube import Event, Stats
 from stube.testing._harness import PATIENCE
-from stube_backends.engine import Burst, Engine, Timer, Walk
-from stube_backends.engine._topics import LEAVING
+from stube_backends.engine import DueBatch, Engine, FanOut, Timer
+from stube_backends.engine._topics import BEING_REMOVED
 from stube_backends.engine._wheel import SLOT_BITS
 from stube_backends.memory import MemoryRegistry
 from stube_backends.sharded import ShardedRegistry
@@ -65,7 +65,7 @@ def pairs_of_lines(attempt: Callable[[int, int], bool]) -> Iterator[tuple[int, i
     assert last > 10, "the trace saw almost no lines of the operation"
 
 
-class WalkGoesOn:
+class FanOutGoesOn:
     """A fan-out to `b`, then to two instances of `a`, that has begun; and another topic to which only `a` belongs."""
 
     def __init__(self) -> None:
@@ -75,10 +75,10 @@ class WalkGoesOn:
         engine.subscribe("a", "1", "t", "said")
         engine.subscribe("a", "2", "t", "said")
         engine.publish("t", "message", 0)
-        walk = engine.claims.begin(0)
-        assert isinstance(walk, Walk)
-        self.walk = walk
-        next(walk.iterator)
+        fan_out = engine.claims.begin(0)
+        assert isinstance(fan_out, FanOut)
+        self.fan_out = fan_out
+        next(fan_out.iterator)
         self.waits = False
         self.delivered: list[str] = []
         self.passed_over: list[str] = []
@@ -86,10 +86,10 @@ class WalkGoesOn:
     def step(self) -> None:
         """Read without the lock, and take the next target unless the delivery thread would wait there for the lock."""
         over = "other" not in self.engine.topics.topics or self.engine.closed
-        target = None if self.waits else next(self.walk.iterator, None)
+        target = None if self.waits else next(self.fan_out.iterator, None)
         if target is None:
             return
-        if target.name is LEAVING:
+        if target.name is BEING_REMOVED:
             self.waits = True
         elif target.name is None:
             self.passed_over.append(target.instance_id)
@@ -100,11 +100,11 @@ class WalkGoesOn:
 
     def check(self) -> None:
         engine = self.engine
-        rest = self.walk.total - 1 - len(self.delivered)
-        stopped = self.walk.stopped
-        list(self.walk.iterator)
-        self.walk.cancelled, self.walk.dropped = (0, rest) if stopped else (rest, 0)
-        engine.claims.finish_walk(self.walk, 1 + len(self.delivered))
+        rest = self.fan_out.total - 1 - len(self.delivered)
+        stopped = self.fan_out.stopped
+        list(self.fan_out.iterator)
+        self.fan_out.cancelled, self.fan_out.dropped = (0, rest) if stopped else (rest, 0)
+        engine.claims.finish_fan_out(self.fan_out, 1 + len(self.delivered))
         engine._check()
         assert engine.ledger.queued == 0
 
@@ -115,7 +115,7 @@ def test_a_fan_out_delivers_to_no_target_after_one_that_ended_with_it(operation:
     the instance that leaves all its topics, has left one of them (G5, G7, G18)."""
 
     def attempt(first: int, second: int) -> bool:
-        case = WalkGoesOn()
+        case = FanOutGoesOn()
         engine = case.engine
         run = {
             "end": lambda: engine.unsubscribe("a", None, None),
@@ -133,7 +133,7 @@ def test_a_fan_out_delivers_to_no_target_after_one_that_ended_with_it(operation:
         attempt(first, second)
 
 
-class BurstGoesOn:
+class BatchGoesOn:
     """A due batch of three timers of `a` and one of `b`, and a timer of `a` that is not due yet."""
 
     def __init__(self) -> None:
@@ -145,18 +145,18 @@ class BurstGoesOn:
         self.later = engine.schedule(Nobody(), "a", "1", 5 * SLOT, "tick", 0)
         engine.subscribe("a", "1", "t", "said")
         assert engine.claims.begin(SLOT) is None  # opens the slot
-        burst = engine.claims.begin(SLOT + 9)
-        assert isinstance(burst, Burst)
-        self.burst = burst
+        batch = engine.claims.begin(SLOT + 9)
+        assert isinstance(batch, DueBatch)
+        self.batch = batch
         self.delivered: list[Timer] = []
 
     def step(self) -> None:
         over = "t" not in self.engine.topics.topics or self.engine.closed
         claimed = {*map(id, self.delivered)}
         ended = [timer for timer in (*self.timers, self.later) if timer.group is None and id(timer) not in claimed]
-        if self.burst.timers:
-            timer = self.burst.timers.pop()
-            self.burst.delivered += 1
+        if self.batch.timers:
+            timer = self.batch.timers.pop()
+            self.batch.delivered += 1
             group = timer.group
             assert group is not None, "a timer that is over was handed out"
             if group.cid == "a":
@@ -171,17 +171,17 @@ def test_a_due_batch_delivers_no_timer_after_one_that_ended_with_it(operation: s
     G18)."""
 
     def attempt(first: int, second: int) -> bool:
-        case = BurstGoesOn()
+        case = BatchGoesOn()
         engine = case.engine
         run = {"cancel": lambda: engine.cancel_timers("a", None), "reset": engine.reset, "close": engine.close}
         there = with_steps(run[operation], case.step, first, second)
         covered = [timer for timer in case.timers if operation != "cancel" or timer is not case.timers[2]]
         begun = [timer for timer in case.delivered if timer in covered]
         assert begun == covered[: len(begun)], "a timer has begun, but an earlier one never will"
-        while case.burst.timers:
-            case.burst.timers.pop()
-            case.burst.delivered += 1
-        engine.claims.finish_burst()
+        while case.batch.timers:
+            case.batch.timers.pop()
+            case.batch.delivered += 1
+        engine.claims.finish_batch()
         engine._check()
         return there
 
@@ -213,7 +213,7 @@ def test_the_delivery_thread_waits_for_a_target_that_is_leaving(by_reset: bool) 
     assert entered.wait(PATIENCE)
 
     def leave_slowly() -> None:
-        engine.topics.by_cid["leaves"]["main"]["t"].name = LEAVING
+        engine.topics.by_cid["leaves"]["main"]["t"].name = BEING_REMOVED
         release.set()
         threading.Event().wait(0.05)
         assert seen == [("first", "said to first")]
@@ -246,23 +246,23 @@ def test_no_shard_delivers_a_message_after_another_shard_was_emptied(operation: 
         second.subscribe("a", "1", "t", "said")
         second.subscribe("a", "2", "t", "said")
         second.publish("t", "message", 0)
-        walk = second.claims.begin(0)
-        assert isinstance(walk, Walk)
-        next(walk.iterator)
+        fan_out = second.claims.begin(0)
+        assert isinstance(fan_out, FanOut)
+        next(fan_out.iterator)
         looked: list[bool] = []
 
         def step() -> None:
             seen = "other" not in first.topics.topics or first.closed
-            target = next(walk.iterator)
-            assert target.name is LEAVING or not seen, "a target begins after the first shard was seen to be empty"
-            looked.append(target.name is LEAVING)
+            target = next(fan_out.iterator)
+            assert target.name is BEING_REMOVED or not seen, "a target begins after the first shard was empty"
+            looked.append(target.name is BEING_REMOVED)
 
         there = with_steps(getattr(registry, operation), step, line)
         if not there:
-            next(walk.iterator)
+            next(fan_out.iterator)
         dropped = looked == [True] or not there
-        walk.dropped = int(dropped)
-        second.claims.finish_walk(walk, 2 - dropped)
+        fan_out.dropped = int(dropped)
+        second.claims.finish_fan_out(fan_out, 2 - dropped)
         registry._check()
         registry.close()
         return there

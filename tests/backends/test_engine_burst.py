@@ -1,4 +1,4 @@
-"""Timers that are due together and delivered in one go: who has each of them, and what a burst leaves behind."""
+"""Timers that are due together and delivered in one go: who has each of them, and what a batch leaves behind."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import weakref
 import pytest
 
 from stube import Event, create_registry
-from stube_backends.engine import Burst, Engine, Timer
+from stube_backends.engine import DueBatch, Engine, Timer
 from stube_backends.engine._inspection import inspect, sizes
 from stube_backends.engine._wheel import SLOT_BITS
 
@@ -30,85 +30,85 @@ def scheduled(engine: Engine, cid: str, delay: int, instance_id: str = "i", even
     return engine.schedule(NOBODY, cid, instance_id, delay, event, 0)  # type: ignore[arg-type]
 
 
-def burst_of(*cids: str) -> tuple[Engine, Burst, list[Timer]]:
-    """An engine that delivers a timer of each of these conversations in one burst, none of them begun."""
+def batch_of(*cids: str) -> tuple[Engine, DueBatch, list[Timer]]:
+    """An engine that delivers a timer of each of these conversations in one batch, none of them begun."""
     engine = Engine(None)
     scheduled(engine, "first", 1)
     timers = [scheduled(engine, cid, 2 + number) for number, cid in enumerate(cids)]
     first = engine.claims.begin(SLOT)  # alone, for its slot was closed
     assert isinstance(first, Timer)
     first.event = first.group = None
-    burst = engine.claims.begin(SLOT, False)
-    assert isinstance(burst, Burst)
+    batch = engine.claims.begin(SLOT, False)
+    assert isinstance(batch, DueBatch)
     engine._check()
-    return engine, burst, timers
+    return engine, batch, timers
 
 
-def claim(burst: Burst) -> Timer:
-    timer = burst.timers.pop()
+def claim(batch: DueBatch) -> Timer:
+    timer = batch.timers.pop()
     timer.event = timer.group = None
     return timer
 
 
-def test_a_burst_is_claimed_in_the_order_of_the_due_instants_and_counted_behind_it() -> None:
+def test_a_batch_is_claimed_in_the_order_of_the_due_instants_and_counted_behind_it() -> None:
     """Fault: the latest begins first (G2), or a fate is counted twice or never."""
-    engine, burst, timers = burst_of("a", "b", "c")
+    engine, batch, timers = batch_of("a", "b", "c")
     assert engine.stats().timers == 3
-    assert claim(burst) is timers[0]
+    assert claim(batch) is timers[0]
     assert (engine.stats().timers, engine.stats().running) == (2, 1)
-    assert [claim(burst), claim(burst)] == timers[1:]
-    burst.delivered = 2
+    assert [claim(batch), claim(batch)] == timers[1:]
+    batch.delivered = 2
     assert engine.claims.begin(SLOT) is None
     engine._check()
     stats = engine.stats()
-    assert (stats.delivered, stats.failed, stats.running, stats.timers, engine.claims.burst) == (3, 1, 0, 0, None)
+    assert (stats.delivered, stats.failed, stats.running, stats.timers, engine.claims.batch) == (3, 1, 0, 0, None)
 
 
 @pytest.mark.parametrize("begun", range(4))
 def test_a_handle_cancels_what_has_not_begun_and_nothing_else(begun: int) -> None:
     """Fault: a cancel counts a timer that is delivered, or misses one that is not (G5)."""
-    engine, burst, timers = burst_of("a", "b", "c")
-    claimed = [claim(burst) for _ in range(begun)]
+    engine, batch, timers = batch_of("a", "b", "c")
+    claimed = [claim(batch) for _ in range(begun)]
     assert [engine.cancel(timer) for timer in timers] == [None] * begun + ["tick"] * (3 - begun)
     assert [engine.cancel(timer) for timer in timers] == [None] * 3, "cancelled twice"
-    assert burst.timers == []
-    burst.delivered = len(claimed)
+    assert batch.timers == []
+    batch.delivered = len(claimed)
     assert engine.claims.begin(SLOT) is None
     engine._check()
     assert (engine.stats().delivered, engine.stats().cancelled) == (1 + begun, 3 - begun)
 
 
 @pytest.mark.parametrize(("instance_id", "count"), [(None, 3), ("i", 2), ("j", 1), ("k", 0)])
-def test_a_conversation_is_cancelled_in_the_burst_and_outside(instance_id: str | None, count: int) -> None:
-    """Fault: what has left its group for the burst is not found any more, or another conversation's goes as well."""
+def test_a_conversation_is_cancelled_in_the_batch_and_outside(instance_id: str | None, count: int) -> None:
+    """Fault: what has left its group for the batch is not found any more, or another conversation's goes as well."""
     engine = Engine(None)
     for delay, (cid, instance) in enumerate([("x", "i"), ("a", "i"), ("b", "i"), ("a", "j")], 1):
         scheduled(engine, cid, delay, instance)
     scheduled(engine, "a", 5 * SLOT)
     engine.claims.begin(SLOT)
-    burst = engine.claims.begin(SLOT, False)
-    assert isinstance(burst, Burst)
+    batch = engine.claims.begin(SLOT, False)
+    assert isinstance(batch, DueBatch)
     assert len(engine.cancel_timers("a", instance_id)) == count
     engine._check()
     assert engine.stats().cancelled == count
     assert engine.stats().timers == 4 - count
-    assert [timer.group.cid for timer in burst.timers if timer.group].count("b") == 1
+    assert [timer.group.cid for timer in batch.timers if timer.group].count("b") == 1
 
 
-def test_a_reset_drops_the_rest_of_a_burst() -> None:
+def test_a_reset_drops_the_rest_of_a_batch() -> None:
     """Fault: it goes on behind the reset (G18), or what had begun is dropped as well."""
-    engine, burst, timers = burst_of("a", "b", "c")
-    claim(burst)
+    engine, batch, timers = batch_of("a", "b", "c")
+    claim(batch)
     held = engine.reset()
-    assert (burst.timers, timers[1].event, timers[2].group) == ([], None, None)
+    assert (batch.timers, timers[1].event, timers[2].group) == ([], None, None)
     assert held.count("tick") == 2
-    burst.delivered = 1
+    batch.delivered = 1
     assert engine.claims.begin(SLOT) is None
     engine._check()
-    assert (engine.stats().delivered, engine.stats().dropped, engine.claims.burst) == (2, 2, None)
+    assert (engine.stats().delivered, engine.stats().dropped, engine.claims.batch) == (2, 2, None)
 
 
-def test_what_is_queued_between_two_timers_parts_the_burst() -> None:
+def test_what_is_queued_between_two_timers_parts_the_batch() -> None:
     """Fault: a publication waits for timers that were due behind it (G2)."""
     engine = Engine(None)
     for delay in (1, 2, 3, 9, 10, 11):
@@ -116,54 +116,54 @@ def test_what_is_queued_between_two_timers_parts_the_burst() -> None:
     engine.subscribe("a", "i", "t", "said")
     engine.publish("t", "m", 5)
     engine.claims.begin(SLOT)
-    burst = engine.claims.begin(SLOT, False)
-    assert isinstance(burst, Burst)
-    assert [timer.due for timer in burst.timers] == [3, 2]
+    batch = engine.claims.begin(SLOT, False)
+    assert isinstance(batch, DueBatch)
+    assert [timer.due for timer in batch.timers] == [3, 2]
 
 
-def test_a_burst_is_no_longer_than_a_turn_of_the_lock_is_worth() -> None:
+def test_a_batch_is_no_longer_than_a_turn_of_the_lock_is_worth() -> None:
     """Fault: who cancels a conversation looks through everything that is overdue (G14)."""
     engine = Engine(None)
     for number in range(1000):
         scheduled(engine, f"c{number}", 1 + number)
     engine.claims.begin(SLOT)
-    burst = engine.claims.begin(SLOT, False)
-    assert isinstance(burst, Burst)
-    assert len(burst.timers) == 64
+    batch = engine.claims.begin(SLOT, False)
+    assert isinstance(batch, DueBatch)
+    assert len(batch.timers) == 64
     engine._check()
 
 
-def test_nothing_of_a_conversation_is_kept_while_it_waits_in_a_burst_but_its_timer() -> None:
-    """Fault: a group stays in the index until the burst is over, a slow handler long (G13)."""
-    engine, burst, _ = burst_of("a", "b")
+def test_nothing_of_a_conversation_is_kept_while_it_waits_in_a_batch_but_its_timer() -> None:
+    """Fault: a group stays in the index until the batch is over, a slow handler long (G13)."""
+    engine, batch, _ = batch_of("a", "b")
     found = sizes(engine)
-    assert (found["conversations with timers"], found["timers in slots"], found["timers of the burst"]) == (0, 0, 2)
-    claim(burst)
-    assert sizes(engine)["timers of the burst"] == 1
+    assert (found["conversations with timers"], found["timers in slots"], found["timers of the batch"]) == (0, 0, 2)
+    claim(batch)
+    assert sizes(engine)["timers of the batch"] == 1
 
 
-def test_what_waits_in_a_burst_is_shown_as_pending() -> None:
+def test_what_waits_in_a_batch_is_shown_as_pending() -> None:
     """Fault: a conversation whose only timer waits behind a slow handler is shown as having none."""
-    engine, burst, _ = burst_of("a", "b")
-    claim(burst)
+    engine, batch, _ = batch_of("a", "b")
+    claim(batch)
     assert {cid: len(info.timers) for cid, info in inspect(engine, None, SLOT).items()} == {"b": 1}
 
 
-def test_a_burst_that_was_broken_off_is_mended() -> None:
-    """Fault: after an operation was broken off, what waited in a burst is lost, or begins twice."""
+def test_a_batch_that_was_broken_off_is_mended() -> None:
+    """Fault: after an operation was broken off, what waited in a batch is lost, or begins twice."""
     from stube_backends.engine._recovery import rebuild
 
-    engine, burst, timers = burst_of("a", "b", "c")
-    claim(burst)
+    engine, batch, timers = batch_of("a", "b", "c")
+    claim(batch)
     rebuild(engine)
     engine._check()
-    assert (burst.timers, engine.stats().timers) == ([], 2)
-    burst.delivered = 1
+    assert (batch.timers, engine.stats().timers) == ([], 2)
+    batch.delivered = 1
     begun = []
     work = engine.claims.begin(SLOT)
     while work is not None:
         fate = None
-        if isinstance(work, Burst):
+        if isinstance(work, DueBatch):
             begun += [claim(work) for _ in range(len(work.timers))]
             work.delivered = len(begun)
         else:
@@ -176,38 +176,38 @@ def test_a_burst_that_was_broken_off_is_mended() -> None:
     assert engine.stats().balanced
 
 
-def test_each_timer_of_a_burst_has_exactly_one_taker() -> None:
+def test_each_timer_of_a_batch_has_exactly_one_taker() -> None:
     """Fault: a claim and a cancel on two threads both have a timer, or neither (G5); also without a global lock."""
     for _ in range(50):
         timers = [Timer() for _ in range(64)]
-        burst = Burst(timers.copy())
+        batch = DueBatch(timers.copy())
         start = threading.Barrier(2)
         withdrawn: list[Timer] = []
 
         def cancel(
-            burst: Burst = burst,
+            batch: DueBatch = batch,
             timers: list[Timer] = timers,
             start: threading.Barrier = start,
             withdrawn: list[Timer] = withdrawn,
         ) -> None:
             start.wait()
-            withdrawn.extend(timer for timer in timers if burst.withdraw(timer))
+            withdrawn.extend(timer for timer in timers if batch.withdraw(timer))
 
         helper = threading.Thread(target=cancel)
         helper.start()
         start.wait()
         claimed = []
-        while burst.timers:
+        while batch.timers:
             try:
-                claimed.append(burst.timers.pop())
+                claimed.append(batch.timers.pop())
             except IndexError:
                 break
         helper.join()
         assert sorted(map(id, claimed + withdrawn)) == sorted(map(id, timers))
-        assert burst.begun == len(claimed)
+        assert batch.begun == len(claimed)
 
 
-def test_an_interrupt_in_a_burst_leaves_the_rest_for_the_next_advance() -> None:
+def test_an_interrupt_in_a_batch_leaves_the_rest_for_the_next_advance() -> None:
     """Fault: Ctrl-C in a handler loses the timers that were due with it, or delivers one again (G19)."""
     heard: list[str] = []
 
@@ -232,7 +232,7 @@ def test_an_interrupt_in_a_burst_leaves_the_rest_for_the_next_advance() -> None:
         assert registry.stats().balanced
 
 
-def test_a_handler_of_a_burst_ends_another_conversation_of_it() -> None:
+def test_a_handler_of_a_batch_ends_another_conversation_of_it() -> None:
     """Fault: what was collected with the running one is delivered all the same (G5)."""
     heard: list[str] = []
 
@@ -254,8 +254,8 @@ def test_a_handler_of_a_burst_ends_another_conversation_of_it() -> None:
         assert registry.stats().cancelled == 2
 
 
-def test_a_delivered_timer_of_a_burst_keeps_its_payload_no_longer() -> None:
-    """Fault: a payload lives until its burst is over (G13)."""
+def test_a_delivered_timer_of_a_batch_keeps_its_payload_no_longer() -> None:
+    """Fault: a payload lives until its batch is over (G13)."""
 
     class Payload:
         pass
@@ -280,9 +280,9 @@ def test_a_delivered_timer_of_a_burst_keeps_its_payload_no_longer() -> None:
     assert alive == [None] * 4
 
 
-def test_what_a_burst_still_holds_is_handed_back_in_the_order_in_which_it_would_begin() -> None:
+def test_what_a_batch_still_holds_is_handed_back_in_the_order_in_which_it_would_begin() -> None:
     """Fault: who takes it back in again turns equals round (G2)."""
-    _, burst, timers = burst_of("a", "b", "c", "d")
-    claim(burst)
-    assert burst.stop() == timers[1:]
-    assert burst.stop() == []
+    _, batch, timers = batch_of("a", "b", "c", "d")
+    claim(batch)
+    assert batch.stop() == timers[1:]
+    assert batch.stop() == []

@@ -1086,7 +1086,7 @@ def test_deliver_returns_the_number_of_deliveries(registry: ByHand) -> None:
     assert (stats.delivered, stats.failed, stats.cancelled) == (2, 3, 1)  # the two timers belong to "c", too
 
 
-@pytest.mark.parametrize("kind", ["timer", "walk"])
+@pytest.mark.parametrize("kind", ["timer", "fan_out"])
 def test_a_failure_is_logged_once_and_passed_to_on_error(kind: str, caplog: pytest.LogCaptureFixture) -> None:
     """Fault: the log or `on_error` names another delivery or exception, or the traceback is missing (G19)."""
     reported: list[tuple[str, Event, BaseException]] = []
@@ -1113,7 +1113,7 @@ def test_a_failure_is_logged_once_and_passed_to_on_error(kind: str, caplog: pyte
     assert registry.stats().failed == 1
 
 
-@pytest.mark.parametrize("kind", ["timer", "walk"])
+@pytest.mark.parametrize("kind", ["timer", "fan_out"])
 def test_an_ended_conversation_is_no_failure(kind: str, caplog: pytest.LogCaptureFixture) -> None:
     """Fault: `ConversationEnded` is logged as an error, counted as a failure, or passed to `on_error`."""
     registry = ByHand(on_error=lambda *_: pytest.fail("on_error was called"))
@@ -1139,7 +1139,7 @@ class Stop(KeyboardInterrupt):
     """An exception that the registries of this file re-raise."""
 
 
-@pytest.mark.parametrize("kind", ["timer", "walk"])
+@pytest.mark.parametrize("kind", ["timer", "fan_out"])
 @pytest.mark.parametrize("where", ["dispatch", "on_error", "log"])
 def test_a_reraised_exception_is_counted_first_and_has_no_cause(
     kind: str, where: str, monkeypatch: pytest.MonkeyPatch
@@ -1417,7 +1417,7 @@ def test_an_operation_of_another_thread_waits_and_is_not_deferred(operation: str
     assert stats.timers + stats.queued + stats.subscriptions == 3
 
 
-@pytest.mark.parametrize("kind", ["timer", "walk"])
+@pytest.mark.parametrize("kind", ["timer", "fan_out"])
 def test_a_reraised_exception_is_freed_without_the_collector(kind: str) -> None:
     """Fault: a frame keeps the exception in a variable, which is a cycle through its traceback (G13)."""
     references: list[weakref.ref[Stop]] = []
@@ -1455,7 +1455,7 @@ def test_a_fan_out_interrupted_at_any_line_delivers_each_target_once() -> None:
 
     Ctrl-C while another exception is being handled may leave a target without a fate.
     """
-    code = Deliverer._deliver_walk.__code__
+    code = Deliverer._deliver_fan_out.__code__
     interrupted = 0
     for at in range(1, 100):
         registry = ByHand()
@@ -1503,7 +1503,7 @@ def test_a_fan_out_interrupted_at_any_line_delivers_each_target_once() -> None:
         stats = registry.stats()
         assert stats.delivered + stats.failed + stats.cancelled <= stats.accepted == 5
         assert (stats.queued, stats.running) == (0, 0)
-        assert registry.engine.claims.walk is None
+        assert registry.engine.claims.fan_out is None
     assert interrupted > 20
 
 

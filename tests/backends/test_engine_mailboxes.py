@@ -97,7 +97,7 @@ def test_the_ledger_knows_where_everything_is(engine: Checked) -> None:
     assert not any(
         size
         for name, size in sizes(engine).items()
-        if "subscri" not in name and "topic" not in name and name != "spent"
+        if "subscri" not in name and "topic" not in name and name != "garbage"
     )
 
 
@@ -126,8 +126,8 @@ def test_who_left_before_the_sorting_or_before_the_claim_gets_nothing(engine: Ch
     assert engine.take(box) is None
     assert engine.ledger.cancelled == 3
     assert engine.ledger.queued == 0
-    assert engine.claims.take_spent()
-    assert engine.claims.take_spent() == []
+    assert engine.claims.take_garbage()
+    assert engine.claims.take_garbage() == []
 
 
 def test_a_whole_conversations_end_empties_its_mailbox(engine: Checked) -> None:
@@ -141,10 +141,10 @@ def test_a_whole_conversations_end_empties_its_mailbox(engine: Checked) -> None:
     engine.publish("u", 2, 0)
     engine.tick(event="stays")
     sort(engine)
-    engine.claims.take_spent()
+    engine.claims.take_garbage()
     assert len(engine.unsubscribe("a", None, None)) == 2
     assert (engine.ledger.queued, engine.ledger.cancelled) == (0, 2)
-    assert [spent.message for spent in engine.claims.take_spent()] == [1, 2]  # type: ignore[attr-defined]
+    assert [spent.message for spent in engine.claims.take_garbage()] == [1, 2]  # type: ignore[attr-defined]
     engine._check()
     engine.claims.finish(box, False)
     assert engine.rest(box) == ["stays"]

@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 import pytest
 
-from stube_backends.engine import Burst, Engine, Timer, Walk
+from stube_backends.engine import DueBatch, Engine, FanOut, Timer
 from stube_backends.engine._inspection import sizes
 from stube_backends.engine._order import Publication
 from stube_backends.engine._recovery import rebuild
-from stube_backends.engine._topics import LEAVING, TopicIndex
+from stube_backends.engine._topics import BEING_REMOVED, TopicIndex
 from stube_backends.engine._wheel import LONG, SLOT_BITS
 
 SLOT = 1 << SLOT_BITS
@@ -49,12 +49,12 @@ class Broken:
         """What begins until nothing is left, in its order."""
         found: list[object] = []
         while (work := self.engine.claims.begin(9 * SLOT)) is not None:
-            if isinstance(work, Walk):
+            if isinstance(work, FanOut):
                 live = [f"{each.cid}{each.instance_id}" for each in work.iterator if each.name is not None]
                 found.append((work.message, *live))
                 work.cancelled = work.total - len(live)
-                self.engine.claims.finish_walk(work, len(live))
-            elif isinstance(work, Burst):
+                self.engine.claims.finish_fan_out(work, len(live))
+            elif isinstance(work, DueBatch):
                 found += [timer.event for timer in reversed(work.timers)]
                 work.delivered = len(work.stop())
                 work.total = work.delivered
@@ -100,7 +100,7 @@ def without_indexes(broken: Broken) -> None:
 
 def with_wrong_counts(broken: Broken) -> None:
     for topic in broken.engine.topics.topics.values():
-        topic.live, topic.waiting, topic.pinned = 1, 5, 1
+        topic.live, topic.snapshots, topic.snapshot_length = 1, 5, 1
 
 
 def with_wrong_figures(broken: Broken) -> None:
@@ -135,7 +135,7 @@ def test_what_can_be_derived_is_made_anew(damage: Callable[[Broken], None]) -> N
     assert (engine.ledger.timers, engine.ledger.queued, engine.ledger.accepted) == (6, 18, 24)
     assert (engine.topics.count, engine.topics.topics["t"].live) == (10, 9)
     topic = engine.topics.topics["t"]
-    assert (topic.waiting, topic.pinned) == (2, 9)
+    assert (topic.snapshots, topic.snapshot_length) == (2, 9)
     groups = {cid: {name: list(group) for name, group in found.items()} for cid, found in engine.groups.by_cid.items()}
     assert {cid: sorted(found) for cid, found in groups.items()} == {
         "c0": ["i0", "i1", "i2"],
@@ -197,28 +197,28 @@ def test_who_has_left_is_in_no_index_and_a_topic_of_the_dead_is_none() -> None:
     ]
 
 
-def test_a_walk_in_progress_goes_on_and_its_targets_are_counted_once() -> None:
-    """Fault: what the walk has begun is counted as queued, or what it has decided twice (G19)."""
+def test_a_fan_out_in_progress_goes_on_and_its_targets_are_counted_once() -> None:
+    """Fault: what the fan-out has begun is counted as queued, or what it has decided twice (G19)."""
     broken = Broken()
     engine = broken.engine
     for _ in range(2):
         assert isinstance(engine.claims.begin(0), Timer)
         engine.claims.finish_timer(failed=False)
-    walk = engine.claims.begin(0)
-    assert isinstance(walk, Walk)
+    fan_out = engine.claims.begin(0)
+    assert isinstance(fan_out, FanOut)
     for _ in range(5):
-        next(walk.iterator)
-    walk.cancelled = 1
-    engine.claims.finish_walk(walk, 2, 1)
-    next(walk.iterator)
+        next(fan_out.iterator)
+    fan_out.cancelled = 1
+    engine.claims.finish_fan_out(fan_out, 2, 1)
+    next(fan_out.iterator)
     engine.ledger.running = 1
     rebuild(engine)
     ledger = engine.ledger
-    assert walk.accounted == 6
+    assert fan_out.accounted == 6
     assert (ledger.timers, ledger.queued) == (4, 12)
     assert ledger.accepted == 2 + 4 + 2 + 4 + 12
     ledger.running = 0
-    assert engine.claims.begin(0) is walk
+    assert engine.claims.begin(0) is fan_out
 
 
 def test_a_timer_that_runs_is_counted_among_the_accepted() -> None:
@@ -287,7 +287,7 @@ def test_timers_of_one_instant_keep_their_order_whatever_they_still_had_to_wait(
             taken.append(work.event)
             engine.claims.finish_timer(failed=False)
         else:
-            assert isinstance(work, Burst)
+            assert isinstance(work, DueBatch)
             taken += [timer.event for timer in reversed(work.timers)]
             work.delivered = len(work.stop())
             work.total = work.delivered
@@ -303,40 +303,40 @@ def test_what_was_about_to_leave_has_left(marked: int) -> None:
     engine.publish("t", "message", 0)
     leaving = engine.topics.topics["t"].entries[:marked]
     for entry in leaving:
-        entry.name = LEAVING
+        entry.name = BEING_REMOVED
     rebuild(engine)
     engine._check()
     assert [(entry.name, entry.event) for entry in leaving] == [(None, None)] * marked
     assert engine.stats().subscriptions == 3 - marked
-    walk = engine.claims.begin(0)
-    assert isinstance(walk, Walk)
-    assert [target.instance_id for target in walk.targets] == ["i", "j", "k"][marked:]
-    engine.claims.finish_walk(walk, len(list(walk.iterator)))
+    fan_out = engine.claims.begin(0)
+    assert isinstance(fan_out, FanOut)
+    assert [target.instance_id for target in fan_out.targets] == ["i", "j", "k"][marked:]
+    engine.claims.finish_fan_out(fan_out, len(list(fan_out.iterator)))
     engine._check()
 
 
 def test_whoever_looks_for_a_topic_meanwhile_looks_again() -> None:
     """Fault: a topic that came before the operation was broken off, and has told nobody yet, is missed (G16)."""
     engine = Engine(None)
-    before = engine.topics.epoch.now
+    before = engine.topics.generation.token
     rebuild(engine)
-    assert engine.topics.epoch.now is not before
+    assert engine.topics.generation.token is not before
 
 
-def test_the_rest_of_a_burst_goes_back_in_its_order() -> None:
+def test_the_rest_of_a_batch_goes_back_in_its_order() -> None:
     """Fault: equals that had been taken out together begin the other way round (G2)."""
     engine = Engine(None)
     for number in range(5):
         engine.schedule(OWNER, "c", f"i{number % 2}", SLOT + 5, ("e", number), 0)
     assert engine.claims.begin(SLOT) is None  # opens the slot
-    assert isinstance(engine.claims.begin(SLOT + 5), Burst)
+    assert isinstance(engine.claims.begin(SLOT + 5), DueBatch)
     engine.claims.abandon()
     rebuild(engine)
     engine._check()
     assert engine.claims.begin(SLOT) is None
-    burst = engine.claims.begin(SLOT + 5)
-    assert isinstance(burst, Burst)
-    assert [timer.event for timer in reversed(burst.timers)] == [("e", number) for number in range(5)]
+    batch = engine.claims.begin(SLOT + 5)
+    assert isinstance(batch, DueBatch)
+    assert [timer.event for timer in reversed(batch.timers)] == [("e", number) for number in range(5)]
 
 
 def test_equals_of_the_open_slot_stay_in_order() -> None:
@@ -348,29 +348,29 @@ def test_equals_of_the_open_slot_stay_in_order() -> None:
     rebuild(engine)
     engine._check()
     engine.claims.begin(SLOT)
-    burst = engine.claims.begin(SLOT + 5)
-    assert isinstance(burst, Burst)
-    assert [timer.event for timer in reversed(burst.timers)] == [("e", number) for number in range(5)]
+    batch = engine.claims.begin(SLOT + 5)
+    assert isinstance(batch, DueBatch)
+    assert [timer.event for timer in reversed(batch.timers)] == [("e", number) for number in range(5)]
 
 
-def test_the_targets_of_a_walk_whose_counting_was_lost_have_failed() -> None:
+def test_the_targets_of_a_fan_out_whose_counting_was_lost_have_failed() -> None:
     """Fault: what was delivered before the exception has no fate for ever (the ledger)."""
     engine = Engine(None)
     for number in range(4):
         engine.subscribe(f"c{number}", "i", "t", "said")
     engine.publish("t", "message", 0)
-    walk = engine.claims.begin(0)
-    assert isinstance(walk, Walk)
-    next(walk.iterator)
-    engine.claims.finish_walk(walk, 1)
-    assert engine.claims.begin(0) is walk
-    next(walk.iterator)
-    next(walk.iterator)
+    fan_out = engine.claims.begin(0)
+    assert isinstance(fan_out, FanOut)
+    next(fan_out.iterator)
+    engine.claims.finish_fan_out(fan_out, 1)
+    assert engine.claims.begin(0) is fan_out
+    next(fan_out.iterator)
+    next(fan_out.iterator)
     engine.claims.abandon()
     engine._check()
     assert (engine.ledger.delivered, engine.ledger.failed, engine.ledger.queued) == (1, 2, 1)
-    assert engine.claims.begin(0) is walk
-    next(walk.iterator)
+    assert engine.claims.begin(0) is fan_out
+    next(fan_out.iterator)
     engine.claims.abandon()
     engine._check()
-    assert (engine.claims.walk, engine.ledger.failed, engine.ledger.queued) == (None, 3, 0)
+    assert (engine.claims.fan_out, engine.ledger.failed, engine.ledger.queued) == (None, 3, 0)

@@ -1,7 +1,7 @@
 """The engine's operations, one at a time: what each returns, counts, holds and refuses.
 
 The conformance suite shows the same through the public interface; here are the figures and the edges that it cannot
-reach, such as a bound that is met exactly, or a timer that is adopted after its cancel.
+reach, such as a bound that is met exactly, or a timer that is admitted after its cancel.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import pytest
 from typing_extensions import override
 
 from stube import ConversationInfo, RegistryClosed, RegistryFull, Stats, SubscriptionInfo, TimerInfo
-from stube_backends.engine import Engine, Timer, Walk
+from stube_backends.engine import Engine, FanOut, Timer
 from stube_backends.engine._inspection import inspect, sizes
 from stube_backends.engine._order import Publication
 from stube_backends.engine._timers import Group
@@ -61,7 +61,7 @@ def schedule(
 
 
 def detached(engine: Engine, cid: str = "c", event: Any = "e") -> Timer:
-    return Timer.detached(event, Group(cid, "i", Owner(engine)))
+    return Timer.pending_admission(event, Group(cid, "i", Owner(engine)))
 
 
 def figures(engine: Engine) -> dict[str, int]:
@@ -77,10 +77,10 @@ def begin(engine: Engine, now: int = 0) -> Timer:
     return timer
 
 
-def begin_walk(engine: Engine, now: int = 0) -> Walk:
-    walk = engine.claims.begin(now)
-    assert isinstance(walk, Walk)
-    return walk
+def begin_fan_out(engine: Engine, now: int = 0) -> FanOut:
+    fan_out = engine.claims.begin(now)
+    assert isinstance(fan_out, FanOut)
+    return fan_out
 
 
 def crowd(engine: Engine, size: int, topic: str = "t") -> None:
@@ -178,17 +178,17 @@ def test_timers_and_messages_share_the_bound() -> None:
     assert figures(engine) == {"accepted": 6, "timers": 1, "queued": 4, "cancelled": 1}
 
 
-def test_what_a_walk_has_begun_frees_its_room_for_a_publication() -> None:
+def test_what_a_fan_out_has_begun_frees_its_room_for_a_publication() -> None:
     """Fault: `queued` is only brought up to date for timers (G22)."""
     engine = Engine(3)
     crowd(engine, 3)
     engine.publish("t", "m", 0)
-    walk = begin_walk(engine)
+    fan_out = begin_fan_out(engine)
     engine.subscribe("late", "i", "u", "said")
     with pytest.raises(RegistryFull) as caught:
         engine.publish("u", "m", 0)
     assert str(caught.value) == full(3, 1, 3)
-    next(walk.iterator)
+    next(fan_out.iterator)
     engine.require_publishable("u")
     assert engine.publish("u", "m", 0) == 1
 
@@ -203,20 +203,20 @@ def test_without_a_bound_there_is_none() -> None:
 # What is asked before an operation that can only come later
 
 
-def test_an_adoption_is_refused_as_its_schedule_would_be() -> None:
-    """Fault: those that wait to be adopted are not counted, the bound is off by one, or a closed engine says yes."""
+def test_an_admission_is_refused_as_its_schedule_would_be() -> None:
+    """Fault: those that wait to be admitted are not counted, the bound is off by one, or a closed engine says yes."""
     engine = Engine(4)
     crowd(engine, 1)
     schedule(engine)
     engine.publish("t", "m", 0)
-    engine.require_adoption(0)
-    engine.require_adoption(1)
+    engine.require_admission(0)
+    engine.require_admission(1)
     with pytest.raises(RegistryFull) as caught:
-        engine.require_adoption(2)
+        engine.require_admission(2)
     assert str(caught.value) == full(2, 1, 4)
     engine.close()
     with pytest.raises(RegistryClosed) as closed:
-        engine.require_adoption(0)
+        engine.require_admission(0)
     assert str(closed.value) == CLOSED
 
 
@@ -237,11 +237,11 @@ def test_a_publication_is_asked_about_by_its_own_topic() -> None:
     assert str(closed.value) == CLOSED
 
 
-# Adopting
+# Admitting
 
 
 @pytest.mark.parametrize("delay", [0, 7])
-def test_an_adopted_timer_is_one_like_any_other(delay: int) -> None:
+def test_an_admitted_timer_is_one_like_any_other(delay: int) -> None:
     """Fault: it stands in no ring or no group, is due at another instant, or is not counted."""
     engine = Engine(None)
     schedule(engine, "first", delay=delay)
@@ -249,7 +249,7 @@ def test_an_adopted_timer_is_one_like_any_other(delay: int) -> None:
     timer = detached(engine, event=event)
     assert timer.group is not None
     owner = timer.group.owner
-    assert engine.adopt(timer, delay, 0) is None
+    assert engine.admit(timer, delay, 0) is None
     assert figures(engine) == {"accepted": 2, "timers": 2}
     assert engine.groups.holds(timer)
     assert (timer.group.cid, timer.group.instance_id, timer.group.owner) == ("c", "i", owner)
@@ -259,34 +259,34 @@ def test_an_adopted_timer_is_one_like_any_other(delay: int) -> None:
     assert timer.event is event
 
 
-def test_an_adoption_is_no_earlier_than_the_latest_acceptance() -> None:
+def test_an_admission_is_no_earlier_than_the_latest_acceptance() -> None:
     """Fault: an instant of acceptance runs backwards, and the order of arrivals with it (G2)."""
     engine = Engine(None)
     schedule(engine, now=50)
     timer, other = detached(engine, "d"), detached(engine, "d")
-    engine.adopt(timer, 0, 40)
-    engine.adopt(other, 3, 60)
+    engine.admit(timer, 0, 40)
+    engine.admit(other, 3, 60)
     schedule(engine, now=55)
     engine._check()
-    assert (timer.due, other.due, engine.order.latest) == (50, 63, 60)
+    assert (timer.due, other.due, engine.order.last_accepted_ns) == (50, 63, 60)
     assert inspect(engine, "d", 50)["d"].timers[1].remaining_ms == 13 / MS
 
 
-def test_a_timer_cancelled_before_its_adoption_has_that_fate() -> None:
-    """Fault: it is adopted dead, counted dropped, or not counted at all."""
+def test_a_timer_cancelled_before_its_admission_has_that_fate() -> None:
+    """Fault: it is admitted dead, counted dropped, or not counted at all."""
     engine = Engine(None)
     for _ in range(2):
         timer = detached(engine, event=("e", 1))
         assert timer.cancel()
         assert not timer.cancel()
         assert (timer.event, timer.group, timer.after) == (None, None, None)
-        assert engine.adopt(timer, 5, 0) is None
+        assert engine.admit(timer, 5, 0) is None
     assert figures(engine) == {"accepted": 2, "cancelled": 2}
     assert set(sizes(engine).values()) == {0}
 
 
 @pytest.mark.parametrize("why", ["closed", "full of timers", "full of both"])
-def test_an_adoption_without_room_is_dropped_and_its_event_handed_out(why: str) -> None:
+def test_an_admission_without_room_is_dropped_and_its_event_handed_out(why: str) -> None:
     """Fault: the bound is passed, a closed registry holds a timer, or the event is dropped inside the engine."""
     engine = Engine(2)
     crowd(engine, 1)
@@ -301,7 +301,7 @@ def test_an_adoption_without_room_is_dropped_and_its_event_handed_out(why: str) 
     for number in (1, 2):
         event = ("e", Plain())
         timer = detached(engine, event=event)
-        assert engine.adopt(timer, 5, 0) is event
+        assert engine.admit(timer, 5, 0) is event
         assert (timer.event, timer.group, timer.after) == (None, None, None)
         assert not timer.cancel()
         assert engine.ledger.dropped == before.get("dropped", 0) + number
@@ -309,15 +309,15 @@ def test_an_adoption_without_room_is_dropped_and_its_event_handed_out(why: str) 
     engine._check()
 
 
-def test_an_adoption_up_to_the_bound_is_accepted() -> None:
+def test_an_admission_up_to_the_bound_is_accepted() -> None:
     """Fault: the bound is off by one, or messages are subtracted."""
     engine = Engine(3)
     crowd(engine, 1)
     schedule(engine)
     engine.publish("t", "m", 0)
-    assert engine.adopt(detached(engine), 5, 0) is None
+    assert engine.admit(detached(engine), 5, 0) is None
     assert figures(engine) == {"accepted": 3, "timers": 2, "queued": 1}
-    assert engine.adopt(detached(engine), 5, 0) == "e"
+    assert engine.admit(detached(engine), 5, 0) == "e"
 
 
 # Cancelling
@@ -414,13 +414,13 @@ def test_a_publication_remembers_what_it_was_about() -> None:
     assert (publication.topic_name, publication.due, publication.targeted, publication.length) == ("t", 5, 3, 3)
     assert publication.message is message
     topic = engine.topics.topics["t"]
-    assert (topic.waiting, topic.pinned) == (1, 3)
+    assert (topic.snapshots, topic.snapshot_length) == (1, 3)
     engine.publish("t", message, 5)
-    assert (topic.waiting, topic.pinned) == (2, 3)
+    assert (topic.snapshots, topic.snapshot_length) == (2, 3)
     assert figures(engine) == {"accepted": 6, "queued": 6}
-    walk = begin_walk(engine, 5)
-    assert (walk.topic_name, walk.total) == ("t", 3)
-    assert walk.message is message
+    fan_out = begin_fan_out(engine, 5)
+    assert (fan_out.topic_name, fan_out.total) == ("t", 3)
+    assert fan_out.message is message
 
 
 def test_instants_of_acceptance_never_run_backwards() -> None:
@@ -434,12 +434,12 @@ def test_instants_of_acceptance_never_run_backwards() -> None:
     waiting = schedule(engine, now=110, delay=7)
     assert (late.due, early.due, waiting.due) == (100, 100, 127)
     assert [entry.due for entry in engine.order.arrivals] == [100, 100, 100, 120]
-    assert engine.order.latest == 120
+    assert engine.order.last_accepted_ns == 120
     engine.claims.begin(200)
-    assert engine.order.latest == 200
+    assert engine.order.last_accepted_ns == 200
     engine.claims.finish_timer(failed=False)
     engine.claims.begin(150)
-    assert engine.order.latest == 200
+    assert engine.order.last_accepted_ns == 200
 
 
 # Delivering
@@ -463,31 +463,31 @@ def test_each_fate_of_a_timer_is_counted_as_itself() -> None:
     assert figures(engine) == {"accepted": 6, "delivered": 3, "failed": 3}
 
 
-def test_each_fate_of_a_walks_targets_is_counted_as_itself() -> None:
-    """Fault: one fate is counted as another, or the walk is forgotten before its end, or never."""
+def test_each_fate_of_a_fan_out_targets_is_counted_as_itself() -> None:
+    """Fault: one fate is counted as another, or the fan-out is forgotten before its end, or never."""
     engine = Engine(None)
     crowd(engine, 8)
     engine.publish("t", "m", 0)
     engine.unsubscribe("c0", None, None)
-    walk = begin_walk(engine)
-    assert engine.claims.begin(0) is walk  # begun again while it goes on: broken off and resumed
+    fan_out = begin_fan_out(engine)
+    assert engine.claims.begin(0) is fan_out  # begun again while it goes on: broken off and resumed
     engine.ledger.running -= 1
     for _ in range(4):
-        next(walk.iterator)
-    walk.cancelled = 1
-    engine.claims.finish_walk(walk, 1, 2)
-    assert (walk.cancelled, walk.dropped) == (0, 0)
-    assert (engine.claims.walk, walk.decided, walk.accounted) == (walk, 4, 4)
+        next(fan_out.iterator)
+    fan_out.cancelled = 1
+    engine.claims.finish_fan_out(fan_out, 1, 2)
+    assert (fan_out.cancelled, fan_out.dropped) == (0, 0)
+    assert (engine.claims.fan_out, fan_out.decided, fan_out.accounted) == (fan_out, 4, 4)
     assert figures(engine) == {"accepted": 8, "queued": 3, "delivered": 1, "cancelled": 2, "failed": 2}
-    assert begin_walk(engine) is walk
-    assert [target.cid for target in walk.iterator] == ["c5", "c6", "c7"]
-    engine.claims.finish_walk(walk, 3)
-    assert (walk.decided, engine.claims.walk) == (7, None)
+    assert begin_fan_out(engine) is fan_out
+    assert [target.cid for target in fan_out.iterator] == ["c5", "c6", "c7"]
+    engine.claims.finish_fan_out(fan_out, 3)
+    assert (fan_out.decided, engine.claims.fan_out) == (7, None)
     assert figures(engine) == {"accepted": 8, "delivered": 4, "cancelled": 2, "failed": 2}
 
 
 def test_a_delivering_that_is_broken_off_leaves_no_one_running() -> None:
-    """Fault: a timer stays running for ever, has no fate, or a walk loses what it has not begun."""
+    """Fault: a timer stays running for ever, has no fate, or a fan-out loses what it has not begun."""
     engine = Engine(None)
     engine.claims.abandon()
     assert figures(engine) == {}
@@ -497,11 +497,11 @@ def test_a_delivering_that_is_broken_off_leaves_no_one_running() -> None:
     assert figures(engine) == {"accepted": 1, "failed": 1}
     crowd(engine, 2)
     engine.publish("t", "m", 0)
-    walk = begin_walk(engine)
+    fan_out = begin_fan_out(engine)
     engine.claims.abandon()
-    assert engine.claims.walk is walk
+    assert engine.claims.fan_out is fan_out
     assert figures(engine) == {"accepted": 3, "failed": 1, "queued": 2}
-    assert begin_walk(engine) is walk
+    assert begin_fan_out(engine) is fan_out
 
 
 def test_idle_means_that_nothing_runs_and_nothing_is_ready() -> None:
@@ -526,12 +526,12 @@ def test_idle_means_that_nothing_runs_and_nothing_is_ready() -> None:
     crowd(engine, 1)
     engine.publish("t", "m", 10)
     assert engine.is_idle(0, timers_too=False) is False
-    walk = begin_walk(engine, 10)
+    fan_out = begin_fan_out(engine, 10)
     engine.ledger.running = 0
-    assert engine.is_idle(10, timers_too=True) is False  # a walk that was broken off
+    assert engine.is_idle(10, timers_too=True) is False  # a fan-out that was broken off
     engine.ledger.running = 1
-    list(walk.iterator)
-    engine.claims.finish_walk(walk, 1)
+    list(fan_out.iterator)
+    engine.claims.finish_fan_out(fan_out, 1)
     assert engine.is_idle(10, timers_too=True) is True
 
 
@@ -570,30 +570,30 @@ def test_a_reset_hands_out_all_that_was_held_and_counts_it_dropped() -> None:
     assert engine.stats() == Stats(0, 0, 0, 0, 0, 7, 0, 0, 1, 6)
 
 
-def test_a_reset_in_a_broken_off_walk_forgets_the_walk() -> None:
-    """Fault: the walk of before goes on after the reset (G18)."""
+def test_a_reset_in_a_broken_off_fan_out_forgets_the_fan_out() -> None:
+    """Fault: the fan-out of before goes on after the reset (G18)."""
     engine = Engine(None)
     crowd(engine, 3)
     engine.publish("t", "m", 0)
-    walk = begin_walk(engine)
-    next(walk.iterator)
-    engine.claims.finish_walk(walk, 1)
+    fan_out = begin_fan_out(engine)
+    next(fan_out.iterator)
+    engine.claims.finish_fan_out(fan_out, 1)
     engine.unsubscribe("c2", None, None)
     held = engine.reset()
-    assert any(each is walk for each in held)
-    assert (engine.claims.walk, walk.decided) == (None, 3)
+    assert any(each is fan_out for each in held)
+    assert (engine.claims.fan_out, fan_out.decided) == (None, 3)
     assert figures(engine) == {"accepted": 3, "delivered": 1, "dropped": 1, "cancelled": 1}
     assert engine.claims.begin(0) is None
 
 
-def test_a_reset_before_a_claimed_walk_is_broken_off_leaves_it_without_a_failure() -> None:
-    """Fault: the walk is forgotten while it runs, and breaking it off counts a failed timer that nobody accepted."""
+def test_a_reset_before_a_claimed_fan_out_is_broken_off_leaves_it_without_a_failure() -> None:
+    """Fault: the fan-out is forgotten while it runs, and breaking it off counts a failed timer that nobody accepted."""
     engine = Engine(None)
     crowd(engine, 2)
     engine.publish("t", "m", 0)
-    walk = begin_walk(engine)
+    fan_out = begin_fan_out(engine)
     engine.reset()
-    assert engine.claims.walk is walk
+    assert engine.claims.fan_out is fan_out
     engine.claims.abandon()
     assert figures(engine) == {"accepted": 2, "dropped": 2}
 
@@ -642,7 +642,7 @@ def test_what_is_held_is_shown_conversation_by_conversation() -> None:
 
 
 def test_who_runs_is_shown_and_nobody_else() -> None:
-    """Fault: the running conversation is that of the walk's last target after its end, or of a timer long over."""
+    """Fault: the running conversation is that of the fan-out's last target after its end, or of a timer long over."""
     engine = Engine(None)
     schedule(engine, "timer")
     begin(engine)
@@ -651,16 +651,16 @@ def test_who_runs_is_shown_and_nobody_else() -> None:
     engine.claims.finish_timer(failed=False)
     engine.publish("t", "m", 0)
     assert {cid: info.running for cid, info in inspect(engine, None, 0).items()} == {"c0": 0, "c1": 0}
-    walk = begin_walk(engine)
+    fan_out = begin_fan_out(engine)
     assert {info.running for info in inspect(engine, None, 0).values()} == {0}
-    next(walk.iterator)
+    next(fan_out.iterator)
     shown = {cid: (info.running, info.queued) for cid, info in inspect(engine, None, 0).items()}
     assert shown == {"c0": (1, 0), "c1": (0, 1)}
     engine.unsubscribe("c0", None, None)
     assert inspect(engine, "c0", 0)["c0"].running == 1
-    engine.claims.finish_walk(walk, 1)
+    engine.claims.finish_fan_out(fan_out, 1)
     assert inspect(engine, "c0", 0) == {}
-    next(walk.iterator)
+    next(fan_out.iterator)
 
 
 def test_every_container_has_its_own_size() -> None:
@@ -690,17 +690,17 @@ def test_every_container_has_its_own_size() -> None:
         "conversations with subscriptions": 3,
         "instances with subscriptions": 4,
         "subscriptions in instances": 5,
-        "targets of the walk": 0,
-        "timers of the burst": 0,
+        "targets of the fan-out": 0,
+        "timers of the batch": 0,
     }
     begin(engine)
     engine.claims.finish_timer(failed=False)
-    walk = begin_walk(engine)
+    fan_out = begin_fan_out(engine)
     begun = sizes(engine)
-    assert (begun["targets of the walk"], begun["arrivals"]) == (4, 1)
-    list(walk.iterator)
-    engine.claims.finish_walk(walk, 4)
-    assert sizes(engine)["targets of the walk"] == 0
+    assert (begun["targets of the fan-out"], begun["arrivals"]) == (4, 1)
+    list(fan_out.iterator)
+    engine.claims.finish_fan_out(fan_out, 4)
+    assert sizes(engine)["targets of the fan-out"] == 0
     engine.unsubscribe("c0", "j", "u")  # the publication alone still holds the list
     assert sizes(engine)["topic entries"] == 5
 
@@ -723,9 +723,9 @@ def test_a_look_into_a_half_changed_engine_changes_nothing() -> None:
     crowd(engine, 2)
     engine.put_flow("c", 1)
     engine.publish("t", "m", 0)
-    walk = begin_walk(engine)
-    next(walk.iterator)
+    fan_out = begin_fan_out(engine)
+    next(fan_out.iterator)
     assert engine.stats_as_they_stand() == Stats(1, 2, 0, 2, 1, 2, 0, 0, 0, 0)
-    assert walk.accounted == 0
+    assert fan_out.accounted == 0
     assert engine.stats() == Stats(1, 2, 0, 1, 1, 2, 0, 0, 0, 0)
-    assert walk.accounted == 1
+    assert fan_out.accounted == 1

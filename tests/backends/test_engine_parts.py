@@ -12,10 +12,10 @@ import pytest
 
 from stube import Event
 from stube.testing._harness import Injector, tracing
-from stube_backends.engine import EARLIEST, FOREVER, ReadyOrder, Timer, Walk
+from stube_backends.engine import EARLIEST, FOREVER, FanOut, ReadyOrder, Timer
 from stube_backends.engine._order import Publication
 from stube_backends.engine._timers import Group, TimerGroups
-from stube_backends.engine._topics import LEAVING, Subscription, TopicIndex
+from stube_backends.engine._topics import BEING_REMOVED, Subscription, TopicIndex
 from stube_backends.engine._wheel import LONG, SLOT_BITS, Slot, TimerWheel
 
 SLOT = 1 << SLOT_BITS
@@ -156,7 +156,7 @@ def test_ties_leave_in_the_order_in_which_they_came_in_whatever_slot() -> None:
     assert drained(wheel, SLOT + 6) == [before, *early, *late, behind]
 
 
-def test_a_shell_at_the_end_is_passed_over_and_the_next_one_comes() -> None:
+def test_a_tombstone_at_the_end_is_passed_over_and_the_next_one_comes() -> None:
     """Fault: a cancelled timer of the open slot is handed out, or hides the one behind it."""
     wheel, timers = wheel_of(*(SLOT + number for number in range(9)))
     assert wheel.take_due(SLOT - 1) is None
@@ -164,7 +164,7 @@ def test_a_shell_at_the_end_is_passed_over_and_the_next_one_comes() -> None:
     for number in (1, 2, 3):
         remove(wheel, timers[number])
         wheel._check()
-    assert len(wheel.order) == 8  # the shells are still there
+    assert len(wheel.order) == 8  # the tombstones are still there
     assert list(wheel) == timers[4:]
     assert wheel.next_instant() == SLOT + 4
     assert len(wheel.order) == 5  # and not any more
@@ -174,8 +174,8 @@ def test_a_shell_at_the_end_is_passed_over_and_the_next_one_comes() -> None:
     assert (wheel.number, wheel.live, wheel.order) == (None, 0, [])
 
 
-def test_shells_go_when_they_outnumber_the_living() -> None:
-    """Fault: shells stay beyond that, or are tidied away at each cancel, which then costs what the slot holds."""
+def test_tombstones_go_when_they_outnumber_the_living() -> None:
+    """Fault: tombstones stay beyond that, or are tidied away at each cancel, which then costs what the slot holds."""
     wheel, timers = wheel_of(*(SLOT + number for number in range(10)))
     assert wheel.take_due(SLOT - 1) is wheel.take_due(SLOT - 1) is None
     wheel.take_due(SLOT)
@@ -188,8 +188,8 @@ def test_shells_go_when_they_outnumber_the_living() -> None:
     assert wheel.number is None
 
 
-def test_taking_from_a_slot_of_many_shells_tidies_it() -> None:
-    """Fault: what remains of a slot holds more shells than living timers after one was taken (G13)."""
+def test_taking_from_a_slot_of_many_tombstones_tidies_it() -> None:
+    """Fault: what remains of a slot holds more tombstones than living timers after one was taken (G13)."""
     wheel, timers = wheel_of(*(SLOT + number for number in range(6)))
     wheel.take_due(SLOT - 1)
     assert wheel.take_due(SLOT) is timers[0]
@@ -401,7 +401,7 @@ def test_random_timers_leave_in_the_order_of_their_instants() -> None:
 
 def test_a_handle_says_whose_it_is_and_what_for() -> None:
     """Fault: a repr that shows a payload, or one that fails when the timer is over."""
-    timer = Timer.detached(("tick", object()), Group("c", "i", Owner()))
+    timer = Timer.pending_admission(("tick", object()), Group("c", "i", Owner()))
     assert repr(timer) == "<Timer 'tick' of 'c', 'i'>"
     timer.group = None
     assert repr(timer) == "<Timer: over>"
@@ -412,7 +412,7 @@ def test_a_handle_says_whose_it_is_and_what_for() -> None:
 def test_a_handle_asks_its_owner_and_after_its_end_nobody() -> None:
     """Fault: the owner is not asked, its answer is not passed on, or a dead handle raises."""
     owner = Owner()
-    timer = Timer.detached("e", Group("c", "i", owner))
+    timer = Timer.pending_admission("e", Group("c", "i", owner))
     assert timer.cancel() is True
     assert owner.asked == [timer]
     timer.group = None
@@ -430,7 +430,7 @@ def test_a_handle_asks_its_owner_and_after_its_end_nobody() -> None:
 )
 def test_a_claim_takes_the_delivery_off_the_timer(spec: Any, event: Event) -> None:
     """Fault: the event of another instance, or a handle that keeps a payload or a registry alive (G13)."""
-    timer = Timer.detached(spec, Group("c", "i", Owner()))
+    timer = Timer.pending_admission(spec, Group("c", "i", Owner()))
     assert timer.claim() == ("c", event)
     assert (timer.event, timer.group, timer.cancel()) == (None, None, False)
 
@@ -438,7 +438,7 @@ def test_a_claim_takes_the_delivery_off_the_timer(spec: Any, event: Event) -> No
 @pytest.mark.usefixtures("uncollected")
 def test_the_group_of_a_detached_timer_is_no_cycle() -> None:
     """Fault: the group that only names whose timer it is waits for the collector (G13)."""
-    Timer.detached("e", Group("c", "i", Owner()))
+    Timer.pending_admission("e", Group("c", "i", Owner()))
 
 
 def grouped(groups: TimerGroups, cid: str, instance_id: str, owner: Any = None) -> Timer:
@@ -449,7 +449,7 @@ def grouped(groups: TimerGroups, cid: str, instance_id: str, owner: Any = None) 
 
 
 def test_a_group_keeps_its_timers_from_the_oldest_on() -> None:
-    """Fault: another order, or a walk that breaks off where the timer that it handed out is removed."""
+    """Fault: another order, or a fan-out that breaks off where the timer that it handed out is removed."""
     groups, owner = TimerGroups(), Owner()
     timers = [grouped(groups, "c", "i", owner) for _ in range(4)]
     group = groups.by_cid["c"]["i"]
@@ -633,9 +633,9 @@ def test_indexes_of_topics_that_empty_give_their_memory_back() -> None:
 def waiting_publication(index: TopicIndex, topic: str = "t") -> tuple[list[Subscription], int]:
     """What a publication holds on to, as `Engine.publish` does."""
     found = index.topics[topic]
-    found.waiting += 1
-    found.pinned = len(found.entries)
-    return found.entries, found.pinned
+    found.snapshots += 1
+    found.snapshot_length = len(found.entries)
+    return found.entries, found.snapshot_length
 
 
 def test_a_publication_targets_those_who_were_there_and_are_still() -> None:
@@ -649,7 +649,7 @@ def test_a_publication_targets_those_who_were_there_and_are_still() -> None:
     index._check()
     assert topic.entries is entries
     assert names(topic.targets(entries, length)) == ["a", "c", "d"]
-    assert (topic.waiting, topic.pinned) == (0, 0)
+    assert (topic.snapshots, topic.snapshot_length) == (0, 0)
     assert names(topic.entries) == ["a", "c", "d", "late", "b"]
     index._check()
 
@@ -661,14 +661,14 @@ def test_a_whole_topic_is_targeted_up_to_the_instant_of_the_publication() -> Non
     first, second = waiting_publication(index), waiting_publication(index)
     index.add("late", "i", "t", "said")
     third = waiting_publication(index)
-    assert (topic.waiting, topic.pinned) == (3, 3)
+    assert (topic.snapshots, topic.snapshot_length) == (3, 3)
     assert names(topic.targets(*first)) == ["a", "b"]
-    assert (topic.waiting, topic.pinned) == (2, 3)
+    assert (topic.snapshots, topic.snapshot_length) == (2, 3)
     targets = topic.targets(*second)
     assert names(targets) == ["a", "b"]
     assert targets is not topic.entries
     assert names(topic.targets(*third)) == ["a", "b", "late"]
-    assert (topic.waiting, topic.pinned) == (0, 0)
+    assert (topic.snapshots, topic.snapshot_length) == (0, 0)
 
 
 def test_a_publication_that_was_left_with_the_old_list_disturbs_no_one() -> None:
@@ -684,7 +684,7 @@ def test_a_publication_that_was_left_with_the_old_list_disturbs_no_one() -> None
     assert len(old) == 5
     new, new_length = waiting_publication(index)
     assert names(topic.targets(old, length)) == ["d", "e"]
-    assert (topic.waiting, topic.pinned) == (1, 2)
+    assert (topic.snapshots, topic.snapshot_length) == (1, 2)
     assert names(topic.targets(new, new_length)) == ["d", "e"]
 
 
@@ -715,7 +715,7 @@ def test_a_list_that_is_made_anew_leaves_the_old_one_to_its_publications_alone()
         index.remove(cid, None, None)
         index._check()
     assert topic.entries is not old
-    assert (len(old), topic.waiting, topic.pinned) == (length, 0, 0)
+    assert (len(old), topic.snapshots, topic.snapshot_length) == (length, 0, 0)
     assert names(topic.entries) == ["l2", "l3"]
     assert topic.targets(old, length) == []
 
@@ -731,7 +731,7 @@ def test_a_topic_that_ends_leaves_its_list_to_its_publications_alone() -> None:
     assert "t" not in index.topics
     assert len(entries) == length == 1
     assert topic.targets(entries, length) == []
-    assert (topic.live, topic.waiting, topic.pinned) == (0, 0, 0)
+    assert (topic.live, topic.snapshots, topic.snapshot_length) == (0, 0, 0)
     assert len(entries) == 1
 
 
@@ -807,7 +807,7 @@ def test_arrivals_and_timers_are_merged_by_their_instants() -> None:
     timers = [timer_due(due) for due in (SLOT + 1, SLOT + 3, SLOT + 5)]
     for timer in timers:
         order.wheel.add(timer)
-    order.latest = SLOT + 3
+    order.last_accepted_ns = SLOT + 3
     arrivals: list[Any] = [arrival(SLOT + 2), timer_due(SLOT + 3), arrival(SLOT + 3)]
     for entry in arrivals:
         order.arrivals.append(entry)
@@ -864,89 +864,89 @@ def subscriptions(*cids: str) -> list[Subscription]:
     return [Subscription(cid, "i", "t", "said") for cid in cids]
 
 
-def walk_over(targets: list[Subscription]) -> Walk:
+def fan_out_over(targets: list[Subscription]) -> FanOut:
     publication = arrival(0)
     publication.topic_name = "t"
     publication.message = "m"
-    return Walk(publication, targets)
+    return FanOut(publication, targets)
 
 
-def test_a_walk_knows_how_far_it_has_come() -> None:
+def test_a_fan_out_knows_how_far_it_has_come() -> None:
     """Fault: the current target or the rest are off by one."""
     targets = subscriptions("a", "b", "c")
-    walk = walk_over(targets)
-    assert (walk.begun, walk.current, walk.total, walk.accounted, walk.decided) == (0, None, 3, 0, 0)
-    assert names(walk.rest()) == ["a", "b", "c"]
-    next(walk.iterator)
-    assert (walk.begun, walk.current) == (1, targets[0])
+    fan_out = fan_out_over(targets)
+    assert (fan_out.begun, fan_out.current, fan_out.total, fan_out.accounted, fan_out.decided) == (0, None, 3, 0, 0)
+    assert names(fan_out.rest()) == ["a", "b", "c"]
+    next(fan_out.iterator)
+    assert (fan_out.begun, fan_out.current) == (1, targets[0])
     targets[1].name = None
-    assert names(walk.rest()) == ["c"]
-    next(walk.iterator)
-    next(walk.iterator)
-    assert (walk.begun, walk.current, walk.rest()) == (3, targets[2], [])
-    assert next(walk.iterator, None) is None
-    assert (walk.begun, walk.current) == (3, targets[2])
+    assert names(fan_out.rest()) == ["c"]
+    next(fan_out.iterator)
+    next(fan_out.iterator)
+    assert (fan_out.begun, fan_out.current, fan_out.rest()) == (3, targets[2], [])
+    assert next(fan_out.iterator, None) is None
+    assert (fan_out.begun, fan_out.current) == (3, targets[2])
 
 
-def test_a_stopped_walk_marks_every_target_and_is_not_advanced() -> None:
+def test_a_stopped_fan_out_marks_every_target_and_is_not_advanced() -> None:
     """Fault: a target begins after the reset (G18); or two threads advance one iterator, which is no single step
     where there is no global interpreter lock."""
     targets = subscriptions("a", "b", "c")
     targets[1].name = targets[1].event = None
-    walk = walk_over(targets.copy())
-    next(walk.iterator)
-    assert walk.stop() == ["said", "said"]
-    assert [target.name for target in targets] == [LEAVING, None, LEAVING]
+    fan_out = fan_out_over(targets.copy())
+    next(fan_out.iterator)
+    assert fan_out.stop() == ["said", "said"]
+    assert [target.name for target in targets] == [BEING_REMOVED, None, BEING_REMOVED]
     assert [target.event for target in targets] == [None, None, None]
-    assert (walk.begun, walk.current, walk.rest()) == (1, targets[0], [])
+    assert (fan_out.begun, fan_out.current, fan_out.rest()) == (1, targets[0], [])
 
 
 def test_no_event_of_a_host_has_the_name_of_those_that_leave() -> None:
     """Fault: the mark is found by its value, and a host's event of that name ends a publication."""
-    assert LEAVING == "leaving"
-    assert sys.intern("leaving") is not LEAVING
+    assert BEING_REMOVED == "leaving"
+    assert sys.intern("leaving") is not BEING_REMOVED
 
 
 @pytest.mark.parametrize("begun", range(4))
-def test_a_stopped_walk_still_knows_who_began_last(begun: int) -> None:
+def test_a_stopped_fan_out_still_knows_who_began_last(begun: int) -> None:
     """Fault: after a reset the delivery that runs is shown as another's, or as nobody's."""
     targets = subscriptions("a", "b", "c")
-    walk = walk_over(targets.copy())
+    fan_out = fan_out_over(targets.copy())
     for _ in range(begun):
-        next(walk.iterator)
-    walk.stop()
-    assert walk.current is (targets[begun - 1] if begun else None)
+        next(fan_out.iterator)
+    fan_out.stop()
+    assert fan_out.current is (targets[begun - 1] if begun else None)
 
 
 def test_targets_are_claimed_in_their_order_and_the_rest_is_counted() -> None:
     """Fault: a removed subscription is delivered to, its message has no fate, or the fan-out ends at it (G5)."""
     targets = subscriptions("a", "b", "c", "d")
     targets[1].name = targets[3].name = None
-    walk = walk_over(targets)
-    claimed = [(target.cid, name) for target, name in walk.claim_each(lambda: pytest.fail("waited"))]
+    fan_out = fan_out_over(targets)
+    claimed = [(target.cid, name) for target, name in fan_out.claim_each(lambda: pytest.fail("waited"))]
     assert claimed == [("a", "said"), ("c", "said")]
-    assert (walk.cancelled, walk.dropped, walk.begun) == (2, 0, 4)
+    assert (fan_out.cancelled, fan_out.dropped, fan_out.begun) == (2, 0, 4)
 
 
 def test_a_target_that_is_being_removed_is_waited_for_and_cancelled() -> None:
     """Fault: the delivery thread passes over one of several that are removed together, and delivers to another (G5)."""
     targets = subscriptions("a", "b", "c")
-    targets[0].name = LEAVING
+    targets[0].name = BEING_REMOVED
 
     def wait() -> None:
         targets[0].name = targets[1].name = None
 
-    walk = walk_over(targets)
-    assert [target.cid for target, _ in walk.claim_each(wait)] == ["c"]
-    assert (walk.cancelled, walk.dropped) == (2, 0)
+    fan_out = fan_out_over(targets)
+    assert [target.cid for target, _ in fan_out.claim_each(wait)] == ["c"]
+    assert (fan_out.cancelled, fan_out.dropped) == (2, 0)
 
 
 def test_a_fan_out_that_a_reset_has_stopped_ends_at_the_next_target() -> None:
     """Fault: it goes on after the reset, or counts the targets that the reset counts (G18)."""
     targets = subscriptions("a", "b", "c")
-    walk = walk_over(targets)
-    claims = walk.claim_each(lambda: None)
+    fan_out = fan_out_over(targets)
+    claims = fan_out.claim_each(lambda: None)
     assert next(claims)[0] is targets[0]
-    walk.stop()
+    fan_out.stop()
     assert list(claims) == []
-    assert (walk.cancelled, walk.dropped, walk.begun) == (0, 1, 2)
+    assert (fan_out.cancelled, fan_out.dropped, fan_out.begun) == (0, 1, 2)

@@ -315,7 +315,11 @@ def test_the_timeout_of_join_is_virtual(registry: VirtualRegistry, log: Log) -> 
 
 def test_join_reports_an_endless_chain(registry: VirtualRegistry) -> None:
     """Fault: `join()` without a timeout never returns if a timer re-arms itself."""
-    registry.install_dispatch(lambda cid, event: tick(registry, 1000, "clock"))
+
+    def rearm(cid: str, event: Event) -> None:
+        tick(registry, 1000, "clock")
+
+    registry.install_dispatch(rearm)
     tick(registry, 1000, "clock")
     with watchdog(), pytest.raises(VirtualTimeError, match="'clock'"):
         registry.join()

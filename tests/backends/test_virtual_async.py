@@ -17,9 +17,9 @@ from typing_extensions import override
 import stube
 from stube import Event, Stats, VirtualTimeError
 from stube.testing._harness import Injector, check_ledger, tracing
-from stube_backends.engine import Walk
+from stube_backends.engine import FanOut
 from stube_backends.engine._order import Publication
-from stube_backends.engine._topics import LEAVING
+from stube_backends.engine._topics import BEING_REMOVED
 from stube_backends.virtual import VirtualRegistry
 from tests.backends.helpers import tick
 
@@ -130,7 +130,7 @@ def test_due_batches_and_fan_outs_are_claimed_one_by_one(registry: VirtualRegist
     run(main)
 
 
-@pytest.mark.parametrize("kind", ["timer", "burst", "walk"])
+@pytest.mark.parametrize("kind", ["timer", "batch", "fan_out"])
 def test_a_handler_that_fails_stops_no_other(kind: str) -> None:
     """G19. Fault: the exception is raised by `advance_async`, or the deliveries behind the handler are lost."""
     errors: list[str] = []
@@ -149,11 +149,11 @@ def test_a_handler_that_fails_stops_no_other(kind: str) -> None:
     async def main() -> None:
         registry.install_dispatch(fails)
         cids = [f"c{number}" for number in range(1, 6)]
-        if kind == "walk":
+        if kind == "fan_out":
             listen(registry, *cids)
             registry.publish("t", 1)
-        for number, cid in enumerate(cids if kind != "walk" else ()):
-            tick(registry, 1 if kind == "burst" else number, cid=cid)
+        for number, cid in enumerate(cids if kind != "fan_out" else ()):
+            tick(registry, 1 if kind == "batch" else number, cid=cid)
         await registry.advance_async(10)
         assert [cid for _, cid, _ in recorder.seen] == cids
         assert errors == ["c2 oh", "c3 no", "c4 "]
@@ -163,7 +163,7 @@ def test_a_handler_that_fails_stops_no_other(kind: str) -> None:
     run(main)
 
 
-@pytest.mark.parametrize("kind", ["timer", "burst", "walk"])
+@pytest.mark.parametrize("kind", ["timer", "batch", "fan_out"])
 def test_ctrl_c_in_a_handler_reaches_the_caller(registry: VirtualRegistry, recorder: Recorder, kind: str) -> None:
     """Case 23b, G19. Fault: Ctrl-C is swallowed, or the deliveries behind the handler are lost."""
 
@@ -174,10 +174,10 @@ def test_ctrl_c_in_a_handler_reaches_the_caller(registry: VirtualRegistry, recor
     async def main() -> None:
         recorder.handlers = dict.fromkeys(("tick", "said"), interrupt)
         listen(registry, "a", "b", "c")
-        if kind == "walk":
+        if kind == "fan_out":
             registry.publish("t", 1)
-        for number, cid in enumerate("abc" if kind != "walk" else ""):
-            tick(registry, 1 if kind == "burst" else number, cid=cid)
+        for number, cid in enumerate("abc" if kind != "fan_out" else ""):
+            tick(registry, 1 if kind == "batch" else number, cid=cid)
         with pytest.raises(KeyboardInterrupt):
             await registry.advance_async(10)
         registry._check()
@@ -196,7 +196,7 @@ def test_ctrl_c_in_a_handler_reaches_the_caller(registry: VirtualRegistry, recor
         loop.close()
 
 
-@pytest.mark.parametrize("kind", ["timer", "burst", "walk"])
+@pytest.mark.parametrize("kind", ["timer", "batch", "fan_out"])
 @pytest.mark.parametrize("stubborn", [False, True], ids=["cancelled", "swallows it"])
 def test_a_handler_that_does_not_return_is_reported_by_name(
     registry: VirtualRegistry, recorder: Recorder, kind: str, stubborn: bool
@@ -214,13 +214,13 @@ def test_a_handler_that_does_not_return_is_reported_by_name(
         recorder.handlers = {"tick": lambda: hang() if len(recorder.seen) == 2 else None}
         recorder.handlers["said"] = recorder.handlers["tick"]
         listen(registry, "a", "b", "c")
-        if kind == "walk":
+        if kind == "fan_out":
             registry.publish("t", 1)
-        for number, cid in enumerate("abc" if kind != "walk" else ""):
-            tick(registry, 1 if kind == "burst" else number, cid=cid)
+        for number, cid in enumerate("abc" if kind != "fan_out" else ""):
+            tick(registry, 1 if kind == "batch" else number, cid=cid)
         with pytest.raises(VirtualTimeError) as caught:
             await registry.advance_async(10, patience=0.01)
-        name = "said" if kind == "walk" else "tick"
+        name = "said" if kind == "fan_out" else "tick"
         assert str(caught.value) == (
             f"The handler of {name!r} of instance 'main' of conversation 'b' has not returned within 0.01 s of real "
             "time, and was cancelled. See what it waits for: the clock does not move while a handler runs."
@@ -254,7 +254,7 @@ def test_settled_and_joined_say_whether_the_registry_became_idle(registry: Virtu
     run(main)
 
 
-@pytest.mark.parametrize("kind", ["timer", "burst", "walk"])
+@pytest.mark.parametrize("kind", ["timer", "batch", "fan_out"])
 def test_cancelling_advance_async_leaves_the_state_consistent(
     registry: VirtualRegistry, recorder: Recorder, kind: str
 ) -> None:
@@ -264,10 +264,10 @@ def test_cancelling_advance_async_leaves_the_state_consistent(
         entered = asyncio.Event()
         recorder.handlers = dict.fromkeys(("tick", "said"), lambda: entered.set() or asyncio.sleep(60))  # type: ignore[func-returns-value]
         listen(registry, "a", "b")
-        if kind == "walk":
+        if kind == "fan_out":
             registry.publish("t", 1)
-        for number, cid in enumerate("ab" if kind != "walk" else ""):
-            tick(registry, 1 if kind == "burst" else number, cid=cid)
+        for number, cid in enumerate("ab" if kind != "fan_out" else ""):
+            tick(registry, 1 if kind == "batch" else number, cid=cid)
         advancing = asyncio.create_task(registry.advance_async(10))
         await entered.wait()
         advancing.cancel()
@@ -427,7 +427,7 @@ class Within(Injector):
         return super().__call__(frame, event, argument)
 
 
-@pytest.mark.parametrize("kind", ["burst", "walk"])
+@pytest.mark.parametrize("kind", ["batch", "fan_out"])
 def test_a_cancel_at_any_line_gives_each_delivery_one_fate(kind: str) -> None:
     """G5. Fault: finding a timer and claiming it are two steps, and another thread cancels the timer in between."""
     at = 0
@@ -435,7 +435,7 @@ def test_a_cancel_at_any_line_gives_each_delivery_one_fate(kind: str) -> None:
         registry = VirtualRegistry()
         recorder = Recorder(registry)
         registry.install_dispatch(recorder)
-        if kind == "burst":
+        if kind == "batch":
             for _ in range(3):
                 tick(registry, 1)
         else:
@@ -475,7 +475,7 @@ def test_claiming_a_message_reads_its_name_once() -> None:
 
     class Leaving:
         cid, instance_id = "c1", "main"
-        names: ClassVar[list[str]] = ["said", LEAVING]
+        names: ClassVar[list[str]] = ["said", BEING_REMOVED]
 
         @property
         def name(self) -> str:
@@ -484,7 +484,7 @@ def test_claiming_a_message_reads_its_name_once() -> None:
     registry = VirtualRegistry()
     publication = Publication()
     publication.topic_name, publication.message = "t", 1
-    claims = registry._driver._awaiting._claims_of_walk(Walk(publication, [Leaving()]))  # type: ignore[list-item]
+    claims = registry._driver._awaiting._claims_of_fan_out(FanOut(publication, [Leaving()]))  # type: ignore[list-item]
     assert next(claims) == ("c1", Event("main", "said", 1))
     claims.close()
 

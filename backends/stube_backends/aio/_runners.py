@@ -72,8 +72,8 @@ class Runners:
 
     def release_garbage(self) -> None:
         """Let go of finished entries, outside the lock, because their destructors are user code."""
-        if self._claims.spent:
-            self._core.run_locked(self._claims.take_spent)
+        if self._claims.garbage:
+            self._core.run_locked(self._claims.take_garbage)
 
     async def _run(self, box: Mailbox) -> None:
         """Deliver to one conversation, one after the other, until nothing waits for it."""

@@ -18,7 +18,7 @@ from stube_backends.engine._arguments import (
 )
 from stube_backends.engine._awaiting import AsyncClosing, AwaitingDeliverer, HandlerHangs
 from stube_backends.engine._backlogs import ConversationFull, Limits, OnFull
-from stube_backends.engine._batches import Burst, Walk
+from stube_backends.engine._batches import DueBatch, FanOut
 from stube_backends.engine._claims import SerialClaims
 from stube_backends.engine._core import FOREVER, REENTRANT, Core, ShardGroup, Waiter, run_all_locked
 from stube_backends.engine._delivery import Deliverer
@@ -46,7 +46,7 @@ __all__ = [
     "REENTRANT",
     "AsyncClosing",
     "AwaitingDeliverer",
-    "Burst",
+    "DueBatch",
     "ConversationFull",
     "Core",
     "Deliverer",
@@ -69,7 +69,7 @@ __all__ = [
     "ThreadDriver",
     "Timer",
     "Waiter",
-    "Walk",
+    "FanOut",
     "checked_timeout",
     "daemon_thread",
     "decide_sleep_locked",

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from stube import Event
-from stube_backends.engine._batches import Burst, Walk
+from stube_backends.engine._batches import DueBatch, FanOut
 from stube_backends.engine._core import Core
 from stube_backends.engine._failures import Failures
 from stube_backends.engine._timers import Timer
@@ -95,12 +95,12 @@ class AwaitingDeliverer:
             return self._failures.report(cid, event, HandlerHangs(cid, event)), True
         return False, False
 
-    def _claims(self, work: Timer | Burst | Walk) -> Claims:
+    def _claims(self, work: Timer | DueBatch | FanOut) -> Claims:
         """Claim one delivery after the other of what was begun. The fate of each is sent in: whether it failed; one
         whose fate is not sent has failed."""
         if isinstance(work, Timer):
             return self._claims_of_timer(work)
-        return self._claims_of_burst(work) if isinstance(work, Burst) else self._claims_of_walk(work)
+        return self._claims_of_batch(work) if isinstance(work, DueBatch) else self._claims_of_fan_out(work)
 
     def _claims_of_timer(self, timer: Timer) -> Claims:
         failed = True
@@ -110,31 +110,31 @@ class AwaitingDeliverer:
             if not self._core.retired:
                 self._core.run_locked(self._core.engine.claims.finish_timer, failed)
 
-    def _claims_of_burst(self, burst: Burst) -> Claims:
+    def _claims_of_batch(self, batch: DueBatch) -> Claims:
         """Each is claimed by the pop; `SerialClaims.begin` counts their fates."""
-        while burst.timers:
+        while batch.timers:
             try:
-                timer = burst.timers.pop()
+                timer = batch.timers.pop()
             except IndexError:
                 return  # a cancel or a reset took the last one at this moment
             cid, event = timer.claim()
             self._core.engine.claims.running_cid = cid
             failed = yield cid, event
             del event  # nothing that was delivered stays alive until the next delivery
-            burst.delivered += not failed
+            batch.delivered += not failed
 
-    def _claims_of_walk(self, walk: Walk) -> Claims:
+    def _claims_of_fan_out(self, fan_out: FanOut) -> Claims:
         """Each is claimed by reading its name."""
         core = self._core
         delivered = failed = 0
         try:
-            for target, name in walk.claim_each(core.wait_for_lock):
+            for target, name in fan_out.claim_each(core.wait_for_lock):
                 failed += 1  # until its fate is sent
-                if not (yield target.cid, Event(target.instance_id, name, walk.message)):
+                if not (yield target.cid, Event(target.instance_id, name, fan_out.message)):
                     failed, delivered = failed - 1, delivered + 1
         finally:
             if not core.retired:
-                core.run_locked(core.engine.claims.finish_walk, walk, delivered, failed)
+                core.run_locked(core.engine.claims.finish_fan_out, fan_out, delivered, failed)
 
 
 def _send(claims: Claims, failed: bool) -> tuple[str, Event] | None:

@@ -12,14 +12,14 @@ from typing import Any
 
 from stube_backends.engine._order import Publication
 from stube_backends.engine._timers import Timer
-from stube_backends.engine._topics import LEAVING, Subscription
+from stube_backends.engine._topics import BEING_REMOVED, Subscription
 
 
-class Walk:
+class FanOut:
     """A publication that has begun: its targets, and an iterator positioned behind the target that began last.
 
     Reading a target's `name` is its claim. A name means that the delivery has begun, None that its subscription was
-    removed before, and LEAVING that it is being removed: what becomes of it shows under the lock. Only
+    removed before, and BEING_REMOVED that it is being removed: what becomes of it shows under the lock. Only
     the delivery thread advances the iterator, because two threads on one iterator may get the same target.
     """
 
@@ -67,7 +67,7 @@ class Walk:
         """
         for target in self.iterator:
             name = target.name
-            if name is not None and name is not LEAVING:
+            if name is not None and name is not BEING_REMOVED:
                 yield target, name
             elif not self.pass_over(target, wait):
                 return
@@ -77,9 +77,9 @@ class Walk:
 
         A loop that must be faster than `claim_each` reads the name itself and calls this for the rest.
         """
-        if target.name is LEAVING:
+        if target.name is BEING_REMOVED:
             wait()
-            if target.name is LEAVING:  # marked by a reset, which counts the fates of those behind this one
+            if target.name is BEING_REMOVED:  # marked by a reset, which counts the fates of those behind this one
                 self.dropped += 1
                 return False
         self.cancelled += 1
@@ -99,13 +99,13 @@ class Walk:
         events = []
         for target in self.targets:
             if target.name is not None:
-                target.name = LEAVING
+                target.name = BEING_REMOVED
                 events.append(target.event)
                 target.event = None
         return events
 
 
-class Burst:
+class DueBatch:
     """Timers that were due together and have left the wheel and their groups: claimed one by one, the last one first.
 
     The delivery thread pops a timer off the list, a caller that cancels removes it: each is one atomic step, so that

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from stube_backends.engine._backlogs import Backlogs
-from stube_backends.engine._batches import Burst, Walk
+from stube_backends.engine._batches import DueBatch, FanOut
 from stube_backends.engine._ledger import Ledger
 from stube_backends.engine._order import Arrival, Publication, ReadyOrder
 from stube_backends.engine._timers import CLAIMABLE, Timer, TimerGroups
@@ -92,20 +92,20 @@ class SerialClaims:
         ledger, order, groups, backlogs: the engine's, the same objects as long as the engine lives.
     """
 
-    __slots__ = ("backlogs", "burst", "groups", "ledger", "order", "running_cid", "walk")
+    __slots__ = ("backlogs", "batch", "fan_out", "groups", "ledger", "order", "running_cid")
 
     def __init__(self, ledger: Ledger, order: ReadyOrder, groups: TimerGroups, backlogs: Backlogs | None) -> None:
         self.ledger = ledger
         self.order = order
         self.groups = groups
         self.backlogs = backlogs
-        self.walk: Walk | None = None  # the publication that is being delivered
-        self.burst: Burst | None = None  # the timers that are being delivered together
+        self.fan_out: FanOut | None = None  # the publication that is being delivered
+        self.batch: DueBatch | None = None  # the timers that are being delivered together
         self.running_cid: str | None = None  # the conversation whose timer is being delivered
 
     # -- for the delivery thread -------------------------------------------------------------------------------
 
-    def begin(self, now: int, failed: bool | None = None) -> Timer | Burst | Walk | None:
+    def begin(self, now: int, failed: bool | None = None) -> Timer | DueBatch | FanOut | None:
         """Count the fate of what ran last, and claim what must begin next.
 
         Args:
@@ -114,30 +114,30 @@ class SerialClaims:
 
         Returns:
             None when nothing is ready. A timer is handed out claimed: in no ring, so that no cancel finds it any
-            more; `Timer.claim` gives its delivery. The timers of a burst are still to be claimed, each by a pop, and
-            the targets of a walk, see `Walk.claim_each`.
+            more; `Timer.claim` gives its delivery. The timers of a batch are still to be claimed, each by a pop, and
+            the targets of a fan-out, see `FanOut.claim_each`.
         """
         ledger = self.ledger
         if failed is not None:
             self.finish_timer(failed)
-        elif self.burst is not None and (not ledger.running or self.finish_burst()):
+        elif self.batch is not None and (not ledger.running or self.finish_batch()):
             ledger.running += 1  # an exception that had to be raised interrupted it; it is continued
-            return self.burst
-        if self.walk is not None:  # interrupted in the same way
+            return self.batch
+        if self.fan_out is not None:  # interrupted in the same way
             ledger.running += 1
-            return self.walk
+            return self.fan_out
         order = self.order
-        if now > order.latest:
-            order.latest = now
-        timers = order.take_burst(now)
+        if now > order.last_accepted_ns:
+            order.last_accepted_ns = now
+        timers = order.take_batch(now)
         if timers is not None:
-            return self._begin_burst(timers)
+            return self._begin_batch(timers)
         entry = order.take(now)
         if entry is None:
             return None
         ledger.running += 1
         if type(entry) is not Timer:
-            return self._begin_walk(entry)  # type: ignore[arg-type]
+            return self._begin_fan_out(entry)  # type: ignore[arg-type]
         ledger.timers -= 1
         self.running_cid = entry.group.cid  # type: ignore[union-attr]  # a pending timer has one
         self.groups.remove((entry,))
@@ -152,58 +152,59 @@ class SerialClaims:
         else:
             self.ledger.delivered += 1
 
-    def finish_burst(self) -> bool:
-        """Count the fates of the burst's timers, as far as they have begun; forget it when all have, and say whether
+    def finish_batch(self) -> bool:
+        """Count the fates of the batch's timers, as far as they have begun; forget it when all have, and say whether
         some are left.
 
         A delivery that was claimed and then interrupted by an asynchronous exception (such as Ctrl-C) has failed.
         """
         self.sync_counts()
-        burst, ledger = self.burst, self.ledger
-        assert burst is not None
-        begun, delivered = burst.accounted, burst.delivered
+        batch, ledger = self.batch, self.ledger
+        assert batch is not None
+        begun, delivered = batch.accounted, batch.delivered
         self.running_cid = None
         fates = (ledger.running - 1, ledger.delivered + delivered, ledger.failed + begun - delivered)
-        left = (burst.total - begun, 0, 0)
+        left = (batch.total - begun, 0, 0)
         # One statement: CPython runs signal handlers only at calls and at backward jumps, so that an asynchronous
         # exception finds all of these figures stored or none.
-        (ledger.running, ledger.delivered, ledger.failed), (burst.total, burst.accounted, burst.delivered) = fates, left
-        if burst.timers:
+        (ledger.running, ledger.delivered, ledger.failed), (batch.total, batch.accounted, batch.delivered) = fates, left
+        if batch.timers:
             return True
-        self.burst = None
+        self.batch = None
         return False
 
-    def finish_walk(self, walk: Walk, delivered: int, failed: int = 0) -> None:
-        """Count the fates of a walk's targets, as far as they are decided, and forget the walk when all are: so many
-        delivered and failed since the last call, and those that were passed over."""
+    def finish_fan_out(self, fan_out: FanOut, delivered: int, failed: int = 0) -> None:
+        """Count the fates of a fan-out's targets: so many delivered and failed since the last call, and those that were
+        passed over. Forget the fan-out when the fates of all are decided."""
         self.sync_counts()
-        ledger, passed_over = self.ledger, walk.cancelled + walk.dropped
+        ledger, passed_over = self.ledger, fan_out.cancelled + fan_out.dropped
         most = (ledger.running - 1, ledger.delivered + delivered, ledger.failed + failed)
-        rest = (ledger.cancelled + walk.cancelled, ledger.dropped + walk.dropped)
-        left = (walk.decided + delivered + failed + passed_over, 0, 0)
+        rest = (ledger.cancelled + fan_out.cancelled, ledger.dropped + fan_out.dropped)
+        left = (fan_out.decided + delivered + failed + passed_over, 0, 0)
         # One statement, as above.
         (
             (ledger.running, ledger.delivered, ledger.failed),
             (ledger.cancelled, ledger.dropped),
-            (walk.decided, walk.cancelled, walk.dropped),
+            (fan_out.decided, fan_out.cancelled, fan_out.dropped),
         ) = (most, rest, left)
-        if walk.stopped:
-            self._drop_rest(walk)
-        elif walk.begun == walk.total:
-            self.walk = None
+        if fan_out.stopped:
+            self._drop_rest(fan_out)
+        elif fan_out.begun == fan_out.total:
+            self.fan_out = None
 
     def abandon(self) -> None:
-        """After an exception that left the delivering: count the fate of a timer that was begun, as failed. A walk or
-        a burst is continued the next time."""
+        """After an exception that left the delivering: count the fate of a timer that was begun, as failed.
+
+        A fan-out or a batch is continued the next time."""
         if not self.ledger.running:
             return
-        walk = self.walk
-        if self.burst is not None:
-            self.finish_burst()
-        elif walk is None:
+        fan_out = self.fan_out
+        if self.batch is not None:
+            self.finish_batch()
+        elif fan_out is None:
             self.finish_timer(failed=True)
         else:  # the fates of what has begun are lost
-            self.finish_walk(walk, 0, walk.begun - walk.decided - walk.cancelled - walk.dropped)
+            self.finish_fan_out(fan_out, 0, fan_out.begun - fan_out.decided - fan_out.cancelled - fan_out.dropped)
 
     # -- for the engine, see `Claims` --------------------------------------------------------------------------
 
@@ -211,8 +212,8 @@ class SerialClaims:
         return not self.ledger.running
 
     def running_cids(self) -> set[str]:
-        if self.ledger.running and self.walk is not None:
-            current = self.walk.current
+        if self.ledger.running and self.fan_out is not None:
+            current = self.fan_out.current
             return set() if current is None else {current.cid}
         return set() if self.running_cid is None else {self.running_cid}
 
@@ -220,28 +221,28 @@ class SerialClaims:
         return []
 
     def waiting_timers(self, cid: str | None = None, instance_id: str | None = None) -> list[Timer]:
-        return [] if self.burst is None else self.burst.waiting(cid, instance_id)
+        return [] if self.batch is None else self.batch.waiting(cid, instance_id)
 
     def waiting_targets(self) -> list[Subscription]:
-        return [] if self.walk is None else self.walk.rest()
+        return [] if self.fan_out is None else self.fan_out.rest()
 
     def queued(self) -> int:
-        return 0 if self.walk is None or self.walk.stopped else self.walk.total - self.walk.accounted
+        return 0 if self.fan_out is None or self.fan_out.stopped else self.fan_out.total - self.fan_out.accounted
 
     def sync_counts(self) -> None:
-        burst = self.burst
-        if burst is not None:
-            begun = burst.begun
-            self.ledger.timers -= begun - burst.accounted
-            burst.accounted = begun
-        walk = self.walk
-        if walk is not None and not walk.stopped:
-            begun = walk.begun
-            self.ledger.queued -= begun - walk.accounted
-            walk.accounted = begun
+        batch = self.batch
+        if batch is not None:
+            begun = batch.begun
+            self.ledger.timers -= begun - batch.accounted
+            batch.accounted = begun
+        fan_out = self.fan_out
+        if fan_out is not None and not fan_out.stopped:
+            begun = fan_out.begun
+            self.ledger.queued -= begun - fan_out.accounted
+            fan_out.accounted = begun
 
     def withdraw(self, timer: Timer) -> bool:
-        if self.burst is None or not self.burst.withdraw(timer):
+        if self.batch is None or not self.batch.withdraw(timer):
             return False
         self.ledger.timers -= 1
         self.ledger.cancelled += 1
@@ -252,15 +253,15 @@ class SerialClaims:
 
     def drop_in_progress(self) -> list[Any]:
         self.sync_counts()
-        ledger, walk, burst = self.ledger, self.walk, self.burst
-        held: list[Any] = [walk]
-        if walk is not None and not walk.stopped:
-            ledger.queued -= walk.total - walk.accounted  # the delivery thread counts their fates
-            held.append(walk.stop())
+        ledger, fan_out, batch = self.ledger, self.fan_out, self.batch
+        held: list[Any] = [fan_out]
+        if fan_out is not None and not fan_out.stopped:
+            ledger.queued -= fan_out.total - fan_out.accounted  # the delivery thread counts their fates
+            held.append(fan_out.stop())
             if not ledger.running:  # it had been interrupted
-                self._drop_rest(walk)
-        if burst is not None:
-            rest = burst.stop()
+                self._drop_rest(fan_out)
+        if batch is not None:
+            rest = batch.stop()
             self.sync_counts()
             ledger.timers -= len(rest)
             ledger.dropped += len(rest)
@@ -268,49 +269,49 @@ class SerialClaims:
                 held.append(timer.event)
                 timer.event = timer.group = timer.after = None
             if not ledger.running:
-                self.burst = None
+                self.batch = None
         return held
 
     def stop(self) -> None:
-        for batch in (self.walk, self.burst):
+        for batch in (self.fan_out, self.batch):
             if batch is not None:
                 batch.stop()
 
     def take_back(self) -> tuple[list[Arrival], list[Timer]]:
-        return [], [] if self.burst is None else self.burst.stop()
+        return [], [] if self.batch is None else self.batch.stop()
 
     def recount(self) -> int:
-        ledger, walk, burst = self.ledger, self.walk, self.burst
+        ledger, fan_out, batch = self.ledger, self.fan_out, self.batch
         begun = ledger.running
-        if burst is not None:
-            burst.accounted = begun = burst.begun
+        if batch is not None:
+            batch.accounted = begun = batch.begun
             if not ledger.running:
-                self.burst = None
-        if walk is None:
+                self.batch = None
+        if fan_out is None:
             return begun
-        if walk.stopped:
-            return walk.total - walk.decided
-        walk.accounted = walk.begun  # read once: the walk may be continued in another thread
-        ledger.queued += walk.total - walk.accounted
-        return walk.accounted - walk.decided
+        if fan_out.stopped:
+            return fan_out.total - fan_out.decided
+        fan_out.accounted = fan_out.begun  # read once: the fan-out may be continued in another thread
+        ledger.queued += fan_out.total - fan_out.accounted
+        return fan_out.accounted - fan_out.decided
 
     def sizes(self) -> Mapping[str, int]:
         return {
-            "targets of the walk": 0 if self.walk is None else len(self.walk.targets),
-            "timers of the burst": 0 if self.burst is None else len(self.burst.timers),
+            "targets of the fan-out": 0 if self.fan_out is None else len(self.fan_out.targets),
+            "timers of the batch": 0 if self.batch is None else len(self.batch.timers),
         }
 
     # -- helpers -----------------------------------------------------------------------------------------------
 
-    def _begin_burst(self, timers: list[Timer]) -> Burst:
-        self.burst = Burst(timers)
+    def _begin_batch(self, timers: list[Timer]) -> DueBatch:
+        self.batch = DueBatch(timers)
         for timer in timers:
             timer.after = CLAIMABLE
         self.groups.remove(timers)
         self.ledger.running += 1
-        return self.burst
+        return self.batch
 
-    def _begin_walk(self, publication: Publication) -> Walk:
+    def _begin_fan_out(self, publication: Publication) -> FanOut:
         if self.backlogs is not None:
             self.backlogs.forget(publication)
         targets = publication.topic.targets(publication.entries, publication.length)
@@ -319,22 +320,24 @@ class SerialClaims:
             self.ledger.cancelled += cancelled
             self.ledger.queued -= cancelled
         # Handed out even when no target is left, so that the message is released where user code may run.
-        self.walk = Walk(publication, targets)
-        return self.walk
+        self.fan_out = FanOut(publication, targets)
+        return self.fan_out
 
-    def _drop_rest(self, walk: Walk) -> None:
-        """Count the fates of the targets of a stopped walk that have not begun, and forget the walk."""
-        rest = walk.targets[walk.begun :]
-        walk.decided += len(rest)
+    def _drop_rest(self, fan_out: FanOut) -> None:
+        """Count the fates of the targets of a stopped fan-out that have not begun, and forget the fan-out."""
+        rest = fan_out.targets[fan_out.begun :]
+        fan_out.decided += len(rest)
         self.ledger.drop_messages(len(rest), count_live(rest))
-        self.walk = None
+        self.fan_out = None
 
     def _check(self) -> None:
         self.sync_counts()
-        burst, walk = self.burst, self.walk
-        if burst is not None:
-            assert 0 <= burst.delivered <= burst.accounted <= burst.total, f"the burst counts {burst.delivered}"
-        if walk is not None:
-            decided = walk.decided + walk.cancelled + walk.dropped
-            assert 0 <= decided <= walk.total, f"{decided} of {walk.total} targets are decided"
-            assert walk.stopped or walk.accounted == walk.begun, f"{walk.accounted} targets of {walk.begun} accounted"
+        batch, fan_out = self.batch, self.fan_out
+        if batch is not None:
+            assert 0 <= batch.delivered <= batch.accounted <= batch.total, f"the batch counts {batch.delivered}"
+        if fan_out is not None:
+            decided = fan_out.decided + fan_out.cancelled + fan_out.dropped
+            assert 0 <= decided <= fan_out.total, f"{decided} of {fan_out.total} targets are decided"
+            assert fan_out.stopped or fan_out.accounted == fan_out.begun, (
+                f"{fan_out.accounted} targets of {fan_out.begun} accounted"
+            )

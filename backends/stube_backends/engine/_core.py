@@ -37,12 +37,12 @@ from typing import Any, Final, NamedTuple, Protocol
 
 from stube import Dispatch, Event, StubeError
 from stube_backends.engine._arguments import PlainEvent
-from stube_backends.engine._batches import Burst, Walk
+from stube_backends.engine._batches import DueBatch, FanOut
 from stube_backends.engine._deferred import DeferredCalls
 from stube_backends.engine._engine import Engine, raise_closed
 from stube_backends.engine._recovery import rebuild
 from stube_backends.engine._timers import Timer, TimerOwner
-from stube_backends.engine._topics import Epoch
+from stube_backends.engine._topics import Generation
 
 
 class _Reentrant:
@@ -81,11 +81,11 @@ class Waiter(NamedTuple):
 class ShardGroup:
     """What the cores of one registry share: their deferred calls, and which of them a thread is inside."""
 
-    __slots__ = ("deferred", "epoch", "held_by_me", "process", "start_lock", "successor")
+    __slots__ = ("deferred", "generation", "held_by_me", "process", "start_lock", "successor")
 
     def __init__(self) -> None:
         self.process = os.getpid()
-        self.epoch = Epoch()  # of their topics
+        self.generation = Generation()  # of their topics
         self.successor: ShardGroup | None = None  # in a forked child
         self.deferred = DeferredCalls()
         self.held_by_me: list[Callable[[], bool]] = []  # of each core's lock: whether this thread holds it
@@ -234,7 +234,7 @@ class Core:
         failed: bool | None,
         nothing_ready_locked: Callable[[int, bool], int | None],
         fresh: bool,
-    ) -> tuple[Timer | Burst | Walk | None, int]:
+    ) -> tuple[Timer | DueBatch | FanOut | None, int]:
         """Claim what must begin next: `run_locked` with `SerialClaims.begin`. Never re-entrant: it is no operation.
 
         Args:

@@ -4,13 +4,13 @@ No lock, no thread, no clock: the caller makes sure that one call runs at a time
 Which delivery begins, and what became of it, is the task of `Claims`, which the engine owns. What decides the
 guarantees, and where:
 
-- **Cancelling is final (G5)**: a timer is pending while it stands in a ring or in a burst's list, a target is live
-  while its `name` is set. The claim (`begin` takes the timer out of its ring; a burst is popped; the walk reads the
+- **Cancelling is final (G5)**: a timer is pending while it stands in a ring or in a batch's list, a target is live
+  while its `name` is set. The claim (`begin` takes the timer out of its ring; a batch is popped; the fan-out reads the
   name) and the cancel decide by that one fact: one of them wins.
 - **A publication is one entry (G14)**: a list and a length, see `_topics`.
 - **Order (G2)**: see `_order`. Instants of acceptance are clamped to the latest instant accepted or collected.
-- **Old work dies with a reset (G18)**: everything pending is taken out and marked dead, the targets of a walk in
-  progress and the timers of a burst as well. A fork (G25) starts the child on a new engine.
+- **Old work dies with a reset (G18)**: everything pending is taken out and marked dead, the targets of a fan-out in
+  progress and the timers of a batch as well. A fork (G25) starts the child on a new engine.
 - **No user code (G20)**: names are exact `str`, payloads are only passed on. Everything whose release might run a
   destructor (events, messages, flow ids) is returned to the caller, who releases it when it holds no lock.
 """
@@ -29,8 +29,8 @@ from stube_backends.engine._claims import Claims, SerialClaims
 from stube_backends.engine._ledger import Ledger
 from stube_backends.engine._order import Publication, ReadyOrder
 from stube_backends.engine._tables import free_if_empty_unlocked
-from stube_backends.engine._timers import CLAIMABLE, DETACHED, Timer, TimerGroups, TimerOwner
-from stube_backends.engine._topics import Epoch, TopicIndex, count_live
+from stube_backends.engine._timers import CLAIMABLE, PENDING_ADMISSION, Timer, TimerGroups, TimerOwner
+from stube_backends.engine._topics import Generation, TopicIndex, count_live
 
 ClaimsT = TypeVar("ClaimsT", bound=Claims, default=SerialClaims)
 NewClaims: TypeAlias = Callable[[Ledger, ReadyOrder, TimerGroups, Backlogs | None], ClaimsT]
@@ -71,7 +71,7 @@ class Engine(Generic[ClaimsT]):
 
     Args:
         max_pending: the bound of `timers + queued`; None for none.
-        epoch: shared with the engines of siblings; None for an engine without.
+        generation: shared with the engines of siblings; None for an engine without.
         limits: of each conversation; None for none.
         claims: makes the part that begins deliveries; `SerialClaims` unless deliveries overlap.
     """
@@ -92,7 +92,7 @@ class Engine(Generic[ClaimsT]):
     def __init__(
         self,
         max_pending: int | None,
-        epoch: Epoch | None = None,
+        generation: Generation | None = None,
         limits: Limits | None = None,
         claims: NewClaims[ClaimsT] = _SERIAL,
     ) -> None:
@@ -105,7 +105,7 @@ class Engine(Generic[ClaimsT]):
         self.ledger = Ledger()
         self.groups = TimerGroups()
         self.order = ReadyOrder()
-        self.topics = TopicIndex(epoch)
+        self.topics = TopicIndex(generation)
         self.backlogs = None if limits is None else Backlogs(limits, self.order, self.ledger, self.groups)
         self.claims = claims(self.ledger, self.order, self.groups, self.backlogs)
 
@@ -138,10 +138,10 @@ class Engine(Generic[ClaimsT]):
         if self.backlogs is not None:
             self.backlogs.require_room(cid)
         order = self.order
-        if now > order.latest:
-            order.latest = now
+        if now > order.last_accepted_ns:
+            order.last_accepted_ns = now
         else:
-            now = order.latest
+            now = order.last_accepted_ns
         timer = Timer()
         timer.due = now + delay
         timer.event = event
@@ -154,18 +154,18 @@ class Engine(Generic[ClaimsT]):
         ledger.timers += 1
         return timer
 
-    def require_adoption(self, others: int) -> None:
+    def require_admission(self, others: int) -> None:
         """Raise what `schedule` would, as far as it can be known while another operation is incomplete.
 
         Args:
-            others: how many timers have been promised and not adopted yet.
+            others: how many timers have been promised and not admitted yet.
         """
         self._require_open()
         ledger = self.ledger
         if ledger.timers + ledger.queued + others >= self.max_pending:
             self._raise_full(1)
 
-    def adopt(self, timer: Timer, delay: int, now: int) -> PlainEvent | None:
+    def admit(self, timer: Timer, delay: int, now: int) -> PlainEvent | None:
         """Accept a timer whose handle was given out while another operation was incomplete (see `Core.later`).
 
         Its handle may have cancelled it since. Where there is no room any more its fate is to be dropped, because its
@@ -188,7 +188,7 @@ class Engine(Generic[ClaimsT]):
             timer.event = timer.group = timer.after = None
             return event
         order = self.order
-        order.latest = now = max(now, order.latest)
+        order.last_accepted_ns = now = max(now, order.last_accepted_ns)
         timer.due = now + delay
         self.groups.add(timer, named.cid, named.instance_id, named.owner)
         if delay:
@@ -202,7 +202,7 @@ class Engine(Generic[ClaimsT]):
         """Cancel one timer; return its event, or None when it had begun or was cancelled before."""
         if timer.after is None:
             return None
-        if timer.after is DETACHED:  # `adopt` will find it dead
+        if timer.after is PENDING_ADMISSION:  # `admit` will find it dead
             timer.after = None
         elif timer.after is CLAIMABLE:
             if not self.claims.withdraw(timer):
@@ -273,10 +273,10 @@ class Engine(Generic[ClaimsT]):
         if ledger.timers + ledger.queued + targeted > self.max_pending:
             self._require_room(targeted)
         order = self.order
-        if now > order.latest:
-            order.latest = now
+        if now > order.last_accepted_ns:
+            order.last_accepted_ns = now
         publication = Publication()
-        publication.due = order.latest
+        publication.due = order.last_accepted_ns
         publication.topic_name = topic_name
         publication.topic = topic
         publication.entries = topic.entries
@@ -287,8 +287,8 @@ class Engine(Generic[ClaimsT]):
             self.backlogs.publish(topic, publication, self._end_conversation)
             return targeted
         order.arrivals.append(publication)
-        topic.waiting += 1
-        topic.pinned = publication.length
+        topic.snapshots += 1
+        topic.snapshot_length = publication.length
         ledger.accepted += targeted
         ledger.queued += targeted
         return targeted
@@ -372,7 +372,7 @@ class Engine(Generic[ClaimsT]):
                     living[key] = count_live(entry.entries[: entry.length])
                 held.append(entry)
                 ledger.drop_messages(entry.targeted, living[key])
-        self.topics = TopicIndex(self.topics.epoch)
+        self.topics = TopicIndex(self.topics.generation)
         if self.backlogs is not None:
             self.backlogs.rebuild(())
             held.append(self.backlogs.take_overflows())

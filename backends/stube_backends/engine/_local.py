@@ -127,7 +127,9 @@ class LocalRegistry(Backend):
                     continue
                 timer = None
             if timer is None:
-                return self._schedule_deferred(core, Timer.detached(plain, Group(cid, instance_id, self)), delay)
+                return self._schedule_deferred(
+                    core, Timer.pending_admission(plain, Group(cid, instance_id, self)), delay
+                )
             if timer.due < core.sleep_until:
                 driver.wake()
             return timer
@@ -306,7 +308,7 @@ class LocalRegistry(Backend):
     def _require_room_for_deferred(self, core: Core) -> None:
         """Refuse one more deferred timer, as far as that is known while another operation is under way."""
         deferred = sum(operation == self._admit_deferred for operation, _ in core.deferred.pending())
-        core.engine.require_adoption(deferred)
+        core.engine.require_admission(deferred)
 
     def _admit_deferred(self, core: Core, timer: Timer, delay: int) -> None:
         core.run_locked(self._admit_locked, core, timer, delay, self._clock())
@@ -321,7 +323,7 @@ class LocalRegistry(Backend):
         return timer
 
     def _admit_locked(self, core: Core, timer: Timer, delay: int, now: int) -> PlainEvent | None:
-        dropped = core.engine.adopt(timer, delay, now)
+        dropped = core.engine.admit(timer, delay, now)
         if core.engine.ledger.timers and not core.keepalive:
             core.keepalive.append(self)
         return dropped

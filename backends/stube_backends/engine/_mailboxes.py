@@ -57,7 +57,7 @@ class MailboxClaims:
     Implements `Claims`. The arguments are those of `SerialClaims`.
     """
 
-    __slots__ = ("backlogs", "boxes", "groups", "ledger", "order", "publication", "spent", "targets")
+    __slots__ = ("backlogs", "boxes", "garbage", "groups", "ledger", "order", "publication", "targets")
 
     def __init__(self, ledger: Ledger, order: ReadyOrder, groups: TimerGroups, backlogs: Backlogs | None) -> None:
         self.ledger = ledger
@@ -68,15 +68,15 @@ class MailboxClaims:
         self.publication: Publication | None = None  # whose targets are being sorted into mailboxes
         self.targets: list[Subscription] = []  # those of them that have not been, the next one last
         # Entries that are over. They must be released outside the lock, because that may run a destructor.
-        self.spent: list[object] = []
+        self.garbage: list[object] = []
 
     # -- for a thread that delivers ----------------------------------------------------------------------------
 
     def next_box(self, now: int, server: object) -> Mailbox | None:
         """Return a mailbox that `server` serves from now on, with something in it that is ready at `now`; None when
         there is none, AGAIN to be called again."""
-        if now > self.order.latest:
-            self.order.latest = now
+        if now > self.order.last_accepted_ns:
+            self.order.last_accepted_ns = now
         for _ in range(_PARKED_AT_MOST):
             entry = self._next_entry(now)
             if entry is None:
@@ -110,7 +110,7 @@ class MailboxClaims:
                     self.backlogs.forget(entry)
                 if target.name is None:
                     ledger.cancelled += 1
-                    self.spent.append(entry)
+                    self.garbage.append(entry)
                     continue
                 event = Event(target.instance_id, target.name, entry.message)
             ledger.running += 1
@@ -131,7 +131,7 @@ class MailboxClaims:
     def leave(self, box: Mailbox) -> None:
         """Take the server off a mailbox: the mailbox is gone, and what is parked in it waits in the order again."""
         place: Any = self.order.arrivals
-        while (entry := box.after) is not box:  # one after the other, so that `mend` finds the rest
+        while (entry := box.after) is not box:  # one after the other, so that `rebuild` finds the rest
             # Behind the one before it, and before those of the same instant, which were accepted later.
             while place.after is not self.order.arrivals and place.after.due < entry.due:
                 place = place.after
@@ -142,9 +142,9 @@ class MailboxClaims:
         free_if_empty(self.boxes)
         box.server = None
 
-    def take_spent(self) -> list[object]:
+    def take_garbage(self) -> list[object]:
         """Return the entries that are over, for the caller to release when it holds no lock."""
-        spent, self.spent = self.spent, []
+        spent, self.garbage = self.garbage, []
         return spent
 
     def next_instant(self) -> int | None:
@@ -191,7 +191,7 @@ class MailboxClaims:
                     self.backlogs.forget(entry)
                 self.ledger.queued -= 1
                 self.ledger.cancelled += 1
-                self.spent.append(entry)
+                self.garbage.append(entry)
 
     def drop_in_progress(self) -> list[Any]:
         held: list[Any] = []
@@ -220,7 +220,7 @@ class MailboxClaims:
         return self.ledger.running
 
     def sizes(self) -> Mapping[str, int]:
-        return {"mailboxes": len(self.boxes), "targets to sort": len(self.targets), "spent": len(self.spent)}
+        return {"mailboxes": len(self.boxes), "targets to sort": len(self.targets), "garbage": len(self.garbage)}
 
     # -- helpers -----------------------------------------------------------------------------------------------
 
@@ -242,7 +242,7 @@ class MailboxClaims:
                         return self.publication.part_for([target])
                     self.ledger.queued -= 1
                     self.ledger.cancelled += 1
-                self.spent.append(self.publication)
+                self.garbage.append(self.publication)
                 self.publication = None
             head: Any = self.order.arrivals.after
             timer = self.order.wheel.take_due(now if head is self.order.arrivals else head.due)

@@ -64,11 +64,11 @@ class Arrivals(Ring):
 class ReadyOrder:
     """All that is pending, in the order in which it must begin."""
 
-    __slots__ = ("arrivals", "latest", "wheel")
+    __slots__ = ("arrivals", "last_accepted_ns", "wheel")
 
     def __init__(self) -> None:
         # The latest instant accepted or collected. Instants of acceptance are clamped to it.
-        self.latest = EARLIEST
+        self.last_accepted_ns = EARLIEST
         self.forget()
 
     def forget(self) -> None:
@@ -106,11 +106,11 @@ class ReadyOrder:
         unlink(head)
         return head  # type: ignore[no-any-return]
 
-    def take_burst(self, now: int) -> list[Timer] | None:
+    def take_batch(self, now: int) -> list[Timer] | None:
         """Take out the timers that must begin next, of all that is ready at `now`; None when they are fewer than two,
         or when the next slot has not been opened."""
         head = self.arrivals.after
-        return self.wheel.take_burst(now if head is self.arrivals else head.due)
+        return self.wheel.take_batch(now if head is self.arrivals else head.due)
 
     def next_instant(self) -> int | None:
         """Return the instant at which to look again: EARLIEST when something is ready, None when nothing is pending."""
@@ -145,5 +145,5 @@ class ReadyOrder:
         self.arrivals._check()
         instants = [entry.due for entry in self.arrivals]
         assert instants == sorted(instants), f"arrivals out of order: {instants}"
-        latest = self.latest
+        latest = self.last_accepted_ns
         assert not instants or instants[-1] <= latest, f"arrivals of {instants}, the latest accepted at {latest}"

@@ -13,7 +13,7 @@ from typing import Any
 from stube_backends.engine._engine import Engine
 from stube_backends.engine._order import Arrival, Publication
 from stube_backends.engine._timers import Timer
-from stube_backends.engine._topics import LEAVING, Subscription, TopicIndex
+from stube_backends.engine._topics import BEING_REMOVED, Subscription, TopicIndex
 
 
 def rebuild(engine: Engine[Any]) -> None:
@@ -54,7 +54,7 @@ def _put_in_again(engine: Engine[Any], arrivals: list[Arrival], taken_back: list
     for timer in waiting:
         if _is_pending(timer, seen):
             _regroup(engine, timer)
-            order.wheel.add(timer, timer.due - order.latest)
+            order.wheel.add(timer, timer.due - order.last_accepted_ns)
     return len(seen)
 
 
@@ -72,24 +72,24 @@ def _regroup(engine: Engine[Any], timer: Any) -> None:
 
 def _rebuilt_topics(old: TopicIndex, publications: list[Publication]) -> TopicIndex:
     """Return an index made from the topics' own lists, whose objects stay the same for publications that wait."""
-    index = TopicIndex(old.epoch)
+    index = TopicIndex(old.generation)
     for name, topic in old.topics.items():
         for entry in topic.entries:
-            if entry.name is LEAVING:
+            if entry.name is BEING_REMOVED:
                 entry.name = entry.event = None
         live = [entry for entry in topic.entries if entry.name is not None]
         if not live:
             continue
         topic.live = len(live)
         lengths = [publication.length for publication in publications if publication.entries is topic.entries]
-        topic.waiting = len(lengths)
-        topic.pinned = max(lengths, default=0)
+        topic.snapshots = len(lengths)
+        topic.snapshot_length = max(lengths, default=0)
         index.topics[name] = topic
         index.count += len(live)
         for entry in live:
             _index(index, entry)
-        topic.tidy()
-    index.epoch.now = object()  # a topic may have been added by the interrupted operation, without a new token
+        topic.compact()
+    index.generation.token = object()  # a topic may have been added by the interrupted operation, without a new token
     return index
 
 

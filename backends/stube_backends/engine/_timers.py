@@ -11,11 +11,11 @@ from stube import Event
 from stube_backends.engine._arguments import PlainEvent, event_of, name_of
 from stube_backends.engine._tables import free_if_empty
 
-DETACHED: Final = object()
+PENDING_ADMISSION: Final = object()
 """The `after` of a timer whose handle has been given out and which stands in no ring yet."""
 
 CLAIMABLE: Final = object()
-"""The `after` of a timer in a burst, from which the delivery thread claims it without the lock."""
+"""The `after` of a timer in a batch, from which the delivery thread claims it without the lock."""
 
 
 class TimerOwner(Protocol):
@@ -45,7 +45,8 @@ class Timer:
     group: Group | None
     # Links are `Any`: the next link of the last timer is the ring's head, which is of another class.
     before: Any
-    # The next in the ring; OPEN in the open slot, CLAIMABLE in a burst; DETACHED before any, None once it is over.
+    # The next in the ring; OPEN in the open slot, CLAIMABLE in a batch, PENDING_ADMISSION before any. None once it is
+    # over.
     after: Any
     older: Any
     newer: Any
@@ -53,18 +54,18 @@ class Timer:
     # No __init__: the engine sets `due` and `event`, `TimerGroups` and the ring set the rest (0.1 us of 1.2).
 
     @classmethod
-    def detached(cls, event: PlainEvent, group: Group) -> Timer:
+    def pending_admission(cls, event: PlainEvent, group: Group) -> Timer:
         """Make a timer that can be cancelled by its handle but stands in no ring yet, nor in the group that it
         names."""
         del group.older, group.newer
         timer = cls()
         timer.event = event
         timer.group = group
-        timer.after = DETACHED
+        timer.after = PENDING_ADMISSION
         return timer
 
     def claim(self) -> tuple[str, Event]:
-        """Take the delivery off a timer that has left its ring or its burst: the conversation and the event."""
+        """Take the delivery off a timer that has left its ring or its batch: the conversation and the event."""
         group, event = self.group, self.event
         self.group = self.event = None  # from now on the handle keeps nothing alive
         return group.cid, event_of(group.instance_id, event)  # type: ignore[union-attr, arg-type]  # it had both

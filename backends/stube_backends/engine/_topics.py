@@ -17,7 +17,7 @@ from stube_backends.engine._tables import free_if_empty
 
 _SMALL: Final = 32  # live subscriptions
 
-LEAVING: Final = "".join(("leav", "ing"))
+BEING_REMOVED: Final = "".join(("leav", "ing"))
 """Marks a subscription that is being removed together with others. A delivery thread that reads it must take the lock
 before it continues, so that the removal looks atomic. Compared with `is`: the string is made at run time and not
 interned, so that no event's name is this object."""
@@ -44,61 +44,61 @@ def count_live(entries: list[Subscription]) -> int:
 class Topic:
     """The subscriptions of one topic, in the order in which they were added. Kept only while it has a live one."""
 
-    __slots__ = ("entries", "live", "pinned", "waiting")
+    __slots__ = ("entries", "live", "snapshot_length", "snapshots")
 
     def __init__(self) -> None:
         self.entries: list[Subscription] = []
         self.live = 0
-        self.waiting = 0  # how many publications refer to `entries` and have not begun
-        self.pinned = 0  # how many of `entries` they refer to
+        self.snapshots = 0  # how many publications refer to `entries` and have not begun
+        self.snapshot_length = 0  # how many of `entries` they refer to
 
-    def tidy(self) -> None:
+    def compact(self) -> None:
         """After a removal: remove the tombstones at the end, and all of them when they outnumber the live entries.
 
         A small topic that no publication refers to keeps none, because a list of 32 is quickly copied.
         """
         entries = self.entries
-        while len(entries) > self.pinned and entries[-1].name is None:
+        while len(entries) > self.snapshot_length and entries[-1].name is None:
             entries.pop()
-        if len(entries) > 2 * self.live or (len(entries) > self.live <= _SMALL and not self.waiting):
+        if len(entries) > 2 * self.live or (len(entries) > self.live <= _SMALL and not self.snapshots):
             self.entries = [entry for entry in entries if entry.name is not None]
-            del entries[self.pinned :]  # the old list keeps what waiting publications refer to
-            self.waiting = self.pinned = 0
+            del entries[self.snapshot_length :]  # the old list keeps what waiting publications refer to
+            self.snapshots = self.snapshot_length = 0
 
     def targets(self, entries: list[Subscription], length: int) -> list[Subscription]:
         """Return which of the first `length` entries are live now; the publication that referred to them has begun."""
         if entries is not self.entries:
             return [entry for entry in entries[:length] if entry.name is not None]
-        self.waiting -= 1
-        if not self.waiting:
-            self.pinned = 0
+        self.snapshots -= 1
+        if not self.snapshots:
+            self.snapshot_length = 0
         if len(entries) == self.live:
             return entries[:length]
         targets = [entry for entry in entries[:length] if entry.name is not None]
         if self.live:
-            self.tidy()
+            self.compact()
         return targets
 
 
-class Epoch:
-    """Shared by the indexes of one registry: `now` is another object after a topic was added to one of them.
+class Generation:
+    """Shared by the indexes of one registry: `token` is another object after a topic was added to one of them.
 
     A thread that reads it, looks for a topic in each index without a lock, and then finds it unchanged has missed none.
     """
 
-    __slots__ = ("now",)
+    __slots__ = ("token",)
 
     def __init__(self) -> None:
-        self.now = object()
+        self.token = object()
 
 
 class TopicIndex:
     """`{topic: its subscriptions}` and the exact inverse `{cid: {instance: {topic: subscription}}}`."""
 
-    __slots__ = ("by_cid", "count", "epoch", "topics")
+    __slots__ = ("by_cid", "count", "generation", "topics")
 
-    def __init__(self, epoch: Epoch | None = None) -> None:
-        self.epoch = epoch or Epoch()
+    def __init__(self, generation: Generation | None = None) -> None:
+        self.generation = generation or Generation()
         self.topics: dict[str, Topic] = {}
         self.by_cid: dict[str, dict[str, dict[str, Subscription]]] = {}
         self.count = 0
@@ -124,7 +124,7 @@ class TopicIndex:
         topic.live += 1
         self.count += 1
         if topic.live == 1:
-            self.epoch.now = object()  # after the topic, for a thread that reads it and then looks for the topic
+            self.generation.token = object()  # after the topic, for a thread that reads it and then looks for the topic
         return None
 
     def remove(self, cid: str, instance_id: str | None, topic_name: str | None) -> list[PlainEvent | None]:
@@ -151,8 +151,8 @@ class TopicIndex:
                     del self.by_cid[cid]
         if len(removed) > 1:
             for entry in removed:
-                entry.name = LEAVING
-        events = [self._bury(entry) for entry in removed]
+                entry.name = BEING_REMOVED
+        events = [self._mark_removed(entry) for entry in removed]
         free_if_empty(self.by_cid)
         free_if_empty(self.topics)
         return events
@@ -174,16 +174,16 @@ class TopicIndex:
         }
         return {name: subscribers for name, subscribers in found.items() if subscribers}
 
-    def _bury(self, entry: Subscription) -> PlainEvent | None:
+    def _mark_removed(self, entry: Subscription) -> PlainEvent | None:
         event, entry.event, entry.name = entry.event, None, None
         self.count -= 1
         topic = self.topics[entry.topic]
         topic.live -= 1
         if topic.live:
-            topic.tidy()
+            topic.compact()
         else:
             del self.topics[entry.topic]
-            del topic.entries[topic.pinned :]
+            del topic.entries[topic.snapshot_length :]
         return event
 
     def _check(self) -> None:
@@ -205,11 +205,11 @@ class TopicIndex:
             live = sum(entry.name is not None for entry in topic.entries)
             assert live == topic.live > 0, f"topic {name!r} has {live} live entries, counted {topic.live}"
             assert len(topic.entries) <= 2 * live, f"topic {name!r} has {len(topic.entries)} entries for {live} live"
-            assert topic.waiting >= 0, f"topic {name!r} counts {topic.waiting} waiting publications"
-            assert bool(topic.pinned) == bool(topic.waiting), (
-                f"topic {name!r} keeps {topic.pinned} entries for no publication"
+            assert topic.snapshots >= 0, f"topic {name!r} counts {topic.snapshots} waiting publications"
+            assert bool(topic.snapshot_length) == bool(topic.snapshots), (
+                f"topic {name!r} keeps {topic.snapshot_length} entries for no publication"
             )
-            if live <= _SMALL and not topic.waiting:
+            if live <= _SMALL and not topic.snapshots:
                 assert len(topic.entries) == live, f"the small topic {name!r} keeps tombstones"
         for cid, instances in self.by_cid.items():
             assert instances, f"conversation {cid!r} is kept without an instance"

@@ -37,9 +37,9 @@ first."""
 _HALF_BITS: Final = SLOT_BITS - 1
 _COARSE_STEP: Final = COARSE_BITS - _HALF_BITS
 
-# A burst is claimed without the lock, and a caller that cancels a conversation looks through it: 64 timers are enough
+# A batch is claimed without the lock, and a caller that cancels a conversation looks through it: 64 timers are enough
 # to make the turn of the lock cheap for each of them, and are looked through in 3 us.
-_BURST: Final = 64
+_BATCH: Final = 64
 
 _FEW: Final = 32  # numbers of dropped slots that are not worth sweeping
 
@@ -129,7 +129,7 @@ class TimerWheel:
         timer.after = None
         self.live -= 1
         if len(self.order) > 2 * self.live:
-            self._tidy()
+            self._compact()
 
     def take_due(self, limit: int) -> Timer | None:
         """Take out the earliest timer that is due at `limit` or before; None when there is none."""
@@ -148,25 +148,25 @@ class TimerWheel:
         timer.after = None
         self.live -= 1
         if len(order) > 2 * self.live or not order:
-            self._tidy()
+            self._compact()
         return timer
 
-    def take_burst(self, limit: int) -> list[Timer] | None:
+    def take_batch(self, limit: int) -> list[Timer] | None:
         """Take out the next timers of the open slot that are due at `limit` or before, the earliest last; None when
         they are fewer than two. At most 64."""
         order = self.order
         if len(order) < 2 or order[-2].due > limit:
             return None
-        burst = order[-_BURST:]
-        if burst[0].due > limit:
-            burst = [timer for timer in burst if timer.due <= limit]
-        del order[-len(burst) :]
-        if len(order) + len(burst) > self.live:
-            burst = [timer for timer in burst if timer.after is OPEN]
-        self.live -= len(burst)
+        batch = order[-_BATCH:]
+        if batch[0].due > limit:
+            batch = [timer for timer in batch if timer.due <= limit]
+        del order[-len(batch) :]
+        if len(order) + len(batch) > self.live:
+            batch = [timer for timer in batch if timer.after is OPEN]
+        self.live -= len(batch)
         if len(order) > 2 * self.live or not order:
-            self._tidy()
-        return burst
+            self._compact()
+        return batch
 
     def next_instant(self) -> int | None:
         """Return when to look again: at the earliest due instant if its slot is open, else when its slot begins."""
@@ -258,7 +258,7 @@ class TimerWheel:
             move_last_to_front(slot, self.slots.get(number) or self._new_slot(number))
         self.drop(slot)
 
-    def _tidy(self) -> None:
+    def _compact(self) -> None:
         """Remove the tombstones, now that they outnumber the live timers, and close the slot when no timer is left."""
         self.order = [timer for timer in self.order if timer.after is OPEN]
         if not self.order:

@@ -134,15 +134,15 @@ class ShardedRegistry(Backend):
         # The shards found while the generation does not change are all that hold the topic. So a publication that still
         # finds it unchanged under their locks reaches all subscribers of that instant, though it has not locked the
         # other shards (G16).
-        epoch = core.engine.topics.epoch
+        generation = core.engine.topics.generation
         attempts = 0
         while True:
             attempts += 1
-            since = epoch.now
+            since = generation.token
             holders: Sequence[Shard] = self._shards  # after three attempts lock all shards
             if attempts <= _OPTIMISTIC_ATTEMPTS:
                 holders = [shard for shard in holders if topic in shard.core.engine.topics.topics]
-            if not holders and epoch.now is since:
+            if not holders and generation.token is since:
                 self._require_open()
                 return 0
             targeted, full = None, False
@@ -321,7 +321,7 @@ class ShardedRegistry(Backend):
         now: int,
         since: object,
     ) -> list[int] | None:
-        if cores[0].engine.topics.epoch.now is not since and len(holders) < self._count:
+        if cores[0].engine.topics.generation.token is not since and len(holders) < self._count:
             return None
         _require_publishable_locked(cores, topic)  # all, before the first takes it
         return [shard.publish_locked(core, topic, msg, now) for shard, core in zip(holders, cores, strict=True)]

@@ -60,7 +60,7 @@ class Shard(LocalRegistry):
 
     @override
     def _new_driver(self, dispatch: Dispatch) -> ThreadDriver:
-        core = Core(Engine(self._share, self._group.epoch, self._options.limits), dispatch, self._group)
+        core = Core(Engine(self._share, self._group.generation, self._options.limits), dispatch, self._group)
         return ThreadDriver(core, self._options, daemon_thread(f"stube-sharded-{self._index}"), self._slow_dispatch_ms)
 
     @override

@@ -8,7 +8,7 @@ from typing import Any, Final
 from typing_extensions import override
 
 from stube import VirtualTimeError
-from stube_backends.engine import Burst, ReadyOrder, SerialClaims, Timer, Walk, milliseconds, name_of
+from stube_backends.engine import DueBatch, FanOut, ReadyOrder, SerialClaims, Timer, milliseconds, name_of
 from stube_backends.virtual._trace import Tracer
 
 _LONGEST_CHAIN: Final = 10_000  # rounds of arrivals at one instant
@@ -35,7 +35,7 @@ class WatchedClaims(SerialClaims):
         self.left = 0  # how many arrivals of this round have not begun
 
     @override
-    def begin(self, now: int, failed: bool | None = None) -> Timer | Burst | Walk | None:
+    def begin(self, now: int, failed: bool | None = None) -> Timer | DueBatch | FanOut | None:
         if failed is not None:
             self.finish_timer(failed)  # before anything can be raised
         if now != self.instant:
@@ -45,14 +45,14 @@ class WatchedClaims(SerialClaims):
         if head is arrivals:
             work = super().begin(now)
         else:
-            interrupted = self.walk is not None or (self.burst is not None and self.burst.timers)
+            interrupted = self.fan_out is not None or (self.batch is not None and self.batch.timers)
             if not self.left and not interrupted:
                 self._begin_round()
             work = super().begin(now)
             if self.left and arrivals.after is not head:
                 self.left -= 1
         if work is not None:
-            self.tracer.cause = f"topic {work.topic_name}" if isinstance(work, Walk) else "timer"
+            self.tracer.cause = f"topic {work.topic_name}" if isinstance(work, FanOut) else "timer"
         return work
 
     def _begin_round(self) -> None:

@@ -184,7 +184,7 @@ class VirtualDriver(Driver):
         elif window.over_limit or (instant is None and not window.run_to_end):
             return None
         if end is not None and end > now:
-            self._clock.now = engine.order.latest = end
+            self._clock.now = engine.order.last_accepted_ns = end
         return end if window.has_more and not window.over_limit else None
 
     @contextmanager
