@@ -7,7 +7,7 @@ decided in the first line of each function, so that an operation may simply call
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from math import ceil, isfinite
 from typing import Any, Final, TypeAlias
 
@@ -51,10 +51,8 @@ def name_of(event: PlainEvent) -> str:
     return name
 
 
-def event_of(instance_id: str, spec: PlainEvent) -> Event:
-    """Return the event that a timer with this spec delivers."""
-    if type(spec) is str:
-        return Event(instance_id, spec)
+def event_with_payload(instance_id: str, spec: Sequence[Any]) -> Event:
+    """Return the event that a timer delivers whose spec is no plain name."""
     if len(spec) == 1:
         return Event(instance_id, spec[0])
     return Event(instance_id, spec[0], spec[1] if len(spec) == 2 else spec[1:])

@@ -8,7 +8,7 @@ from typing import Any, Final, Protocol
 from typing_extensions import override
 
 from stube import Event
-from stube_backends.engine._arguments import PlainEvent, event_of, name_of
+from stube_backends.engine._arguments import PlainEvent, event_with_payload, name_of
 from stube_backends.engine._tables import free_if_empty
 
 PENDING_ADMISSION: Final = object()
@@ -66,9 +66,13 @@ class Timer:
 
     def claim(self) -> tuple[str, Event]:
         """Take the delivery off a timer that has left its ring or its batch: the conversation and the event."""
-        group, event = self.group, self.event
+        group, spec = self.group, self.event
         self.group = self.event = None  # from now on the handle keeps nothing alive
-        return group.cid, event_of(group.instance_id, event)  # type: ignore[union-attr, arg-type]  # it had both
+        assert group is not None
+        if type(spec) is str:
+            return group.cid, Event(group.instance_id, spec)
+        assert spec is not None
+        return group.cid, event_with_payload(group.instance_id, spec)
 
     def cancel(self) -> bool:
         """See `stube.TimerHandle`."""
