@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from stube import Event
-from stube_backends.engine._arguments import refuse_result
+from stube_backends.engine._arguments import event_with_payload, refuse_result
 from stube_backends.engine._batches import DueBatch, FanOut
 from stube_backends.engine._core import Core
 from stube_backends.engine._failures import Failures
@@ -81,8 +81,16 @@ class Deliverer:
                     timer = pop()
                 except IndexError:
                     break  # a cancel or a reset took the last one at this moment
-                cid, event = timer.claim()
-                claims.running_cid = cid
+                # `Timer.claim`, written out: 0.04 us of 0.72, which the target of firing (twice uvloop's rate) needs.
+                group, spec = timer.group, timer.event
+                timer.group = timer.event = None
+                assert group is not None
+                assert spec is not None
+                claims.running_cid = cid = group.cid
+                if type(spec) is str:
+                    event = Event(group.instance_id, spec)
+                else:
+                    event = event_with_payload(group.instance_id, spec)
                 try:
                     result = core.dispatch(cid, event)
                     if result is not None:
