@@ -1,4 +1,4 @@
-"""How often the suite repeats what it tries: in full, or quickly as the option `--stube-quick` wants it.
+"""The numbers of repetitions in the suite: in full, or quick with the option `--stube-quick`.
 
 The quick suite leaves out no test. It injects at fewer lines and draws fewer programs and histories at random. It is
 for the change at hand; only the full suite proves a backend.
@@ -14,7 +14,7 @@ __all__ = ["FULL", "QUICK", "Effort"]
 
 
 class Effort(NamedTuple):
-    """The numbers that differ."""
+    """The numbers that differ between the full and the quick suite."""
 
     stride: int
     """A sweep with several inner operations injects each of them at every `stride`-th line."""

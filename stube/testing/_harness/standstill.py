@@ -1,7 +1,8 @@
-"""Waiting for other threads by what they do, where no event tells it: until they are done, or until all stand still.
+"""Waiting for other threads without an event: until they are done, or until all of them are blocked.
 
-A sweep stops one thread at a line and lets another one act. Either that one gets through, or it needs a lock that the
-stopped thread holds. The second case has no event. But it can be seen: no thread except the stopped one moves.
+A sweep stops one thread at a line and lets another one act. The other thread either completes its operation, or needs a
+lock that the stopped thread holds. No event tells the second case, but it can be observed: no other thread executes
+anything.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from stube.testing._harness.clock import monotonic
 
 __all__ = ["join_or_standstill", "wait_or_standstill"]
 
-_PAUSE: Final = 0.0002  # seconds between two looks, in which the others run
-_LOOKS: Final = 3  # looks in a row at which nobody has moved; a thread between two locks is seen to move
-_LIMIT: Final = 0.25  # seconds; reached only where some thread never stops moving
+_PAUSE: Final = 0.0002  # seconds between two observations, in which the others run
+_LOOKS: Final = 3  # observations in a row in which no thread has moved; a thread between two locks moves
+_LIMIT: Final = 0.25  # seconds; reached only if some thread never stops moving
 
 
 def join_or_standstill(thread: threading.Thread) -> None:
@@ -46,9 +47,9 @@ def _places() -> dict[int, tuple[int, int]] | None:
 
 
 def _is_runnable(thread: threading.Thread) -> bool:
-    """Tell whether a thread only waits for a processor. On a busy machine it, too, stays where it is.
+    """Tell whether a thread only waits for a processor. On a busy machine such a thread does not move either.
 
-    Only Linux says so. Elsewhere the answer is False, and a sweep may go on a little early: it then proves less at one
+    Only Linux tells. Elsewhere the answer is False, and a sweep may go on a little early: it then proves less at one
     line, but never fails because of it.
     """
     try:
