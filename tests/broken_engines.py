@@ -311,7 +311,7 @@ FAULTS: Final[tuple[Fault, ...]] = (
     Fault(
         "G16",
         "a publication targets the subscribers of the instant at which it begins",
-        ENGINE + "_claims.py",
+        ENGINE + "_order.py",
         "        targets = publication.topic.targets(publication.entries, publication.length)\n",
         "        targets = publication.topic.targets(publication.entries, len(publication.entries))\n",
         ("test_state.py::test_the_targets_are_the_subscribers_of_the_instant_of_the_call",),
@@ -327,7 +327,7 @@ FAULTS: Final[tuple[Fault, ...]] = (
     Fault(
         "G18",
         "a reset does not stop the fan-out that has begun",
-        ENGINE + "_claims.py",
+        ENGINE + "_order.py",
         "            held.append(fan_out.stop())\n",
         "            held.append(fan_out.rest())\n",
         ("test_reset_state.py::test_a_reset_in_the_middle_of_a_fan_out_lets_nobody_else_hear",),

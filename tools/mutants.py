@@ -48,7 +48,6 @@ ACCEPTED: Final = ROOT / "tools" / "mutants.toml"
 MODULES: Final = (
     "_engine",
     "_claims",
-    "_batches",
     "_rings",
     "_tables",
     "_topics",

@@ -28,12 +28,12 @@ from stube_backends.engine import (
     Failures,
     LocalRegistry,
     Options,
+    SerialClaims,
     Timer,
     Waiter,
     wait_until_idle,
 )
 from stube_backends.engine._arguments import checked_dispatch
-from stube_backends.engine._claims import SerialClaims
 from stube_backends.engine._inspection import sizes
 from stube_backends.engine._process import live_registries
 from stube_backends.engine._waiting import decide_sleep_locked
@@ -68,6 +68,10 @@ class HandDriver(Driver):
 
     def _nothing_ready_locked(self, now: int, fresh: bool) -> None:
         decide_sleep_locked(self.core, now, fresh)
+
+    @override
+    def enter(self) -> Core:
+        return self.core
 
     @override
     def prepare(self, dispatch: Callable[..., Any]) -> stube.Dispatch:
@@ -1590,7 +1594,7 @@ def test_a_registry_without_a_driver_is_refused_when_its_class_is_created() -> N
 
 def test_a_driver_that_lacks_a_member_is_refused_when_its_class_is_created() -> None:
     """Fault: a driver without a wake-up is noticed only when a timer is late."""
-    members = {name: getattr(HandDriver, name) for name in ("prepare", "start", "stop", "wait", "call_back")}
+    members = {name: getattr(HandDriver, name) for name in ("enter", "prepare", "start", "stop", "wait", "call_back")}
     with pytest.raises(TypeError) as caught:
         type("Deaf", (Driver,), members)
     assert str(caught.value) == "Deaf lacks wake, delivers_here. Define what Driver declares."

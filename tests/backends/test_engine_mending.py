@@ -8,9 +8,8 @@ import pytest
 
 from stube_backends.engine import DueBatch, Engine, FanOut, Timer
 from stube_backends.engine._inspection import sizes
-from stube_backends.engine._order import Publication
 from stube_backends.engine._recovery import rebuild
-from stube_backends.engine._topics import BEING_REMOVED, TopicIndex
+from stube_backends.engine._topics import BEING_REMOVED, Publication, TopicIndex
 from stube_backends.engine._wheel import LONG, SLOT_BITS
 
 SLOT = 1 << SLOT_BITS

@@ -15,8 +15,8 @@ from typing_extensions import override
 from stube import ConversationInfo, RegistryClosed, RegistryFull, Stats, SubscriptionInfo, TimerInfo
 from stube_backends.engine import Engine, FanOut, Timer
 from stube_backends.engine._inspection import inspect, sizes
-from stube_backends.engine._order import Publication
 from stube_backends.engine._timers import Group
+from stube_backends.engine._topics import Publication
 from stube_backends.engine._wheel import SLOT_BITS
 
 CLOSED = "The registry is closed, so nothing can be added to it. Create a new one."

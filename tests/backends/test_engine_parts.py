@@ -13,9 +13,8 @@ import pytest
 from stube import Event
 from stube.testing._harness import Injector, tracing
 from stube_backends.engine import EARLIEST, FOREVER, FanOut, ReadyOrder, Timer
-from stube_backends.engine._order import Publication
 from stube_backends.engine._timers import Group, TimerGroups
-from stube_backends.engine._topics import BEING_REMOVED, Subscription, TopicIndex
+from stube_backends.engine._topics import BEING_REMOVED, Publication, Subscription, TopicIndex
 from stube_backends.engine._wheel import LONG, SLOT_BITS, Slot, TimerWheel
 
 SLOT = 1 << SLOT_BITS

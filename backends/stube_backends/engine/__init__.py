@@ -18,8 +18,6 @@ from stube_backends.engine._arguments import (
 )
 from stube_backends.engine._awaiting import AsyncClosing, AwaitingDeliverer, HandlerHangs
 from stube_backends.engine._backlogs import ConversationFull, Limits, OnFull
-from stube_backends.engine._batches import DueBatch, FanOut
-from stube_backends.engine._claims import SerialClaims
 from stube_backends.engine._core import FOREVER, REENTRANT, Core, ShardGroup, Waiter, run_all_locked
 from stube_backends.engine._delivery import Deliverer
 from stube_backends.engine._driver import Driver, refuse_inside, sleep_seconds
@@ -28,9 +26,10 @@ from stube_backends.engine._failures import Failures, OnError, log
 from stube_backends.engine._local import LocalRegistry
 from stube_backends.engine._mailboxes import AGAIN, Mailbox, MailboxClaims
 from stube_backends.engine._options import Options
-from stube_backends.engine._order import EARLIEST, ReadyOrder
+from stube_backends.engine._order import EARLIEST, ReadyOrder, SerialClaims
 from stube_backends.engine._thread_driver import Spawn, ThreadDriver, daemon_thread
-from stube_backends.engine._timers import Timer
+from stube_backends.engine._timers import DueBatch, Timer
+from stube_backends.engine._topics import FanOut
 from stube_backends.engine._waiting import (
     decide_sleep_locked,
     delist_locked,

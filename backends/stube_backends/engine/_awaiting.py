@@ -11,10 +11,10 @@ from types import TracebackType
 from typing import Any, Self
 
 from stube import Event
-from stube_backends.engine._batches import DueBatch, FanOut
 from stube_backends.engine._core import Core
 from stube_backends.engine._failures import Failures
-from stube_backends.engine._timers import Timer
+from stube_backends.engine._timers import DueBatch, Timer
+from stube_backends.engine._topics import FanOut
 
 Claims = Generator[tuple[str, Event], bool, None]
 

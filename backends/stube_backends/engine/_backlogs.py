@@ -16,11 +16,10 @@ from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 from stube import Event, RegistryFull
 from stube_backends.engine._ledger import Ledger
-from stube_backends.engine._order import Publication, ReadyOrder
 from stube_backends.engine._rings import unlink
 from stube_backends.engine._tables import free_if_empty
 from stube_backends.engine._timers import TimerGroups
-from stube_backends.engine._topics import Topic
+from stube_backends.engine._topics import Publication, Topic
 
 OnFull: TypeAlias = Literal["drop_oldest", "end"]
 
@@ -65,14 +64,17 @@ class Backlogs:
 
     Args:
         limits: of each conversation.
-        order, ledger, groups: the engine's, the same objects as long as the engine lives.
+        arrive: puts a publication into the ready order.
+        ledger, groups: the engine's, the same objects as long as the engine lives.
     """
 
-    __slots__ = ("by_cid", "groups", "ledger", "limits", "order", "overflows")
+    __slots__ = ("_arrive", "by_cid", "groups", "ledger", "limits", "overflows")
 
-    def __init__(self, limits: Limits, order: ReadyOrder, ledger: Ledger, groups: TimerGroups) -> None:
+    def __init__(
+        self, limits: Limits, arrive: Callable[[Publication], None], ledger: Ledger, groups: TimerGroups
+    ) -> None:
         self.limits = limits
-        self.order = order
+        self._arrive = arrive
         self.ledger = ledger
         self.groups = groups
         self.by_cid: dict[str, Backlog] = {}
@@ -109,7 +111,7 @@ class Backlogs:
                 ledger.dropped += 1
                 continue
             message = publication.part_for([target])
-            self.order.arrivals.append(message)
+            self._arrive(message)
             ledger.queued += 1
             backlog = self.by_cid.get(target.cid)
             if backlog is None:

@@ -37,12 +37,11 @@ from typing import Any, Final, NamedTuple, Protocol
 
 from stube import Dispatch, Event, StubeError
 from stube_backends.engine._arguments import PlainEvent
-from stube_backends.engine._batches import DueBatch, FanOut
 from stube_backends.engine._deferred import DeferredCalls
 from stube_backends.engine._engine import Engine, raise_closed
 from stube_backends.engine._recovery import rebuild
-from stube_backends.engine._timers import Timer, TimerOwner
-from stube_backends.engine._topics import Generation
+from stube_backends.engine._timers import DueBatch, Timer, TimerOwner
+from stube_backends.engine._topics import FanOut, Generation
 
 
 class _Reentrant:

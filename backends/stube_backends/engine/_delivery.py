@@ -10,11 +10,10 @@ from collections.abc import Callable
 
 from stube import Event
 from stube_backends.engine._arguments import event_with_payload, refuse_result
-from stube_backends.engine._batches import DueBatch, FanOut
 from stube_backends.engine._core import Core
 from stube_backends.engine._failures import Failures
-from stube_backends.engine._timers import Timer
-from stube_backends.engine._topics import BEING_REMOVED
+from stube_backends.engine._timers import DueBatch, Timer
+from stube_backends.engine._topics import BEING_REMOVED, FanOut
 
 
 class Deliverer:

@@ -18,7 +18,7 @@ from stube_backends.engine._core import Core
 
 LONGEST_SLEEP: Final = 3600  # seconds; a far timer is looked at once an hour, whatever its delay
 
-_REQUIRED: Final = ("prepare", "start", "wake", "stop", "wait", "delivers_here", "call_back")
+_REQUIRED: Final = ("enter", "prepare", "start", "wake", "stop", "wait", "delivers_here", "call_back")
 
 
 class Driver(Protocol):
@@ -38,7 +38,7 @@ class Driver(Protocol):
     def enter(self) -> Core:
         """Return the core. Every operation calls this first, so a driver may prepare here: a loop driver binds to the
         running loop."""
-        return self.core
+        ...
 
     def prepare(self, dispatch: Callable[..., Any]) -> Dispatch:
         """Refuse a dispatch that this driver cannot call (G19); return the function that it calls for a delivery."""

@@ -25,12 +25,12 @@ from typing_extensions import TypeVar, override
 from stube import EventSpec, RegistryClosed, RegistryFull, Stats
 from stube_backends.engine._arguments import PlainEvent
 from stube_backends.engine._backlogs import Backlogs, Limits, Overflow
-from stube_backends.engine._claims import Claims, SerialClaims
+from stube_backends.engine._claims import Claims
 from stube_backends.engine._ledger import Ledger
-from stube_backends.engine._order import Publication, ReadyOrder
+from stube_backends.engine._order import ReadyOrder, SerialClaims
 from stube_backends.engine._tables import free_if_empty_unlocked
 from stube_backends.engine._timers import CLAIMABLE, PENDING_ADMISSION, Timer, TimerGroups, TimerOwner
-from stube_backends.engine._topics import Generation, TopicIndex, count_live
+from stube_backends.engine._topics import Generation, Publication, TopicIndex, count_live
 
 ClaimsT = TypeVar("ClaimsT", bound=Claims, default=SerialClaims)
 NewClaims: TypeAlias = Callable[[Ledger, ReadyOrder, TimerGroups, Backlogs | None], ClaimsT]
@@ -106,7 +106,7 @@ class Engine(Generic[ClaimsT]):
         self.groups = TimerGroups()
         self.order = ReadyOrder()
         self.topics = TopicIndex(generation)
-        self.backlogs = None if limits is None else Backlogs(limits, self.order, self.ledger, self.groups)
+        self.backlogs = None if limits is None else Backlogs(limits, self.order.arrive, self.ledger, self.groups)
         self.claims = claims(self.ledger, self.order, self.groups, self.backlogs)
 
     # -- batons ------------------------------------------------------------------------------------------------

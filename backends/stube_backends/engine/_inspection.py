@@ -8,7 +8,7 @@ from typing import Any
 from stube import ConversationInfo, SubscriptionInfo, TimerInfo
 from stube_backends.engine._arguments import milliseconds, public_event
 from stube_backends.engine._engine import Engine
-from stube_backends.engine._order import Publication
+from stube_backends.engine._topics import Publication
 
 
 def inspect(engine: Engine[Any], cid: str | None, now: int) -> dict[str, ConversationInfo]:

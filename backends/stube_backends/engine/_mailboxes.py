@@ -24,11 +24,11 @@ from typing import Any, Final
 from stube import Event
 from stube_backends.engine._backlogs import Backlogs
 from stube_backends.engine._ledger import Ledger
-from stube_backends.engine._order import EARLIEST, Arrival, Publication, ReadyOrder
+from stube_backends.engine._order import EARLIEST, Arrival, ReadyOrder
 from stube_backends.engine._rings import Ring, insert_after, unlink
 from stube_backends.engine._tables import free_if_empty
 from stube_backends.engine._timers import Timer, TimerGroups
-from stube_backends.engine._topics import Subscription, count_live
+from stube_backends.engine._topics import Publication, Subscription, count_live
 
 _PARKED_AT_MOST: Final = 256  # in one call, so that others get their turn of the lock
 

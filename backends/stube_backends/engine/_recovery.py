@@ -11,9 +11,9 @@ from __future__ import annotations
 from typing import Any
 
 from stube_backends.engine._engine import Engine
-from stube_backends.engine._order import Arrival, Publication
+from stube_backends.engine._order import Arrival
 from stube_backends.engine._timers import Timer
-from stube_backends.engine._topics import BEING_REMOVED, Subscription, TopicIndex
+from stube_backends.engine._topics import BEING_REMOVED, Publication, Subscription, TopicIndex
 
 
 def rebuild(engine: Engine[Any]) -> None:

@@ -125,6 +125,10 @@ class ThreadDriver(Driver):
         self._wakeup.acquire()
 
     @override
+    def enter(self) -> Core:
+        return self.core
+
+    @override
     def prepare(self, dispatch: Callable[..., Any]) -> Dispatch:
         checked_dispatch(dispatch)
         if self._slow_dispatch_ms is None:

@@ -198,3 +198,59 @@ def _cut(groups: Iterable[Group]) -> list[Timer]:
             del timer.older, timer.newer
             timer = following
     return timers
+
+
+class DueBatch:
+    """Timers that were due together and have left the wheel and their groups: claimed one by one, the last one first.
+
+    The delivery thread pops a timer off the list, a caller that cancels removes it: each is one atomic step, so that
+    exactly one of them has it (G5), and no timer costs a turn of the lock.
+    """
+
+    __slots__ = ("accounted", "delivered", "timers", "total")
+
+    def __init__(self, timers: list[Timer]) -> None:
+        self.timers = timers
+        self.total = len(timers)  # without those that were cancelled, so that what is not in the list has begun
+        self.accounted = 0  # how many of the begun ones have been taken out of the ledger's `timers`
+        self.delivered = 0  # written by the delivery thread; what has begun and is not among these has failed
+
+    @property
+    def begun(self) -> int:
+        """How many the delivery thread has claimed."""
+        return self.total - len(self.timers)
+
+    def waiting(self, cid: str | None = None, instance_id: str | None = None) -> list[Timer]:
+        """Return the timers that may still be waiting; with `cid` those of one conversation, or of one instance."""
+        found = []
+        for timer in self.timers.copy():
+            group = timer.group
+            if group is None or cid not in (None, group.cid) or instance_id not in (None, group.instance_id):
+                continue
+            found.append(timer)
+        return found
+
+    def withdraw(self, timer: Timer) -> bool:
+        """Take a timer out before it begins; say whether it had not begun."""
+        try:
+            self.timers.remove(timer)
+        except ValueError:
+            return False
+        self.total -= 1
+        return True
+
+    def stop(self) -> list[Timer]:
+        """Let no other timer begin; return those that would have, in the order in which they would.
+
+        Removes from the front of the list, where the timers stand that would begin last: a timer that the delivery
+        thread still pops was due before all that are returned.
+        """
+        rest = []
+        while self.timers:
+            try:
+                rest.append(self.timers.pop(0))
+            except IndexError:  # the delivery thread took the last one at this moment
+                break
+        self.total -= len(rest)
+        rest.reverse()
+        return rest

@@ -9,7 +9,9 @@ Tombstones never outnumber the live subscriptions, so adding and removing are am
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Callable, Iterator
+from operator import length_hint
+from typing import Any, Final
 
 from stube import EventSpec
 from stube_backends.engine._arguments import PlainEvent, name_of, public_event
@@ -215,3 +217,121 @@ class TopicIndex:
             assert instances, f"conversation {cid!r} is kept without an instance"
             for instance_id, subscriptions in instances.items():
                 assert subscriptions, f"instance {instance_id!r} of {cid!r} is kept without a subscription"
+
+
+class Publication:
+    """One message to the subscribers of one instant: one entry, however many they are."""
+
+    __slots__ = ("after", "before", "due", "entries", "length", "message", "targeted", "topic", "topic_name")
+
+    # No __init__: the engine sets the fields, and the ring the links (0.1 us of 0.6).
+    after: Any
+    before: Any
+    due: int
+    entries: list[Subscription]
+    length: int
+    message: Any
+    targeted: int
+    topic: Topic
+    topic_name: str
+
+    def part_for(self, targets: list[Subscription]) -> Publication:
+        """Return a publication of the same message to these targets only."""
+        part = Publication()
+        part.due = self.due
+        part.topic_name = self.topic_name
+        part.topic = self.topic
+        part.entries = targets
+        part.length = part.targeted = len(targets)
+        part.message = self.message
+        return part
+
+
+class FanOut:
+    """A publication that has begun: its targets, and an iterator positioned behind the target that began last.
+
+    Reading a target's `name` is its claim. A name means that the delivery has begun, None that its subscription was
+    removed before, and BEING_REMOVED that it is being removed: what becomes of it shows under the lock. Only
+    the delivery thread advances the iterator, because two threads on one iterator may get the same target.
+    """
+
+    __slots__ = (
+        "accounted",
+        "cancelled",
+        "decided",
+        "dropped",
+        "iterator",
+        "message",
+        "stopped",
+        "targets",
+        "topic_name",
+        "total",
+    )
+
+    def __init__(self, publication: Publication, targets: list[Subscription]) -> None:
+        self.topic_name = publication.topic_name
+        self.message = publication.message
+        self.targets = targets
+        self.total = len(targets)
+        self.iterator = iter(targets)
+        self.accounted = 0  # how many of the begun ones have been taken out of the ledger's `queued`
+        self.decided = 0  # how many of them have their fate in the ledger
+        self.stopped = False  # whether what has not begun was forgotten
+        # Fates of targets that were passed over, which the ledger does not have yet. Written by the delivery thread.
+        self.cancelled = self.dropped = 0
+
+    @property
+    def begun(self) -> int:
+        """How many targets have begun or were passed over."""
+        return self.total - length_hint(self.iterator)
+
+    @property
+    def current(self) -> Subscription | None:
+        """The target that began last."""
+        begun = self.begun
+        return self.targets[begun - 1] if begun else None
+
+    def claim_each(self, wait: Callable[[], object]) -> Iterator[tuple[Subscription, str]]:
+        """Claim one target after the other; yield each with the name of its event.
+
+        Args:
+            wait: returns when the thread that holds the lock has released it.
+        """
+        for target in self.iterator:
+            name = target.name
+            if name is not None and name is not BEING_REMOVED:
+                yield target, name
+            elif not self.pass_over(target, wait):
+                return
+
+    def pass_over(self, target: Subscription, wait: Callable[[], object]) -> bool:
+        """Count a target whose name, when it was read, was no event's; say whether the next target may begin.
+
+        A loop that must be faster than `claim_each` reads the name itself and calls this for the rest.
+        """
+        if target.name is BEING_REMOVED:
+            wait()
+            if target.name is BEING_REMOVED:  # marked by a reset, which counts the fates of those behind this one
+                self.dropped += 1
+                return False
+        self.cancelled += 1
+        return True
+
+    def rest(self) -> list[Subscription]:
+        """Return the targets that have not begun and are live."""
+        return [] if self.stopped else [entry for entry in self.targets[self.begun :] if entry.name is not None]
+
+    def stop(self) -> list[Any]:
+        """Let no other target begin; return the events of the targets, for the caller to drop.
+
+        Every subscription is dead after that, so all targets are marked, whichever of them the delivery thread reads
+        next. It ends at the first one that is marked; only that thread knows how many have begun.
+        """
+        self.stopped = True
+        events = []
+        for target in self.targets:
+            if target.name is not None:
+                target.name = BEING_REMOVED
+                events.append(target.event)
+                target.event = None
+        return events

@@ -64,6 +64,10 @@ class VirtualDriver(Driver):
         self._window: Window | None = None  # set by the thread that holds _advance_lock
 
     @override
+    def enter(self) -> Core:
+        return self.core
+
+    @override
     def prepare(self, dispatch: Callable[..., Any]) -> Dispatch:
         return self._tracer.traced(dispatch)
 
