@@ -811,7 +811,7 @@ FAULTS = {
 
 @pytest.fixture(scope="module")
 def checks() -> Iterator[dict[str, Future[subprocess.CompletedProcess[str]]]]:
-    """Self-checks of broken registries, three at a time. Each mostly waits; more would slow down each other's clocks."""
+    """Run the self-checks of broken registries, three at a time: more would slow down each other's clocks."""
 
     def run(fault: str) -> subprocess.CompletedProcess[str]:
         spec = f"tests.broken_registries:{fault.capitalize()}"
