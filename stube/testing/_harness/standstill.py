@@ -16,7 +16,7 @@ from stube.testing._harness.clock import monotonic
 __all__ = ["join_or_standstill", "wait_or_standstill"]
 
 _PAUSE: Final = 0.0002  # seconds between two looks, in which the others run
-_LOOKS: Final = 3  # looks in a row at which nobody has moved; a thread between two locks is seen to move
+_LOOKS: Final = 3  # looks in a row at which no thread has moved; a thread between two locks is seen to move
 _LIMIT: Final = 0.25  # seconds; reached only where some thread never stops moving
 
 
