@@ -1,4 +1,4 @@
-"""For everything that is tested here: the option `--tier`, which leaves out what `tests/tiers.py` lists."""
+"""The option `--tier` of all tests: it leaves out what `tests/tiers.py` lists."""
 
 from __future__ import annotations
 

@@ -274,14 +274,14 @@ def test_a_broken_backend_is_told_with_its_shortest_story(conformance: Any, monk
 
 def test_hang_or_crash_costs_the_outcome_of_one_test(conformance: Any) -> None:
     """Fault: the command hangs or dies with the backend, or loses the tests that were left."""
-    # Only a failing test takes the whole limit; otherwise each takes a fraction of a second.
-    ran = conformance("outsider:Wild", "--guarantee", "G8", "--limit", "3")
+    # Only a failing test takes the whole limit. The others take a second, or several on a busy machine.
+    ran = conformance("outsider:Wild", "--guarantee", "G8", "--limit", "8")
     assert ran.code == 1
     found = outcomes(ran.report)
     assert {outcome: len(stories) for outcome, stories in found.items()} == {"hung": 2, "crashed": 1}
     in_test, in_teardown = found["hung"]
     first, *others = in_test["finding"].splitlines()
-    assert first == "The test did not end within 3 s."
+    assert first == "The test did not end within 8 s."
     assert re.fullmatch(r"it was in stand_still, outsider\.py:\d+", others[0])
     assert re.fullmatch(r"called by pending_flow, outsider\.py:\d+", others[1])
     assert others[-1].endswith(in_test["where"])

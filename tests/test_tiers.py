@@ -51,7 +51,7 @@ def test_the_fast_tier_has_every_kind_of_backend_and_the_others_meet_each_varian
 
 
 def test_a_dozen_guarantees_have_a_broken_registry_in_the_fast_tier() -> None:
-    """Fault: a slip of the pen."""
+    """Fault: a guarantee is listed twice, or does not exist."""
     assert len(set(FAST_FAULTS)) == 12
     assert set(FAST_FAULTS) <= set(GUARANTEES)
 
@@ -72,6 +72,6 @@ def test_a_dozen_guarantees_have_a_broken_registry_in_the_fast_tier() -> None:
     ],
 )
 def test_what_is_named_on_the_command_line_runs(test: str, arguments: list[str], left_out: bool) -> None:
-    """Fault: whoever names a file is told that no tests ran; or a single name lets everything in."""
+    """Fault: a developer who names a file is told that no tests ran; or naming one file lets everything in."""
     assert is_left_out(FAST, test, arguments) == left_out
     assert not is_left_out(None, test, arguments)

@@ -1,8 +1,8 @@
 """Run pytest on changed copies of the sources, in forks of a process that has loaded it already.
 
-Loading pytest and what the tests import takes a second, a fork takes milliseconds. `tools/mutants.py` forks itself.
-Whoever has loaded stube cannot, because a fork would test that one instead of the copy: it starts `Server`, which is
-this file as a program, and asks it over a pipe. POSIX only.
+Loading pytest and what the tests import takes a second; a fork takes milliseconds. `tools/mutants.py` forks itself. A
+process that has loaded stube cannot do so, because its forks would test that stube instead of the copy. It makes a
+`Server`, which runs this file as a program and sends it requests over a pipe. POSIX only.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from types import TracebackType
 from typing import Any, Final, NamedTuple
 
 ROOT: Final = Path(__file__).resolve().parents[1]
-MEMORY: Final = 4 << 30  # bytes of address space; a changed copy that collects things for ever ends here
+MEMORY: Final = 4 << 30  # bytes of address space; a changed copy that allocates without end stops here
 
 
 def preload() -> None:

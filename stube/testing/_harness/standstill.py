@@ -16,9 +16,9 @@ from stube.testing._harness.clock import monotonic
 
 __all__ = ["join_or_standstill", "wait_or_standstill"]
 
-_PAUSE: Final = 0.0002  # seconds between two observations, in which the others run
-_LOOKS: Final = 3  # observations in a row in which no thread has moved; a thread between two locks moves
-_LIMIT: Final = 0.25  # seconds; reached only if some thread never stops moving
+_PAUSE: Final = 0.0002  # seconds between two looks, in which the others run
+_LOOKS: Final = 3  # looks in a row at which no thread has moved; a thread between two locks is seen to move
+_LIMIT: Final = 0.25  # seconds; reached only where some thread never stops moving
 
 
 def join_or_standstill(thread: threading.Thread) -> None:
