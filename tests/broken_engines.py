@@ -104,7 +104,7 @@ FAULTS: Final[tuple[Fault, ...]] = (
         ENGINE + "_engine.py",
         "        publication.due = order.last_accepted_ns\n",
         "        publication.due = -(1 << 100)\n",
-        ("test_order.py::test_a_publication_begins_between_the_timers_due_before_it_and_after_it",),
+        ("test_order.py::test_a_publication_begins_between_an_earlier_and_a_later_timer",),
         ("memory",),
     ),
     Fault(
@@ -113,7 +113,7 @@ FAULTS: Final[tuple[Fault, ...]] = (
         ENGINE + "_wheel.py",
         "from bisect import insort_left\n",
         "from bisect import insort_right as insort_left\n",
-        ("test_order.py::test_on_a_coarse_clock_timers_of_one_instant_keep_the_order_of_their_acceptance",),
+        ("test_order.py::test_a_coarse_clock_keeps_timers_of_one_instant_in_order",),
         ("memory",),
     ),
     Fault(
@@ -122,7 +122,7 @@ FAULTS: Final[tuple[Fault, ...]] = (
         ENGINE + "_wheel.py",
         "from bisect import insort_left\n",
         "from bisect import insort_right as insort_left\n",
-        ("test_order.py::test_timers_that_come_late_take_their_place_among_those_that_are_nearly_due",),
+        ("test_order.py::test_late_timers_are_sorted_among_timers_that_are_nearly_due",),
         ("virtual",),
     ),
     Fault(
@@ -149,7 +149,7 @@ FAULTS: Final[tuple[Fault, ...]] = (
         ENGINE + "_topics.py",
         "        event, entry.event, entry.name = entry.event, None, None\n",
         "        event, entry.event = entry.event, None\n",
-        ("test_cancelling.py::test_no_message_that_was_queued_begins_after_unsubscribing",),
+        ("test_cancelling.py::test_no_queued_message_begins_after_unsubscribe",),
     ),
     Fault(
         "G5",
@@ -157,7 +157,7 @@ FAULTS: Final[tuple[Fault, ...]] = (
         ENGINE + "_engine.py",
         "        elif self.groups.holds(timer):\n",
         "        elif self.groups.holds(timer) and timer.due > self.order.last_accepted_ns:\n",
-        ("test_cancelling.py::test_a_timer_that_is_due_already_is_cancelled_too",),
+        ("test_cancelling.py::test_a_timer_that_is_already_due_can_be_cancelled",),
     ),
     Fault(
         "G5",
@@ -173,7 +173,7 @@ FAULTS: Final[tuple[Fault, ...]] = (
         ENGINE + "_engine.py",
         "        self.ledger.cancelled += len(timers)\n        return events\n",
         "        self.ledger.cancelled += len(timers)\n        return events + [None] * (claims.running_cid == cid)\n",
-        ("test_cancelling.py::test_a_delivery_that_has_begun_is_neither_counted_nor_awaited_nor_disturbed",),
+        ("test_cancelling.py::test_a_cancel_ignores_a_delivery_that_has_begun",),
     ),
     Fault(
         "G7",
@@ -181,7 +181,7 @@ FAULTS: Final[tuple[Fault, ...]] = (
         "stube/_conversations.py",
         "        if self._ended:\n            handle.cancel()\n            raise self._error()\n",
         "",
-        ("test_handles.py::test_an_add_that_races_with_the_end_is_undone_before_it_raises",),
+        ("test_handles.py::test_an_add_racing_with_the_end_is_undone_before_it_raises",),
     ),
     Fault(
         "G7",
@@ -189,7 +189,7 @@ FAULTS: Final[tuple[Fault, ...]] = (
         ENGINE + "_local.py",
         "core.run_locked(self._cancel_locked, core, core.engine.cancel_timers, cid, instance_id)",
         "self._cancel_locked(core, core.engine.cancel_timers, cid, instance_id)",
-        ("test_threads.py::test_whatever_line_another_thread_comes_in_at_both_operations_are_whole",),
+        ("test_threads.py::test_racing_operations_are_atomic_at_every_line",),
     ),
     Fault(
         "G8",
@@ -198,7 +198,7 @@ FAULTS: Final[tuple[Fault, ...]] = (
         "        flow_id = engine.flows.pop(cid, None)  #",
         "        flow_id = engine.flows.get(cid)\n        __import__('os').sched_yield()\n"
         "        engine.flows.pop(cid, None)  #",
-        ("test_threads.py::test_whatever_line_another_thread_comes_in_at_both_operations_are_whole",),
+        ("test_threads.py::test_racing_operations_are_atomic_at_every_line",),
     ),
     Fault(
         "G9",
@@ -222,7 +222,7 @@ FAULTS: Final[tuple[Fault, ...]] = (
         ENGINE + "_thread_driver.py",
         "            core.sleep_until = EARLIEST\n            self._wakeup.release()\n",
         "            core.sleep_until = EARLIEST\n",
-        ("test_time.py::test_a_new_earliest_timer_is_not_kept_waiting_by_a_late_one",),
+        ("test_time.py::test_a_new_earliest_timer_wakes_the_scheduler",),
         ("memory",),
     ),
     Fault(
@@ -231,7 +231,7 @@ FAULTS: Final[tuple[Fault, ...]] = (
         "stube_backends/virtual/_driver.py",
         "            self._clock.now = engine.order.last_accepted_ns = end\n",
         "            self._clock.now = end\n",
-        ("test_virtual_time.py::test_at_whatever_line_of_a_step_another_thread_adds_the_clock_does_not_pass_it_over",),
+        ("test_virtual_time.py::test_a_step_never_skips_a_timer_that_another_thread_adds",),
         ("virtual",),
     ),
     Fault(
@@ -240,7 +240,7 @@ FAULTS: Final[tuple[Fault, ...]] = (
         ENGINE + "_arguments.py",
         "        if not isfinite(delay_ms):\n",
         "        if not isfinite(delay_ms):\n            return 0\n        if False:\n",
-        ("test_time.py::test_a_delay_that_is_no_number_of_milliseconds_is_a_value_error",),
+        ("test_time.py::test_a_delay_that_is_not_finite_is_a_value_error",),
     ),
     Fault(
         "G11",
@@ -256,7 +256,7 @@ FAULTS: Final[tuple[Fault, ...]] = (
         "stube/_clock.py",
         "from time import monotonic_ns\n",
         "monotonic_ns = lambda: __import__('time').monotonic_ns()\n",
-        ("test_time.py::test_replacing_the_functions_of_the_time_module_affects_no_registry",),
+        ("test_time.py::test_replacing_functions_of_the_time_module_changes_nothing",),
         ("memory",),
     ),
     Fault(
@@ -265,7 +265,7 @@ FAULTS: Final[tuple[Fault, ...]] = (
         "stube_backends/virtual/_clock.py",
         "    def __call__(self) -> int:\n        return self.now\n",
         "    def __call__(self) -> int:\n        return __import__('time').time_ns()\n",
-        ("test_time.py::test_replacing_the_functions_of_the_time_module_affects_no_registry",),
+        ("test_time.py::test_replacing_functions_of_the_time_module_changes_nothing",),
         ("virtual",),
     ),
     Fault(
@@ -290,7 +290,7 @@ FAULTS: Final[tuple[Fault, ...]] = (
         ENGINE + "_topics.py",
         "        topic.live -= 1\n",
         "        topic.live = sum(1 for entry in topic.entries if entry.name is not None)\n",
-        ("test_state.py::test_subscribing_and_leaving_cost_the_same_in_a_crowd",),
+        ("test_state.py::test_subscribe_and_unsubscribe_cost_the_same_in_a_large_topic",),
     ),
     Fault(
         "G14",
@@ -298,7 +298,7 @@ FAULTS: Final[tuple[Fault, ...]] = (
         ENGINE + "_engine.py",
         "        publication.entries = topic.entries\n",
         "        publication.entries = list(topic.entries)\n",
-        ("test_state.py::test_publishing_costs_its_caller_the_same_for_one_and_for_a_hundred_thousand",),
+        ("test_state.py::test_publish_costs_its_caller_the_same_for_many_subscribers",),
     ),
     Fault(
         "G15",
@@ -306,7 +306,7 @@ FAULTS: Final[tuple[Fault, ...]] = (
         ENGINE + "_engine.py",
         "            self._require_room(targeted)\n",
         "            ledger.dropped += targeted\n            self._require_room(targeted)\n",
-        ("test_state.py::test_what_would_pass_max_pending_is_refused_whole",),
+        ("test_state.py::test_an_operation_beyond_max_pending_is_refused_as_a_whole",),
     ),
     Fault(
         "G16",
@@ -314,7 +314,7 @@ FAULTS: Final[tuple[Fault, ...]] = (
         ENGINE + "_order.py",
         "        targets = publication.topic.targets(publication.entries, publication.length)\n",
         "        targets = publication.topic.targets(publication.entries, len(publication.entries))\n",
-        ("test_state.py::test_the_targets_are_the_subscribers_of_the_instant_of_the_call",),
+        ("test_state.py::test_publish_targets_the_subscribers_at_the_call",),
     ),
     Fault(
         "G17",
@@ -322,7 +322,7 @@ FAULTS: Final[tuple[Fault, ...]] = (
         ENGINE + "_engine.py",
         "        publication.message = message\n",
         "        publication.message = message or None\n",
-        ("test_state.py::test_a_message_is_the_very_object_and_nothing_is_asked_of_it",),
+        ("test_state.py::test_a_message_is_passed_by_reference_and_never_touched",),
     ),
     Fault(
         "G18",
@@ -330,7 +330,7 @@ FAULTS: Final[tuple[Fault, ...]] = (
         ENGINE + "_order.py",
         "            held.append(fan_out.stop())\n",
         "            held.append(fan_out.rest())\n",
-        ("test_reset_state.py::test_a_reset_in_the_middle_of_a_fan_out_lets_nobody_else_hear",),
+        ("test_reset_state.py::test_a_reset_during_a_fan_out_drops_the_remaining_targets",),
     ),
     Fault(
         "G19",
@@ -347,7 +347,7 @@ FAULTS: Final[tuple[Fault, ...]] = (
         "            raise\n        if self.deferred:\n            self.run_deferred()\n"
         "        return result\n\n    def schedule",
         "            raise\n        return result\n\n    def schedule",
-        ("test_reentrancy.py::test_any_operation_may_begin_at_any_line_of_any_other",),
+        ("test_reentrancy.py::test_any_operation_may_interrupt_any_other_at_any_line",),
     ),
     Fault(
         "G20",
@@ -366,7 +366,7 @@ FAULTS: Final[tuple[Fault, ...]] = (
         "        import threading\n\n        subscribe = core.engine.subscribe\n"
         "        threading.Timer(0.01, core.run_locked, (subscribe, cid, instance_id, topic, plain)).start()\n"
         "        replaced = None\n",
-        ("test_subscribe.py::test_a_subscription_counts_from_the_moment_the_call_returns",),
+        ("test_subscribe.py::test_a_subscription_takes_effect_when_the_call_returns",),
     ),
     Fault(
         "G21",
@@ -376,7 +376,7 @@ FAULTS: Final[tuple[Fault, ...]] = (
         "        import threading\n\n        replaced = None\n"
         "        if threading.current_thread() is threading.main_thread():\n"
         "            replaced = core.run_locked(core.engine.subscribe, cid, instance_id, topic, plain)\n",
-        ("test_threads.py::test_an_operation_of_another_thread_has_taken_effect_when_it_returns",),
+        ("test_threads.py::test_an_operation_of_any_thread_takes_effect_before_it_returns",),
     ),
     Fault(
         "G22",
@@ -384,7 +384,7 @@ FAULTS: Final[tuple[Fault, ...]] = (
         ENGINE + "_engine.py",
         "        if ledger.timers + ledger.queued >= self.max_pending:\n            self._require_room(1)\n",
         "        if ledger.timers + ledger.queued > self.max_pending:\n            self._require_room(1)\n",
-        ("test_state.py::test_what_would_pass_max_pending_is_refused_whole",),
+        ("test_state.py::test_an_operation_beyond_max_pending_is_refused_as_a_whole",),
     ),
     Fault(
         "G23",
@@ -401,7 +401,7 @@ FAULTS: Final[tuple[Fault, ...]] = (
         ENGINE + "_engine.py",
         "    def _require_open(self) -> None:\n        if self.closed:\n",
         "    def _require_open(self) -> None:\n        if False:\n",
-        ("test_life.py::test_a_closed_registry_refuses_what_adds_and_is_silent_to_what_removes",),
+        ("test_life.py::test_a_closed_registry_refuses_adding_and_allows_removing",),
     ),
     Fault(
         "G25",
@@ -409,7 +409,7 @@ FAULTS: Final[tuple[Fault, ...]] = (
         ENGINE + "_process.py",
         "    os.register_at_fork(after_in_child=_start_all_anew)\n",
         "    pass\n",
-        ("test_fork.py::test_a_forked_child_has_an_empty_usable_registry_and_the_parent_is_undisturbed",),
+        ("test_fork.py::test_a_forked_child_has_an_empty_usable_registry",),
     ),
     Fault(
         "G26",
@@ -443,7 +443,7 @@ SHARDED_FAULTS: Final[tuple[Fault, ...]] = (
         "            shard._driver = shard._new_driver(shard.core.dispatch)\n",
         (
             OWN + "test_no_lock_is_ever_replaced",
-            "test_reset_state.py::test_everything_is_forgotten_and_the_dispatch_stays",
+            "test_reset_state.py::test_reset_state_forgets_everything_but_the_dispatch",
         ),
         SHARDS,
     ),
@@ -462,7 +462,7 @@ SHARDED_FAULTS: Final[tuple[Fault, ...]] = (
         SHARDED,
         "        return _sum([shard.stats() for shard in self._shards])\n",
         "        return _sum([shard.stats() for shard in self._shards[:-1]])\n",
-        ("test_state.py::test_what_many_conversations_have_is_shown_and_forgotten_whole",),
+        ("test_state.py::test_all_of_many_conversations_are_shown_and_forgotten",),
         SHARDS,
     ),
     Fault(
@@ -471,7 +471,7 @@ SHARDED_FAULTS: Final[tuple[Fault, ...]] = (
         ENGINE + "_local.py",
         "        held = reset()\n",
         "        held = [] if getattr(self, '_index', 0) == 6 else reset()\n",
-        ("test_state.py::test_what_many_conversations_have_is_shown_and_forgotten_whole",),
+        ("test_state.py::test_all_of_many_conversations_are_shown_and_forgotten",),
         SHARDS,
     ),
     Fault(
@@ -481,7 +481,7 @@ SHARDED_FAULTS: Final[tuple[Fault, ...]] = (
         "        each, over = divmod(self._left(",
         "        raise registry_full(sum(pending), 1, sum(pending))\n        each, over = divmod(self._left(",
         (
-            "test_state.py::test_whoever_needs_it_may_have_all_the_room",
+            "test_state.py::test_one_conversation_may_use_all_of_max_pending",
             OWN + "test_shares_add_up_to_max_pending_and_one_shard_may_use_all",
         ),
         SHARDS,
@@ -493,7 +493,7 @@ SHARDED_FAULTS: Final[tuple[Fault, ...]] = (
         "share_of(max_pending, number, index)",
         "max_pending",
         (
-            "test_state.py::test_whoever_needs_it_may_have_all_the_room",
+            "test_state.py::test_one_conversation_may_use_all_of_max_pending",
             OWN + "test_shares_add_up_to_max_pending_and_one_shard_may_use_all",
         ),
         SHARDS,
@@ -505,7 +505,7 @@ SHARDED_FAULTS: Final[tuple[Fault, ...]] = (
         "            return acquire(False) or (not is_reentrant() and acquire())\n",
         "            return acquire()\n",
         (
-            "test_threads.py::test_two_threads_that_are_both_interrupted_do_not_wait_for_each_other",
+            "test_threads.py::test_two_interrupted_threads_do_not_deadlock",
             OWN + "test_crossing_reentrant_calls_of_two_shards_do_not_deadlock",
         ),
         SHARDS,

@@ -1,7 +1,7 @@
 """The optional promises of a backend, each with its meaning, and the marker that asks for one.
 
-A backend does not promise a capability that it does not name in `capabilities`. The tests that need it are then
-skipped, with a reason that names it. Everything without a capability here is mandatory.
+A backend promises the capabilities that it names in `capabilities`. Tests that need another one are skipped, with a
+reason that names it. Everything that has no capability here is mandatory.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ __all__ = ["CAPABILITIES", "backend_name", "missing_reason", "requires"]
 CAPABILITIES: Final[Mapping[str, str]] = MappingProxyType(
     {
         "common_topic_order": "All subscribers of a topic see its messages in one common order, from all publishers.",
-        "one_instant_snapshot": "`stats`, `inspect` and `subscriptions` show one instant of the whole registry.",
-        "by_reference": "Payloads arrive as the very objects that were handed in; any object serves.",
-        "fork": "A forked child has an empty, usable registry, and the parent is undisturbed.",
+        "one_instant_snapshot": "`stats`, `inspect` and `subscriptions` each show the whole registry at one instant.",
+        "by_reference": "A payload may be any object, and arrives as the same object.",
+        "fork": "A forked child has an empty, usable registry, and the parent's is not affected.",
         "coroutine_dispatch": "Dispatch may be a coroutine function, which the backend awaits.",
-        "virtual_time": "The clock moves only when the caller moves it: the backend is a `VirtualBackend`.",
+        "virtual_time": "The clock moves only when the caller moves it. The backend is a `VirtualBackend`.",
         "own_clock": "The option `clock` takes a callable that returns monotonic nanoseconds.",
-        "cross_process": "Payloads cross a process boundary; what cannot be carried is refused at the call.",
+        "cross_process": "Payloads cross a process boundary. The call refuses a payload that cannot be serialized.",
         "sizes": "`sizes()` returns the length of every internal container, which the leak tests compare.",
     }
 )
@@ -34,7 +34,7 @@ def requires(*capabilities: str) -> pytest.MarkDecorator:
     """Mark a test that needs optional capabilities: it is skipped on a backend that does not promise them.
 
     Raises:
-        ValueError: a name is no known capability, so that a spelling mistake cannot skip a test on every backend.
+        ValueError: a name is not a known capability. Otherwise a spelling mistake would skip the test everywhere.
     """
     unknown = sorted(set(capabilities) - set(CAPABILITIES))
     if unknown:
@@ -51,7 +51,10 @@ def missing_reason(name: str, promised: Collection[str], wanted: Iterable[str]) 
 
 
 def backend_name(spec: object) -> str:
-    """Return the name of the backend in a spec, for test ids and reasons, without a URL's rest and so its password."""
+    """Return the name of the backend in a spec, for test ids and reasons.
+
+    The rest of a URL is left out, because it may hold a password.
+    """
     if isinstance(spec, Mapping):
         spec = spec.get("backend", "unnamed")
     return str(spec).partition("://")[0]

@@ -1,4 +1,4 @@
-"""The twenty-six guarantees: number, title, theme and sentence, and the capability on which a whole one depends.
+"""The twenty-six guarantees: number, title, theme and text, and the capability without which one is not promised.
 
 The markers of the suite, the reports and the page in `docs` take the guarantees from here.
 """
@@ -37,15 +37,15 @@ _ALL: Final = (
         "in order",
         "Order",
         "A conversation's deliveries begin in the order of their ready instants: a timer's due instant, the instant "
-        "at which a publication was accepted; ties in the order of acceptance. Also for what became overdue behind a "
-        "slow handler.",
+        "at which a publication was accepted; ties in the order of acceptance. This also holds for deliveries that "
+        "became overdue behind a slow handler.",
     ),
     Guarantee(
         "G3",
         "asynchronous",
         "Order",
-        "Dispatch never runs on the stack of the operation that caused it, at delay 0 and for the publisher's own "
-        "subscription neither.",
+        "Dispatch never runs on the stack of the operation that caused it. This also holds at delay 0, and for the "
+        "publisher's own subscription.",
     ),
     Guarantee(
         "G4",
@@ -58,27 +58,35 @@ _ALL: Final = (
         "G5",
         "final",
         "Cancelling",
-        "After a cancel, an unsubscribe or a removal has returned, nothing that it covers begins. Each timer is "
-        "counted by one cancel or delivered, never both, never neither. Subscribing again revives no old message.",
+        "After a cancel, an unsubscribe or a removal has returned, no delivery that it covers begins. Each timer is "
+        "either counted by one cancel or delivered, never both, never neither. Subscribing again revives no old "
+        "message.",
     ),
     Guarantee(
         "G6",
         "never interrupting",
         "Cancelling",
-        "What has begun runs to its end. A handler may end its own conversation.",
+        "A delivery that has begun runs to its end. A handler may end its own conversation.",
     ),
     Guarantee(
         "G7",
         "whole",
         "Cancelling",
-        "A schedule that races with a cancel ends as scheduled or as cancelled; the same for subscribing and removing.",
+        "A timer whose `schedule_event` races with a cancel ends as scheduled or as cancelled; the same holds for "
+        "subscribing and removing.",
     ),
-    Guarantee("G8", "one taker", "Batons", "However many call `pending_flow(cid)` at once, one gets the baton."),
+    Guarantee(
+        "G8",
+        "one taker",
+        "Batons",
+        "When several callers call `pending_flow(cid)` at the same time, exactly one of them gets the baton.",
+    ),
     Guarantee(
         "G9",
         "never early",
         "Time",
-        "A timer begins at or after its delay by the registry's clock, whatever a wait or a loop does.",
+        "A timer never begins before its delay has passed by the registry's clock, even if a wait or an event loop "
+        "wakes up too early.",
     ),
     Guarantee(
         "G10",
@@ -90,62 +98,69 @@ _ALL: Final = (
         "G11",
         "any delay",
         "Time",
-        "Every finite delay is waited for, fractions count, a negative one means 0; NaN and infinity are a "
-        "`ValueError`, `bool`, `str` and `None` a `TypeError`. A fraction is read as the float's product with 10⁶ ns,"
-        " rounded up.",
+        "Every finite delay is waited for; fractions count, and a negative delay means 0. NaN and infinity raise "
+        "`ValueError`; `bool`, `str` and `None` raise `TypeError`. A float is multiplied by 10⁶ "
+        "as a float, and rounded up to whole nanoseconds.",
     ),
     Guarantee(
         "G12",
         "own clock",
         "Time",
-        "Neither the wall clock nor replacing attributes of the `time` module changes anything. `clock=` may be "
+        "A change of the wall clock has no effect, nor has replacing attributes of the `time` module. `clock=` may be "
         "passed in.",
     ),
     Guarantee(
         "G13",
         "proportional",
         "State",
-        "Memory follows what is pending. What goes, goes at once: keys, containers, payloads. (A message queued for a"
-        " subscription that was then removed may stay until the delivering thread reaches it.)",
+        "Memory is proportional to what is pending. Removing something immediately frees its keys, containers and "
+        "payloads. (A message queued for a subscription that was then removed may stay until the delivery thread "
+        "reaches it.)",
     ),
     Guarantee(
         "G14",
         "own cost",
         "State",
-        "Subscribing, unsubscribing, cancelling and ending cost in proportion to what they touch; a publication costs"
-        " its caller the same at any number of subscribers.",
+        "The cost of subscribing, unsubscribing, cancelling and ending a conversation is proportional to what they "
+        "touch. A publication costs its caller the same for any number of subscribers.",
     ),
     Guarantee("G15", "whole or not at all", "State", "An operation that raises has changed nothing."),
     Guarantee(
         "G16",
         "snapshot",
         "State",
-        "A publication targets the subscribers of one instant; `subscriptions()` never raises under change and "
-        "returns copies.",
+        "A publication targets the subscribers of one instant. `subscriptions()` returns copies, and never raises "
+        "because of a concurrent change.",
     ),
     Guarantee(
         "G17",
         "by reference",
         "State",
-        "Within a process a payload is passed on and nothing else: not copied, compared, hashed or tested.",
+        "Within a process a payload is only passed on: it is never copied, compared, hashed or tested for truth.",
         "by_reference",
     ),
-    Guarantee("G18", "generations", "State", "After `reset_state()` nothing accepted before it begins."),
+    Guarantee(
+        "G18",
+        "generations",
+        "State",
+        "No timer or publication that was accepted before `reset_state()` begins after it has returned.",
+    ),
     Guarantee(
         "G19",
         "isolated",
         "Faults",
-        "A delivery that raises, whatever it raises, stops no other: counted, logged once on `stube`, handed to "
-        "`on_error`. Where dispatch runs on the caller's stack, `KeyboardInterrupt` is counted and then raised. A "
-        "coroutine that nobody can await is closed and the delivery has failed.",
+        "A delivery that raises any exception stops no other delivery. The failure is counted, logged once on `stube` "
+        "and passed to `on_error`. Where dispatch runs on the caller's own thread or event loop, `KeyboardInterrupt` "
+        "is counted and then raised. A backend that cannot await a returned coroutine closes it and counts the "
+        "delivery as failed.",
     ),
     Guarantee(
         "G20",
         "re-entrant",
         "Faults",
         "Every operation may be called from inside a delivery, from a finalizer, and from a signal handler that "
-        "interrupts another operation of the same registry; there it takes effect at the latest when the interrupted "
-        "one returns, and may return 0. No user code and no logging runs under a lock.",
+        "interrupts another operation of the same registry. Such a re-entrant call takes effect at the latest when the "
+        "interrupted operation returns, and may return 0. No user code and no logging runs under a lock.",
     ),
     Guarantee(
         "G21",
@@ -157,30 +172,30 @@ _ALL: Final = (
         "G22",
         "bounded",
         "Faults",
-        "`max_pending` bounds timers and queued messages together; what would pass it raises `RegistryFull` and "
-        "changes nothing.",
+        "`max_pending` bounds timers and queued messages together. An operation that would exceed it raises "
+        "`RegistryFull` and changes nothing.",
     ),
     Guarantee(
         "G23",
         "lazy",
         "Life",
-        "Importing and creating start no thread. If one is needed and cannot be started, the operation raises and "
-        "nothing has changed.",
+        "Importing a backend and creating a registry start no thread. An operation that needs a thread which cannot be "
+        "started raises and changes nothing.",
     ),
     Guarantee(
         "G24",
         "closing",
         "Life",
-        "`close()` is idempotent, bounded, allowed inside a delivery, and says whether everything stopped. Afterwards"
-        " what adds raises `RegistryClosed`, what removes is silent. A program that just ends exits promptly with "
-        "code 0.",
+        "`close()` is idempotent, bounded by its timeout, may be called inside a delivery, and returns whether "
+        "everything stopped. Afterwards operations that add raise `RegistryClosed`, and operations that remove do "
+        "nothing. A program that ends without `close()` exits promptly with code 0.",
     ),
     Guarantee(
         "G25",
         "fork",
         "Life",
-        "A forked child has an empty, usable registry with the same options and dispatch, also when a handler forked "
-        "it. The parent is undisturbed.",
+        "A forked child has an empty, usable registry with the same options and dispatch, even if a handler forked it. "
+        "The parent's registry is not affected.",
         "fork",
     ),
     Guarantee("G26", "alone", "Life", "Two registries share nothing."),

@@ -39,7 +39,7 @@ def test_a_backend_is_a_registry_with_known_capabilities(registry: Backend) -> N
 
 @guarantee("G13")
 @requires("sizes")
-def test_sizes_are_figures_by_name(run: Driver) -> None:
+def test_sizes_count_every_kind_of_state(run: Driver) -> None:
     """Fault: a container is left out, so that the leak tests see nothing: here each kind of state must show."""
     before = run.sizes()
     assert all(isinstance(name, str) and isinstance(size, int) and size >= 0 for name, size in before.items())
@@ -59,14 +59,14 @@ def test_sizes_are_figures_by_name(run: Driver) -> None:
 
 
 @guarantee("G15")
-def test_an_option_that_no_backend_has_is_refused(make_registry: MakeRegistry) -> None:
+def test_an_unknown_option_is_refused(make_registry: MakeRegistry) -> None:
     """Case 26. Fault: unknown options are swallowed, so a slip of the pen switches a bound off."""
     with pytest.raises(ConfigError, match="max_pendng"):
         make_registry(max_pendng=5)
 
 
 @guarantee("G15")
-def test_a_bound_that_is_no_count_is_refused(make_registry: MakeRegistry) -> None:
+def test_an_invalid_max_pending_is_refused(make_registry: MakeRegistry) -> None:
     """Case 26. Fault: the option is first looked at when the bound is met."""
     wrong: Any
     for wrong in (-1, "many", 1.5, True, object()):
@@ -84,7 +84,7 @@ def test_an_on_error_that_is_not_callable_is_refused(make_registry: MakeRegistry
 
 
 @guarantee("G15")
-def test_an_unknown_backend_is_named_and_a_password_is_not() -> None:
+def test_the_error_for_an_unknown_backend_hides_the_password() -> None:
     """Case 26. Fault: the whole URL is quoted in the error."""
     with pytest.raises(UnknownBackendError) as caught:
         stube.create_registry("nosuchbackend://user:hunter2@localhost/0")
@@ -125,7 +125,7 @@ def test_two_registries_share_nothing(make_run: MakeRun) -> None:
 
 
 @guarantee("G21")
-def test_settle_waits_for_what_is_ready_and_leaves_the_timers_alone(run: Driver) -> None:
+def test_settle_waits_for_ready_deliveries_but_not_for_timers(run: Driver) -> None:
     """Fault: it returns while a delivery still runs, or waits for (or, virtually, jumps to) the next timer."""
     order: list[str] = []
 
@@ -147,7 +147,7 @@ def test_settle_waits_for_what_is_ready_and_leaves_the_timers_alone(run: Driver)
 
 
 @guarantee("G21")
-def test_settle_and_join_say_when_the_time_was_too_short(run: Driver) -> None:
+def test_settle_and_join_return_false_when_the_timeout_passes(run: Driver) -> None:
     """Fault: they say True whatever came about, or wait for longer than they may.
 
     Real time: a quarter of a second is asked for and 5 s are allowed, which stands for "not for ever".
@@ -172,7 +172,7 @@ def test_settle_and_join_say_when_the_time_was_too_short(run: Driver) -> None:
 
 
 @guarantee("G21", "G24")
-def test_a_timeout_may_be_as_long_as_it_likes(run: Driver) -> None:
+def test_a_timeout_may_be_enormous(run: Driver) -> None:
     """Fault: a timeout that no lock can wait for raises out of the wait."""
     run.schedule(1)
     assert run.registry.join(1e12) is True
@@ -181,7 +181,7 @@ def test_a_timeout_may_be_as_long_as_it_likes(run: Driver) -> None:
 
 
 @guarantee("G21")
-def test_join_waits_for_every_timer_and_what_comes_of_it(run: Driver) -> None:
+def test_join_waits_for_timers_and_all_that_handlers_schedule(run: Driver) -> None:
     """Fault: it returns when the first timers have fired, or does not see what a handler schedules meanwhile."""
 
     def again(cid: str, event: Event) -> None:
@@ -201,7 +201,7 @@ def test_join_waits_for_every_timer_and_what_comes_of_it(run: Driver) -> None:
 @guarantee("G21", "G10")
 @requires("own_clock")  # real time: on a virtual clock `join` moves the time itself
 @pytest.mark.parametrize("how", ["cancel_timers", "cancel", "reset_state", "close"])
-def test_a_thread_that_waits_for_timers_is_told_when_they_are_gone(run: Driver, how: str) -> None:
+def test_a_waiter_in_join_wakes_when_the_timers_are_removed(run: Driver, how: str) -> None:
     """Fault: a cancel, a reset or a close does not wake who waits in `join`, so that it sleeps for an hour."""
     handle = run.schedule(HOUR)
     result: list[bool] = []
@@ -221,7 +221,7 @@ def test_a_thread_that_waits_for_timers_is_told_when_they_are_gone(run: Driver, 
 
 @guarantee("G24")
 @pytest.mark.parametrize("which", ["settle", "join"])
-def test_waiting_inside_a_delivery_raises_instead_of_waiting_for_itself(run: Driver, which: str) -> None:
+def test_settle_and_join_inside_a_delivery_raise(run: Driver, which: str) -> None:
     """Fault: a deadlock, or half a settle in the middle of a handler."""
     errors: list[BaseException] = []
 
@@ -244,7 +244,7 @@ def test_waiting_inside_a_delivery_raises_instead_of_waiting_for_itself(run: Dri
 
 
 @guarantee("G21")
-def test_the_ledger_counts_every_fate_by_itself(make_run: MakeRun) -> None:
+def test_the_ledger_counts_every_fate_separately(make_run: MakeRun) -> None:
     """Fault: a fate is counted twice, under another name, or computed as the remainder of the others."""
     run = make_run()
 
@@ -276,7 +276,7 @@ def test_the_ledger_counts_every_fate_by_itself(make_run: MakeRun) -> None:
 
 
 @guarantee("G21")
-def test_no_figure_is_negative_at_any_moment(run: Driver) -> None:
+def test_no_count_in_stats_is_ever_negative(run: Driver) -> None:
     """Fault: a figure is taken down before it is put up, by another thread or in a batch."""
     names = [field.name for field in fields(Stats)]
     bad: list[Stats] = []
@@ -314,7 +314,7 @@ def test_no_figure_is_negative_at_any_moment(run: Driver) -> None:
 
 
 @guarantee("G21")
-def test_inspect_shows_each_conversation_with_what_it_holds(run: Driver) -> None:
+def test_inspect_shows_everything_that_each_conversation_holds(run: Driver) -> None:
     """Fault: something of a conversation does not show, shows in another, or an empty conversation shows."""
     run.registry.put_pending_flow("baton", "flow")
     run.schedule(2 * HOUR, ("late", 1), cid="timers", instance_id="i1")

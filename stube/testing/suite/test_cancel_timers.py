@@ -10,7 +10,7 @@ from stube.testing.suite._fixtures import HOUR, NOT_A_NAME, guarantee, refused
 
 
 @guarantee("G5", "G21")
-def test_a_conversations_timers_are_cancelled_and_counted_and_no_others(run: Driver) -> None:
+def test_cancel_timers_cancels_and_counts_one_conversation_only(run: Driver) -> None:
     """Fault: another conversation's timers go too, or the count is that of the conversation's instances."""
     for delay in (1, 2, HOUR):
         for instance_id in ("i1", "i2"):
@@ -27,7 +27,7 @@ def test_a_conversations_timers_are_cancelled_and_counted_and_no_others(run: Dri
 
 
 @guarantee("G21")
-def test_timers_of_one_instance_are_cancelled_alone(run: Driver) -> None:
+def test_cancel_timers_with_an_instance_cancels_only_its_timers(run: Driver) -> None:
     """Fault: `instance_id` is ignored, or an instance of the same name in another conversation is hit."""
     for cid in ("c1", "c2"):
         for instance_id in ("i1", "i1", "i2"):
@@ -60,7 +60,7 @@ def test_a_handle_cancels_its_own_timer_once(run: Driver) -> None:
 
 
 @guarantee("G15")
-def test_cancel_timers_refuses_what_is_no_name(run: Driver) -> None:
+def test_cancel_timers_refuses_an_invalid_name(run: Driver) -> None:
     """Case 24. Fault: an empty instance means "all of them", which a caller with an empty variable did not mean."""
     run.schedule(HOUR)
     for wrong, error in NOT_A_NAME:

@@ -14,7 +14,7 @@ from stube.testing.suite._fixtures import HOUR, guarantee
 
 @guarantee("G5")
 @pytest.mark.parametrize("how", ["cancel_timers", "instance", "handle"])
-def test_a_timer_that_is_due_already_is_cancelled_too(run: Driver, how: str) -> None:
+def test_a_timer_that_is_already_due_can_be_cancelled(run: Driver, how: str) -> None:
     """Fault: due timers have been moved to a ready queue that the cancel does not look through.
 
     Held up behind a delivery of the same conversation until both are due: 20 ms on a real clock.
@@ -38,7 +38,7 @@ def test_a_timer_that_is_due_already_is_cancelled_too(run: Driver, how: str) -> 
 
 
 @guarantee("G5")
-def test_a_handler_that_cancels_another_conversation_that_is_due_keeps_it_from_beginning(run: Driver) -> None:
+def test_a_handler_can_cancel_due_timers_of_another_conversation(run: Driver) -> None:
     """Case 8. Fault: a batch of due timers is claimed as a whole, so those behind the first cannot be cancelled."""
     begun_at_return: list[bool] = []
     counts: list[int] = []
@@ -62,7 +62,7 @@ def test_a_handler_that_cancels_another_conversation_that_is_due_keeps_it_from_b
 
 
 @guarantee("G5", "G20")
-def test_a_handler_cancels_what_is_due_behind_it_in_its_own_conversation(run: Driver) -> None:
+def test_a_handler_can_cancel_due_timers_of_its_own_conversation(run: Driver) -> None:
     """Case 14. Fault: the rest of the batch of one's own conversation is delivered after the cancel."""
     counts: list[int] = []
     run.recorder.on("cancel", lambda cid, event: counts.append(run.registry.cancel_timers("c1")))
@@ -78,7 +78,7 @@ def test_a_handler_cancels_what_is_due_behind_it_in_its_own_conversation(run: Dr
 
 
 @guarantee("G5", "G6", "G20")
-def test_a_handler_ends_its_own_conversation_undisturbed(run: Driver) -> None:
+def test_a_handler_that_ends_its_own_conversation_runs_to_its_end(run: Driver) -> None:
     """Case 14. Fault: the handler waits for itself, or what is queued behind it begins after it has ended all."""
     log: list[object] = []
 
@@ -105,7 +105,7 @@ def test_a_handler_ends_its_own_conversation_undisturbed(run: Driver) -> None:
 
 
 @guarantee("G6")
-def test_a_delivery_that_has_begun_is_neither_counted_nor_awaited_nor_disturbed(run: Driver) -> None:
+def test_a_cancel_ignores_a_delivery_that_has_begun(run: Driver) -> None:
     """Fault: the cancel waits for the running handler (here it never returns), or counts it as cancelled."""
     gate = run.recorder.gate()
     ended: list[bool] = []
@@ -130,7 +130,7 @@ def test_a_delivery_that_has_begun_is_neither_counted_nor_awaited_nor_disturbed(
 
 
 @guarantee("G5", "G6")
-def test_each_timer_is_cancelled_or_delivered_never_both_never_neither(run: Driver) -> None:
+def test_each_timer_is_either_cancelled_or_delivered(run: Driver) -> None:
     """Case 8. Fault: cancel and delivery each look at the timer before the other has taken it.
 
     10,000 timers of 0 to 2 ms, each cancelled at a random moment around its due instant.
@@ -164,7 +164,7 @@ def test_each_timer_is_cancelled_or_delivered_never_both_never_neither(run: Driv
 
 
 @guarantee("G5", "G7")
-def test_of_many_threads_that_cancel_one_timer_exactly_one_did(run: Driver) -> None:
+def test_exactly_one_of_many_threads_cancels_a_timer(run: Driver) -> None:
     """Fault: the flag of the handle and the index of the conversation are looked at under different locks."""
     rounds = 1000
     handles = [run.schedule(HOUR, cid=f"c{number}") for number in range(rounds)]
@@ -184,7 +184,7 @@ def test_of_many_threads_that_cancel_one_timer_exactly_one_did(run: Driver) -> N
 
 
 @guarantee("G7")
-def test_a_schedule_that_races_with_a_cancel_is_whole(run: Driver) -> None:
+def test_a_schedule_racing_with_a_cancel_is_atomic(run: Driver) -> None:
     """Fault: the cancel removes the conversation's index while the schedule adds to it: a timer nobody can cancel."""
     rounds = 3000
     cancelled = 0
@@ -210,7 +210,7 @@ def test_a_schedule_that_races_with_a_cancel_is_whole(run: Driver) -> None:
 
 
 @guarantee("G5")
-def test_a_queued_message_arrives_once_under_the_name_that_replaced_the_old_one(run: Driver) -> None:
+def test_a_queued_message_uses_the_newest_event_of_its_subscription(run: Driver) -> None:
     """Case 14d. Fault: the name is bound at `publish`, or the replacing drops, or doubles, what is queued."""
     run.subscribe("t", "old")
     with run.held("c1"):
@@ -246,7 +246,7 @@ def test_subscribing_anew_does_not_revive_old_messages(run: Driver, how: str) ->
 
 @guarantee("G5")
 @pytest.mark.parametrize("topic", ["t", None])
-def test_no_message_that_was_queued_begins_after_unsubscribing(run: Driver, topic: str | None) -> None:
+def test_no_queued_message_begins_after_unsubscribe(run: Driver, topic: str | None) -> None:
     """Fault: the queue holds finished deliveries that nobody checks again."""
     run.subscribe("t", cid="c1", instance_id="i1")
     run.subscribe("t", cid="c1", instance_id="i2")
@@ -263,7 +263,7 @@ def test_no_message_that_was_queued_begins_after_unsubscribing(run: Driver, topi
 
 
 @guarantee("G5", "G20", "G16")
-def test_a_handler_that_unsubscribes_another_keeps_the_message_from_it(run: Driver) -> None:
+def test_a_handler_can_unsubscribe_a_later_target_of_its_message(run: Driver) -> None:
     """Case 12. Fault: the targets of a message are one batch that is delivered to its end.
 
     A's handler unsubscribes B and subscribes D: C gets the message, D does not, B only if its delivery had begun.
@@ -293,7 +293,7 @@ def test_a_handler_that_unsubscribes_another_keeps_the_message_from_it(run: Driv
 
 
 @guarantee("G6")
-def test_unsubscribing_does_not_wait_for_a_handler_that_has_begun(run: Driver) -> None:
+def test_unsubscribe_does_not_wait_for_a_running_handler(run: Driver) -> None:
     """Fault: the removal waits for the delivery (here until it is released, after the removal), or disturbs it."""
     gate = run.recorder.gate()
     ended: list[bool] = []
@@ -315,7 +315,7 @@ def test_unsubscribing_does_not_wait_for_a_handler_that_has_begun(run: Driver) -
 
 
 @guarantee("G7")
-def test_a_subscribe_that_races_with_an_unsubscribe_is_whole(run: Driver) -> None:
+def test_a_subscribe_racing_with_an_unsubscribe_is_atomic(run: Driver) -> None:
     """Fault: one of the two indexes keeps what the other has lost."""
     rounds = 3000
     removed = 0
@@ -345,7 +345,7 @@ def test_a_subscribe_that_races_with_an_unsubscribe_is_whole(run: Driver) -> Non
 
 
 @guarantee("G5")
-def test_nothing_queued_for_the_conversation_begins_after_the_removal(run: Driver) -> None:
+def test_no_queued_message_begins_after_removing_its_conversation(run: Driver) -> None:
     """Fault: what is queued is delivered although the conversation has gone."""
     for cid in ("c1", "c2"):
         for topic in ("t", "u"):
@@ -362,7 +362,7 @@ def test_nothing_queued_for_the_conversation_begins_after_the_removal(run: Drive
 
 
 @guarantee("G7")
-def test_a_subscribe_that_races_with_the_removal_is_whole(run: Driver) -> None:
+def test_a_subscribe_racing_with_the_removal_is_atomic(run: Driver) -> None:
     """Fault: the conversation's index is dropped while somebody adds to it: a subscriber that nobody can remove."""
     rounds = 3000
     removed: list[int] = []

@@ -67,7 +67,7 @@ def test_a_delivery_that_raises_stops_no_other(
 
 
 @guarantee("G19")
-def test_an_on_error_or_a_log_handler_that_raises_stops_nothing(make_run: MakeRun) -> None:
+def test_an_on_error_or_log_handler_that_raises_stops_no_delivery(make_run: MakeRun) -> None:
     """Fault: on_error is called outside of every `try`, or the log call is."""
     called: list[str] = []
 
@@ -135,7 +135,7 @@ def test_on_error_and_log_handlers_may_call_the_registry(make_run: MakeRun) -> N
 
 
 @guarantee("G19")
-def test_a_coroutine_that_comes_back_is_awaited_or_else_closed_and_counted_failed(
+def test_a_returned_coroutine_is_awaited_or_closed_as_failed(
     make_registry: MakeRegistry, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Fault: the coroutine is dropped: a RuntimeWarning at collection, and the delivery counts as delivered."""

@@ -198,7 +198,7 @@ def test_no_destructor_runs_under_a_lock(run: Driver, release: Callable[[Driver,
 
 
 @guarantee("G20", "G19")
-def test_neither_dispatch_nor_on_error_nor_logging_runs_under_a_lock(make_run: MakeRun) -> None:
+def test_dispatch_on_error_and_logging_never_run_under_a_lock(make_run: MakeRun) -> None:
     """Fault: one of them is called inside the lock, so that a handler that waits for another thread waits for ever."""
     results: list[bool] = []
 
@@ -231,7 +231,7 @@ def test_neither_dispatch_nor_on_error_nor_logging_runs_under_a_lock(make_run: M
 
 @guarantee("G20", "G12")
 @requires("own_clock")
-def test_a_clock_of_ones_own_is_never_read_under_a_lock(make_run: MakeRun) -> None:
+def test_a_custom_clock_is_never_read_under_a_lock(make_run: MakeRun) -> None:
     """Fault: `clock` is user code; called under a lock, one that asks the registry itself waits for ever."""
     asked: list[Driver] = []
     results: list[bool] = []

@@ -16,7 +16,7 @@ from stube.testing.suite._fixtures import NOT_A_NAME, Payload, guarantee, refuse
 
 @guarantee("G21")
 @pytest.mark.parametrize("flow", ["checkout", "", 0, False], ids=repr)
-def test_forgetting_says_whether_there_was_a_baton(run: Driver, flow: Any) -> None:
+def test_forget_pending_flow_returns_whether_there_was_a_baton(run: Driver, flow: Any) -> None:
     """Fault: the truth of the flow is returned instead of its presence."""
     run.registry.put_pending_flow("c1", flow)
     run.registry.put_pending_flow("c2", flow)
@@ -29,7 +29,7 @@ def test_forgetting_says_whether_there_was_a_baton(run: Driver, flow: Any) -> No
 
 
 @guarantee("G15")
-def test_forget_pending_flow_refuses_what_is_no_name(run: Driver) -> None:
+def test_forget_pending_flow_refuses_an_invalid_name(run: Driver) -> None:
     """Case 24. Fault: the name is looked up unchecked."""
     run.registry.put_pending_flow("c1", "waits")
     for wrong, error in NOT_A_NAME:

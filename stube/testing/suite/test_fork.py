@@ -64,7 +64,7 @@ registry.close()
 
 @guarantee("G25")
 @requires("fork")
-def test_a_forked_child_has_an_empty_usable_registry_and_the_parent_is_undisturbed(
+def test_a_forked_child_has_an_empty_usable_registry(
     registry: Backend, stube_backend: Any, stube_options: Mapping[str, Any]
 ) -> None:
     """Fault: the child believes that its scheduler's thread lives, its lock is held for ever, or timers fire twice."""
@@ -185,7 +185,7 @@ registry.close()
 @guarantee("G25")
 @requires("fork")
 @pytest.mark.parametrize("cause", ["timer", "message"])
-def test_a_child_forked_from_inside_a_delivery_delivers_nothing_of_the_parents_batch(
+def test_a_child_forked_in_a_handler_delivers_no_event_of_its_parent(
     registry: Backend, stube_backend: Any, stube_options: Mapping[str, Any], cause: str
 ) -> None:
     """Case 27b. Fault: the forked copy of the delivering loop goes on with its batch, so every message comes twice.
@@ -203,7 +203,7 @@ def test_a_child_forked_from_inside_a_delivery_delivers_nothing_of_the_parents_b
 
 @guarantee("G25", "G23")
 @requires("fork")
-def test_a_server_that_loads_the_application_before_it_forks_its_workers(
+def test_registries_made_before_a_server_forks_work_in_its_workers(
     registry: Backend, stube_backend: Any, stube_options: Mapping[str, Any]
 ) -> None:
     """Fault: only a registry that was used before the fork is made usable in the child, or only one child is."""
@@ -253,7 +253,7 @@ for run in (unused, used):
 
 @guarantee("G25")
 @requires("fork")
-def test_forks_while_threads_use_the_registry_never_leave_a_lock_behind(
+def test_a_fork_under_load_leaves_no_lock_held_in_the_child(
     registry: Backend, stube_backend: Any, stube_options: Mapping[str, Any]
 ) -> None:
     """Fault: the fork copies a lock that another thread holds, and the child waits for that thread for ever."""

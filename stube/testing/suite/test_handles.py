@@ -23,7 +23,7 @@ from stube.testing.suite._fixtures import HOUR, guarantee
 
 
 @guarantee("G21")
-def test_a_handle_does_what_the_operations_do(run: Driver) -> None:
+def test_a_conversation_handle_does_what_the_operations_do(run: Driver) -> None:
     """Fault: an argument is passed on under another name, or a default is another."""
     conversations = Conversations(run.registry)
     conversation = conversations.open("c1")
@@ -53,7 +53,7 @@ def test_a_handle_does_what_the_operations_do(run: Driver) -> None:
 
 
 @guarantee("G21")
-def test_the_host_finds_its_conversations(run: Driver) -> None:
+def test_conversations_finds_every_open_conversation(run: Driver) -> None:
     """Fault: two handles for one cid, or an ended conversation that is still listed."""
     conversations = Conversations(run.registry)
     first = conversations.open()
@@ -74,7 +74,7 @@ def test_the_host_finds_its_conversations(run: Driver) -> None:
 
 
 @guarantee("G13", "G5")
-def test_an_ended_conversation_leaves_nothing_and_takes_nothing(run: Driver) -> None:
+def test_an_ended_conversation_leaves_nothing_and_accepts_nothing(run: Driver) -> None:
     """Fault: `end` forgets one of the three kinds, or an adding method does not look whether it has ended."""
     conversations = Conversations(run.registry)
     with conversations.open("c1") as conversation:
@@ -108,9 +108,7 @@ def test_an_ended_conversation_leaves_nothing_and_takes_nothing(run: Driver) -> 
 
 
 @guarantee("G7", "G5")
-def test_a_handler_that_re_arms_itself_cannot_keep_an_ended_conversation_alive(
-    run: Driver, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_self_rearming_timer_stops_when_its_conversation_ends(run: Driver, caplog: pytest.LogCaptureFixture) -> None:
     """Case 14b. Fault: the clock that is re-armed while its conversation ends ticks for ever.
 
     The handler stands between its beginning and its re-arming while another thread ends the conversation. The
@@ -141,7 +139,7 @@ def test_a_handler_that_re_arms_itself_cannot_keep_an_ended_conversation_alive(
 
 
 @guarantee("G19")
-def test_conversation_ended_that_leaves_a_delivery_is_no_failure(
+def test_conversation_ended_raised_by_a_handler_is_no_failure(
     make_registry: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Fault: every conversation that ends while its clock ticks shows as an error in the log and in `on_error`."""
@@ -163,7 +161,7 @@ def test_conversation_ended_that_leaves_a_delivery_is_no_failure(
 
 
 @guarantee("G19")
-def test_conversation_ended_is_no_failure_where_the_log_fails(run: Driver) -> None:
+def test_conversation_ended_is_no_failure_when_logging_fails(run: Driver) -> None:
     """Fault: what a log handler raises when it is told of the end makes a failure of it."""
 
     class Handler(logging.Handler):
@@ -212,7 +210,7 @@ class _Meddling(RegistryProxy):
 @guarantee("G7")
 @pytest.mark.parametrize("moment", ["before", "after"])
 @pytest.mark.parametrize("method", ["put_flow", "schedule", "subscribe"])
-def test_an_add_that_races_with_the_end_is_undone_before_it_raises(run: Driver, moment: str, method: str) -> None:
+def test_an_add_racing_with_the_end_is_undone_before_it_raises(run: Driver, moment: str, method: str) -> None:
     """Case 14b. Fault: whether it has ended is asked before the add and not after it. Both orders of the race."""
     meddling = _Meddling(run.registry, moment)
     conversation = Conversations(meddling).open("c1")
@@ -231,7 +229,7 @@ def test_an_add_that_races_with_the_end_is_undone_before_it_raises(run: Driver, 
 
 
 @guarantee("G7", "G13", "G21")
-def test_ends_that_race_with_adds_leave_nothing(run: Driver) -> None:
+def test_a_conversation_ended_during_adds_leaves_nothing(run: Driver) -> None:
     """Case 14b. Fault: any order of add and end in which neither sees the other."""
     conversations = Conversations(run.registry)
     for number in range(200):

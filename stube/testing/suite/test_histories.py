@@ -31,30 +31,28 @@ def _check_histories(make_registry: MakeRegistry, effort: Effort, mostly: str | 
 
 
 @guarantee("G1", "G2", "G4", "G5", "G7", "G8", "G16", "G18", "G21")
-def test_what_threads_do_at_random_keeps_every_guarantee(make_registry: MakeRegistry, stube_effort: Effort) -> None:
+def test_random_operations_of_many_threads_keep_every_guarantee(
+    make_registry: MakeRegistry, stube_effort: Effort
+) -> None:
     """Fault: any that needs two threads at once: a lock that is missing, a look and an act that are two steps."""
     _check_histories(make_registry, stube_effort, None, 0)
 
 
 @guarantee("G8", "G7")
-def test_batons_that_threads_put_take_and_forget_have_one_taker(
-    make_registry: MakeRegistry, stube_effort: Effort
-) -> None:
+def test_batons_in_random_histories_have_one_taker(make_registry: MakeRegistry, stube_effort: Effort) -> None:
     """Fault: a baton is looked up and then removed, so that two take it; a reset or a second put leaves one behind."""
     _check_histories(make_registry, stube_effort, "batons", 1_000)
 
 
 @guarantee("G1", "G2", "G5", "G7", "G18")
-def test_timers_that_threads_schedule_and_cancel_have_one_fate(
-    make_registry: MakeRegistry, stube_effort: Effort
-) -> None:
+def test_timers_in_random_histories_have_one_fate(make_registry: MakeRegistry, stube_effort: Effort) -> None:
     """Fault: a timer is counted by two cancels, or counted and delivered, or lost between them; one begins out of
     order."""
     _check_histories(make_registry, stube_effort, "timers", 2_000)
 
 
 @guarantee("G1", "G2", "G4", "G5", "G7", "G16", "G18")
-def test_messages_reach_whoever_subscribed_when_they_were_published(
+def test_messages_in_random_histories_reach_the_right_subscribers(
     make_registry: MakeRegistry, stube_effort: Effort
 ) -> None:
     """Fault: the targets are looked up at the delivery; a removal overlooks what is queued; two publishers change

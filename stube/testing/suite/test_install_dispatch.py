@@ -15,7 +15,7 @@ from stube.testing.suite._fixtures import guarantee, refused, unchanged
 
 
 @guarantee("G21")
-def test_without_a_dispatch_deliveries_go_nowhere_and_count_as_delivered(registry: Backend) -> None:
+def test_deliveries_without_a_dispatch_count_as_delivered(registry: Backend) -> None:
     """Fault: deliveries are kept for a later dispatch, or fail on None, instead of going to the no-op."""
     registry.schedule_event(cid="c1", instance_id="main", delay_ms=0, event="tick")
     registry.subscribe(cid="c1", instance_id="main", topic="t", event="said")
@@ -101,7 +101,7 @@ def test_a_mock_is_a_dispatch(run: Driver) -> None:
 
 
 @guarantee("G15")
-def test_a_dispatch_that_is_not_callable_is_refused_and_the_old_one_stays(run: Driver) -> None:
+def test_a_dispatch_that_is_not_callable_is_refused(run: Driver) -> None:
     """Case 24. Fault: the argument is stored before it is checked."""
     wrong: Any
     for number, wrong in enumerate((None, "dispatch", 7, object()), start=1):
@@ -114,7 +114,7 @@ def test_a_dispatch_that_is_not_callable_is_refused_and_the_old_one_stays(run: D
 
 @guarantee("G15", "G19")
 @pytest.mark.parametrize("kind", ["function", "partial", "method"])
-def test_an_async_def_is_awaited_or_else_refused_at_once(run: Driver, kind: str) -> None:
+def test_an_async_dispatch_is_awaited_or_refused_at_the_call(run: Driver, kind: str) -> None:
     """Fault: an `async def` is installed like any function, and every event of the host is lost in silence."""
     seen: list[str] = []
 

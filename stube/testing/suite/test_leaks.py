@@ -69,7 +69,7 @@ def test_an_idle_registry_keeps_no_delivered_payload_alive(run: Driver, caplog: 
 
 @guarantee("G13")
 @requires("by_reference")
-def test_an_idle_registry_keeps_no_last_message_alive(run: Driver) -> None:
+def test_an_idle_registry_keeps_no_delivered_message_alive(run: Driver) -> None:
     """Fault: a local variable of the sleeping loop still refers to the last message, or a topic keeps it."""
     for cid in ("c1", "c2"):
         run.subscribe("t", cid=cid)
@@ -86,7 +86,7 @@ def test_an_idle_registry_keeps_no_last_message_alive(run: Driver) -> None:
 
 @guarantee("G13")
 @requires("by_reference")
-def test_no_context_of_a_caller_is_kept(run: Driver) -> None:
+def test_the_context_of_a_caller_is_not_kept_alive(run: Driver) -> None:
     """Fault: the context of whoever scheduled, or made the scheduler start, is copied and lives on."""
     variable: contextvars.ContextVar[Payload] = contextvars.ContextVar("variable")
     watched: list[weakref.ref[Payload]] = []
@@ -109,7 +109,7 @@ def test_no_context_of_a_caller_is_kept(run: Driver) -> None:
 
 @guarantee("G13")
 @requires("sizes")
-def test_a_timer_that_re_arms_itself_is_one_timer_at_every_step(run: Driver) -> None:
+def test_a_self_rearming_timer_is_one_timer_at_every_step(run: Driver) -> None:
     """Case 3. Fault: each re-arming leaves a dead entry, so a clock that ticks for a day fills the memory."""
     steps = 10_000
     before = run.sizes()
@@ -138,7 +138,7 @@ def test_a_timer_that_re_arms_itself_is_one_timer_at_every_step(run: Driver) -> 
 
 @guarantee("G13")
 @requires("sizes")
-def test_conversations_that_came_and_went_leave_nothing(run: Driver) -> None:
+def test_conversations_that_used_everything_leave_nothing(run: Driver) -> None:
     """Case 4. Fault: a key, an emptied container or a lock stays behind for every conversation that ever was."""
     before = run.sizes()
     count = 10_000
@@ -162,7 +162,7 @@ def test_conversations_that_came_and_went_leave_nothing(run: Driver) -> None:
 
 @guarantee("G13")
 @requires("sizes")
-def test_conversations_that_were_mounted_and_never_connected_leave_nothing(run: Driver) -> None:
+def test_conversations_that_never_connected_leave_nothing(run: Driver) -> None:
     """Case 1. Fault: ending a conversation leaves its baton, its cancelled timer or its emptied topic behind."""
     count = 10_000
     run.schedule(HOUR, cid="other")
@@ -214,7 +214,7 @@ def test_conversations_that_left_their_topics_leave_nothing(run: Driver) -> None
 
 @guarantee("G13")
 @requires("by_reference")
-def test_what_cancelled_timers_held_is_free_at_once(run: Driver) -> None:
+def test_payloads_of_cancelled_timers_are_released_immediately(run: Driver) -> None:
     """Case 2. Fault: cancelled timers are marked and stay in the heap until they would have been due."""
     count = 100_000
     watched = []
@@ -255,7 +255,7 @@ def test_cancelled_timers_leave_nothing_in_any_container(run: Driver, how: str) 
 
 
 @guarantee("G13")
-def test_the_same_subscription_a_thousand_times_is_one(run: Driver) -> None:
+def test_subscribing_a_thousand_times_makes_one_subscription(run: Driver) -> None:
     """Case 5. Fault: the topic's index and the conversation's index differ in what they add up."""
     before = run.sizes() if "sizes" in run.registry.capabilities else None
     for number in range(1000):
@@ -308,7 +308,7 @@ def test_a_removed_subscription_leaves_neither_container_nor_payload(run: Driver
 
 @guarantee("G13")
 @requires("sizes")
-def test_one_who_subscribes_and_leaves_for_ever_leaves_no_trace_in_a_lasting_topic(run: Driver) -> None:
+def test_repeated_subscribe_unsubscribe_does_not_grow_a_topic(run: Driver) -> None:
     """Fault: tombstones in the order of a topic that are swept only when the topic empties."""
     for cid in ("first", "second"):
         run.subscribe("t", cid=cid)
@@ -329,7 +329,7 @@ def test_one_who_subscribes_and_leaves_for_ever_leaves_no_trace_in_a_lasting_top
 
 @guarantee("G13", "G5")
 @requires("by_reference")
-def test_messages_for_conversations_that_ended_meanwhile_are_let_go(make_run: MakeRun) -> None:
+def test_messages_queued_for_ended_conversations_are_released(make_run: MakeRun) -> None:
     """Case 6. Fault: the queue of a subscriber that has gone stays, with the messages in it."""
     run = make_run(max_pending=None)
     subscribers, messages = 1000, 100
@@ -366,7 +366,7 @@ def test_messages_for_conversations_that_ended_meanwhile_are_let_go(make_run: Ma
 
 @guarantee("G13")
 @requires("by_reference")
-def test_what_was_forgotten_is_not_kept_alive(run: Driver) -> None:
+def test_reset_state_keeps_no_payload_alive(run: Driver) -> None:
     """Fault: the old containers are swapped out and kept by the scheduler, or by a handle."""
     watched = []
 
@@ -391,7 +391,7 @@ def test_what_was_forgotten_is_not_kept_alive(run: Driver) -> None:
 
 @guarantee("G13")
 @requires("by_reference")
-def test_a_failure_keeps_nothing_alive(make_run: MakeRun, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_failed_delivery_keeps_no_payload_alive(make_run: MakeRun, caplog: pytest.LogCaptureFixture) -> None:
     """Fault: the exception, and by its traceback the event, stays in a local variable of the loop or in a list."""
     run = make_run(on_error=lambda cid, event, exception: None)
 
@@ -412,7 +412,7 @@ def test_a_failure_keeps_nothing_alive(make_run: MakeRun, caplog: pytest.LogCapt
 
 
 @guarantee("G13")
-def test_an_index_that_empties_gives_its_memory_back(run: Driver) -> None:
+def test_an_emptied_index_frees_its_memory(run: Driver) -> None:
     """Fault: an emptied dict keeps the table of its fullest day, 42 MB after a million keys.
 
     Seen with tracemalloc: 10,000 conversations take megabytes, and 64 KiB may be left of them.

@@ -55,7 +55,7 @@ print("lazy")
 
 @guarantee("G23", "G15")
 @pytest.mark.parametrize("operation", ["schedule_event", "publish", "subscribe", "put_pending_flow"])
-def test_when_no_thread_can_be_started_the_operation_raises_and_nothing_has_changed(
+def test_an_operation_that_cannot_start_a_thread_changes_nothing(
     registry: Backend, operation: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Case 27b. Fault: the timer is stored before the thread is started, so a failed call leaves it behind.
@@ -104,7 +104,7 @@ def test_when_no_thread_can_be_started_the_operation_raises_and_nothing_has_chan
 
 
 @guarantee("G24")
-def test_closing_discards_what_has_not_begun_and_is_idempotent(run: Driver) -> None:
+def test_close_drops_what_has_not_begun_and_is_idempotent(run: Driver) -> None:
     """Fault: it waits for the timers, delivers the rest, forgets to count it as dropped, or fails the second time."""
     run.registry.put_pending_flow("c1", "flow")
     run.subscribe("t")
@@ -123,7 +123,7 @@ def test_closing_discards_what_has_not_begun_and_is_idempotent(run: Driver) -> N
 
 
 @guarantee("G24")
-def test_a_closed_registry_refuses_what_adds_and_is_silent_to_what_removes(run: Driver) -> None:
+def test_a_closed_registry_refuses_adding_and_allows_removing(run: Driver) -> None:
     """Fault: clean-up code fails after the close, or something is accepted that will never be delivered."""
     handle = run.schedule(HOUR)
     run.registry.put_pending_flow("c1", "flow")
@@ -157,7 +157,7 @@ def test_a_closed_registry_refuses_what_adds_and_is_silent_to_what_removes(run: 
 
 
 @guarantee("G24")
-def test_a_with_block_closes(make_registry: MakeRegistry) -> None:
+def test_a_with_block_closes_the_registry(make_registry: MakeRegistry) -> None:
     """Fault: leaving the block waits, keeps the registry open, or swallows the block's own exception."""
     with pytest.raises(LookupError), make_registry() as registry:
         registry.schedule_event(cid="c1", instance_id="main", delay_ms=HOUR, event="tick")
@@ -168,7 +168,7 @@ def test_a_with_block_closes(make_registry: MakeRegistry) -> None:
 
 
 @guarantee("G24")
-def test_closing_a_registry_that_was_never_used(make_registry: MakeRegistry) -> None:
+def test_a_registry_that_was_never_used_can_be_closed(make_registry: MakeRegistry) -> None:
     """Fault: a thread that was never started is joined."""
     registry = make_registry()
     assert registry.close() is True
@@ -177,7 +177,7 @@ def test_closing_a_registry_that_was_never_used(make_registry: MakeRegistry) -> 
 
 @guarantee("G24", "G6")
 @requires("own_clock")  # real time: on a virtual clock the delivering thread is the caller's own, which nobody stops
-def test_closing_waits_for_a_running_delivery_no_longer_than_it_may(run: Driver) -> None:
+def test_close_waits_for_a_running_delivery_within_its_timeout(run: Driver) -> None:
     """Fault: the timeout is not kept, True is returned while a handler runs, or what waits behind it is delivered.
 
     Real time: 0.2 s are asked for and 5 s are allowed, which stands for "not for ever".
@@ -199,7 +199,7 @@ def test_closing_waits_for_a_running_delivery_no_longer_than_it_may(run: Driver)
 
 
 @guarantee("G24", "G20")
-def test_closing_from_inside_a_delivery_does_not_wait_for_itself(run: Driver) -> None:
+def test_close_inside_a_delivery_does_not_wait_for_itself(run: Driver) -> None:
     """Case 27. Fault: the handler waits until it has ended."""
     log: list[str] = []
 
@@ -226,7 +226,7 @@ def test_closing_from_inside_a_delivery_does_not_wait_for_itself(run: Driver) ->
 
 
 @guarantee("G24", "G7")
-def test_a_schedule_that_races_with_the_close_fires_or_raises(make_run: MakeRun) -> None:
+def test_a_schedule_racing_with_close_is_counted_or_raises(make_run: MakeRun) -> None:
     """Case 27. Fault: it is accepted by a registry that has already thrown its timers away."""
     for round_number in range(20):
         run = make_run()
@@ -261,7 +261,7 @@ def test_a_schedule_that_races_with_the_close_fires_or_raises(make_run: MakeRun)
 
 @guarantee("G24", "G7", "G15")
 @pytest.mark.parametrize("operation", ["schedule_event", "publish", "subscribe", "put_pending_flow"])
-def test_a_close_that_comes_in_at_any_line_of_an_adding_operation_is_whole(make_run: MakeRun, operation: str) -> None:
+def test_a_close_at_any_line_of_an_adding_operation_is_atomic(make_run: MakeRun, operation: str) -> None:
     """Case 27. Fault: whether the registry is open is asked once, before the lock, so something is added after the end.
 
     At each line that the operation executes another thread closes the registry. Where that has to wait for a lock, the
@@ -294,7 +294,7 @@ def test_a_close_that_comes_in_at_any_line_of_an_adding_operation_is_whole(make_
 
 
 @guarantee("G24", "G15")
-def test_a_closed_registry_stays_as_it_is(run: Driver) -> None:
+def test_operations_do_not_change_a_closed_registry(run: Driver) -> None:
     """Fault: an operation on a closed registry starts its thread anew, or counts something."""
     run.schedule(HOUR)
     run.registry.close()
@@ -309,7 +309,7 @@ def test_a_closed_registry_stays_as_it_is(run: Driver) -> None:
 
 
 @guarantee("G24", "G13")
-def test_closing_ends_the_threads(make_run: MakeRun) -> None:
+def test_close_ends_the_threads(make_run: MakeRun) -> None:
     """Fault: the scheduler's thread goes on, asleep or polling, after the close."""
     before = len(live_threads())
     runs = [make_run() for _ in range(5)]
@@ -324,7 +324,7 @@ def test_closing_ends_the_threads(make_run: MakeRun) -> None:
 
 @guarantee("G13")
 @requires("by_reference")
-def test_a_registry_that_is_dropped_with_nothing_pending_is_collected(
+def test_an_unreferenced_registry_with_nothing_pending_is_collected(
     stube_backend: Any, stube_options: Mapping[str, Any]
 ) -> None:
     """Fault: the scheduler's thread, an `atexit` hook or a fork hook holds the registry for ever."""
@@ -346,7 +346,7 @@ def test_a_registry_that_is_dropped_with_nothing_pending_is_collected(
 @guarantee("G13")
 @requires("by_reference")
 @pytest.mark.parametrize("how", ["cancelled", "reset"])
-def test_a_registry_whose_last_timer_goes_while_it_sleeps_is_collected(
+def test_a_sleeping_registry_is_collected_once_its_timers_are_gone(
     stube_backend: Any, stube_options: Mapping[str, Any], how: str
 ) -> None:
     """Fault: the thread sleeps until the timer's hour and holds the registry for as long."""
@@ -376,7 +376,7 @@ def _wait_until_gone(watched: list[weakref.ref[Backend]], before: int) -> None:
 
 @guarantee("G13")
 @requires("own_clock")  # real time: a virtual registry that is dropped can be moved by nobody
-def test_a_registry_that_is_dropped_with_timers_pending_still_delivers_them(
+def test_an_unreferenced_registry_still_delivers_its_timers(
     stube_backend: Any, stube_options: Mapping[str, Any], make_registry: MakeRegistry
 ) -> None:
     """Fault: a registry that somebody forgot to keep is collected with what it had accepted."""

@@ -45,7 +45,7 @@ class _Due:
 
 @guarantee("G3", "G11")
 @pytest.mark.parametrize("delay", [0, -1, -0.0, 0.4, -1e300, -(10**400)], ids=lambda delay: f"{str(delay)[:8]}")
-def test_no_delay_is_so_short_that_dispatch_runs_inside_the_call(run: Driver, delay: float) -> None:
+def test_dispatch_never_runs_inside_schedule_event(run: Driver, delay: float) -> None:
     """Case 19. Fault: what is due at once is delivered on the stack of the one who schedules it."""
     inside = threading.local()
     on_stack: list[bool] = []
@@ -58,7 +58,7 @@ def test_no_delay_is_so_short_that_dispatch_runs_inside_the_call(run: Driver, de
 
 
 @guarantee("G3", "G1", "G20")
-def test_a_handler_that_schedules_at_once_returns_before_that_begins(run: Driver) -> None:
+def test_a_handler_returns_before_a_timer_it_schedules_begins(run: Driver) -> None:
     """Fault: a zero delay inside a delivery recurses into dispatch."""
     log: list[str] = []
 
@@ -138,7 +138,7 @@ def test_timers_begin_in_the_order_of_their_due_instants(run: Driver) -> None:
 
 
 @guarantee("G2")
-def test_timers_of_one_instant_begin_in_the_order_in_which_they_were_scheduled(run: Driver) -> None:
+def test_timers_of_one_instant_begin_in_the_order_of_scheduling(run: Driver) -> None:
     """Fault: a heap of (due, event) without a counter, which is not stable or compares payloads."""
     for number in range(200):
         run.schedule(5, ("tick", number), instance_id=f"i{number % 7}")
@@ -147,7 +147,7 @@ def test_timers_of_one_instant_begin_in_the_order_in_which_they_were_scheduled(r
 
 
 @guarantee("G2")
-def test_timers_that_come_late_take_their_place_among_those_that_are_nearly_due(run: Driver) -> None:
+def test_late_timers_are_sorted_among_timers_that_are_nearly_due(run: Driver) -> None:
     """Fault: what is scheduled into a stretch of time that is already in order goes before its equals, or last.
 
     With more timers pending close by, before and after them, and with what has been cancelled between them.
@@ -172,7 +172,7 @@ def test_timers_that_come_late_take_their_place_among_those_that_are_nearly_due(
 
 @guarantee("G2")
 @requires("own_clock")
-def test_on_a_coarse_clock_timers_of_one_instant_keep_the_order_of_their_acceptance(make_run: MakeRun) -> None:
+def test_a_coarse_clock_keeps_timers_of_one_instant_in_order(make_run: MakeRun) -> None:
     """Fault: ties are broken the wrong way round, which a fine clock never shows. This one ticks every 20 ms."""
     tick_ns = 20_000_000
     run = make_run(clock=lambda: monotonic_ns() // tick_ns * tick_ns)
@@ -187,7 +187,7 @@ def test_on_a_coarse_clock_timers_of_one_instant_keep_the_order_of_their_accepta
 
 
 @guarantee("G2", "G5")
-def test_of_a_thousand_timers_of_one_instant_those_that_stay_fire_in_order(run: Driver) -> None:
+def test_cancelling_some_timers_of_one_instant_keeps_the_rest_in_order(run: Driver) -> None:
     """Case 10. Fault: dicts are compared at a tie, or cancelling one conversation disturbs the order of the other."""
     with run.held("c0"):  # so that on a slow machine none of its own is delivered before the cancel
         for number in range(1000):
@@ -199,7 +199,7 @@ def test_of_a_thousand_timers_of_one_instant_those_that_stay_fire_in_order(run: 
 
 
 @guarantee("G2", "G1")
-def test_what_became_overdue_behind_a_slow_handler_begins_in_due_order(run: Driver) -> None:
+def test_overdue_timers_behind_a_slow_handler_begin_in_due_order(run: Driver) -> None:
     """Case 16. Fault: overdue timers are delivered in the order of their slots or of their scheduling.
 
     On a real clock the handler holds for 130 ms, so that all of the timers (1 to 100 ms) are overdue.
@@ -219,7 +219,7 @@ def test_what_became_overdue_behind_a_slow_handler_begins_in_due_order(run: Driv
 
 
 @guarantee("G2")
-def test_a_publication_begins_between_the_timers_due_before_it_and_after_it(run: Driver) -> None:
+def test_a_publication_begins_between_an_earlier_and_a_later_timer(run: Driver) -> None:
     """Case 17. Fault: what is published goes before, or behind, all that is overdue.
 
     On a real clock: published while the one timer (10 ms) is due and the other (250 ms) is not, and delivered when both
@@ -254,7 +254,7 @@ def test_a_publication_begins_between_the_timers_due_before_it_and_after_it(run:
 
 
 @guarantee("G2")
-def test_timers_and_messages_of_one_instant_begin_in_the_order_of_their_acceptance(run: Driver) -> None:
+def test_timers_and_messages_of_one_instant_keep_acceptance_order(run: Driver) -> None:
     """Fault: timers and messages wait in two queues, of which one is emptied before the other."""
     for topic in ("t", "u"):
         run.subscribe(topic, f"said on {topic}")
@@ -271,7 +271,7 @@ def test_timers_and_messages_of_one_instant_begin_in_the_order_of_their_acceptan
 
 
 @guarantee("G2")
-def test_the_subscribers_of_one_conversation_get_it_in_the_order_in_which_they_subscribed(run: Driver) -> None:
+def test_instances_of_a_conversation_hear_in_subscription_order(run: Driver) -> None:
     """Fault: the order of a set or of the names."""
     order = [f"i{number * 7 % 50}" for number in range(50)]
     for instance_id in order:
@@ -329,7 +329,7 @@ def test_each_of_many_publishers_is_heard_in_its_own_order(run: Driver) -> None:
 
 @guarantee("G4")
 @requires("common_topic_order")
-def test_all_subscribers_of_a_topic_hear_many_publishers_in_one_common_order(run: Driver) -> None:
+def test_all_subscribers_of_a_topic_hear_one_common_order(run: Driver) -> None:
     """Fault: the message is put into each conversation's own queue without one order over all."""
     cids = [f"c{number}" for number in range(5)]
     for cid in cids:

@@ -25,7 +25,7 @@ def test_a_baton_is_taken_once(run: Driver) -> None:
 
 
 @guarantee("G21")
-def test_there_is_no_baton_that_was_never_put_or_was_forgotten(run: Driver) -> None:
+def test_pending_flow_returns_none_without_a_baton(run: Driver) -> None:
     """Fault: a KeyError for an unknown conversation, or a forgotten baton that comes back."""
     assert run.registry.pending_flow("never") is None
     run.registry.put_pending_flow("c1", "checkout")
@@ -70,7 +70,7 @@ def test_a_baton_is_taken_or_forgotten_never_both(run: Driver) -> None:
 
 
 @guarantee("G8")
-def test_no_baton_is_lost_between_those_who_put_and_those_who_take(run: Driver) -> None:
+def test_no_baton_is_lost_between_a_putting_and_a_taking_thread(run: Driver) -> None:
     """Fault: a put that meets a take is overwritten by the taker's delete."""
     last = 3000
     taken: list[int] = []
@@ -98,7 +98,7 @@ def test_no_baton_is_lost_between_those_who_put_and_those_who_take(run: Driver) 
 
 
 @guarantee("G15")
-def test_pending_flow_refuses_what_is_no_name(run: Driver) -> None:
+def test_pending_flow_refuses_an_invalid_name(run: Driver) -> None:
     """Case 24. Fault: the name is looked up unchecked, so a slip of the caller reads as "no baton"."""
     run.registry.put_pending_flow("c1", "waits")
     for wrong, error in NOT_A_NAME:
@@ -108,7 +108,7 @@ def test_pending_flow_refuses_what_is_no_name(run: Driver) -> None:
 
 @guarantee("G13")
 @requires("by_reference")
-def test_a_taken_baton_is_the_takers_alone(run: Driver) -> None:
+def test_a_taken_baton_is_not_kept_alive(run: Driver) -> None:
     """Fault: the registry keeps the flow after it was taken."""
     flow = Payload()
     watched = weakref.ref(flow)

@@ -8,7 +8,7 @@ from stube.testing.suite._fixtures import NOT_A_NAME, guarantee, refused
 
 
 @guarantee("G21")
-def test_every_subscriber_gets_the_message_once_and_nobody_else(run: Driver) -> None:
+def test_publish_reaches_each_subscriber_of_the_topic_once(run: Driver) -> None:
     """Fault: an instance of a conversation that subscribes twice gets one message, or another topic gets it too."""
     for cid, instance_id in (("c1", "i1"), ("c1", "i2"), ("c2", "i1")):
         run.subscribe("t", f"said to {instance_id}", cid=cid, instance_id=instance_id)
@@ -26,7 +26,7 @@ def test_every_subscriber_gets_the_message_once_and_nobody_else(run: Driver) -> 
 
 
 @guarantee("G15")
-def test_publish_refuses_what_is_no_topic(run: Driver) -> None:
+def test_publish_refuses_an_invalid_topic(run: Driver) -> None:
     """Case 24. Fault: a topic that is no str has no subscribers, so the slip passes in silence."""
     for wrong, error in NOT_A_NAME:
         with refused(wrong, error, "topic", registry=run.registry):

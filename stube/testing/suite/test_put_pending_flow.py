@@ -16,7 +16,7 @@ from stube.testing.suite._fixtures import AWKWARD_NAMES, NOT_A_NAME, Payload, gu
 
 @guarantee("G21")
 @pytest.mark.parametrize("flow", ["checkout", "", 0, False, 0.0, ("a", 1)], ids=repr)
-def test_a_baton_is_there_as_soon_as_it_is_put_and_falsy_ones_serve(run: Driver, flow: Any) -> None:
+def test_a_baton_may_be_falsy_and_is_there_immediately(run: Driver, flow: Any) -> None:
     """Fault: `if flow_id:` stands where `is not None` belongs."""
     run.registry.put_pending_flow("c1", flow)
     assert run.registry.stats().pending_flows == 1
@@ -38,7 +38,7 @@ def test_a_second_put_replaces_the_first(run: Driver) -> None:
 
 
 @guarantee("G15")
-def test_none_is_no_flow(run: Driver) -> None:
+def test_put_pending_flow_refuses_none(run: Driver) -> None:
     """Fault: None is stored, and its taker cannot tell it from nothing; or it erases the baton that waits."""
     run.registry.put_pending_flow("c1", "waits")
     with unchanged(run.registry), pytest.raises(TypeError):
@@ -49,7 +49,7 @@ def test_none_is_no_flow(run: Driver) -> None:
 
 
 @guarantee("G15")
-def test_put_pending_flow_refuses_what_is_no_name(run: Driver) -> None:
+def test_put_pending_flow_refuses_an_invalid_name(run: Driver) -> None:
     """Case 24. Fault: the name is used as a key unchecked."""
     for wrong, error in NOT_A_NAME:
         with refused(wrong, error, "cid", registry=run.registry):
@@ -80,7 +80,7 @@ def test_a_replaced_baton_is_not_kept_alive(run: Driver) -> None:
 
 
 @guarantee("G13")
-def test_a_baton_waits_for_as_long_as_it_takes(run: Driver) -> None:
+def test_a_baton_never_expires(run: Driver) -> None:
     """Fault: batons expire with the clock. (On a real clock 50 ms: a bound for haste, no proof of patience.)"""
     run.registry.put_pending_flow("c1", "waits")
     run.pass_time(50 if run.clock is None else 1000 * 24 * 3_600_000)

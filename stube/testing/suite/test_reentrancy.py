@@ -226,7 +226,7 @@ def _interrupted(run: Driver, outer: str, inner: str, at: int, outer_key: str, i
 
 @guarantee("G20")
 @pytest.mark.parametrize("outer", list(STEPS))
-def test_any_operation_may_begin_at_any_line_of_any_other(run: Driver, stube_effort: Effort, outer: str) -> None:
+def test_any_operation_may_interrupt_any_other_at_any_line(run: Driver, stube_effort: Effort, outer: str) -> None:
     """Case 14c. Fault: a lock that is not re-entrant; or one that is, and a nested call that sees half a change.
 
     Each of the operations begins at the lines that the other executes, library code beneath it included.
@@ -266,9 +266,7 @@ def test_any_operation_may_begin_at_any_line_of_any_other(run: Driver, stube_eff
 
 @guarantee("G20")
 @pytest.mark.parametrize("outer", list(STEPS))
-def test_an_operation_may_begin_in_the_midst_of_another_on_the_same_names(
-    run: Driver, stube_effort: Effort, outer: str
-) -> None:
+def test_an_operation_may_interrupt_another_on_the_same_names(run: Driver, stube_effort: Effort, outer: str) -> None:
     """Case 14c. Fault: the interrupted operation goes on with an entry that the nested one has removed.
 
     Which of the two comes last is open, so what is asked is that nothing breaks and the ledger knows every fate.
@@ -312,7 +310,7 @@ class _OfTheBackend(Injector):
 
 
 @guarantee("G20", "G10")
-def test_an_operation_at_any_line_of_whoever_delivers_takes_effect(make_run: MakeRun) -> None:
+def test_an_operation_at_any_line_of_the_delivery_thread_takes_effect(make_run: MakeRun) -> None:
     """Fault: a finalizer that runs on the delivering thread, between two lines of its loop, adds something, and the
     thread goes to sleep all the same."""
     for at in range(10_000):
@@ -342,9 +340,7 @@ def test_an_operation_at_any_line_of_whoever_delivers_takes_effect(make_run: Mak
 
 @guarantee("G20", "G22")
 @pytest.mark.parametrize("outer", ["put_pending_flow", "subscribe", "publish", "cancel_timers"])
-def test_a_timer_that_is_accepted_within_an_operation_is_in_the_ledger_though_there_is_no_room(
-    make_run: MakeRun, outer: str
-) -> None:
+def test_reentrant_schedule_on_a_full_registry_is_accounted_for(make_run: MakeRun, outer: str) -> None:
     """Fault: a nested schedule hands out a handle, finds no room when it is made up for, and the timer is lost."""
     for at in range(10_000):
         run = make_run(max_pending=1)
@@ -367,7 +363,7 @@ def test_a_timer_that_is_accepted_within_an_operation_is_in_the_ledger_though_th
 
 
 @guarantee("G20")
-def test_operations_within_the_very_first_one_take_effect_in_their_order(make_run: MakeRun) -> None:
+def test_reentrant_calls_in_the_first_operation_keep_their_order(make_run: MakeRun) -> None:
     """Fault: a publication within an operation finds no subscriber, for the one before it is only noted as well."""
     for at in range(10_000):
         run = make_run()
@@ -403,7 +399,7 @@ _INNER = ["schedule_event", "publish", "cancel_timers", "reset_state"]
 @guarantee("G20", "G23")
 @pytest.mark.parametrize("outer", ["schedule_event", "subscribe", "publish", "put_pending_flow"])
 @pytest.mark.parametrize("inner", _INNER)
-def test_the_first_operation_may_be_interrupted_too(
+def test_the_first_operation_may_be_interrupted(
     make_run: MakeRun, stube_effort: Effort, outer: str, inner: str
 ) -> None:
     """Case 14c. Fault: two scheduler threads are started, or none, when the first operation is interrupted.
@@ -466,7 +462,7 @@ def _whole(run: Driver) -> None:
 
 
 @guarantee("G20")
-def test_the_collector_may_run_a_finalizer_in_the_midst_of_any_operation(run: Driver) -> None:
+def test_the_collector_may_run_a_finalizer_in_any_operation(run: Driver) -> None:
     """Case 14c. Fault: the registry allocates under a lock that is not re-entrant, and the collector runs there."""
     names = list(OPERATIONS)
     failures: list[BaseException] = []

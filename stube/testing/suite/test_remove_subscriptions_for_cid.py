@@ -8,7 +8,7 @@ from stube.testing.suite._fixtures import NOT_A_NAME, guarantee, refused
 
 
 @guarantee("G21")
-def test_all_of_one_conversation_goes_and_nothing_of_another(run: Driver) -> None:
+def test_removal_takes_all_subscriptions_of_one_conversation_only(run: Driver) -> None:
     """Fault: only one instance goes, or everybody in the topics."""
     for cid in ("c1", "c2"):
         for instance_id in ("i1", "i2"):
@@ -32,7 +32,7 @@ def test_all_of_one_conversation_goes_and_nothing_of_another(run: Driver) -> Non
 
 
 @guarantee("G15")
-def test_remove_subscriptions_refuses_what_is_no_name(run: Driver) -> None:
+def test_remove_subscriptions_refuses_an_invalid_name(run: Driver) -> None:
     """Case 24. Fault: the name is looked up unchecked."""
     run.subscribe(cid="c1")
     for wrong, error in NOT_A_NAME:

@@ -10,7 +10,7 @@ from stube.testing.suite._fixtures import HOUR, guarantee
 
 
 @guarantee("G18", "G21")
-def test_everything_is_forgotten_and_the_dispatch_stays(run: Driver) -> None:
+def test_reset_state_forgets_everything_but_the_dispatch(run: Driver) -> None:
     """Fault: one of the three kinds of state survives, the counters start anew, or the dispatch goes."""
     before = run.sizes() if "sizes" in run.registry.capabilities else None
     run.schedule(0, "early")
@@ -41,7 +41,7 @@ def test_everything_is_forgotten_and_the_dispatch_stays(run: Driver) -> None:
 
 
 @guarantee("G18")
-def test_nothing_accepted_before_begins_after(run: Driver) -> None:
+def test_nothing_accepted_before_a_reset_begins_after_it(run: Driver) -> None:
     """Fault: a batch that has been collected, or a queue, outlives the reset; what is accepted after it is lost too."""
     run.subscribe("t", cid="c1")
     with run.held("c1"):
@@ -59,7 +59,7 @@ def test_nothing_accepted_before_begins_after(run: Driver) -> None:
 
 
 @guarantee("G18", "G6", "G20")
-def test_a_handler_may_reset_and_runs_to_its_end(run: Driver) -> None:
+def test_a_handler_that_resets_runs_to_its_end(run: Driver) -> None:
     """Fault: the rest of the batch begins after the reset, or the handler's own fate is counted twice."""
     log: list[str] = []
 
@@ -81,7 +81,7 @@ def test_a_handler_may_reset_and_runs_to_its_end(run: Driver) -> None:
 
 
 @guarantee("G18", "G20")
-def test_a_reset_in_the_middle_of_a_fan_out_lets_nobody_else_hear(run: Driver) -> None:
+def test_a_reset_during_a_fan_out_drops_the_remaining_targets(run: Driver) -> None:
     """Fault: the targets of a publication that has begun outlive the reset, or are counted twice; or the delivery that
     runs on is not shown any more."""
     forgotten = threading.Event()
@@ -112,7 +112,7 @@ def test_a_reset_in_the_middle_of_a_fan_out_lets_nobody_else_hear(run: Driver) -
 
 
 @guarantee("G6", "G18")
-def test_a_reset_does_not_wait_for_a_handler_that_has_begun(run: Driver) -> None:
+def test_a_reset_does_not_wait_for_a_running_handler(run: Driver) -> None:
     """Fault: the running delivery is awaited (here it would be for ever) or counted as dropped."""
     gate = run.recorder.gate()
     run.recorder.on("stand", lambda cid, event: gate.pass_through())

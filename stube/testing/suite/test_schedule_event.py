@@ -50,7 +50,7 @@ def test_a_timer_delivers_the_name_and_the_payload_of_its_spec(
 
 
 @guarantee("G21")
-def test_a_list_is_taken_as_it_is_at_the_call(run: Driver) -> None:
+def test_an_event_list_is_copied_at_the_call(run: Driver) -> None:
     """Fault: the list itself is kept, so its owner changes what will be delivered."""
     spec: list[Any] = ["tick", 1]
     run.schedule(0.5, spec)
@@ -61,7 +61,7 @@ def test_a_list_is_taken_as_it_is_at_the_call(run: Driver) -> None:
 
 
 @guarantee("G21")
-def test_a_subclass_of_str_is_taken_as_its_plain_string(run: Driver) -> None:
+def test_a_str_subclass_is_stored_as_its_plain_string(run: Driver) -> None:
     """Fault: an enum is kept as the key, or its `str()` (`Color.RED`) instead of its value."""
 
     class Name(str, enum.Enum):  # noqa: UP042 - unlike StrEnum, str() of this one is no plain value
@@ -79,7 +79,7 @@ def test_a_subclass_of_str_is_taken_as_its_plain_string(run: Driver) -> None:
 
 
 @guarantee("G17", "G20")
-def test_the_methods_of_a_str_subclass_are_never_asked(run: Driver) -> None:
+def test_the_methods_of_a_str_subclass_are_never_called(run: Driver) -> None:
     """Fault: the name is hashed, compared or turned into a string by its own methods, possibly under a lock."""
 
     class Odd(str):
@@ -123,7 +123,7 @@ def test_timers_of_awkward_names_never_collide(run: Driver) -> None:
 
 
 @guarantee("G15")
-def test_schedule_event_refuses_what_is_no_name(run: Driver) -> None:
+def test_schedule_event_refuses_an_invalid_name(run: Driver) -> None:
     """Case 24. Fault: the conversation's entry is made before the arguments are checked."""
     for which, (wrong, error) in product(("cid", "instance_id"), NOT_A_NAME):
         arguments: dict[str, Any] = {"cid": "c1", "instance_id": "main", which: wrong}
@@ -149,7 +149,7 @@ WRONG_EVENTS: list[tuple[Any, type[Exception]]] = [
 
 
 @guarantee("G15")
-def test_schedule_event_refuses_what_is_no_event(run: Driver) -> None:
+def test_schedule_event_refuses_an_invalid_event(run: Driver) -> None:
     """Case 24. Fault: an empty tuple is stored and fails in the scheduler, where nobody can catch it."""
     for wrong, error in WRONG_EVENTS:
         with refused(wrong, error, "event", registry=run.registry):
@@ -157,7 +157,7 @@ def test_schedule_event_refuses_what_is_no_event(run: Driver) -> None:
 
 
 @guarantee("G15")
-def test_operations_take_their_names_by_keyword_alone(run: Driver) -> None:
+def test_operations_take_names_only_by_keyword(run: Driver) -> None:
     """Fault: positional arguments are let through, so cid and instance are swapped some day."""
     registry: Any = run.registry
     calls: list[tuple[Any, tuple[Any, ...]]] = [

@@ -25,7 +25,7 @@ from stube.testing.suite._fixtures import HOUR, MakeRun, guarantee, unchanged
 
 
 @guarantee("G14")
-def test_scheduling_and_cancelling_cost_the_same_in_a_crowd(run: Driver) -> None:
+def test_schedule_and_cancel_cost_the_same_with_many_timers(run: Driver) -> None:
     """Fault: a sorted list with O(n) insertion, or a search through all timers at a cancel.
 
     A typical one of many calls is compared, with 100,000 timers of others and without; it may be 25 times as much,
@@ -49,7 +49,7 @@ def test_scheduling_and_cancelling_cost_the_same_in_a_crowd(run: Driver) -> None
 
 
 @guarantee("G14")
-def test_subscribing_and_leaving_cost_the_same_in_a_crowd(run: Driver) -> None:
+def test_subscribe_and_unsubscribe_cost_the_same_in_a_large_topic(run: Driver) -> None:
     """Fault: the subscribers of a topic are a tuple that is copied, or a list that is searched.
 
     Compared with 100,000 other subscribers of the same topic and without; 25 times as much passes, linear does not.
@@ -73,7 +73,7 @@ def test_subscribing_and_leaving_cost_the_same_in_a_crowd(run: Driver) -> None:
 
 
 @guarantee("G14")
-def test_leaving_one_topic_costs_the_same_for_an_instance_of_many(run: Driver) -> None:
+def test_unsubscribe_costs_the_same_for_an_instance_with_many_topics(run: Driver) -> None:
     """Fault: an unsubscribe walks through everything that the instance subscribes to. 25 times as much passes."""
 
     def typical(cid: str, topics: int) -> float:
@@ -91,7 +91,7 @@ def test_leaving_one_topic_costs_the_same_for_an_instance_of_many(run: Driver) -
 
 
 @guarantee("G14")
-def test_leaving_costs_what_the_conversation_holds_and_not_what_its_topics_hold(run: Driver) -> None:
+def test_removing_a_conversation_costs_the_same_in_a_large_registry(run: Driver) -> None:
     """Fault: every subscriber of the topic, or every topic of the registry, is looked at.
 
     Compared with 100,000 other subscribers and 10,000 other topics and without; 25 times as much passes, linear fails.
@@ -116,7 +116,7 @@ def test_leaving_costs_what_the_conversation_holds_and_not_what_its_topics_hold(
 
 
 @guarantee("G14")
-def test_publishing_costs_its_caller_the_same_for_one_and_for_a_hundred_thousand(make_run: MakeRun) -> None:
+def test_publish_costs_its_caller_the_same_for_many_subscribers(make_run: MakeRun) -> None:
     """Fault: publish walks through the subscribers, or copies them.
 
     With dispatch held up, so that only the caller's own cost shows; 25 times as much passes, a copy does not.
@@ -143,7 +143,7 @@ def test_publishing_costs_its_caller_the_same_for_one_and_for_a_hundred_thousand
 
 
 @guarantee("G16")
-def test_a_subscriber_that_stays_misses_nothing_while_others_come_and_go(run: Driver) -> None:
+def test_a_subscriber_misses_nothing_while_others_come_and_go(run: Driver) -> None:
     """Fault: the subscribers are iterated while they change: one is skipped, or a RuntimeError is raised."""
     rounds = 600
     run.subscribe("t", cid="stays")
@@ -172,7 +172,7 @@ def test_a_subscriber_that_stays_misses_nothing_while_others_come_and_go(run: Dr
 
 
 @guarantee("G16")
-def test_the_targets_are_the_subscribers_of_the_instant_of_the_call(run: Driver) -> None:
+def test_publish_targets_the_subscribers_at_the_call(run: Driver) -> None:
     """Case 12. Fault: who leaves and comes between publish and delivery changes who gets it, or how many were told."""
     for cid in ("a", "b", "c"):
         run.subscribe("t", cid=cid)
@@ -191,7 +191,7 @@ def test_the_targets_are_the_subscribers_of_the_instant_of_the_call(run: Driver)
 
 
 @guarantee("G16", "G21")
-def test_the_snapshot_never_raises_while_others_change_it(run: Driver) -> None:
+def test_subscriptions_never_raises_while_others_change_it(run: Driver) -> None:
     """Fault: "dictionary changed size during iteration"; or a topic shows up while it is empty."""
     done = threading.Event()
     run.subscribe("t", cid="stays")
@@ -220,7 +220,7 @@ def test_the_snapshot_never_raises_while_others_change_it(run: Driver) -> None:
 
 @guarantee("G17")
 @requires("by_reference")
-def test_a_message_is_the_very_object_and_nothing_is_asked_of_it(run: Driver) -> None:
+def test_a_message_is_passed_by_reference_and_never_touched(run: Driver) -> None:
     """Fault: `if msg:`, a comparison, a hash, a copy for each subscriber, or a `repr` for a log."""
 
     class Hostile:
@@ -242,7 +242,7 @@ def test_a_message_is_the_very_object_and_nothing_is_asked_of_it(run: Driver) ->
 
 @guarantee("G17")
 @requires("by_reference")
-def test_a_timers_payload_is_the_very_object_and_nothing_is_asked_of_it(run: Driver) -> None:
+def test_a_timers_payload_is_passed_by_reference_and_never_touched(run: Driver) -> None:
     """Fault: payloads take part in the order of the heap, are hashed into a set, copied or tested for truth."""
 
     class Hostile:
@@ -266,7 +266,7 @@ def test_a_timers_payload_is_the_very_object_and_nothing_is_asked_of_it(run: Dri
 
 @guarantee("G17")
 @requires("by_reference")
-def test_a_baton_is_the_very_object_and_nothing_is_asked_of_it(run: Driver) -> None:
+def test_a_baton_is_passed_by_reference_and_never_touched(run: Driver) -> None:
     """Fault: the flow is copied, compared with None by `==`, or tested for truth."""
 
     class Hostile:
@@ -287,7 +287,7 @@ def test_a_baton_is_the_very_object_and_nothing_is_asked_of_it(run: Driver) -> N
 
 @guarantee("G17", "G15")
 @requires("cross_process")
-def test_what_the_wire_cannot_carry_is_refused_where_it_is_handed_in(run: Driver) -> None:
+def test_a_payload_that_cannot_cross_processes_is_refused_at_the_call(run: Driver) -> None:
     """Case 38. Fault: it fails later, in a thread or at the subscriber, or the error does not say where it is."""
     run.subscribe("t")
     message = {"items": [1, {"culprit": threading.Lock()}]}
@@ -301,7 +301,7 @@ def test_what_the_wire_cannot_carry_is_refused_where_it_is_handed_in(run: Driver
 
 
 @guarantee("G18", "G7")
-def test_resets_that_race_with_everything_keep_the_ledger(run: Driver) -> None:
+def test_resets_racing_with_other_operations_keep_the_ledger(run: Driver) -> None:
     """Fault: a reset takes a snapshot to drop, and what comes before it is dropped is dropped uncounted."""
     done = threading.Event()
 
@@ -330,7 +330,7 @@ def test_resets_that_race_with_everything_keep_the_ledger(run: Driver) -> None:
 
 
 @guarantee("G16")
-def test_a_message_that_races_with_a_hand_over_reaches_one_of_the_two(run: Driver) -> None:
+def test_a_message_racing_with_a_hand_over_reaches_a_subscriber(run: Driver) -> None:
     """Fault: who holds the topic is asked part by part: of the one who comes and of the one who then goes neither is
     seen, though at every instant one was there.
 
@@ -368,7 +368,7 @@ def test_a_message_that_races_with_a_hand_over_reaches_one_of_the_two(run: Drive
 
 @guarantee("G18", "G24")
 @pytest.mark.parametrize("end", ["reset_state", "close"])
-def test_what_many_conversations_have_is_shown_and_forgotten_whole(run: Driver, end: str) -> None:
+def test_all_of_many_conversations_are_shown_and_forgotten(run: Driver, end: str) -> None:
     """Fault: one part of the registry is left out where all are counted, shown, reset or closed. 300 conversations
     leave no part empty."""
     cids = sorted(f"c{number}" for number in range(300))
@@ -390,7 +390,7 @@ def test_what_many_conversations_have_is_shown_and_forgotten_whole(run: Driver, 
 
 
 @guarantee("G22")
-def test_whoever_needs_it_may_have_all_the_room(make_run: MakeRun) -> None:
+def test_one_conversation_may_use_all_of_max_pending(make_run: MakeRun) -> None:
     """Fault: the bound is kept part by part: a conversation is refused while others leave their part unused, or every
     part has the whole bound for itself."""
     run = make_run(max_pending=30)
@@ -412,7 +412,7 @@ def test_whoever_needs_it_may_have_all_the_room(make_run: MakeRun) -> None:
 
 
 @guarantee("G22", "G15")
-def test_what_would_pass_max_pending_is_refused_whole(make_run: MakeRun) -> None:
+def test_an_operation_beyond_max_pending_is_refused_as_a_whole(make_run: MakeRun) -> None:
     """Fault: a part of the targets gets the message before the bound is met, or timers and messages count apart."""
     run = make_run(max_pending=5)
     for cid in ("c1", "c2"):
@@ -435,7 +435,7 @@ def test_what_would_pass_max_pending_is_refused_whole(make_run: MakeRun) -> None
 
 
 @guarantee("G22")
-def test_what_is_queued_counts_until_it_begins(make_run: MakeRun) -> None:
+def test_a_queued_message_counts_for_max_pending_until_it_begins(make_run: MakeRun) -> None:
     """Fault: only timers are counted, or what has begun still is."""
     run = make_run(max_pending=4)
     run.subscribe("t", cid="c1")
@@ -453,7 +453,7 @@ def test_what_is_queued_counts_until_it_begins(make_run: MakeRun) -> None:
 
 
 @guarantee("G22")
-def test_a_removed_subscriptions_messages_free_their_room_when_they_are_reached(make_run: MakeRun) -> None:
+def test_messages_of_a_removed_subscription_free_their_room(make_run: MakeRun) -> None:
     """Fault: the room of cancelled messages is never given back."""
     run = make_run(max_pending=4)
     for _ in range(5):
@@ -468,7 +468,7 @@ def test_a_removed_subscriptions_messages_free_their_room_when_they_are_reached(
 
 
 @guarantee("G22")
-def test_there_may_be_no_bound(make_run: MakeRun) -> None:
+def test_max_pending_may_be_none(make_run: MakeRun) -> None:
     """Fault: None is compared with a number."""
     run = make_run(max_pending=None)
     for number in range(1000):

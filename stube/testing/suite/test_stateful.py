@@ -21,7 +21,7 @@ from stube.testing.suite._fixtures import guarantee
 @guarantee("G2", "G5", "G15", "G16")
 @requires("virtual_time", "common_topic_order", "one_instant_snapshot")
 @pytest.mark.usefixtures("make_registry")
-def test_random_programs_do_what_the_model_does_to_the_instant(
+def test_random_programs_match_the_model_exactly(
     stube_backend: Any, stube_options: Mapping[str, Any], stube_effort: Effort
 ) -> None:
     """Fault: any that shows in a few operations: an order, a count, a figure, a snapshot, a payload, an instant."""
@@ -30,7 +30,7 @@ def test_random_programs_do_what_the_model_does_to_the_instant(
 
 @guarantee("G2", "G5", "G15", "G16")
 @pytest.mark.usefixtures("make_registry")
-def test_random_programs_do_what_the_model_does_once_they_have_settled(
+def test_random_programs_match_the_model_after_settling(
     stube_backend: Any, stube_options: Mapping[str, Any], stube_effort: Effort
 ) -> None:
     """Fault: any that shows in a few operations whatever the timing, within a conversation or in the sum of all."""

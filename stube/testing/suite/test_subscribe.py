@@ -14,7 +14,7 @@ from stube.testing.suite.test_schedule_event import WRONG_EVENTS
 
 
 @guarantee("G21", "G7")
-def test_a_subscription_counts_from_the_moment_the_call_returns(run: Driver) -> None:
+def test_a_subscription_takes_effect_when_the_call_returns(run: Driver) -> None:
     """Case 31. Fault: subscribing is queued, so a message published right after it is missed."""
     for number in range(1000):
         run.subscribe(f"t{number}", ("said", number))
@@ -27,7 +27,7 @@ def test_a_subscription_counts_from_the_moment_the_call_returns(run: Driver) -> 
 @guarantee("G21")
 @pytest.mark.parametrize("spec", ["said", ("said",), ["said"], ("said", 1), ["said", 1, 2]], ids=repr)
 @pytest.mark.parametrize("message", ["hello", None, 0, (1, 2), [], {}], ids=repr)
-def test_the_message_is_the_payload_whatever_else_the_spec_holds(run: Driver, spec: EventSpec, message: Any) -> None:
+def test_the_message_replaces_the_payload_of_the_spec(run: Driver, spec: EventSpec, message: Any) -> None:
     """Fault: the spec's own payload is delivered or added, or a message of None becomes no payload."""
     run.subscribe("t", spec, cid="c1", instance_id="chat")
     assert run.registry.publish("t", message) == 1
@@ -37,7 +37,7 @@ def test_the_message_is_the_payload_whatever_else_the_spec_holds(run: Driver, sp
 
 
 @guarantee("G21")
-def test_what_was_published_before_is_not_received(run: Driver) -> None:
+def test_a_subscriber_receives_no_earlier_message(run: Driver) -> None:
     """Fault: the subscribers are looked up when the message is delivered."""
     run.subscribe(cid="c0")
     with run.held("c0", "c1"):
@@ -89,7 +89,7 @@ def test_subscriptions_of_awkward_names_never_collide(run: Driver) -> None:
 
 
 @guarantee("G21")
-def test_subscriptions_made_by_many_threads_are_all_there(run: Driver) -> None:
+def test_subscriptions_made_by_many_threads_are_all_kept(run: Driver) -> None:
     """Fault: an index is read, changed and written back without a lock."""
     threads, each = 8, 300
 
@@ -106,7 +106,7 @@ def test_subscriptions_made_by_many_threads_are_all_there(run: Driver) -> None:
 
 
 @guarantee("G15")
-def test_subscribe_refuses_what_is_no_name(run: Driver) -> None:
+def test_subscribe_refuses_an_invalid_name(run: Driver) -> None:
     """Case 24. Fault: one of the two indexes has been changed when the argument fails."""
     for which, (wrong, error) in product(("cid", "instance_id", "topic"), NOT_A_NAME):
         arguments: dict[str, Any] = {"cid": "c1", "instance_id": "main", "topic": "t", which: wrong}
@@ -115,7 +115,7 @@ def test_subscribe_refuses_what_is_no_name(run: Driver) -> None:
 
 
 @guarantee("G15")
-def test_subscribe_refuses_what_is_no_event(run: Driver) -> None:
+def test_subscribe_refuses_an_invalid_event(run: Driver) -> None:
     """Case 24. Fault: the event is first looked at when a message arrives; or the old event is gone by then."""
     run.subscribe("t", "old", cid="c1")
     for wrong, error in WRONG_EVENTS:

@@ -7,7 +7,7 @@ from stube.testing.suite._fixtures import guarantee
 
 
 @guarantee("G16", "G21")
-def test_the_snapshot_shows_topics_subscribers_in_order_and_their_events(run: Driver) -> None:
+def test_subscriptions_shows_topics_subscribers_and_events(run: Driver) -> None:
     """Fault: empty topics stay, or a list that was given as the event shows as a list."""
     assert run.registry.subscriptions() == {}
     run.subscribe("t", "said", cid="c2", instance_id="i1")
@@ -30,7 +30,7 @@ def test_the_snapshot_shows_topics_subscribers_in_order_and_their_events(run: Dr
 
 
 @guarantee("G16")
-def test_the_snapshot_is_a_copy(run: Driver) -> None:
+def test_subscriptions_returns_a_copy(run: Driver) -> None:
     """Fault: the registry's own dicts are handed out, so the caller can break them, or sees them change."""
     run.subscribe("t", cid="c1")
     run.subscribe("t", cid="c2")

@@ -31,7 +31,7 @@ from stube.testing.suite._fixtures import HOUR, OPERATIONS, guarantee
 
 @guarantee("G21")
 @pytest.mark.parametrize("operation", list(OPERATIONS))
-def test_an_operation_of_another_thread_has_taken_effect_when_it_returns(run: Driver, operation: str) -> None:
+def test_an_operation_of_any_thread_takes_effect_before_it_returns(run: Driver, operation: str) -> None:
     """Fault: the call is handed to the scheduler's thread and not awaited; it is called while that one is held up."""
     registry = run.registry
     for cid in ("c1", "c2"):
@@ -99,9 +99,7 @@ RACES = [
 
 @guarantee("G7", "G8", "G16")
 @pytest.mark.parametrize(("first", "second"), RACES)
-def test_whatever_line_another_thread_comes_in_at_both_operations_are_whole(
-    run: Driver, first: str, second: str
-) -> None:
+def test_racing_operations_are_atomic_at_every_line(run: Driver, first: str, second: str) -> None:
     """Fault: look, then act: two lines without a lock between which another thread acts. Every order is built.
 
     At each line that the first operation executes another thread runs the second one on the same names. Where that has
@@ -159,7 +157,7 @@ def test_whatever_line_another_thread_comes_in_at_both_operations_are_whole(
 
 
 @guarantee("G20", "G21")
-def test_two_threads_that_are_both_interrupted_do_not_wait_for_each_other(run: Driver) -> None:
+def test_two_interrupted_threads_do_not_deadlock(run: Driver) -> None:
     """Fault: who is interrupted within one part of the registry waits for another part, where somebody has been
     interrupted who waits for the first.
 
@@ -232,7 +230,7 @@ class _Counting(RegistryProxy):
 
 
 @guarantee("G21", "G7", "G1")
-def test_eight_threads_run_every_operation_at_once(run: Driver, stube_effort: Effort) -> None:
+def test_eight_threads_run_every_operation_concurrently(run: Driver, stube_effort: Effort) -> None:
     """Case 13. Fault: any state that is changed outside of its lock. Two seconds of real time, then all is whole."""
     until = monotonic() + stube_effort.stress_seconds
     stop = threading.Event()
@@ -293,7 +291,7 @@ def test_eight_threads_run_every_operation_at_once(run: Driver, stube_effort: Ef
 
 
 @guarantee("G21")
-def test_threads_that_hold_nothing_in_common_do_not_meet(run: Driver) -> None:
+def test_threads_with_separate_conversations_do_not_interfere(run: Driver) -> None:
     """Fault: a result of one thread's call reaches another's: counts, batons and handles stay apart."""
 
     def work(thread: int) -> None:

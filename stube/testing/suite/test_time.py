@@ -58,7 +58,7 @@ def test_fractions_of_a_millisecond_count(run: Driver) -> None:
 
 
 @guarantee("G10")
-def test_a_new_earliest_timer_is_not_kept_waiting_by_a_late_one(run: Driver) -> None:
+def test_a_new_earliest_timer_wakes_the_scheduler(run: Driver) -> None:
     """Case 9. Fault: the scheduler sleeps until the timer that was the earliest when it fell asleep.
 
     A real clock: 20 ms are over within 100 ms in the best of ten rounds; a scheduler that is not woken takes 60 s.
@@ -98,7 +98,7 @@ def test_a_schedule_just_before_the_scheduler_sleeps_is_not_lost(run: Driver) ->
 
 
 @guarantee("G10", "G24")
-def test_cancelling_the_only_timer_leaves_nothing_to_wait_for(run: Driver) -> None:
+def test_join_and_close_do_not_wait_for_a_cancelled_timer(run: Driver) -> None:
     """Case 9. Fault: `join` or `close` waits for the instant of a timer that has been cancelled.
 
     Real time: both return at once; the bound of 5 s stands for "not an hour".
@@ -126,7 +126,7 @@ def test_an_idle_registry_uses_no_cpu(run: Driver) -> None:
 
 
 @guarantee("G11")
-def test_a_delay_that_is_no_number_of_milliseconds_is_a_value_error(run: Driver) -> None:
+def test_a_delay_that_is_not_finite_is_a_value_error(run: Driver) -> None:
     """Case 19. Fault: NaN or infinity reaches the order of the timers and breaks it for all."""
     for delay in (math.nan, math.inf, -math.inf):
         with refused(delay, ValueError, "delay_ms", registry=run.registry):
@@ -143,7 +143,7 @@ def test_a_delay_of_another_type_is_a_type_error(run: Driver) -> None:
 
 
 @guarantee("G11")
-def test_enormous_delays_are_waited_for_and_disturb_nobody(run: Driver) -> None:
+def test_enormous_delays_are_kept_and_disturb_no_other_timer(run: Driver) -> None:
     """Case 18. Fault: a delay past what a C long, a float or a wait() holds raises, fires now, or kills the loop."""
     for delay in (2**31, 2**32, 2**53, 10**18, 10**30, 10**400, 1.7e308, 2**63 / 10**6, 2**64):
         run.schedule(delay, "never")
@@ -160,7 +160,7 @@ def test_enormous_delays_are_waited_for_and_disturb_nobody(run: Driver) -> None:
 
 
 @guarantee("G12")
-def test_replacing_the_functions_of_the_time_module_affects_no_registry(
+def test_replacing_functions_of_the_time_module_changes_nothing(
     make_run: MakeRun, stube_backend: Any, stube_options: Mapping[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Case 20. Fault: the wall clock is used (it jumps a day here), or `time.monotonic` is looked up at each call.
@@ -190,7 +190,7 @@ def test_replacing_the_functions_of_the_time_module_affects_no_registry(
 
 
 @guarantee("G12")
-def test_the_functions_of_the_time_module_may_be_replaced_before_the_backend_is_imported(
+def test_the_time_module_may_be_patched_before_the_backend_import(
     stube_backend: Any, stube_options: Mapping[str, Any]
 ) -> None:
     """Fault: the backend takes its clock out of the time module at its own import, after `import stube`."""
@@ -216,7 +216,7 @@ run.registry.close()
 
 @guarantee("G12", "G9")
 @requires("own_clock")
-def test_a_clock_of_ones_own_may_be_passed_in(make_run: MakeRun) -> None:
+def test_a_custom_clock_may_be_passed_in(make_run: MakeRun) -> None:
     """Fault: the option is taken and not used, or instants are assumed to be near those of `time.monotonic_ns`."""
     calls = 0
 

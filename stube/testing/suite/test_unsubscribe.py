@@ -11,7 +11,7 @@ from stube.testing.suite._fixtures import NOT_A_NAME, guarantee, refused, unchan
 
 
 @guarantee("G21")
-def test_one_subscription_is_removed_and_its_neighbours_stay(run: Driver) -> None:
+def test_unsubscribe_removes_one_subscription_only(run: Driver) -> None:
     """Case 25. Fault: the whole instance goes, or the whole topic."""
     for cid in ("c1", "c2"):
         for instance_id in ("i1", "i2"):
@@ -31,7 +31,7 @@ def test_one_subscription_is_removed_and_its_neighbours_stay(run: Driver) -> Non
 
 
 @guarantee("G21")
-def test_without_a_topic_all_of_the_instance_goes(run: Driver) -> None:
+def test_unsubscribe_without_a_topic_removes_all_of_the_instance(run: Driver) -> None:
     """Fault: the other instances go too, or only the first topic."""
     for topic in ("t", "u", "v"):
         run.subscribe(topic, cid="c1", instance_id="i1")
@@ -45,7 +45,7 @@ def test_without_a_topic_all_of_the_instance_goes(run: Driver) -> None:
 
 
 @guarantee("G21")
-def test_removing_what_was_never_there_is_no_error(run: Driver) -> None:
+def test_unsubscribe_of_an_unknown_subscription_is_no_error(run: Driver) -> None:
     """Fault: a KeyError, or an entry made by the look-up."""
     run.subscribe("t", cid="c1", instance_id="i1")
     with unchanged(run.registry):
@@ -56,7 +56,7 @@ def test_removing_what_was_never_there_is_no_error(run: Driver) -> None:
 
 
 @guarantee("G15")
-def test_unsubscribe_refuses_what_is_no_name(run: Driver) -> None:
+def test_unsubscribe_refuses_an_invalid_name(run: Driver) -> None:
     """Case 24. Fault: an empty topic means "all topics"."""
     run.subscribe("t", cid="c1", instance_id="main")
     for which, (value, error) in product(("cid", "instance_id", "topic"), NOT_A_NAME):

@@ -34,7 +34,7 @@ def clock_of(run: Driver) -> VirtualBackend:
 
 @guarantee("G9", "G2")
 @requires("virtual_time")
-def test_the_clock_goes_from_due_instant_to_due_instant(run: Driver) -> None:
+def test_the_clock_moves_from_due_instant_to_due_instant(run: Driver) -> None:
     """Case 22. Fault: the clock jumps to the end first, so every handler sees the end; or 10 x 100 ms is 999.9999."""
     clock = clock_of(run)
     start = clock.now_ms
@@ -54,7 +54,7 @@ def test_the_clock_goes_from_due_instant_to_due_instant(run: Driver) -> None:
 
 @guarantee("G9")
 @requires("virtual_time")
-def test_what_a_handler_schedules_inside_the_window_begins_inside_the_window(run: Driver) -> None:
+def test_a_timer_scheduled_and_due_in_a_step_begins_in_that_step(run: Driver) -> None:
     """Case 21. Fault: the timers of a step are collected once: a chain of 1,000 timers of 1 ms fires once."""
     clock = clock_of(run)
     run.recorder.on("tick", lambda cid, event: run.schedule(1))
@@ -103,7 +103,7 @@ def test_two_runs_of_one_program_are_the_same(make_run: MakeRun) -> None:
 
 @guarantee("G13")
 @requires("virtual_time")
-def test_the_trace_tells_the_cause_and_keeps_no_payload(run: Driver) -> None:
+def test_the_trace_names_the_cause_and_keeps_no_payload(run: Driver) -> None:
     """Fault: the trace holds events, or grows for ever."""
     clock = clock_of(run)
     run.subscribe("news", "said", cid="c2", instance_id="i2")
@@ -195,7 +195,7 @@ def test_the_clock_cannot_be_moved_by_two_threads(run: Driver) -> None:
 
 @guarantee("G9")
 @requires("virtual_time")
-def test_a_chain_that_keeps_one_instant_from_ending_is_reported(run: Driver) -> None:
+def test_an_endless_chain_of_timers_at_one_instant_is_reported(run: Driver) -> None:
     """Case 21. Fault: `advance` never returns. What is pending stays pending, and the registry goes on after it."""
     clock = clock_of(run)
     run.recorder.on("culprit", lambda cid, event: run.schedule(0, "culprit", cid="guilty"))
@@ -214,7 +214,7 @@ def test_a_chain_that_keeps_one_instant_from_ending_is_reported(run: Driver) -> 
 
 @guarantee("G9")
 @requires("virtual_time")
-def test_publishing_to_oneself_for_ever_is_reported_and_a_wide_fan_out_is_not(run: Driver) -> None:
+def test_an_endless_publication_is_reported_and_a_wide_one_is_not(run: Driver) -> None:
     """Case 21. Fault: only timers are watched; or the deliveries of an instant are counted instead of the chain."""
     clock = clock_of(run)
     for number in range(30_000):
@@ -234,7 +234,7 @@ def test_publishing_to_oneself_for_ever_is_reported_and_a_wide_fan_out_is_not(ru
 
 @guarantee("G19")
 @requires("virtual_time")
-def test_an_exception_in_the_middle_of_a_step_loses_nothing(run: Driver) -> None:
+def test_a_failing_handler_does_not_stop_a_step(run: Driver) -> None:
     """Case 21. Fault: the exception leaves `advance`, the clock stands in between, the rest of the batch is lost."""
     clock = clock_of(run)
 
@@ -254,7 +254,7 @@ def test_an_exception_in_the_middle_of_a_step_loses_nothing(run: Driver) -> None
 @guarantee("G19")
 @requires("virtual_time")
 @pytest.mark.parametrize("move", ["advance", "settle", "join", "run_until_idle"])
-def test_ctrl_c_in_a_handler_reaches_the_caller_with_the_state_whole(run: Driver, move: str) -> None:
+def test_ctrl_c_in_a_handler_reaches_the_caller_and_loses_nothing(run: Driver, move: str) -> None:
     """Case 23b. Fault: KeyboardInterrupt is swallowed as a failure of the handler, or tears the registry on its way."""
     clock = clock_of(run)
     interrupts = 1
@@ -368,7 +368,7 @@ def test_another_thread_may_add_while_the_clock_moves(run: Driver) -> None:
 
 @guarantee("G9", "G10")
 @requires("virtual_time")
-def test_at_whatever_line_of_a_step_another_thread_adds_the_clock_does_not_pass_it_over(make_run: MakeRun) -> None:
+def test_a_step_never_skips_a_timer_that_another_thread_adds(make_run: MakeRun) -> None:
     """Fault: the clock goes by what its last look found, and passes over what has been added between look and move."""
     for at in range(10_000):
         run = make_run()
