@@ -24,8 +24,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("tier") == FAST:
         config.option.stube_quick = True
-    if hasattr(config, "workerinput"):  # a worker of pytest-xdist does not see the command line
-        named = config.workerinput[_WORKERS_NAMED]
+    from_controller: Any = getattr(config, "workerinput", None)
+    if from_controller is not None:  # a worker of pytest-xdist does not see the command line
+        named = from_controller[_WORKERS_NAMED]
     elif config.args_source is pytest.Config.ArgsSource.ARGS:
         named = [_in_the_tree(argument, config) for argument in config.args]
     else:

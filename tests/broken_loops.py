@@ -40,7 +40,7 @@ ASYNCIO_FAULTS: Final[tuple[Fault, ...]] = (
         DRIVER,
         "        if box is not None and box is not AGAIN:\n            self._runners.start(box, self)\n",
         "        if box is not None and box is not AGAIN:\n"
-        "            event = self.core.run_locked(self._engine.claim, box)\n"
+        "            event = self.core.run_locked(self._claims.claim, box)\n"
         "            if event is not None:\n"
         "                box.begun = (event, self.core.dispatch(box.cid, event))\n"
         "                self._runners.start(box, self)\n",

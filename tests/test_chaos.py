@@ -21,7 +21,8 @@ from stube.testing._chaos.audit import Books, differences
 from stube.testing._chaos.failures import Failures as Complaints
 from stube.testing._chaos.rounds import ChaosFailed, ChaosFigures, chaos
 from stube.testing._history.recorder import RecordedRegistry
-from stube_backends.engine import Deliverer, Failures, OnError, ThreadDriver, log
+from stube_backends.engine import Deliverer, Failures, OnError, ThreadDriver
+from stube_backends.engine._failures import log
 from stube_backends.memory import MemoryRegistry
 from tools import soak
 

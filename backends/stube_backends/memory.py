@@ -15,16 +15,7 @@ from collections.abc import Callable
 from typing_extensions import override
 
 from stube import Dispatch
-from stube_backends.engine import (
-    Core,
-    Engine,
-    LocalRegistry,
-    OnError,
-    OnFull,
-    Options,
-    ThreadDriver,
-    daemon_thread,
-)
+from stube_backends.engine import Core, Engine, LocalRegistry, OnError, OnFull, Options, ThreadDriver, daemon_thread
 
 __all__ = ["MemoryRegistry"]
 

@@ -7,9 +7,10 @@ import random
 import pytest
 
 from stube import RegistryFull
-from stube_backends.engine import DueBatch, Engine, FanOut, Timer
+from stube_backends.engine import Engine
 from stube_backends.engine._inspection import sizes
-from stube_backends.engine._topics import BEING_REMOVED
+from stube_backends.engine._timers import DueBatch, Timer
+from stube_backends.engine._topics import BEING_REMOVED, FanOut
 from stube_backends.engine._wheel import SLOT_BITS
 
 

@@ -15,8 +15,14 @@ from typing_extensions import override
 
 import stube
 from stube import VirtualBackend
-from stube_backends.engine import checked_timeout, delay_in_nanoseconds, milliseconds, name_of, plain_name
-from stube_backends.engine._arguments import plain_event
+from stube_backends.engine._arguments import (
+    checked_timeout,
+    delay_in_nanoseconds,
+    milliseconds,
+    name_of,
+    plain_event,
+    plain_name,
+)
 
 
 class Name(str):

@@ -17,8 +17,9 @@ import pytest
 
 from stube import Event, Stats
 from stube.testing._harness import PATIENCE
-from stube_backends.engine import DueBatch, Engine, FanOut, Timer
-from stube_backends.engine._topics import BEING_REMOVED
+from stube_backends.engine import Engine
+from stube_backends.engine._timers import DueBatch, Timer
+from stube_backends.engine._topics import BEING_REMOVED, FanOut
 from stube_backends.engine._wheel import SLOT_BITS
 from stube_backends.memory import MemoryRegistry
 from stube_backends.sharded import ShardedRegistry

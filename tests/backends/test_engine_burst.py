@@ -9,8 +9,9 @@ import weakref
 import pytest
 
 from stube import Event, create_registry
-from stube_backends.engine import DueBatch, Engine, Timer
+from stube_backends.engine import Engine
 from stube_backends.engine._inspection import inspect, sizes
+from stube_backends.engine._timers import DueBatch, Timer
 from stube_backends.engine._wheel import SLOT_BITS
 
 SLOT = 1 << SLOT_BITS

@@ -19,8 +19,6 @@ import stube
 from stube import ConversationEnded, Event, RegistryClosed, RegistryFull
 from stube_backends.engine import (
     EARLIEST,
-    FOREVER,
-    REENTRANT,
     Core,
     Deliverer,
     Driver,
@@ -28,14 +26,14 @@ from stube_backends.engine import (
     Failures,
     LocalRegistry,
     Options,
-    SerialClaims,
-    Timer,
-    Waiter,
     wait_until_idle,
 )
 from stube_backends.engine._arguments import checked_dispatch
+from stube_backends.engine._core import FOREVER, REENTRANT, Waiter
 from stube_backends.engine._inspection import sizes
+from stube_backends.engine._order import SerialClaims
 from stube_backends.engine._process import live_registries
+from stube_backends.engine._timers import Timer
 from stube_backends.engine._waiting import decide_sleep_locked
 from stube_backends.engine._wheel import SLOT_BITS
 

@@ -7,8 +7,10 @@ from typing import Any, Final
 import pytest
 
 from stube import Event
-from stube_backends.engine import AGAIN, EARLIEST, Engine, Limits, Mailbox, MailboxClaims
+from stube_backends.engine import EARLIEST, Engine
+from stube_backends.engine._backlogs import Limits
 from stube_backends.engine._inspection import inspect, sizes
+from stube_backends.engine._mailboxes import AGAIN, Mailbox, MailboxClaims
 from stube_backends.engine._recovery import rebuild
 
 MS: Final = 1_000_000

@@ -6,10 +6,11 @@ from collections.abc import Callable
 
 import pytest
 
-from stube_backends.engine import DueBatch, Engine, FanOut, Timer
+from stube_backends.engine import Engine
 from stube_backends.engine._inspection import sizes
 from stube_backends.engine._recovery import rebuild
-from stube_backends.engine._topics import BEING_REMOVED, Publication, TopicIndex
+from stube_backends.engine._timers import DueBatch, Timer
+from stube_backends.engine._topics import BEING_REMOVED, FanOut, Publication, TopicIndex
 from stube_backends.engine._wheel import LONG, SLOT_BITS
 
 SLOT = 1 << SLOT_BITS

@@ -13,10 +13,10 @@ import pytest
 from typing_extensions import override
 
 from stube import ConversationInfo, RegistryClosed, RegistryFull, Stats, SubscriptionInfo, TimerInfo
-from stube_backends.engine import Engine, FanOut, Timer
+from stube_backends.engine import Engine
 from stube_backends.engine._inspection import inspect, sizes
-from stube_backends.engine._timers import Group
-from stube_backends.engine._topics import Publication
+from stube_backends.engine._timers import Group, Timer
+from stube_backends.engine._topics import FanOut, Publication
 from stube_backends.engine._wheel import SLOT_BITS
 
 CLOSED = "The registry is closed, so nothing can be added to it. Create a new one."

@@ -12,9 +12,11 @@ import pytest
 
 from stube import Event
 from stube.testing._harness import Injector, tracing
-from stube_backends.engine import EARLIEST, FOREVER, FanOut, ReadyOrder, Timer
-from stube_backends.engine._timers import Group, TimerGroups
-from stube_backends.engine._topics import BEING_REMOVED, Publication, Subscription, TopicIndex
+from stube_backends.engine import EARLIEST
+from stube_backends.engine._core import FOREVER
+from stube_backends.engine._order import ReadyOrder
+from stube_backends.engine._timers import Group, Timer, TimerGroups
+from stube_backends.engine._topics import BEING_REMOVED, FanOut, Publication, Subscription, TopicIndex
 from stube_backends.engine._wheel import LONG, SLOT_BITS, Slot, TimerWheel
 
 SLOT = 1 << SLOT_BITS

@@ -35,7 +35,8 @@ from stube.testing._harness import (
     watchdog,
 )
 from stube.testing.suite._fixtures import OPERATIONS
-from stube_backends.engine import ThreadDriver, run_all_locked
+from stube_backends.engine import ThreadDriver
+from stube_backends.engine._core import run_all_locked
 from stube_backends.engine._deferred import DeferredCalls
 from stube_backends.sharded import ShardedRegistry
 from stube_backends.sharded._shard import Shard

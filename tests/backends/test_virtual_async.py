@@ -17,8 +17,7 @@ from typing_extensions import override
 import stube
 from stube import Event, Stats, VirtualTimeError
 from stube.testing._harness import Injector, check_ledger, tracing
-from stube_backends.engine import FanOut
-from stube_backends.engine._topics import BEING_REMOVED, Publication
+from stube_backends.engine._topics import BEING_REMOVED, FanOut, Publication
 from stube_backends.virtual import VirtualRegistry
 from tests.backends.helpers import tick
 

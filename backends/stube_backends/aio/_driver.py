@@ -14,27 +14,11 @@ from typing_extensions import override
 from stube import Dispatch, Event
 from stube_backends.aio._link import LoopLink
 from stube_backends.aio._runners import Runners
-from stube_backends.engine import (
-    AGAIN,
-    EARLIEST,
-    FOREVER,
-    REENTRANT,
-    Core,
-    Driver,
-    Engine,
-    Failures,
-    Mailbox,
-    MailboxClaims,
-    Options,
-    Waiter,
-    checked_timeout,
-    delist_locked,
-    enlist_locked,
-    must_be_awaited,
-    refuse_inside,
-    release_waiters_locked,
-    wait_until_idle,
-)
+from stube_backends.engine import EARLIEST, Core, Driver, Engine, Failures, Options, refuse_inside, wait_until_idle
+from stube_backends.engine._arguments import checked_timeout, must_be_awaited
+from stube_backends.engine._core import FOREVER, REENTRANT, Waiter
+from stube_backends.engine._mailboxes import AGAIN, Mailbox, MailboxClaims
+from stube_backends.engine._waiting import delist_locked, enlist_locked, release_waiters_locked
 
 # How long a round may take before others on the loop have their turn, in nanoseconds. Long enough to call the handlers
 # of two thousand pages for one message before the first page writes: with less, ticks that are due wait behind the

@@ -11,7 +11,9 @@ from functools import partial
 from typing import Any, Final, Protocol
 
 from stube import monotonic_ns
-from stube_backends.engine import EARLIEST, Core, release_waiters_locked, sleep_seconds
+from stube_backends.engine import EARLIEST, Core
+from stube_backends.engine._driver import sleep_seconds
+from stube_backends.engine._waiting import release_waiters_locked
 
 # A loop may count whole milliseconds and let its timers go early. So as not to be armed again and again until the time
 # has come, it is armed for at least this long after it was early, in seconds, and twice as long each time it is again.

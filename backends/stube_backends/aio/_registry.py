@@ -9,7 +9,9 @@ from typing_extensions import override
 
 from stube import AsyncBackend, Dispatch
 from stube_backends.aio._driver import AnyDispatch, LoopDriver
-from stube_backends.engine import AsyncClosing, LocalRegistry, OnError, OnFull, Options, checked_timeout
+from stube_backends.engine import LocalRegistry, OnError, OnFull, Options
+from stube_backends.engine._arguments import checked_timeout
+from stube_backends.engine._awaiting import AsyncClosing
 
 
 class AsyncioRegistry(AsyncClosing, LocalRegistry, AsyncBackend):

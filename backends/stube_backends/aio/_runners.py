@@ -13,7 +13,9 @@ from typing import Any
 
 from stube import Event
 from stube_backends.aio._link import LoopLink
-from stube_backends.engine import Core, Failures, Mailbox, MailboxClaims, log
+from stube_backends.engine import Core, Failures
+from stube_backends.engine._failures import log
+from stube_backends.engine._mailboxes import Mailbox, MailboxClaims
 
 
 class Runners:

@@ -12,7 +12,9 @@ from contextlib import suppress
 from typing import Protocol
 
 from stube import RegistryFull
-from stube_backends.engine import REENTRANT, Core, registry_full, run_all_locked
+from stube_backends.engine import Core
+from stube_backends.engine._core import REENTRANT, run_all_locked
+from stube_backends.engine._engine import registry_full
 
 Wanted = Callable[[], list[int]]
 """Returns for each shard how many more timers and messages it must be able to take."""

@@ -9,19 +9,10 @@ from typing import Any
 from typing_extensions import override
 
 from stube import Dispatch, RegistryFull
-from stube_backends.engine import (
-    EARLIEST,
-    ConversationFull,
-    Core,
-    Engine,
-    LocalRegistry,
-    Options,
-    ShardGroup,
-    ThreadDriver,
-    Timer,
-    daemon_thread,
-    run_all_locked,
-)
+from stube_backends.engine import EARLIEST, Core, Engine, LocalRegistry, Options, ThreadDriver, daemon_thread
+from stube_backends.engine._backlogs import ConversationFull
+from stube_backends.engine._core import ShardGroup, run_all_locked
+from stube_backends.engine._timers import Timer
 from stube_backends.sharded._room import Room
 
 

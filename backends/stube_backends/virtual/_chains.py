@@ -8,7 +8,10 @@ from typing import Any, Final
 from typing_extensions import override
 
 from stube import VirtualTimeError
-from stube_backends.engine import DueBatch, FanOut, ReadyOrder, SerialClaims, Timer, milliseconds, name_of
+from stube_backends.engine._arguments import milliseconds, name_of
+from stube_backends.engine._order import ReadyOrder, SerialClaims
+from stube_backends.engine._timers import DueBatch, Timer
+from stube_backends.engine._topics import FanOut
 from stube_backends.virtual._trace import Tracer
 
 _LONGEST_CHAIN: Final = 10_000  # rounds of arrivals at one instant

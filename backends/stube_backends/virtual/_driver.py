@@ -11,19 +11,10 @@ from typing import Any, Final
 from typing_extensions import override
 
 from stube import Dispatch, VirtualTimeError
-from stube_backends.engine import (
-    EARLIEST,
-    REENTRANT,
-    AwaitingDeliverer,
-    Core,
-    Deliverer,
-    Driver,
-    Engine,
-    Failures,
-    HandlerHangs,
-    OnError,
-    checked_timeout,
-)
+from stube_backends.engine import EARLIEST, Core, Deliverer, Driver, Engine, Failures, OnError
+from stube_backends.engine._arguments import checked_timeout
+from stube_backends.engine._awaiting import AwaitingDeliverer, HandlerHangs
+from stube_backends.engine._core import REENTRANT
 from stube_backends.virtual._chains import WatchedClaims, describe_next
 from stube_backends.virtual._clock import AdvanceLock, Clock, Window
 from stube_backends.virtual._trace import Tracer
