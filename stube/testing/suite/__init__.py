@@ -1,9 +1,9 @@
 """The conformance suite: `from stube.testing.suite import *` collects all of it.
 
 It proves each guarantee of the contract on the backend that the fixture `stube_backend` or the option
-`--stube-backend` names, through the public interface alone: what one operation writes another observes. A test carries
-the guarantees it proves (`--stube-guarantee G5` selects by number), the number of the case that it reproduces, and the
-fault that it would catch.
+`--stube-backend` names. It uses only the public interface: one operation writes, another one reads. Each test is marked
+with the guarantees that it proves (`--stube-guarantee G5` selects by number). Its docstring names the case that it
+reproduces and the fault that it would catch.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ _MODULES: tuple[ModuleType, ...] = (
     test_publish,
     test_subscriptions,
     test_reset_state,
-    # What stands around them.
+    # The rest of the public interface.
     test_backend,
     test_handles,
     # The themes.
@@ -72,7 +72,7 @@ _MODULES: tuple[ModuleType, ...] = (
     test_life,
     test_fork,
     test_virtual_time,
-    # At random.
+    # Random programs and histories.
     test_stateful,
     test_histories,
 )
@@ -84,7 +84,7 @@ __all__ = ["make_run", "run"]  # and every test, below
 
 
 def _export(module: ModuleType) -> None:
-    """Make the tests of a file importable from here; two tests of one name would hide each other."""
+    """Make the tests of a file importable from here; of two tests with one name, one would hide the other."""
     for name, value in vars(module).items():
         if name.startswith("test_") and getattr(value, "__module__", None) == module.__name__:
             if name in globals():

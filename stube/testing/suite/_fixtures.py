@@ -1,4 +1,4 @@
-"""The fixtures of the suite, and what its files share."""
+"""The fixtures of the suite, and the helpers that its files share."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ NOT_A_NAME: Final[list[tuple[Any, type[Exception]]]] = [
     (("c1",), TypeError),
     ("", ValueError),
 ]
-"""What no operation takes for a name, and what it raises."""
+"""Values that every operation refuses as a name, each with the error that it raises."""
 
 AWKWARD_NAMES: Final = [
     "a", "a:b", "a::b", "a:", ":a", "a*", "*", "a b", " a", "a ", "a\0b", "\0", "a/b", "a.b", "{a}", "[a]", "a,b",
     "é", "e\u0301", "🙂", "🙂:a", "\ud800", "None", "0", "A", "a" * 10_000,
 ]  # fmt: skip
-"""Names that a key built by joining strings would mix up."""
+"""Names that would collide if a backend built its keys by joining strings."""
 
 
 class MakeRun(Protocol):
-    """What the fixture `make_run` gives: a function that makes a driver over a fresh backend under test."""
+    """The type of the fixture `make_run`: a function that makes a driver over a fresh backend under test."""
 
     def __call__(self, **options: Any) -> Driver:
         """Make one."""
@@ -62,7 +62,7 @@ class Payload:
 
 @pytest.fixture
 def make_run(make_registry: MakeRegistry) -> Iterator[MakeRun]:
-    """A function that makes a driver over a fresh backend under test, with further options."""
+    """Return a function that makes a driver over a fresh backend under test, with the given further options."""
     made: list[Driver] = []
 
     def make(**options: Any) -> Driver:
@@ -74,20 +74,20 @@ def make_run(make_registry: MakeRegistry) -> Iterator[MakeRun]:
     for driver in made:
         driver.recorder.release_all()
     for driver in made:
-        assert not driver.recorder.overlaps, f"two deliveries at once in {driver.recorder.overlaps[0]!r} (G1)"
+        assert not driver.recorder.overlaps, f"two deliveries at the same time in {driver.recorder.overlaps[0]!r} (G1)"
 
 
 @pytest.fixture
 def run(registry: Backend) -> Iterator[Driver]:
-    """A driver over the registry under test; its recorder is the dispatch. Every test that uses it watches G1."""
+    """Return a driver over the registry under test. Its recorder is the dispatch, and checks G1 in every test."""
     driver = Driver(registry)
     yield driver
     driver.recorder.release_all()
-    assert not driver.recorder.overlaps, f"two deliveries at once in {driver.recorder.overlaps[0]!r} (G1)"
+    assert not driver.recorder.overlaps, f"two deliveries at the same time in {driver.recorder.overlaps[0]!r} (G1)"
 
 
 def picture(registry: Backend) -> tuple[object, ...]:
-    """Everything that the public interface shows of a registry, without what merely passes with time."""
+    """Return everything that the public interface shows of a registry, without the times that remain until timers."""
     conversations = {
         cid: replace(info, timers=tuple(replace(timer, remaining_ms=0.0) for timer in info.timers))
         for cid, info in registry.inspect().items()
@@ -98,7 +98,7 @@ def picture(registry: Backend) -> tuple[object, ...]:
 
 @contextmanager
 def unchanged(registry: Backend) -> Iterator[None]:
-    """Assert that the block changes nothing of what can be seen (G15)."""
+    """Assert that the block changes nothing that the public interface shows (G15)."""
     before = picture(registry)
     yield
     assert picture(registry) == before
@@ -110,19 +110,19 @@ def refused(
 ) -> Iterator[None]:
     """Assert that the block raises this error because of this value, and changes nothing of the registry (G15).
 
-    A table of wrong values is one test; so the failure names the value.
+    One test checks a whole table of wrong values, so the failure names the value.
     """
     told = f"{match or 'the argument'} = {value!r}"
     before = None if registry is None else picture(registry)
     raised: Exception | None = None
     try:
         yield
-    except Exception as exc:  # noqa: BLE001 - judged below
+    except Exception as exc:  # noqa: BLE001 - checked below
         raised = exc
     assert raised is not None, f"{told} is accepted; it must raise {error.__name__}"
     assert isinstance(raised, error), f"{told} raises {raised!r}; it must raise {error.__name__}"
     assert match in str(raised), f"{told} raises {raised!r}, which does not name {match}"
-    assert registry is None or picture(registry) == before, f"{told} is refused, and something has changed"
+    assert registry is None or picture(registry) == before, f"{told} is refused, but something has changed"
 
 
 OPERATIONS: Final[dict[str, Callable[[Backend, str], object]]] = {
@@ -141,4 +141,4 @@ OPERATIONS: Final[dict[str, Callable[[Backend, str], object]]] = {
     "subscriptions": lambda registry, cid: registry.subscriptions(),
     "reset_state": lambda registry, cid: registry.reset_state(),
 }
-"""Each of the twelve operations as one call that concerns a conversation."""
+"""Each of the twelve operations as a call for one conversation."""

@@ -1,4 +1,4 @@
-"""What a backend has beyond the twelve operations: capabilities, settle, join, stats, inspect; failing deliveries."""
+"""A backend beyond the twelve operations: capabilities, options, settle, join, stats, inspect."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from stube.testing._harness import PATIENCE, Driver, monotonic
 from stube.testing.plugin import MakeRegistry
 from stube.testing.suite._fixtures import HOUR, MakeRun, guarantee, refused
 
-# What it is.
+# Capabilities and options.
 
 
 @guarantee("G21")
 def test_a_backend_is_a_registry_with_known_capabilities(registry: Backend) -> None:
-    """Fault: a slip of the pen in a capability's name, which would skip tests for ever."""
+    """Fault: a spelling mistake in the name of a capability, which would always skip its tests."""
     assert isinstance(registry, Registry)
     assert isinstance(registry.capabilities, frozenset)
     assert registry.capabilities <= set(CAPABILITIES)
@@ -40,7 +40,7 @@ def test_a_backend_is_a_registry_with_known_capabilities(registry: Backend) -> N
 @guarantee("G13")
 @requires("sizes")
 def test_sizes_count_every_kind_of_state(run: Driver) -> None:
-    """Fault: a container is left out, so that the leak tests see nothing: here each kind of state must show."""
+    """Fault: `sizes()` leaves a container out, so that the leak tests overlook it. Every kind of state must show."""
     before = run.sizes()
     assert all(isinstance(name, str) and isinstance(size, int) and size >= 0 for name, size in before.items())
     shown = []
@@ -60,14 +60,14 @@ def test_sizes_count_every_kind_of_state(run: Driver) -> None:
 
 @guarantee("G15")
 def test_an_unknown_option_is_refused(make_registry: MakeRegistry) -> None:
-    """Case 26. Fault: unknown options are swallowed, so a slip of the pen switches a bound off."""
+    """Case 26. Fault: unknown options are ignored, so a spelling mistake switches a bound off."""
     with pytest.raises(ConfigError, match="max_pendng"):
         make_registry(max_pendng=5)
 
 
 @guarantee("G15")
 def test_an_invalid_max_pending_is_refused(make_registry: MakeRegistry) -> None:
-    """Case 26. Fault: the option is first looked at when the bound is met."""
+    """Case 26. Fault: the option is checked only when the bound is reached."""
     wrong: Any
     for wrong in (-1, "many", 1.5, True, object()):
         with refused(wrong, ConfigError, "max_pending"):
@@ -76,7 +76,7 @@ def test_an_invalid_max_pending_is_refused(make_registry: MakeRegistry) -> None:
 
 @guarantee("G15")
 def test_an_on_error_that_is_not_callable_is_refused(make_registry: MakeRegistry) -> None:
-    """Case 26. Fault: it is first called when a handler has failed, and then there are two failures."""
+    """Case 26. Fault: the mistake shows only when a handler has failed, and then there are two failures."""
     wrong: Any
     for wrong in (7, "print", object()):
         with refused(wrong, ConfigError, "on_error"):
@@ -126,7 +126,7 @@ def test_two_registries_share_nothing(make_run: MakeRun) -> None:
 
 @guarantee("G21")
 def test_settle_waits_for_ready_deliveries_but_not_for_timers(run: Driver) -> None:
-    """Fault: it returns while a delivery still runs, or waits for (or, virtually, jumps to) the next timer."""
+    """Fault: `settle` returns while a delivery still runs, or waits for (or, virtually, jumps to) the next timer."""
     order: list[str] = []
 
     def slow(cid: str, event: Event) -> None:
@@ -148,9 +148,9 @@ def test_settle_waits_for_ready_deliveries_but_not_for_timers(run: Driver) -> No
 
 @guarantee("G21")
 def test_settle_and_join_return_false_when_the_timeout_passes(run: Driver) -> None:
-    """Fault: they say True whatever came about, or wait for longer than they may.
+    """Fault: they always return True, or wait longer than their timeout.
 
-    Real time: a quarter of a second is asked for and 5 s are allowed, which stands for "not for ever".
+    Real time: the timeout is 0.25 s, and 5 s are allowed, because only an endless wait shall fail.
     """
     if run.clock is not None:
         run.schedule(HOUR)
@@ -173,7 +173,7 @@ def test_settle_and_join_return_false_when_the_timeout_passes(run: Driver) -> No
 
 @guarantee("G21", "G24")
 def test_a_timeout_may_be_enormous(run: Driver) -> None:
-    """Fault: a timeout that no lock can wait for raises out of the wait."""
+    """Fault: a timeout too long for a lock to wait for raises an error."""
     run.schedule(1)
     assert run.registry.join(1e12) is True
     assert run.registry.settle(1e300) is True
@@ -182,7 +182,7 @@ def test_a_timeout_may_be_enormous(run: Driver) -> None:
 
 @guarantee("G21")
 def test_join_waits_for_timers_and_all_that_handlers_schedule(run: Driver) -> None:
-    """Fault: it returns when the first timers have fired, or does not see what a handler schedules meanwhile."""
+    """Fault: `join` returns when the first timers have fired, or overlooks timers that a handler schedules."""
 
     def again(cid: str, event: Event) -> None:
         if event.payload:
@@ -199,15 +199,15 @@ def test_join_waits_for_timers_and_all_that_handlers_schedule(run: Driver) -> No
 
 
 @guarantee("G21", "G10")
-@requires("own_clock")  # real time: on a virtual clock `join` moves the time itself
+@requires("own_clock")  # real time: on a virtual clock `join` moves the clock itself
 @pytest.mark.parametrize("how", ["cancel_timers", "cancel", "reset_state", "close"])
 def test_a_waiter_in_join_wakes_when_the_timers_are_removed(run: Driver, how: str) -> None:
-    """Fault: a cancel, a reset or a close does not wake who waits in `join`, so that it sleeps for an hour."""
+    """Fault: a cancel, a reset or a close does not wake a waiter in `join`, so that it sleeps for an hour."""
     handle = run.schedule(HOUR)
     result: list[bool] = []
     waiter = threading.Thread(target=lambda: result.append(run.registry.join(PATIENCE + HOUR)), daemon=True)
     waiter.start()
-    threading.Event().wait(0.02)  # there is no event for "it waits now"; when it does not yet, this proves less
+    threading.Event().wait(0.02)  # no event says that it waits; if it does not wait yet, the test proves less
     ways: dict[str, Callable[[], object]] = {
         "cancel_timers": lambda: run.registry.cancel_timers("c1"),
         "cancel": handle.cancel,
@@ -222,7 +222,7 @@ def test_a_waiter_in_join_wakes_when_the_timers_are_removed(run: Driver, how: st
 @guarantee("G24")
 @pytest.mark.parametrize("which", ["settle", "join"])
 def test_settle_and_join_inside_a_delivery_raise(run: Driver, which: str) -> None:
-    """Fault: a deadlock, or half a settle in the middle of a handler."""
+    """Fault: the call waits for its own delivery, or delivers other events in the middle of a handler."""
     errors: list[BaseException] = []
 
     def wait(cid: str, event: Event) -> None:
@@ -240,12 +240,12 @@ def test_settle_and_join_inside_a_delivery_raise(run: Driver, which: str) -> Non
     assert run.stats() == Stats(accepted=2, delivered=2)
 
 
-# Looking.
+# Stats and inspect.
 
 
 @guarantee("G21")
 def test_the_ledger_counts_every_fate_separately(make_run: MakeRun) -> None:
-    """Fault: a fate is counted twice, under another name, or computed as the remainder of the others."""
+    """Fault: a fate is counted twice, counted as another fate, or computed as the remainder of the others."""
     run = make_run()
 
     def fail(cid: str, event: Event) -> None:
@@ -277,7 +277,7 @@ def test_the_ledger_counts_every_fate_separately(make_run: MakeRun) -> None:
 
 @guarantee("G21")
 def test_no_count_in_stats_is_ever_negative(run: Driver) -> None:
-    """Fault: a figure is taken down before it is put up, by another thread or in a batch."""
+    """Fault: a count is decreased before it is increased, by another thread or in a batch."""
     names = [field.name for field in fields(Stats)]
     bad: list[Stats] = []
     done = threading.Event()
@@ -315,7 +315,7 @@ def test_no_count_in_stats_is_ever_negative(run: Driver) -> None:
 
 @guarantee("G21")
 def test_inspect_shows_everything_that_each_conversation_holds(run: Driver) -> None:
-    """Fault: something of a conversation does not show, shows in another, or an empty conversation shows."""
+    """Fault: `inspect` omits something of a conversation, shows it in another one, or shows an empty conversation."""
     run.registry.put_pending_flow("baton", "flow")
     run.schedule(2 * HOUR, ("late", 1), cid="timers", instance_id="i1")
     run.schedule(HOUR, "early", cid="timers", instance_id="i2")

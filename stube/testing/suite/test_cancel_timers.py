@@ -11,12 +11,12 @@ from stube.testing.suite._fixtures import HOUR, NOT_A_NAME, guarantee, refused
 
 @guarantee("G5", "G21")
 def test_cancel_timers_cancels_and_counts_one_conversation_only(run: Driver) -> None:
-    """Fault: another conversation's timers go too, or the count is that of the conversation's instances."""
+    """Fault: another conversation's timers are cancelled too, or instances are counted instead of timers."""
     for delay in (1, 2, HOUR):
         for instance_id in ("i1", "i2"):
             run.schedule(delay, cid="c1", instance_id=instance_id)
             run.schedule(delay, cid="c2", instance_id=instance_id)
-    # Whatever has begun on a real clock by now was delivered; the count tells of the rest.
+    # On a real clock some timers may have begun by now; those are delivered and not counted as cancelled.
     cancelled = run.registry.cancel_timers("c1")
     assert run.registry.cancel_timers("c1") == 0
     run.pass_time(2)
@@ -28,7 +28,7 @@ def test_cancel_timers_cancels_and_counts_one_conversation_only(run: Driver) -> 
 
 @guarantee("G21")
 def test_cancel_timers_with_an_instance_cancels_only_its_timers(run: Driver) -> None:
-    """Fault: `instance_id` is ignored, or an instance of the same name in another conversation is hit."""
+    """Fault: `instance_id` is ignored, or another conversation's instance of the same name loses its timers."""
     for cid in ("c1", "c2"):
         for instance_id in ("i1", "i1", "i2"):
             run.schedule(HOUR, cid=cid, instance_id=instance_id)
@@ -44,7 +44,7 @@ def test_cancel_timers_with_an_instance_cancels_only_its_timers(run: Driver) -> 
 
 @guarantee("G5")
 def test_a_handle_cancels_its_own_timer_once(run: Driver) -> None:
-    """Fault: a handle says True twice, or of a timer that has fired or that `cancel_timers` had cancelled."""
+    """Fault: `cancel()` returns True twice, or for a timer that has fired or that `cancel_timers` has cancelled."""
     first, second = run.schedule(HOUR, "first"), run.schedule(HOUR, "second")
     third, fired = run.schedule(HOUR, "third"), run.schedule(0, "fired")
     run.settle()
@@ -61,7 +61,7 @@ def test_a_handle_cancels_its_own_timer_once(run: Driver) -> None:
 
 @guarantee("G15")
 def test_cancel_timers_refuses_an_invalid_name(run: Driver) -> None:
-    """Case 24. Fault: an empty instance means "all of them", which a caller with an empty variable did not mean."""
+    """Case 24. Fault: an empty instance means "all of them", which a caller with an empty variable does not mean."""
     run.schedule(HOUR)
     for wrong, error in NOT_A_NAME:
         with refused(wrong, error, "cid", registry=run.registry):

@@ -1,4 +1,4 @@
-"""`forget_pending_flow`: the baton of a conversation that ended before its stream came."""
+"""`forget_pending_flow`: the baton of a conversation that ended before its stream connected."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from stube.testing.suite._fixtures import NOT_A_NAME, Payload, guarantee, refuse
 @guarantee("G21")
 @pytest.mark.parametrize("flow", ["checkout", "", 0, False], ids=repr)
 def test_forget_pending_flow_returns_whether_there_was_a_baton(run: Driver, flow: Any) -> None:
-    """Fault: the truth of the flow is returned instead of its presence."""
+    """Fault: the result is the truth value of the flow instead of its presence."""
     run.registry.put_pending_flow("c1", flow)
     run.registry.put_pending_flow("c2", flow)
     assert run.registry.forget_pending_flow("c1") is True
@@ -40,7 +40,7 @@ def test_forget_pending_flow_refuses_an_invalid_name(run: Driver) -> None:
 @guarantee("G13")
 @requires("by_reference")
 def test_a_forgotten_baton_is_not_kept_alive(run: Driver) -> None:
-    """Fault: forgetting marks the baton and leaves it where it is."""
+    """Fault: forgetting only marks the baton, which stays in its container."""
     flow = Payload()
     watched = weakref.ref(flow)
     run.registry.put_pending_flow("c1", flow)

@@ -1,4 +1,4 @@
-"""The host's handles, which are written over the twelve operations alone and so work on any registry."""
+"""`Conversations` and `Conversation`, which use only the twelve operations and so work on any registry."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from stube.testing.suite._fixtures import HOUR, guarantee
 
 @guarantee("G21")
 def test_a_conversation_handle_does_what_the_operations_do(run: Driver) -> None:
-    """Fault: an argument is passed on under another name, or a default is another."""
+    """Fault: an argument is passed on under a wrong name, or a default differs."""
     conversations = Conversations(run.registry)
     conversation = conversations.open("c1")
     assert conversation.cid == "c1"
@@ -54,7 +54,7 @@ def test_a_conversation_handle_does_what_the_operations_do(run: Driver) -> None:
 
 @guarantee("G21")
 def test_conversations_finds_every_open_conversation(run: Driver) -> None:
-    """Fault: two handles for one cid, or an ended conversation that is still listed."""
+    """Fault: one cid gets two handles, or an ended conversation is still listed."""
     conversations = Conversations(run.registry)
     first = conversations.open()
     second = conversations.open()
@@ -75,7 +75,7 @@ def test_conversations_finds_every_open_conversation(run: Driver) -> None:
 
 @guarantee("G13", "G5")
 def test_an_ended_conversation_leaves_nothing_and_accepts_nothing(run: Driver) -> None:
-    """Fault: `end` forgets one of the three kinds, or an adding method does not look whether it has ended."""
+    """Fault: `end` overlooks one of the three kinds of state, or an adding method does not check for the end."""
     conversations = Conversations(run.registry)
     with conversations.open("c1") as conversation:
         conversation.put_flow("flow")
@@ -109,10 +109,10 @@ def test_an_ended_conversation_leaves_nothing_and_accepts_nothing(run: Driver) -
 
 @guarantee("G7", "G5")
 def test_a_self_rearming_timer_stops_when_its_conversation_ends(run: Driver, caplog: pytest.LogCaptureFixture) -> None:
-    """Case 14b. Fault: the clock that is re-armed while its conversation ends ticks for ever.
+    """Case 14b. Fault: a timer that its handler schedules again while the conversation ends never stops firing.
 
-    The handler stands between its beginning and its re-arming while another thread ends the conversation. The
-    `ConversationEnded` that leaves it is no failure.
+    The handler waits before it schedules again, until another thread has ended the conversation. The
+    `ConversationEnded` that the handler then raises is not counted as a failure.
     """
     conversation = Conversations(run.registry).open("c1")
     gate = run.recorder.gate()
@@ -142,7 +142,7 @@ def test_a_self_rearming_timer_stops_when_its_conversation_ends(run: Driver, cap
 def test_conversation_ended_raised_by_a_handler_is_no_failure(
     make_registry: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Fault: every conversation that ends while its clock ticks shows as an error in the log and in `on_error`."""
+    """Fault: a conversation that ends while its handler re-arms a timer is logged and passed to `on_error`."""
     errors: list[BaseException] = []
     run = Driver(make_registry(on_error=lambda cid, event, exception: errors.append(exception)))
     conversation = Conversations(run.registry).open("c1")
@@ -162,7 +162,7 @@ def test_conversation_ended_raised_by_a_handler_is_no_failure(
 
 @guarantee("G19")
 def test_conversation_ended_is_no_failure_when_logging_fails(run: Driver) -> None:
-    """Fault: what a log handler raises when it is told of the end makes a failure of it."""
+    """Fault: an exception of the log handler that records the end turns the delivery into a failure."""
 
     class Handler(logging.Handler):
         @override
@@ -211,7 +211,7 @@ class _Meddling(RegistryProxy):
 @pytest.mark.parametrize("moment", ["before", "after"])
 @pytest.mark.parametrize("method", ["put_flow", "schedule", "subscribe"])
 def test_an_add_racing_with_the_end_is_undone_before_it_raises(run: Driver, moment: str, method: str) -> None:
-    """Case 14b. Fault: whether it has ended is asked before the add and not after it. Both orders of the race."""
+    """Case 14b. Fault: the method checks for the end only before it adds, not after it. Both orders of the race."""
     meddling = _Meddling(run.registry, moment)
     conversation = Conversations(meddling).open("c1")
     adding: dict[str, Callable[[], object]] = {
@@ -230,7 +230,7 @@ def test_an_add_racing_with_the_end_is_undone_before_it_raises(run: Driver, mome
 
 @guarantee("G7", "G13", "G21")
 def test_a_conversation_ended_during_adds_leaves_nothing(run: Driver) -> None:
-    """Case 14b. Fault: any order of add and end in which neither sees the other."""
+    """Case 14b. Fault: add and end can run in an order in which neither sees the other."""
     conversations = Conversations(run.registry)
     for number in range(200):
         conversation = conversations.open(f"c{number}")
@@ -251,7 +251,7 @@ def test_a_conversation_ended_during_adds_leaves_nothing(run: Driver) -> None:
 
 @guarantee("G24")
 def test_handles_are_silent_on_a_closed_registry(run: Driver) -> None:
-    """Fault: clean-up after the end of the registry fails."""
+    """Fault: clean-up code fails after the registry was closed."""
     conversation = Conversations(run.registry).open("c1")
     conversation.schedule("tick", HOUR)
     run.registry.close()

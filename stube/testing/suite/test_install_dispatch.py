@@ -1,4 +1,4 @@
-"""`install_dispatch`: where deliveries go."""
+"""`install_dispatch`: the function that gets every delivery."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from stube.testing.suite._fixtures import guarantee, refused, unchanged
 
 @guarantee("G21")
 def test_deliveries_without_a_dispatch_count_as_delivered(registry: Backend) -> None:
-    """Fault: deliveries are kept for a later dispatch, or fail on None, instead of going to the no-op."""
+    """Fault: deliveries wait for a later dispatch, or fail because None is called, instead of calling a no-op."""
     registry.schedule_event(cid="c1", instance_id="main", delay_ms=0, event="tick")
     registry.subscribe(cid="c1", instance_id="main", topic="t", event="said")
     assert registry.publish("t", 1) == 1
@@ -92,7 +92,7 @@ def test_any_callable_is_a_dispatch(registry: Backend, kind: str) -> None:
 
 @guarantee("G21")
 def test_a_mock_is_a_dispatch(run: Driver) -> None:
-    """Fault: whoever looks beneath a partial for the function goes on for ever where every attribute exists."""
+    """Fault: the search for the function inside a partial never ends, because a mock has every attribute."""
     dispatch = Mock(return_value=None)
     run.registry.install_dispatch(dispatch)
     run.schedule(0, "tick", cid="c1")
@@ -115,7 +115,7 @@ def test_a_dispatch_that_is_not_callable_is_refused(run: Driver) -> None:
 @guarantee("G15", "G19")
 @pytest.mark.parametrize("kind", ["function", "partial", "method"])
 def test_an_async_dispatch_is_awaited_or_refused_at_the_call(run: Driver, kind: str) -> None:
-    """Fault: an `async def` is installed like any function, and every event of the host is lost in silence."""
+    """Fault: an `async def` is accepted like any function, and every event is silently lost."""
     seen: list[str] = []
 
     async def dispatch(cid: str, event: Event) -> None:

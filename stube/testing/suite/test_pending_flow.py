@@ -1,4 +1,4 @@
-"""`pending_flow`: the baton is taken, by exactly one."""
+"""`pending_flow`: exactly one caller takes the baton."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_a_baton_is_taken_once(run: Driver) -> None:
 
 @guarantee("G21")
 def test_pending_flow_returns_none_without_a_baton(run: Driver) -> None:
-    """Fault: a KeyError for an unknown conversation, or a forgotten baton that comes back."""
+    """Fault: an unknown conversation raises KeyError, or a forgotten baton comes back."""
     assert run.registry.pending_flow("never") is None
     run.registry.put_pending_flow("c1", "checkout")
     run.registry.forget_pending_flow("c1")
@@ -36,7 +36,7 @@ def test_pending_flow_returns_none_without_a_baton(run: Driver) -> None:
 
 @guarantee("G8")
 def test_exactly_one_of_many_threads_takes_a_baton(run: Driver) -> None:
-    """Fault: look, then delete: two statements without a lock between which another thread looks."""
+    """Fault: the baton is read and then deleted without a lock, and another thread reads it in between."""
     rounds, takers = 2000, 8
     cids = [f"c{index}" for index in range(rounds)]
     for cid in cids:
@@ -56,7 +56,7 @@ def test_exactly_one_of_many_threads_takes_a_baton(run: Driver) -> None:
 
 @guarantee("G8")
 def test_a_baton_is_taken_or_forgotten_never_both(run: Driver) -> None:
-    """Fault: `forget_pending_flow` says True of a baton that somebody else has taken."""
+    """Fault: `forget_pending_flow` returns True for a baton that another thread has taken."""
     cids = [f"c{index}" for index in range(2000)]
     for cid in cids:
         run.registry.put_pending_flow(cid, cid)
@@ -71,7 +71,7 @@ def test_a_baton_is_taken_or_forgotten_never_both(run: Driver) -> None:
 
 @guarantee("G8")
 def test_no_baton_is_lost_between_a_putting_and_a_taking_thread(run: Driver) -> None:
-    """Fault: a put that meets a take is overwritten by the taker's delete."""
+    """Fault: the delete of a taking thread removes a baton that was put in the same moment."""
     last = 3000
     taken: list[int] = []
     done = threading.Event()
@@ -91,15 +91,15 @@ def test_no_baton_is_lost_between_a_putting_and_a_taking_thread(run: Driver) -> 
     flow = run.registry.pending_flow("c1")
     if flow is not None:
         taken.append(flow)
-    # Not compared as lists: a backend that gives one baton out again and again would fill them by the hundred thousand.
+    # Not compared as lists: a backend that hands out one baton repeatedly would fill them with many thousand entries.
     once = all(earlier < later for earlier, later in pairwise(taken))
-    assert once, "a baton was taken twice, or behind the one that replaced it"
+    assert once, "a baton was taken twice, or after the one that replaced it"
     assert taken[-1] == last
 
 
 @guarantee("G15")
 def test_pending_flow_refuses_an_invalid_name(run: Driver) -> None:
-    """Case 24. Fault: the name is looked up unchecked, so a slip of the caller reads as "no baton"."""
+    """Case 24. Fault: the name is looked up unchecked, so a mistake of the caller looks like "no baton"."""
     run.registry.put_pending_flow("c1", "waits")
     for wrong, error in NOT_A_NAME:
         with refused(wrong, error, "cid", registry=run.registry):

@@ -1,4 +1,4 @@
-"""`publish`: to whom, in which order, by reference, and bounded."""
+"""`publish`: which subscribers get a message, and which topics are refused."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from stube.testing.suite._fixtures import NOT_A_NAME, guarantee, refused
 
 @guarantee("G21")
 def test_publish_reaches_each_subscriber_of_the_topic_once(run: Driver) -> None:
-    """Fault: an instance of a conversation that subscribes twice gets one message, or another topic gets it too."""
+    """Fault: two subscribed instances of a conversation get one message, or another topic's subscriber gets it too."""
     for cid, instance_id in (("c1", "i1"), ("c1", "i2"), ("c2", "i1")):
         run.subscribe("t", f"said to {instance_id}", cid=cid, instance_id=instance_id)
     run.subscribe("u", cid="c3")
@@ -27,7 +27,7 @@ def test_publish_reaches_each_subscriber_of_the_topic_once(run: Driver) -> None:
 
 @guarantee("G15")
 def test_publish_refuses_an_invalid_topic(run: Driver) -> None:
-    """Case 24. Fault: a topic that is no str has no subscribers, so the slip passes in silence."""
+    """Case 24. Fault: a topic that is not a str has no subscribers, so the mistake goes unnoticed."""
     for wrong, error in NOT_A_NAME:
         with refused(wrong, error, "topic", registry=run.registry):
             run.registry.publish(wrong, "message")

@@ -1,4 +1,4 @@
-"""`put_pending_flow`: the baton is put."""
+"""`put_pending_flow`: a baton is stored, replaced, or refused."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from stube.testing.suite._fixtures import AWKWARD_NAMES, NOT_A_NAME, Payload, gu
 @guarantee("G21")
 @pytest.mark.parametrize("flow", ["checkout", "", 0, False, 0.0, ("a", 1)], ids=repr)
 def test_a_baton_may_be_falsy_and_is_there_immediately(run: Driver, flow: Any) -> None:
-    """Fault: `if flow_id:` stands where `is not None` belongs."""
+    """Fault: the code says `if flow_id:` instead of `is not None`."""
     run.registry.put_pending_flow("c1", flow)
     assert run.registry.stats().pending_flows == 1
     assert run.registry.inspect("c1")["c1"].pending_flow
@@ -29,7 +29,7 @@ def test_a_baton_may_be_falsy_and_is_there_immediately(run: Driver, flow: Any) -
 
 @guarantee("G21")
 def test_a_second_put_replaces_the_first(run: Driver) -> None:
-    """Fault: batons queue up, or the first one stays."""
+    """Fault: batons are queued, or the first one stays."""
     run.registry.put_pending_flow("c1", "old")
     run.registry.put_pending_flow("c1", "new")
     assert run.registry.stats().pending_flows == 1
@@ -39,7 +39,7 @@ def test_a_second_put_replaces_the_first(run: Driver) -> None:
 
 @guarantee("G15")
 def test_put_pending_flow_refuses_none(run: Driver) -> None:
-    """Fault: None is stored, and its taker cannot tell it from nothing; or it erases the baton that waits."""
+    """Fault: None is stored, which reads like no baton when it is taken; or None erases the waiting baton."""
     run.registry.put_pending_flow("c1", "waits")
     with unchanged(run.registry), pytest.raises(TypeError):
         run.registry.put_pending_flow("c1", None)
@@ -81,7 +81,7 @@ def test_a_replaced_baton_is_not_kept_alive(run: Driver) -> None:
 
 @guarantee("G13")
 def test_a_baton_never_expires(run: Driver) -> None:
-    """Fault: batons expire with the clock. (On a real clock 50 ms: a bound for haste, no proof of patience.)"""
+    """Fault: batons expire. (On a real clock the test waits for 50 ms, and so finds only quick expiry.)"""
     run.registry.put_pending_flow("c1", "waits")
     run.pass_time(50 if run.clock is None else 1000 * 24 * 3_600_000)
     assert run.registry.pending_flow("c1") == "waits"

@@ -9,7 +9,7 @@ from stube.testing.suite._fixtures import NOT_A_NAME, guarantee, refused
 
 @guarantee("G21")
 def test_removal_takes_all_subscriptions_of_one_conversation_only(run: Driver) -> None:
-    """Fault: only one instance goes, or everybody in the topics."""
+    """Fault: only one instance is removed, or every subscriber of the topics."""
     for cid in ("c1", "c2"):
         for instance_id in ("i1", "i2"):
             for topic in ("t", "u"):

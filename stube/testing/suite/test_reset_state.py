@@ -1,4 +1,4 @@
-"""`reset_state`: everything is forgotten but the dispatch."""
+"""`reset_state`: the registry forgets everything but the dispatch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from stube.testing.suite._fixtures import HOUR, guarantee
 
 @guarantee("G18", "G21")
 def test_reset_state_forgets_everything_but_the_dispatch(run: Driver) -> None:
-    """Fault: one of the three kinds of state survives, the counters start anew, or the dispatch goes."""
+    """Fault: one of the three kinds of state survives, the counters start again at 0, or the dispatch is removed."""
     before = run.sizes() if "sizes" in run.registry.capabilities else None
     run.schedule(0, "early")
     run.settle()
@@ -42,7 +42,7 @@ def test_reset_state_forgets_everything_but_the_dispatch(run: Driver) -> None:
 
 @guarantee("G18")
 def test_nothing_accepted_before_a_reset_begins_after_it(run: Driver) -> None:
-    """Fault: a batch that has been collected, or a queue, outlives the reset; what is accepted after it is lost too."""
+    """Fault: a due batch or a queue outlives the reset; or what is accepted after the reset is lost too."""
     run.subscribe("t", cid="c1")
     with run.held("c1"):
         handle = run.schedule(0, "due")
@@ -82,8 +82,8 @@ def test_a_handler_that_resets_runs_to_its_end(run: Driver) -> None:
 
 @guarantee("G18", "G20")
 def test_a_reset_during_a_fan_out_drops_the_remaining_targets(run: Driver) -> None:
-    """Fault: the targets of a publication that has begun outlive the reset, or are counted twice; or the delivery that
-    runs on is not shown any more."""
+    """Fault: the remaining targets of a fan-out outlive the reset, or are counted twice; or `inspect` no longer shows
+    the delivery that still runs."""
     forgotten = threading.Event()
     first: list[int] = []
     late: list[int] = []
@@ -104,7 +104,7 @@ def test_a_reset_during_a_fan_out_drops_the_remaining_targets(run: Driver) -> No
     assert run.registry.publish("t", "message") == 20
     run.settle()
     heard = len(run.recorder.cids)
-    # Another thread may come into a handler that it had begun before; each into one.
+    # Another delivery thread may enter a handler that it had begun before the reset; each thread at most one.
     assert not set(first) & set(late)
     assert len(late) == len(set(late))
     assert shown == [(cid, ConversationInfo(running=1)) for cid, _ in shown]
@@ -113,7 +113,7 @@ def test_a_reset_during_a_fan_out_drops_the_remaining_targets(run: Driver) -> No
 
 @guarantee("G6", "G18")
 def test_a_reset_does_not_wait_for_a_running_handler(run: Driver) -> None:
-    """Fault: the running delivery is awaited (here it would be for ever) or counted as dropped."""
+    """Fault: the reset waits for the running delivery (here without end), or counts it as dropped."""
     gate = run.recorder.gate()
     run.recorder.on("stand", lambda cid, event: gate.pass_through())
     run.schedule(0, "stand")

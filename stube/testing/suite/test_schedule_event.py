@@ -1,4 +1,4 @@
-"""`schedule_event`: timers, their order, their time and their payloads."""
+"""`schedule_event`: the event that a timer delivers, its names, and the arguments that are refused."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from stube import NO_PAYLOAD, Event, EventSpec, Stats, TimerHandle
 from stube.testing._harness import Driver
 from stube.testing.suite._fixtures import AWKWARD_NAMES, HOUR, NOT_A_NAME, guarantee, refused, unchanged
 
-# What arrives.
+# Delivered events and names.
 
 
 @guarantee("G21")
@@ -51,7 +51,7 @@ def test_a_timer_delivers_the_name_and_the_payload_of_its_spec(
 
 @guarantee("G21")
 def test_an_event_list_is_copied_at_the_call(run: Driver) -> None:
-    """Fault: the list itself is kept, so its owner changes what will be delivered."""
+    """Fault: the registry keeps the list itself, so its owner can change what will be delivered."""
     spec: list[Any] = ["tick", 1]
     run.schedule(0.5, spec)
     spec[0] = "changed"
@@ -119,7 +119,7 @@ def test_timers_of_awkward_names_never_collide(run: Driver) -> None:
     assert run.stats() == Stats(accepted=len(pairs), cancelled=len(pairs))
 
 
-# Refused.
+# Refused arguments.
 
 
 @guarantee("G15")
@@ -145,12 +145,12 @@ WRONG_EVENTS: list[tuple[Any, type[Exception]]] = [
     ({"tick"}, TypeError),
     ({"tick": 1}, TypeError),
 ]
-"""What no operation takes for an event spec, and what it raises."""
+"""Values that every operation refuses as an event spec, each with the error that it raises."""
 
 
 @guarantee("G15")
 def test_schedule_event_refuses_an_invalid_event(run: Driver) -> None:
-    """Case 24. Fault: an empty tuple is stored and fails in the scheduler, where nobody can catch it."""
+    """Case 24. Fault: an empty tuple is stored and fails in the delivery thread, where the caller cannot catch it."""
     for wrong, error in WRONG_EVENTS:
         with refused(wrong, error, "event", registry=run.registry):
             run.schedule(0, wrong)
@@ -158,7 +158,7 @@ def test_schedule_event_refuses_an_invalid_event(run: Driver) -> None:
 
 @guarantee("G15")
 def test_operations_take_names_only_by_keyword(run: Driver) -> None:
-    """Fault: positional arguments are let through, so cid and instance are swapped some day."""
+    """Fault: positional arguments are accepted, so that a caller can swap cid and instance."""
     registry: Any = run.registry
     calls: list[tuple[Any, tuple[Any, ...]]] = [
         (registry.schedule_event, ("c1", "main", 0, "tick")),

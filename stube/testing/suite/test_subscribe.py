@@ -1,4 +1,4 @@
-"""`subscribe`: who gets what is published from now on, and under which name."""
+"""`subscribe`: a conversation hears what is published from then on, as the event that it asked for."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from stube.testing.suite.test_schedule_event import WRONG_EVENTS
 
 @guarantee("G21", "G7")
 def test_a_subscription_takes_effect_when_the_call_returns(run: Driver) -> None:
-    """Case 31. Fault: subscribing is queued, so a message published right after it is missed."""
+    """Case 31. Fault: the subscription is queued, so it misses a message published right after the call."""
     for number in range(1000):
         run.subscribe(f"t{number}", ("said", number))
         assert run.registry.publish(f"t{number}", number) == 1
@@ -107,7 +107,7 @@ def test_subscriptions_made_by_many_threads_are_all_kept(run: Driver) -> None:
 
 @guarantee("G15")
 def test_subscribe_refuses_an_invalid_name(run: Driver) -> None:
-    """Case 24. Fault: one of the two indexes has been changed when the argument fails."""
+    """Case 24. Fault: one of the two indexes has been changed before the argument is refused."""
     for which, (wrong, error) in product(("cid", "instance_id", "topic"), NOT_A_NAME):
         arguments: dict[str, Any] = {"cid": "c1", "instance_id": "main", "topic": "t", which: wrong}
         with refused(wrong, error, which, registry=run.registry):
@@ -116,7 +116,7 @@ def test_subscribe_refuses_an_invalid_name(run: Driver) -> None:
 
 @guarantee("G15")
 def test_subscribe_refuses_an_invalid_event(run: Driver) -> None:
-    """Case 24. Fault: the event is first looked at when a message arrives; or the old event is gone by then."""
+    """Case 24. Fault: the event is checked only when a message arrives; or it has replaced the old one by then."""
     run.subscribe("t", "old", cid="c1")
     for wrong, error in WRONG_EVENTS:
         for topic, cid in (("t", "c1"), ("u", "c2")):

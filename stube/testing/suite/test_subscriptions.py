@@ -1,4 +1,4 @@
-"""`subscriptions`: a snapshot that is the caller's own."""
+"""`subscriptions`: a snapshot that belongs to the caller."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from stube.testing.suite._fixtures import guarantee
 
 @guarantee("G16", "G21")
 def test_subscriptions_shows_topics_subscribers_and_events(run: Driver) -> None:
-    """Fault: empty topics stay, or a list that was given as the event shows as a list."""
+    """Fault: empty topics are shown, or an event that was given as a list is shown as a list."""
     assert run.registry.subscriptions() == {}
     run.subscribe("t", "said", cid="c2", instance_id="i1")
     run.subscribe("t", ("said", 1), cid="c1", instance_id="i2")

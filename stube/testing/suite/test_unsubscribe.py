@@ -1,4 +1,4 @@
-"""`unsubscribe`: one subscription, or all of an instance, and what was queued for it."""
+"""`unsubscribe`: one subscription, or all subscriptions of an instance."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from stube.testing.suite._fixtures import NOT_A_NAME, guarantee, refused, unchan
 
 @guarantee("G21")
 def test_unsubscribe_removes_one_subscription_only(run: Driver) -> None:
-    """Case 25. Fault: the whole instance goes, or the whole topic."""
+    """Case 25. Fault: the whole instance is removed, or the whole topic."""
     for cid in ("c1", "c2"):
         for instance_id in ("i1", "i2"):
             for topic in ("t", "u"):
@@ -32,7 +32,7 @@ def test_unsubscribe_removes_one_subscription_only(run: Driver) -> None:
 
 @guarantee("G21")
 def test_unsubscribe_without_a_topic_removes_all_of_the_instance(run: Driver) -> None:
-    """Fault: the other instances go too, or only the first topic."""
+    """Fault: the other instances are removed too, or only the first topic."""
     for topic in ("t", "u", "v"):
         run.subscribe(topic, cid="c1", instance_id="i1")
         run.subscribe(topic, cid="c1", instance_id="i2")
@@ -46,7 +46,7 @@ def test_unsubscribe_without_a_topic_removes_all_of_the_instance(run: Driver) ->
 
 @guarantee("G21")
 def test_unsubscribe_of_an_unknown_subscription_is_no_error(run: Driver) -> None:
-    """Fault: a KeyError, or an entry made by the look-up."""
+    """Fault: the call raises KeyError, or its look-up makes an entry."""
     run.subscribe("t", cid="c1", instance_id="i1")
     with unchanged(run.registry):
         assert run.registry.unsubscribe(cid="never", instance_id="i1", topic="t") == 0
