@@ -1,4 +1,4 @@
-"""Cancelling, by whichever operation: final, never interrupting, whole when it races (G5 to G7)."""
+"""Cancelling by any operation: final, never interrupting, atomic in a race (G5 to G7)."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from stube.testing.suite._fixtures import HOUR, guarantee
 @guarantee("G5")
 @pytest.mark.parametrize("how", ["cancel_timers", "instance", "handle"])
 def test_a_timer_that_is_already_due_can_be_cancelled(run: Driver, how: str) -> None:
-    """Fault: due timers have been moved to a ready queue that the cancel does not look through.
+    """Fault: due timers have been moved to a ready queue that the cancel does not search.
 
-    Held up behind a delivery of the same conversation until both are due: 20 ms on a real clock.
+    A delivery of the same conversation holds both timers up until they are due: 20 ms on a real clock.
     """
     with run.held("c1"):
         handle = run.schedule(0, "due", instance_id="i1")
@@ -54,7 +54,7 @@ def test_a_handler_can_cancel_due_timers_of_another_conversation(run: Driver) ->
     run.pass_time(5)
     delivered = len(run.recorder.of("c2"))
     assert counts[0] + delivered == 1
-    # Only another thread may have begun it meanwhile; then the cancel did not count it.
+    # Only another delivery thread may have begun it before the cancel, which then did not count it.
     canceller = run.recorder.of("c1")[0].thread
     assert begun_at_return == [False] or run.recorder.of("c2")[0].thread != canceller
     assert all(seen.thread != canceller for seen in run.recorder.of("c2"))
@@ -63,7 +63,7 @@ def test_a_handler_can_cancel_due_timers_of_another_conversation(run: Driver) ->
 
 @guarantee("G5", "G20")
 def test_a_handler_can_cancel_due_timers_of_its_own_conversation(run: Driver) -> None:
-    """Case 14. Fault: the rest of the batch of one's own conversation is delivered after the cancel."""
+    """Case 14. Fault: the rest of the own conversation's batch is delivered after the cancel."""
     counts: list[int] = []
     run.recorder.on("cancel", lambda cid, event: counts.append(run.registry.cancel_timers("c1")))
     with run.held("c1"):
@@ -79,7 +79,7 @@ def test_a_handler_can_cancel_due_timers_of_its_own_conversation(run: Driver) ->
 
 @guarantee("G5", "G6", "G20")
 def test_a_handler_that_ends_its_own_conversation_runs_to_its_end(run: Driver) -> None:
-    """Case 14. Fault: the handler waits for itself, or what is queued behind it begins after it has ended all."""
+    """Case 14. Fault: the handler waits for itself, or a delivery queued behind it begins after its cancels."""
     log: list[object] = []
 
     def end(cid: str, event: Event) -> None:
@@ -106,7 +106,7 @@ def test_a_handler_that_ends_its_own_conversation_runs_to_its_end(run: Driver) -
 
 @guarantee("G6")
 def test_a_cancel_ignores_a_delivery_that_has_begun(run: Driver) -> None:
-    """Fault: the cancel waits for the running handler (here it never returns), or counts it as cancelled."""
+    """Fault: the cancel waits for the running handler (and here would never return), or counts it as cancelled."""
     gate = run.recorder.gate()
     ended: list[bool] = []
 
@@ -131,7 +131,7 @@ def test_a_cancel_ignores_a_delivery_that_has_begun(run: Driver) -> None:
 
 @guarantee("G5", "G6")
 def test_each_timer_is_either_cancelled_or_delivered(run: Driver) -> None:
-    """Case 8. Fault: cancel and delivery each look at the timer before the other has taken it.
+    """Case 8. Fault: cancel and delivery each check the timer before the other has claimed it.
 
     10,000 timers of 0 to 2 ms, each cancelled at a random moment around its due instant.
     """
@@ -165,7 +165,7 @@ def test_each_timer_is_either_cancelled_or_delivered(run: Driver) -> None:
 
 @guarantee("G5", "G7")
 def test_exactly_one_of_many_threads_cancels_a_timer(run: Driver) -> None:
-    """Fault: the flag of the handle and the index of the conversation are looked at under different locks."""
+    """Fault: the handle's flag and the conversation's index are read under different locks."""
     rounds = 1000
     handles = [run.schedule(HOUR, cid=f"c{number}") for number in range(rounds)]
     counts = [0, 0, 0, 0]
@@ -185,7 +185,7 @@ def test_exactly_one_of_many_threads_cancels_a_timer(run: Driver) -> None:
 
 @guarantee("G7")
 def test_a_schedule_racing_with_a_cancel_is_atomic(run: Driver) -> None:
-    """Fault: the cancel removes the conversation's index while the schedule adds to it: a timer nobody can cancel."""
+    """Fault: the cancel removes the conversation's index while the schedule adds to it: no cancel finds that timer."""
     rounds = 3000
     cancelled = 0
     done = threading.Event()
@@ -211,7 +211,7 @@ def test_a_schedule_racing_with_a_cancel_is_atomic(run: Driver) -> None:
 
 @guarantee("G5")
 def test_a_queued_message_uses_the_newest_event_of_its_subscription(run: Driver) -> None:
-    """Case 14d. Fault: the name is bound at `publish`, or the replacing drops, or doubles, what is queued."""
+    """Case 14d. Fault: the event is bound at `publish`, or replacing it drops or doubles the queued message."""
     run.subscribe("t", "old")
     with run.held("c1"):
         assert run.registry.publish("t", "message") == 1
@@ -224,7 +224,7 @@ def test_a_queued_message_uses_the_newest_event_of_its_subscription(run: Driver)
 @guarantee("G5")
 @pytest.mark.parametrize("how", ["unsubscribe", "instance", "remove", "reset"])
 def test_subscribing_anew_does_not_revive_old_messages(run: Driver, how: str) -> None:
-    """Case 14d. Fault: at delivery only "is it subscribed?" is asked, not "is it still the same subscription?"."""
+    """Case 14d. Fault: a delivery checks whether the name is subscribed, not whether it is the same subscription."""
     run.subscribe("t", "said")
     with run.held("c1"):
         assert run.registry.publish("t", "old") == 1
@@ -247,7 +247,7 @@ def test_subscribing_anew_does_not_revive_old_messages(run: Driver, how: str) ->
 @guarantee("G5")
 @pytest.mark.parametrize("topic", ["t", None])
 def test_no_queued_message_begins_after_unsubscribe(run: Driver, topic: str | None) -> None:
-    """Fault: the queue holds finished deliveries that nobody checks again."""
+    """Fault: the queue holds complete deliveries, and the delivery thread does not check their subscription again."""
     run.subscribe("t", cid="c1", instance_id="i1")
     run.subscribe("t", cid="c1", instance_id="i2")
     with run.held("c1"):
@@ -264,7 +264,7 @@ def test_no_queued_message_begins_after_unsubscribe(run: Driver, topic: str | No
 
 @guarantee("G5", "G20", "G16")
 def test_a_handler_can_unsubscribe_a_later_target_of_its_message(run: Driver) -> None:
-    """Case 12. Fault: the targets of a message are one batch that is delivered to its end.
+    """Case 12. Fault: the targets of a message are one batch, which is always delivered to its end.
 
     A's handler unsubscribes B and subscribes D: C gets the message, D does not, B only if its delivery had begun.
     """
@@ -285,7 +285,7 @@ def test_a_handler_can_unsubscribe_a_later_target_of_its_message(run: Driver) ->
     run.settle()
     counts = run.counts()
     assert (counts["a"], counts["c"], counts["d"]) == (1, 1, 0)
-    if counts["b"]:  # only another thread may have begun it meanwhile
+    if counts["b"]:  # only another delivery thread may have begun it before
         assert run.recorder.of("b")[0].thread != run.recorder.of("a")[0].thread
     assert run.stats() == Stats(accepted=3, delivered=2 + counts["b"], cancelled=1 - counts["b"], subscriptions=3)
     assert run.subscribers("t") == [("a", "main"), ("c", "main"), ("d", "main")]
@@ -294,7 +294,7 @@ def test_a_handler_can_unsubscribe_a_later_target_of_its_message(run: Driver) ->
 
 @guarantee("G6")
 def test_unsubscribe_does_not_wait_for_a_running_handler(run: Driver) -> None:
-    """Fault: the removal waits for the delivery (here until it is released, after the removal), or disturbs it."""
+    """Fault: the removal waits for the running handler (and here would never return), or interrupts it."""
     gate = run.recorder.gate()
     ended: list[bool] = []
 
@@ -316,7 +316,7 @@ def test_unsubscribe_does_not_wait_for_a_running_handler(run: Driver) -> None:
 
 @guarantee("G7")
 def test_a_subscribe_racing_with_an_unsubscribe_is_atomic(run: Driver) -> None:
-    """Fault: one of the two indexes keeps what the other has lost."""
+    """Fault: one of the two indexes keeps a subscription that the other has lost."""
     rounds = 3000
     removed = 0
     done = threading.Event()
@@ -346,7 +346,7 @@ def test_a_subscribe_racing_with_an_unsubscribe_is_atomic(run: Driver) -> None:
 
 @guarantee("G5")
 def test_no_queued_message_begins_after_removing_its_conversation(run: Driver) -> None:
-    """Fault: what is queued is delivered although the conversation has gone."""
+    """Fault: a queued message is delivered although its conversation has been removed."""
     for cid in ("c1", "c2"):
         for topic in ("t", "u"):
             run.subscribe(topic, cid=cid)
@@ -363,7 +363,7 @@ def test_no_queued_message_begins_after_removing_its_conversation(run: Driver) -
 
 @guarantee("G7")
 def test_a_subscribe_racing_with_the_removal_is_atomic(run: Driver) -> None:
-    """Fault: the conversation's index is dropped while somebody adds to it: a subscriber that nobody can remove."""
+    """Fault: the index of the conversation is dropped while another thread adds to it: no removal finds that entry."""
     rounds = 3000
     removed: list[int] = []
 

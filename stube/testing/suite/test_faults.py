@@ -1,4 +1,4 @@
-"""Faults: a delivery that raises stops no other, is counted, logged once and handed on (G19)."""
+"""Faults: a delivery that raises stops no other, is counted, logged once and passed to `on_error` (G19)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from stube.testing.suite._fixtures import HOUR, MakeRun, guarantee
 
 
 class Unusual(BaseException):
-    """An exception that is no `Exception`."""
+    """An exception that does not derive from `Exception`."""
 
 
 @guarantee("G19")
@@ -34,7 +34,7 @@ def test_a_delivery_that_raises_stops_no_other(
     errors: list[tuple[str, Event, BaseException]] = []
     run = make_run(on_error=lambda cid, event, exc: errors.append((cid, event, exc)))
     if error is KeyboardInterrupt and run.registry.capabilities & {"virtual_time", "coroutine_dispatch"}:
-        # Where dispatch runs on the caller's own thread this one is handed on, which has tests of its own.
+        # Where dispatch runs on the caller's own thread KeyboardInterrupt is raised again; that has its own tests.
         error = SystemExit
 
     def fail(cid: str, event: Event) -> None:
@@ -68,7 +68,7 @@ def test_a_delivery_that_raises_stops_no_other(
 
 @guarantee("G19")
 def test_an_on_error_or_log_handler_that_raises_stops_no_delivery(make_run: MakeRun) -> None:
-    """Fault: on_error is called outside of every `try`, or the log call is."""
+    """Fault: `on_error` or the logger is called outside of every `try`."""
     called: list[str] = []
 
     def on_error(cid: str, event: Event, exception: BaseException) -> None:
@@ -104,7 +104,7 @@ def test_an_on_error_or_log_handler_that_raises_stops_no_delivery(make_run: Make
 
 @guarantee("G19", "G20")
 def test_on_error_and_log_handlers_may_call_the_registry(make_run: MakeRun) -> None:
-    """Fault: one of them is called under a lock, which deadlocks, or while the delivery's fate is half counted."""
+    """Fault: one of them is called under a lock, which deadlocks, or before the delivery's fate is fully counted."""
 
     def on_error(cid: str, event: Event, exception: BaseException) -> None:
         run.schedule(0, "from on_error")
@@ -138,7 +138,7 @@ def test_on_error_and_log_handlers_may_call_the_registry(make_run: MakeRun) -> N
 def test_a_returned_coroutine_is_awaited_or_closed_as_failed(
     make_registry: MakeRegistry, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Fault: the coroutine is dropped: a RuntimeWarning at collection, and the delivery counts as delivered."""
+    """Fault: the coroutine is ignored: Python warns when it is collected, and the delivery counts as delivered."""
     errors: list[BaseException] = []
     registry = make_registry(on_error=lambda cid, event, exc: errors.append(exc))
     made: list[Any] = []

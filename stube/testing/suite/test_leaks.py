@@ -1,4 +1,4 @@
-"""What goes, goes at once: containers, payloads, contexts, threads (G13)."""
+"""Memory: what is removed is freed immediately: containers, payloads, contexts, threads (G13)."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_an_idle_registry_keeps_no_delivered_payload_alive(run: Driver, caplog: 
     def fail(cid: str, event: Event) -> None:
         raise LookupError(event.name)
 
-    # A log handler of the runner's would keep the exception.
+    # pytest's log handler would keep the exception alive.
     caplog.set_level(logging.CRITICAL + 1, "stube")
     run.recorder.on("fail", fail)
     for name in ("tick", "fail"):
@@ -87,7 +87,7 @@ def test_an_idle_registry_keeps_no_delivered_message_alive(run: Driver) -> None:
 @guarantee("G13")
 @requires("by_reference")
 def test_the_context_of_a_caller_is_not_kept_alive(run: Driver) -> None:
-    """Fault: the context of whoever scheduled, or made the scheduler start, is copied and lives on."""
+    """Fault: the context of a caller that schedules a timer, or that starts the delivery thread, is copied and kept."""
     variable: contextvars.ContextVar[Payload] = contextvars.ContextVar("variable")
     watched: list[weakref.ref[Payload]] = []
 
@@ -110,12 +110,12 @@ def test_the_context_of_a_caller_is_not_kept_alive(run: Driver) -> None:
 @guarantee("G13")
 @requires("sizes")
 def test_a_self_rearming_timer_is_one_timer_at_every_step(run: Driver) -> None:
-    """Case 3. Fault: each re-arming leaves a dead entry, so a clock that ticks for a day fills the memory."""
+    """Case 3. Fault: each new timer leaves a dead entry of the last one, so a ticking clock fills the memory."""
     steps = 10_000
     before = run.sizes()
     left = steps
     worst = 0
-    # A chain at one instant is forbidden on a virtual clock, so there each step is a millisecond.
+    # A virtual clock refuses an endless chain at one instant, so each step takes a millisecond there.
     delay = 0 if run.clock is None else 1
 
     def again(cid: str, event: Event) -> None:
@@ -139,7 +139,7 @@ def test_a_self_rearming_timer_is_one_timer_at_every_step(run: Driver) -> None:
 @guarantee("G13")
 @requires("sizes")
 def test_conversations_that_used_everything_leave_nothing(run: Driver) -> None:
-    """Case 4. Fault: a key, an emptied container or a lock stays behind for every conversation that ever was."""
+    """Case 4. Fault: a key, an empty container or a lock stays for every conversation that ever existed."""
     before = run.sizes()
     count = 10_000
     for number in range(count):
@@ -189,7 +189,7 @@ def test_conversations_that_never_connected_leave_nothing(run: Driver) -> None:
 @guarantee("G13")
 @requires("sizes")
 def test_conversations_that_took_their_batons_leave_nothing(run: Driver) -> None:
-    """Case 4. Fault: an empty container or a lock stays behind for every conversation that ever was."""
+    """Case 4. Fault: an empty container or a lock stays for every conversation that ever existed."""
     before = run.sizes()
     for number in range(10_000):
         run.registry.put_pending_flow(f"c{number}", number)
@@ -215,7 +215,7 @@ def test_conversations_that_left_their_topics_leave_nothing(run: Driver) -> None
 @guarantee("G13")
 @requires("by_reference")
 def test_payloads_of_cancelled_timers_are_released_immediately(run: Driver) -> None:
-    """Case 2. Fault: cancelled timers are marked and stay in the heap until they would have been due."""
+    """Case 2. Fault: cancelled timers are only marked, and stay in the heap until they would have been due."""
     count = 100_000
     watched = []
     payload: Payload | None = None
@@ -234,9 +234,9 @@ def test_payloads_of_cancelled_timers_are_released_immediately(run: Driver) -> N
 @requires("sizes")
 @pytest.mark.parametrize("how", ["cancel_timers", "instance", "handle"])
 def test_cancelled_timers_leave_nothing_in_any_container(run: Driver, how: str) -> None:
-    """Fault: an emptied slot, an index of instances or a tombstone for each cancelled timer stays.
+    """Fault: an empty slot, an index of instances or a tombstone stays for each cancelled timer.
 
-    A few timers of others stay in the same slots, so that no container may be thrown away as a whole.
+    Timers of another conversation stay in the same slots, so that the backend cannot discard a whole container.
     """
     delays = [0.5, 1, 7, 1000, 60_000, HOUR, 10**9, 10**15, 10**30]
     for delay in delays[3:]:
@@ -256,7 +256,7 @@ def test_cancelled_timers_leave_nothing_in_any_container(run: Driver, how: str) 
 
 @guarantee("G13")
 def test_subscribing_a_thousand_times_makes_one_subscription(run: Driver) -> None:
-    """Case 5. Fault: the topic's index and the conversation's index differ in what they add up."""
+    """Case 5. Fault: the topic's index and the conversation's index count a repeated subscription differently."""
     before = run.sizes() if "sizes" in run.registry.capabilities else None
     for number in range(1000):
         run.subscribe("t", ("said", number))
@@ -309,19 +309,19 @@ def test_a_removed_subscription_leaves_neither_container_nor_payload(run: Driver
 @guarantee("G13")
 @requires("sizes")
 def test_repeated_subscribe_unsubscribe_does_not_grow_a_topic(run: Driver) -> None:
-    """Fault: tombstones in the order of a topic that are swept only when the topic empties."""
+    """Fault: the tombstones of a topic are compacted away only when the topic becomes empty."""
     for cid in ("first", "second"):
         run.subscribe("t", cid=cid)
     grown, last = [], ""
     for _ in range(4):
         for number in range(5000):
-            # There is always a newer one behind the one that leaves.
+            # A newer subscriber always stands behind the one that unsubscribes.
             run.subscribe("t", cid=f"c{number}")
             if last:
                 assert run.registry.unsubscribe(cid=last, instance_id="main", topic="t") == 1
             last = f"c{number}"
         grown.append(sum(run.sizes().values()))
-    # What is swept lazily may stay in proportion to what is live, not to what ever was.
+    # Tombstones may stay in proportion to the live subscribers, not to all that ever subscribed.
     assert max(grown) <= grown[0] + 50
     assert grown[0] < 500
     assert set(run.subscribers("t")) == {("first", "main"), ("second", "main"), (last, "main")}
@@ -330,7 +330,7 @@ def test_repeated_subscribe_unsubscribe_does_not_grow_a_topic(run: Driver) -> No
 @guarantee("G13", "G5")
 @requires("by_reference")
 def test_messages_queued_for_ended_conversations_are_released(make_run: MakeRun) -> None:
-    """Case 6. Fault: the queue of a subscriber that has gone stays, with the messages in it."""
+    """Case 6. Fault: the queue of a removed subscriber stays, with its messages."""
     run = make_run(max_pending=None)
     subscribers, messages = 1000, 100
     run.subscribe("warm up", cid="holder")
@@ -356,7 +356,7 @@ def test_messages_queued_for_ended_conversations_are_released(make_run: MakeRun)
     stats = run.stats()
     assert stats.accepted == 1 + subscribers * messages
     assert stats.delivered + stats.cancelled == stats.accepted
-    # One that had begun on another thread may enter its handler late; what stayed queued would be 100,000.
+    # A delivery that had begun on another thread may enter its handler late; messages left queued would be 100,000.
     assert len(begun_late) < messages
     run.recorder.clear()
     gc.collect()
@@ -367,7 +367,7 @@ def test_messages_queued_for_ended_conversations_are_released(make_run: MakeRun)
 @guarantee("G13")
 @requires("by_reference")
 def test_reset_state_keeps_no_payload_alive(run: Driver) -> None:
-    """Fault: the old containers are swapped out and kept by the scheduler, or by a handle."""
+    """Fault: a reset replaces the containers, and the scheduler or a handle keeps the old ones."""
     watched = []
 
     def payload() -> Payload:
@@ -392,14 +392,14 @@ def test_reset_state_keeps_no_payload_alive(run: Driver) -> None:
 @guarantee("G13")
 @requires("by_reference")
 def test_a_failed_delivery_keeps_no_payload_alive(make_run: MakeRun, caplog: pytest.LogCaptureFixture) -> None:
-    """Fault: the exception, and by its traceback the event, stays in a local variable of the loop or in a list."""
+    """Fault: a local variable of the loop, or a list, keeps the exception, whose traceback keeps the event."""
     run = make_run(on_error=lambda cid, event, exception: None)
 
     def fail(cid: str, event: Event) -> None:
         raise LookupError
 
     run.recorder.on("fail", fail)
-    # A log handler of the runner's would keep the exception.
+    # pytest's log handler would keep the exception alive.
     caplog.set_level(logging.CRITICAL + 1, "stube")
     payload = Payload()
     watched = weakref.ref(payload)
@@ -413,9 +413,9 @@ def test_a_failed_delivery_keeps_no_payload_alive(make_run: MakeRun, caplog: pyt
 
 @guarantee("G13")
 def test_an_emptied_index_frees_its_memory(run: Driver) -> None:
-    """Fault: an emptied dict keeps the table of its fullest day, 42 MB after a million keys.
+    """Fault: a dict whose keys are all deleted keeps its table: 42 MB after a million keys.
 
-    Seen with tracemalloc: 10,000 conversations take megabytes, and 64 KiB may be left of them.
+    Measured with tracemalloc: 10,000 conversations take megabytes, of which 64 KiB may remain.
     """
 
     def mount_and_end(count: int) -> int:
@@ -432,7 +432,7 @@ def test_an_emptied_index_frees_its_memory(run: Driver) -> None:
             run.registry.remove_subscriptions_for_cid(name)
         return peak
 
-    mount_and_end(500)  # whatever threads the backend has for them are there
+    mount_and_end(500)  # starts every thread that the backend uses
     gc.collect()
     tracemalloc.start()
     try:
@@ -449,7 +449,7 @@ def test_an_emptied_index_frees_its_memory(run: Driver) -> None:
 @guarantee("G13")
 def test_fifty_thousand_timers_need_no_more_threads_than_one(run: Driver) -> None:
     """Case 7. Fault: a thread for each timer, or for each conversation."""
-    for number in range(100):  # whatever threads the backend has for them are there
+    for number in range(100):  # starts every thread that the backend uses
         run.schedule(HOUR, cid=f"c{number}")
     run.settle()
     before = len(live_threads())

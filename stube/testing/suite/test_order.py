@@ -1,4 +1,4 @@
-"""The order of deliveries: serial, by ready instant, never on the caller's stack, one order a topic (G1 to G4)."""
+"""The order of deliveries: serial, by ready instant, never on the caller's stack, one order per topic (G1 to G4)."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from stube.testing.suite._fixtures import MakeRun, guarantee
 
 
 class _Due:
-    """Between which instants timers are due, by a clock that is read before and after each is scheduled.
+    """The earliest and latest instant at which each timer may be due, from readings before and after scheduling it.
 
-    So that a machine that pauses between two of them makes no test fail: whichever is due first, it may be either.
+    If the two ranges of two timers overlap, because the machine paused, the timers may begin in either order.
     """
 
     def __init__(self, run: Driver) -> None:
@@ -26,17 +26,17 @@ class _Due:
         self._bounds: dict[object, tuple[float, float]] = {}
 
     def schedule(self, delay_ms: float, payload: object, *, instance_id: str = "main") -> None:
-        """Schedule `tick` with a payload that no other has."""
+        """Schedule `tick` with a payload that no other timer has."""
         earliest = self._run.now_ms() + delay_ms
         self._run.schedule(delay_ms, ("tick", payload), instance_id=instance_id)
         self._bounds[payload] = (earliest, self._run.now_ms() + delay_ms)
 
     def first_overtaken(self, begun: Iterable[object]) -> str | None:
-        """The first, in the order in which they began, before which one began that is due later; None for none."""
+        """Describe the first timer that began after a timer that is due later; None if all began in order."""
         latest, who = -math.inf, None
         for payload in begun:
             earliest_ms, latest_ms = self._bounds[payload]
-            if latest_ms < latest - 1e-5:  # what floats leave of an instant
+            if latest_ms < latest - 1e-5:  # allow for the rounding of floats
                 return f"{payload!r} begins behind {who!r}, which is due later"
             if earliest_ms > latest:
                 latest, who = earliest_ms, payload
@@ -46,7 +46,7 @@ class _Due:
 @guarantee("G3", "G11")
 @pytest.mark.parametrize("delay", [0, -1, -0.0, 0.4, -1e300, -(10**400)], ids=lambda delay: f"{str(delay)[:8]}")
 def test_dispatch_never_runs_inside_schedule_event(run: Driver, delay: float) -> None:
-    """Case 19. Fault: what is due at once is delivered on the stack of the one who schedules it."""
+    """Case 19. Fault: a timer that is due immediately is delivered on the stack of its caller."""
     inside = threading.local()
     on_stack: list[bool] = []
     run.recorder.on("tick", lambda cid, event: on_stack.append(getattr(inside, "call", False)))
@@ -76,7 +76,7 @@ def test_a_handler_returns_before_a_timer_it_schedules_begins(run: Driver) -> No
 
 @guarantee("G3", "G1")
 def test_a_message_is_never_delivered_inside_publish(run: Driver) -> None:
-    """Fault: publish calls its subscribers on its own stack, the publishing subscriber itself included."""
+    """Fault: `publish` calls the subscribers on its own stack, or only the publishing subscriber itself."""
     log: list[str] = []
 
     def said(cid: str, event: Event) -> None:
@@ -102,10 +102,10 @@ def test_a_message_is_never_delivered_inside_publish(run: Driver) -> None:
 
 @guarantee("G1")
 def test_at_most_one_delivery_of_a_conversation_runs_at_any_moment(run: Driver) -> None:
-    """Fault: two threads (or a nested call) deliver to one conversation at once. The recorder sees every overlap.
+    """Fault: two threads, or a nested call, deliver to one conversation at the same time. The recorder sees overlaps.
 
-    Each handler stands still for a moment, so that a second one would come in: 200 deliveries, from timers and
-    messages of four threads, to two instances.
+    Each handler waits for a moment, so that a second one would overlap: 180 deliveries, from timers and messages of
+    four threads, to two instances.
     """
     run.recorder.on("said", lambda cid, event: threading.Event().wait(0.0005))
     run.recorder.on("tick", lambda cid, event: threading.Event().wait(0.0005))
@@ -125,7 +125,7 @@ def test_at_most_one_delivery_of_a_conversation_runs_at_any_moment(run: Driver) 
 
 @guarantee("G2")
 def test_timers_begin_in_the_order_of_their_due_instants(run: Driver) -> None:
-    """Fault: the order of acceptance, or of a hash, instead of that of the due instants."""
+    """Fault: timers begin in the order of acceptance or of a hash instead of their due instants."""
     delays = [5, 1, 4, 2, 3, 9, 7, 8, 6]
     due = _Due(run)
     with run.held("c1"):
@@ -148,9 +148,9 @@ def test_timers_of_one_instant_begin_in_the_order_of_scheduling(run: Driver) -> 
 
 @guarantee("G2")
 def test_late_timers_are_sorted_among_timers_that_are_nearly_due(run: Driver) -> None:
-    """Fault: what is scheduled into a stretch of time that is already in order goes before its equals, or last.
+    """Fault: a timer added to a part of the wheel that is already sorted goes before its equals, or last.
 
-    With more timers pending close by, before and after them, and with what has been cancelled between them.
+    Other timers are pending shortly before and after, and cancelled ones between them.
     """
     due = _Due(run)
     for number in range(40):
@@ -173,10 +173,10 @@ def test_late_timers_are_sorted_among_timers_that_are_nearly_due(run: Driver) ->
 @guarantee("G2")
 @requires("own_clock")
 def test_a_coarse_clock_keeps_timers_of_one_instant_in_order(make_run: MakeRun) -> None:
-    """Fault: ties are broken the wrong way round, which a fine clock never shows. This one ticks every 20 ms."""
+    """Fault: of timers with equal instants the later begins first. A coarse clock shows it; this ticks every 20 ms."""
     tick_ns = 20_000_000
     run = make_run(clock=lambda: monotonic_ns() // tick_ns * tick_ns)
-    # Several times over, for how a backend cuts time into pieces must not decide what the test sees.
+    # Repeated, because the result must not depend on where the slots of a backend's wheel begin.
     for attempt in range(5):
         run.schedule(30, "near", cid="c2")
         run.pass_time(1)
@@ -188,8 +188,8 @@ def test_a_coarse_clock_keeps_timers_of_one_instant_in_order(make_run: MakeRun) 
 
 @guarantee("G2", "G5")
 def test_cancelling_some_timers_of_one_instant_keeps_the_rest_in_order(run: Driver) -> None:
-    """Case 10. Fault: dicts are compared at a tie, or cancelling one conversation disturbs the order of the other."""
-    with run.held("c0"):  # so that on a slow machine none of its own is delivered before the cancel
+    """Case 10. Fault: equal instants compare payloads, here dicts; or a cancel reorders another conversation."""
+    with run.held("c0"):  # so that even on a slow machine none of c0's is delivered before the cancel
         for number in range(1000):
             run.schedule(30, ("tick", {"number": number}), cid=f"c{number % 2}")
         assert run.registry.cancel_timers("c0") == 500
@@ -202,7 +202,7 @@ def test_cancelling_some_timers_of_one_instant_keeps_the_rest_in_order(run: Driv
 def test_overdue_timers_behind_a_slow_handler_begin_in_due_order(run: Driver) -> None:
     """Case 16. Fault: overdue timers are delivered in the order of their slots or of their scheduling.
 
-    On a real clock the handler holds for 130 ms, so that all of the timers (1 to 100 ms) are overdue.
+    On a real clock the handler takes 130 ms, so that all of the timers (1 to 100 ms) are overdue.
     """
     numbers = list(range(100))
     random.Random(16).shuffle(numbers)
@@ -220,10 +220,10 @@ def test_overdue_timers_behind_a_slow_handler_begin_in_due_order(run: Driver) ->
 
 @guarantee("G2")
 def test_a_publication_begins_between_an_earlier_and_a_later_timer(run: Driver) -> None:
-    """Case 17. Fault: what is published goes before, or behind, all that is overdue.
+    """Case 17. Fault: a publication begins before, or after, all overdue timers.
 
-    On a real clock: published while the one timer (10 ms) is due and the other (250 ms) is not, and delivered when both
-    are; tried anew when the machine was too slow for that.
+    On a real clock: published when one timer (10 ms) is due and the other (250 ms) is not, and delivered when both are;
+    repeated if the machine was too slow for that.
     """
     run.subscribe(cid="c1")
     if run.clock is not None:
@@ -255,7 +255,7 @@ def test_a_publication_begins_between_an_earlier_and_a_later_timer(run: Driver) 
 
 @guarantee("G2")
 def test_timers_and_messages_of_one_instant_keep_acceptance_order(run: Driver) -> None:
-    """Fault: timers and messages wait in two queues, of which one is emptied before the other."""
+    """Fault: timers and messages wait in two queues, and one queue is emptied before the other."""
     for topic in ("t", "u"):
         run.subscribe(topic, f"said on {topic}")
     wanted = []
@@ -272,7 +272,7 @@ def test_timers_and_messages_of_one_instant_keep_acceptance_order(run: Driver) -
 
 @guarantee("G2")
 def test_instances_of_a_conversation_hear_in_subscription_order(run: Driver) -> None:
-    """Fault: the order of a set or of the names."""
+    """Fault: the instances hear in the order of a set or of their names."""
     order = [f"i{number * 7 % 50}" for number in range(50)]
     for instance_id in order:
         run.subscribe("t", instance_id=instance_id)
@@ -288,7 +288,7 @@ def test_instances_of_a_conversation_hear_in_subscription_order(run: Driver) -> 
 def test_one_publishers_messages_reach_every_subscriber_in_order(run: Driver) -> None:
     """Case 15. Fault: a pool of workers, or a lane per message, in which the second overtakes the slow first.
 
-    Handlers stand still now and then for a moment, a different one each time.
+    From time to time one of the handlers waits for a moment, a different one each time.
     """
     count, cids = 10_000, ["c1", "c2", "c3"]
 
@@ -330,7 +330,7 @@ def test_each_of_many_publishers_is_heard_in_its_own_order(run: Driver) -> None:
 @guarantee("G4")
 @requires("common_topic_order")
 def test_all_subscribers_of_a_topic_hear_one_common_order(run: Driver) -> None:
-    """Fault: the message is put into each conversation's own queue without one order over all."""
+    """Fault: a message is added to the queue of each conversation in turn, without one order for all of them."""
     cids = [f"c{number}" for number in range(5)]
     for cid in cids:
         run.subscribe("t", cid=cid)

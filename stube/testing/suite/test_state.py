@@ -1,4 +1,4 @@
-"""State: each operation at its own cost, whole or not at all, of one instant, within its bound (G14 to G18, G22)."""
+"""State: the cost of operations, snapshots, payloads by reference, resets and the bound (G14 to G18, G22)."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from stube.testing.suite._fixtures import HOUR, MakeRun, guarantee, unchanged
 def test_schedule_and_cancel_cost_the_same_with_many_timers(run: Driver) -> None:
     """Fault: a sorted list with O(n) insertion, or a search through all timers at a cancel.
 
-    A typical one of many calls is compared, with 100,000 timers of others and without; it may be 25 times as much,
-    where something linear is thousands.
+    The cost of a typical call is compared with and without 100,000 other timers. It may grow 25 times; a linear
+    algorithm would be thousands of times as slow.
     """
 
     def typical() -> float:
@@ -52,7 +52,7 @@ def test_schedule_and_cancel_cost_the_same_with_many_timers(run: Driver) -> None
 def test_subscribe_and_unsubscribe_cost_the_same_in_a_large_topic(run: Driver) -> None:
     """Fault: the subscribers of a topic are a tuple that is copied, or a list that is searched.
 
-    Compared with 100,000 other subscribers of the same topic and without; 25 times as much passes, linear does not.
+    Compared with and without 100,000 other subscribers of the same topic. A factor of 25 passes, linear cost fails.
     """
 
     def typical() -> float:
@@ -74,7 +74,7 @@ def test_subscribe_and_unsubscribe_cost_the_same_in_a_large_topic(run: Driver) -
 
 @guarantee("G14")
 def test_unsubscribe_costs_the_same_for_an_instance_with_many_topics(run: Driver) -> None:
-    """Fault: an unsubscribe walks through everything that the instance subscribes to. 25 times as much passes."""
+    """Fault: an unsubscribe walks through all subscriptions of the instance. A factor of 25 passes."""
 
     def typical(cid: str, topics: int) -> float:
         for number in range(topics):
@@ -92,9 +92,9 @@ def test_unsubscribe_costs_the_same_for_an_instance_with_many_topics(run: Driver
 
 @guarantee("G14")
 def test_removing_a_conversation_costs_the_same_in_a_large_registry(run: Driver) -> None:
-    """Fault: every subscriber of the topic, or every topic of the registry, is looked at.
+    """Fault: the removal visits every subscriber of the topic, or every topic of the registry.
 
-    Compared with 100,000 other subscribers and 10,000 other topics and without; 25 times as much passes, linear fails.
+    Compared with and without 100,000 other subscribers and 10,000 other topics. A factor of 25 passes, linear fails.
     """
 
     def typical() -> float:
@@ -117,9 +117,9 @@ def test_removing_a_conversation_costs_the_same_in_a_large_registry(run: Driver)
 
 @guarantee("G14")
 def test_publish_costs_its_caller_the_same_for_many_subscribers(make_run: MakeRun) -> None:
-    """Fault: publish walks through the subscribers, or copies them.
+    """Fault: `publish` iterates over the subscribers, or copies them.
 
-    With dispatch held up, so that only the caller's own cost shows; 25 times as much passes, a copy does not.
+    Deliveries are held up, so that only the cost of the caller is measured. A factor of 25 passes, a copy fails.
     """
     run = make_run(max_pending=None)
 
@@ -144,7 +144,7 @@ def test_publish_costs_its_caller_the_same_for_many_subscribers(make_run: MakeRu
 
 @guarantee("G16")
 def test_a_subscriber_misses_nothing_while_others_come_and_go(run: Driver) -> None:
-    """Fault: the subscribers are iterated while they change: one is skipped, or a RuntimeError is raised."""
+    """Fault: the subscribers change while a thread iterates over them: one is skipped, or a RuntimeError is raised."""
     rounds = 600
     run.subscribe("t", cid="stays")
     done = threading.Event()
@@ -173,7 +173,7 @@ def test_a_subscriber_misses_nothing_while_others_come_and_go(run: Driver) -> No
 
 @guarantee("G16")
 def test_publish_targets_the_subscribers_at_the_call(run: Driver) -> None:
-    """Case 12. Fault: who leaves and comes between publish and delivery changes who gets it, or how many were told."""
+    """Case 12. Fault: a change between publish and delivery changes who gets the message, or the returned count."""
     for cid in ("a", "b", "c"):
         run.subscribe("t", cid=cid)
     with run.held("a", "b", "c", "d"):
@@ -192,7 +192,7 @@ def test_publish_targets_the_subscribers_at_the_call(run: Driver) -> None:
 
 @guarantee("G16", "G21")
 def test_subscriptions_never_raises_while_others_change_it(run: Driver) -> None:
-    """Fault: "dictionary changed size during iteration"; or a topic shows up while it is empty."""
+    """Fault: "dictionary changed size during iteration"; or the result shows an empty topic."""
     done = threading.Event()
     run.subscribe("t", cid="stays")
 
@@ -288,7 +288,7 @@ def test_a_baton_is_passed_by_reference_and_never_touched(run: Driver) -> None:
 @guarantee("G17", "G15")
 @requires("cross_process")
 def test_a_payload_that_cannot_cross_processes_is_refused_at_the_call(run: Driver) -> None:
-    """Case 38. Fault: it fails later, in a thread or at the subscriber, or the error does not say where it is."""
+    """Case 38. Fault: it fails later, in a thread or at the subscriber, or the error does not name the wrong part."""
     run.subscribe("t")
     message = {"items": [1, {"culprit": threading.Lock()}]}
     for call in (
@@ -302,7 +302,7 @@ def test_a_payload_that_cannot_cross_processes_is_refused_at_the_call(run: Drive
 
 @guarantee("G18", "G7")
 def test_resets_racing_with_other_operations_keep_the_ledger(run: Driver) -> None:
-    """Fault: a reset takes a snapshot to drop, and what comes before it is dropped is dropped uncounted."""
+    """Fault: a reset counts what it will drop, and drops later arrivals without counting them."""
     done = threading.Event()
 
     def work(thread: int) -> None:
@@ -331,11 +331,11 @@ def test_resets_racing_with_other_operations_keep_the_ledger(run: Driver) -> Non
 
 @guarantee("G16")
 def test_a_message_racing_with_a_hand_over_reaches_a_subscriber(run: Driver) -> None:
-    """Fault: who holds the topic is asked part by part: of the one who comes and of the one who then goes neither is
-    seen, though at every instant one was there.
+    """Fault: `publish` reads the shards of a topic one after the other: it misses both the new and the old subscriber,
+    although at every instant one of them was subscribed.
 
-    At each line of the publication another thread subscribes a newcomer and then removes the old subscriber; where it
-    has to wait for a lock, it goes on after the publication.
+    At each line of the publication another thread subscribes a new conversation and then removes the old one. If it has
+    to wait for a lock, it continues after the publication.
     """
 
     def hand_over(old: str, new: str) -> None:
@@ -346,7 +346,7 @@ def test_a_message_racing_with_a_hand_over_reaches_a_subscriber(run: Driver) -> 
         other.start()
         join_or_standstill(other)
 
-    at, again = 0, 4  # four times, with other names: a backend may keep some conversations together
+    at, again = 0, 4  # four times, with other names: two conversations may be on the same shard
     while again:
         old, new = f"old {again} {at}", f"new {again} {at}"
         run.subscribe("t", cid=old)
@@ -357,7 +357,7 @@ def test_a_message_racing_with_a_hand_over_reaches_a_subscriber(run: Driver) -> 
         if injector.fired:
             other.join(PATIENCE)
             assert not other.is_alive(), injector.fired
-            assert targeted >= 1, f"neither of them was there at {injector.fired}"
+            assert targeted >= 1, f"neither subscriber was found at {injector.fired}"
             at += 1
         else:
             at, again = 0, again - 1
@@ -369,8 +369,8 @@ def test_a_message_racing_with_a_hand_over_reaches_a_subscriber(run: Driver) -> 
 @guarantee("G18", "G24")
 @pytest.mark.parametrize("end", ["reset_state", "close"])
 def test_all_of_many_conversations_are_shown_and_forgotten(run: Driver, end: str) -> None:
-    """Fault: one part of the registry is left out where all are counted, shown, reset or closed. 300 conversations
-    leave no part empty."""
+    """Fault: a shard is left out when all are counted, shown, reset or closed. With 300 conversations no shard is
+    empty."""
     cids = sorted(f"c{number}" for number in range(300))
     for cid in cids:
         run.registry.put_pending_flow(cid, "flow")
@@ -391,8 +391,8 @@ def test_all_of_many_conversations_are_shown_and_forgotten(run: Driver, end: str
 
 @guarantee("G22")
 def test_one_conversation_may_use_all_of_max_pending(make_run: MakeRun) -> None:
-    """Fault: the bound is kept part by part: a conversation is refused while others leave their part unused, or every
-    part has the whole bound for itself."""
+    """Fault: each shard has its own bound: a conversation is refused while other shards have room, or every shard may
+    use the whole bound."""
     run = make_run(max_pending=30)
 
     def fits(cid: str) -> bool:
@@ -413,7 +413,7 @@ def test_one_conversation_may_use_all_of_max_pending(make_run: MakeRun) -> None:
 
 @guarantee("G22", "G15")
 def test_an_operation_beyond_max_pending_is_refused_as_a_whole(make_run: MakeRun) -> None:
-    """Fault: a part of the targets gets the message before the bound is met, or timers and messages count apart."""
+    """Fault: some targets get the message before the bound is reached, or timers and messages count separately."""
     run = make_run(max_pending=5)
     for cid in ("c1", "c2"):
         run.subscribe("t", cid=cid)
@@ -436,7 +436,7 @@ def test_an_operation_beyond_max_pending_is_refused_as_a_whole(make_run: MakeRun
 
 @guarantee("G22")
 def test_a_queued_message_counts_for_max_pending_until_it_begins(make_run: MakeRun) -> None:
-    """Fault: only timers are counted, or what has begun still is."""
+    """Fault: only timers are counted, or a delivery that has begun still counts."""
     run = make_run(max_pending=4)
     run.subscribe("t", cid="c1")
     with run.held("c1"):

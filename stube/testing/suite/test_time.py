@@ -34,16 +34,16 @@ def test_no_timer_begins_early_and_none_is_lost(run: Driver) -> None:
     assert first_difference(sorted(run.recorder.payloads), range(400)) is None
     for seen in run.recorder.seen:
         late = seen.at_ms - wanted[seen.event.payload]
-        assert late >= -1e-6  # a nanosecond: what a float leaves of an instant
+        assert late >= -1e-6  # a nanosecond, for the rounding of floats
         if run.clock is not None:
             assert late <= 1.001e-6  # due instants round up to whole nanoseconds
 
 
 @guarantee("G9")
 def test_fractions_of_a_millisecond_count(run: Driver) -> None:
-    """Fault: delays are cut to whole milliseconds, so 0.9 is 0; or 1.5 and 1.25 are due at once.
+    """Fault: delays are cut to whole milliseconds, so 0.9 is 0; or 1.5 and 1.25 are due at the same instant.
 
-    A real clock: in one of ten rounds the five calls take less than a quarter of a millisecond each.
+    On a real clock ten rounds are allowed, because each of the five calls must take less than 0.25 ms.
     """
     wanted = [0.0, 0.9, 1.25, 1.5, 1.75]
     for _ in range(10):
@@ -61,7 +61,8 @@ def test_fractions_of_a_millisecond_count(run: Driver) -> None:
 def test_a_new_earliest_timer_wakes_the_scheduler(run: Driver) -> None:
     """Case 9. Fault: the scheduler sleeps until the timer that was the earliest when it fell asleep.
 
-    A real clock: 20 ms are over within 100 ms in the best of ten rounds; a scheduler that is not woken takes 60 s.
+    On a real clock a timer of 20 ms must begin within 100 ms in the best of ten rounds. A scheduler that is not woken
+    takes 60 s.
     """
     run.schedule(60_000, "late", cid="c2")
     run.settle()
@@ -83,9 +84,9 @@ def test_a_new_earliest_timer_wakes_the_scheduler(run: Driver) -> None:
 
 @guarantee("G10")
 def test_a_schedule_just_before_the_scheduler_sleeps_is_not_lost(run: Driver) -> None:
-    """Case 9. Fault: look for work, let go of the lock, then sleep: what came between is found at the next wake-up.
+    """Case 9. Fault: the scheduler looks for work, releases the lock and sleeps: it overlooks a timer added in between.
 
-    Each round begins in the instant in which the scheduler, having delivered, is about to sleep again.
+    Each round begins at the moment when the scheduler has delivered and is about to sleep again.
     """
     for number in range(2000):
         run.schedule(0, cid=f"c{number % 3}")
@@ -101,7 +102,7 @@ def test_a_schedule_just_before_the_scheduler_sleeps_is_not_lost(run: Driver) ->
 def test_join_and_close_do_not_wait_for_a_cancelled_timer(run: Driver) -> None:
     """Case 9. Fault: `join` or `close` waits for the instant of a timer that has been cancelled.
 
-    Real time: both return at once; the bound of 5 s stands for "not an hour".
+    Real time: both return immediately. The bound of 5 s only excludes waiting for the hour of the timer.
     """
     handle = run.schedule(HOUR)
     assert handle.cancel()
@@ -111,7 +112,7 @@ def test_join_and_close_do_not_wait_for_a_cancelled_timer(run: Driver) -> None:
 
 @guarantee("G10")
 def test_an_idle_registry_uses_no_cpu(run: Driver) -> None:
-    """Fault: the scheduler polls. Real time: in 0.4 s it may use less than 80 ms, in the best of five rounds."""
+    """Fault: the scheduler polls. Real time: in 0.4 s it must use less than 80 ms, in the best of five rounds."""
     run.schedule(HOUR)
     run.subscribe()
     run.settle()
@@ -127,7 +128,7 @@ def test_an_idle_registry_uses_no_cpu(run: Driver) -> None:
 
 @guarantee("G11")
 def test_a_delay_that_is_not_finite_is_a_value_error(run: Driver) -> None:
-    """Case 19. Fault: NaN or infinity reaches the order of the timers and breaks it for all."""
+    """Case 19. Fault: NaN or infinity enters the order of the timers and breaks it for all of them."""
     for delay in (math.nan, math.inf, -math.inf):
         with refused(delay, ValueError, "delay_ms", registry=run.registry):
             run.schedule(delay)
@@ -144,7 +145,7 @@ def test_a_delay_of_another_type_is_a_type_error(run: Driver) -> None:
 
 @guarantee("G11")
 def test_enormous_delays_are_kept_and_disturb_no_other_timer(run: Driver) -> None:
-    """Case 18. Fault: a delay past what a C long, a float or a wait() holds raises, fires now, or kills the loop."""
+    """Case 18. Fault: a delay too large for a C long, a float or a `wait()` raises, fires now, or ends the loop."""
     for delay in (2**31, 2**32, 2**53, 10**18, 10**30, 10**400, 1.7e308, 2**63 / 10**6, 2**64):
         run.schedule(delay, "never")
     run.schedule(10, "soon")
@@ -165,7 +166,7 @@ def test_replacing_functions_of_the_time_module_changes_nothing(
 ) -> None:
     """Case 20. Fault: the wall clock is used (it jumps a day here), or `time.monotonic` is looked up at each call.
 
-    Where an event loop is the scheduler, its clock is outside the promise, and asyncio's is `time.monotonic`.
+    The guarantee does not cover the clock of an event loop that is the scheduler; asyncio's is `time.monotonic`.
     """
     early = make_run()
     early.schedule(1)
@@ -193,7 +194,7 @@ def test_replacing_functions_of_the_time_module_changes_nothing(
 def test_the_time_module_may_be_patched_before_the_backend_import(
     stube_backend: Any, stube_options: Mapping[str, Any]
 ) -> None:
-    """Fault: the backend takes its clock out of the time module at its own import, after `import stube`."""
+    """Fault: the backend reads its clock from the time module at its own import, after `import stube`."""
     of_loops = ["monotonic"] if loop_is_needed(stube_backend, stube_options) else []
     printed = run_script(
         stube_backend,
@@ -217,7 +218,7 @@ run.registry.close()
 @guarantee("G12", "G9")
 @requires("own_clock")
 def test_a_custom_clock_may_be_passed_in(make_run: MakeRun) -> None:
-    """Fault: the option is taken and not used, or instants are assumed to be near those of `time.monotonic_ns`."""
+    """Fault: the option is accepted and not used, or instants are assumed to be near those of `time.monotonic_ns`."""
     calls = 0
 
     def clock() -> int:

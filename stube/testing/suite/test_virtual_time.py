@@ -1,4 +1,4 @@
-"""A clock that only its caller moves; capability `virtual_time`."""
+"""A clock that moves only when the caller moves it: the capability `virtual_time`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from stube.testing.suite._fixtures import HOUR, MakeRun, Payload, guarantee, ref
 
 
 def clock_of(run: Driver) -> VirtualBackend:
-    """The virtual registry of a driver."""
+    """Return the driver's registry as a virtual backend."""
     assert run.clock is not None
     return run.clock
 
@@ -68,7 +68,7 @@ def test_a_timer_scheduled_and_due_in_a_step_begins_in_that_step(run: Driver) ->
 @guarantee("G3")
 @requires("virtual_time")
 def test_nothing_happens_until_the_clock_is_moved(run: Driver) -> None:
-    """Fault: a thread, or the wall clock, delivers behind the test's back."""
+    """Fault: a thread, or the wall clock, delivers without a move of the clock."""
     run.subscribe("t")
     run.schedule(0)
     run.registry.publish("t", 1)
@@ -104,7 +104,7 @@ def test_two_runs_of_one_program_are_the_same(make_run: MakeRun) -> None:
 @guarantee("G13")
 @requires("virtual_time")
 def test_the_trace_names_the_cause_and_keeps_no_payload(run: Driver) -> None:
-    """Fault: the trace holds events, or grows for ever."""
+    """Fault: the trace keeps payloads alive, or grows without bound."""
     clock = clock_of(run)
     run.subscribe("news", "said", cid="c2", instance_id="i2")
     payload = Payload()
@@ -134,7 +134,7 @@ def test_the_trace_names_the_cause_and_keeps_no_payload(run: Driver) -> None:
 @guarantee("G15")
 @requires("virtual_time")
 def test_the_clock_does_not_go_back(run: Driver) -> None:
-    """Fault: the step is added before it is looked at, or what is ready is delivered before the error."""
+    """Fault: the step is added before it is checked, or ready deliveries begin before the error."""
     clock = clock_of(run)
     clock.advance(10)
     run.schedule(0)
@@ -151,7 +151,7 @@ def test_the_clock_does_not_go_back(run: Driver) -> None:
 @guarantee("G20")
 @requires("virtual_time")
 def test_the_clock_cannot_be_moved_from_inside_a_delivery(run: Driver) -> None:
-    """Fault: a nested advance delivers in the midst of a delivery, and time goes back when it returns."""
+    """Fault: an `advance` inside a delivery delivers other events, and time goes back when it returns."""
     clock = clock_of(run)
     errors: list[BaseException] = []
 
@@ -175,7 +175,7 @@ def test_the_clock_cannot_be_moved_from_inside_a_delivery(run: Driver) -> None:
 @guarantee("G1")
 @requires("virtual_time")
 def test_the_clock_cannot_be_moved_by_two_threads(run: Driver) -> None:
-    """Fault: two threads deliver at once."""
+    """Fault: two threads deliver at the same time."""
     clock = clock_of(run)
     errors: list[BaseException] = []
 
@@ -196,7 +196,7 @@ def test_the_clock_cannot_be_moved_by_two_threads(run: Driver) -> None:
 @guarantee("G9")
 @requires("virtual_time")
 def test_an_endless_chain_of_timers_at_one_instant_is_reported(run: Driver) -> None:
-    """Case 21. Fault: `advance` never returns. What is pending stays pending, and the registry goes on after it."""
+    """Case 21. Fault: `advance` never returns. Pending timers must stay pending, and the registry must stay usable."""
     clock = clock_of(run)
     run.recorder.on("culprit", lambda cid, event: run.schedule(0, "culprit", cid="guilty"))
     run.schedule(5, "culprit", cid="guilty")
@@ -215,7 +215,7 @@ def test_an_endless_chain_of_timers_at_one_instant_is_reported(run: Driver) -> N
 @guarantee("G9")
 @requires("virtual_time")
 def test_an_endless_publication_is_reported_and_a_wide_one_is_not(run: Driver) -> None:
-    """Case 21. Fault: only timers are watched; or the deliveries of an instant are counted instead of the chain."""
+    """Case 21. Fault: only timers are counted; or all deliveries of an instant are counted instead of the chain."""
     clock = clock_of(run)
     for number in range(30_000):
         run.subscribe("wide", "wide", cid=f"c{number}")
@@ -235,7 +235,7 @@ def test_an_endless_publication_is_reported_and_a_wide_one_is_not(run: Driver) -
 @guarantee("G19")
 @requires("virtual_time")
 def test_a_failing_handler_does_not_stop_a_step(run: Driver) -> None:
-    """Case 21. Fault: the exception leaves `advance`, the clock stands in between, the rest of the batch is lost."""
+    """Case 21. Fault: the exception leaves `advance`: the clock stops half-way, and the rest of the batch is lost."""
     clock = clock_of(run)
 
     def fail(cid: str, event: Event) -> None:
@@ -255,7 +255,7 @@ def test_a_failing_handler_does_not_stop_a_step(run: Driver) -> None:
 @requires("virtual_time")
 @pytest.mark.parametrize("move", ["advance", "settle", "join", "run_until_idle"])
 def test_ctrl_c_in_a_handler_reaches_the_caller_and_loses_nothing(run: Driver, move: str) -> None:
-    """Case 23b. Fault: KeyboardInterrupt is swallowed as a failure of the handler, or tears the registry on its way."""
+    """Case 23b. Fault: KeyboardInterrupt is only counted as a failure, or leaves the registry inconsistent."""
     clock = clock_of(run)
     interrupts = 1
 
@@ -287,7 +287,7 @@ def test_ctrl_c_in_a_handler_reaches_the_caller_and_loses_nothing(run: Driver, m
 @guarantee("G9")
 @requires("virtual_time")
 def test_run_until_idle_goes_to_the_last_timer_and_counts(run: Driver) -> None:
-    """Fault: it stops at the first gap, counts the timers instead of the deliveries, or overruns its limit."""
+    """Fault: it stops at the first pause, counts timers instead of deliveries, or exceeds its limit."""
     clock = clock_of(run)
     assert clock.run_until_idle() == 0
     run.recorder.on("first", lambda cid, event: run.schedule(HOUR, "second"))
@@ -310,7 +310,7 @@ def test_run_until_idle_goes_to_the_last_timer_and_counts(run: Driver) -> None:
 @guarantee("G11")
 @requires("virtual_time")
 def test_next_due_is_the_instant_of_the_next_delivery(run: Driver) -> None:
-    """Fault: it is relative, or that of a cancelled timer, or overlooks what is queued."""
+    """Fault: the instant is relative, belongs to a cancelled timer, or overlooks queued messages."""
     clock = clock_of(run)
     clock.advance(100)
     assert clock.next_due_ms() is None
@@ -356,7 +356,7 @@ def test_the_clock_may_start_anywhere(make_registry: MakeRegistry) -> None:
 @guarantee("G2", "G10")
 @requires("virtual_time")
 def test_another_thread_may_add_while_the_clock_moves(run: Driver) -> None:
-    """Fault: what another thread schedules or publishes during a step is overlooked until the next one."""
+    """Fault: a step overlooks a timer that another thread schedules during it."""
     with run.held("c1", advance_ms=50):
         helper = threading.Thread(target=lambda: (run.schedule(10, "inside"), run.schedule(100, "outside")))
         helper.start()
@@ -369,7 +369,7 @@ def test_another_thread_may_add_while_the_clock_moves(run: Driver) -> None:
 @guarantee("G9", "G10")
 @requires("virtual_time")
 def test_a_step_never_skips_a_timer_that_another_thread_adds(make_run: MakeRun) -> None:
-    """Fault: the clock goes by what its last look found, and passes over what has been added between look and move."""
+    """Fault: the step reads the next due instant, and moves the clock past a timer that was added after that."""
     for at in range(10_000):
         run = make_run()
         clock = clock_of(run)
@@ -378,7 +378,7 @@ def test_a_step_never_skips_a_timer_that_another_thread_adds(make_run: MakeRun) 
 
         def come_in(adder: threading.Thread = adder) -> None:
             adder.start()
-            join_or_standstill(adder)  # or it waits for a lock that this thread holds, and adds a little later
+            join_or_standstill(adder)  # if it has to wait for a lock that this thread holds, it adds a little later
 
         injector = Injector(at, come_in)
         with tracing(injector):
@@ -388,7 +388,7 @@ def test_a_step_never_skips_a_timer_that_another_thread_adds(make_run: MakeRun) 
         adder.join(PATIENCE)
         due_ms = clock.next_due_ms()
         assert due_ms is not None
-        assert due_ms >= clock.now_ms, f"{injector.fired}: passed over, due at {due_ms} ms"
-        clock.advance(1)  # it may have come after the last look
+        assert due_ms >= clock.now_ms, f"{injector.fired}: skipped a timer that is due at {due_ms} ms"
+        clock.advance(1)  # the timer may have been added after the step's last look
         assert run.recorder.names == ["added"], injector.fired
-    pytest.fail("the step has no end")
+    pytest.fail("the step executes more than 10,000 lines")
