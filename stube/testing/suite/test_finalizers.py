@@ -1,6 +1,6 @@
-"""Finalizers that call the registry, and that no user code runs under a lock of it (G20).
+"""Finalizers may call the registry, and no user code runs under one of its locks (G20).
 
-Everything here runs in the main thread under a watchdog: a deadlock is a failure, not a hang.
+Everything here runs in the main thread under a watchdog, so that a deadlock is a failure and not a hang.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def _unsubscribe(run: Driver, payload: MakePayload) -> None:
     run.registry.unsubscribe(cid="victim", instance_id="main")
 
 
-def _leave(run: Driver, payload: MakePayload) -> None:
+def _remove_subscriptions(run: Driver, payload: MakePayload) -> None:
     for topic in ("t", "u"):
         run.subscribe(topic, ("said", payload()), cid="victim")
     run.registry.remove_subscriptions_for_cid("victim")
@@ -79,7 +79,7 @@ def _reset(run: Driver, payload: MakePayload) -> None:
     run.registry.reset_state()
 
 
-def _tell_nobody(run: Driver, payload: MakePayload) -> None:
+def _publish_without_subscribers(run: Driver, payload: MakePayload) -> None:
     run.registry.publish("nobody", payload())
 
 
@@ -108,13 +108,13 @@ RELEASES: list[Callable[[Driver, MakePayload], None]] = [
     _cancel_a_handle,
     _replace_a_spec,
     _unsubscribe,
-    _leave,
+    _remove_subscriptions,
     _reset,
-    _tell_nobody,
+    _publish_without_subscribers,
     _deliver,
     _cancel_what_is_queued,
 ]
-"""Every way in which the registry lets a payload go."""
+"""Every way in which the registry releases a payload."""
 
 
 @guarantee("G20")
@@ -124,7 +124,7 @@ RELEASES: list[Callable[[Driver, MakePayload], None]] = [
 def test_a_destructor_may_call_every_operation(
     run: Driver, release: Callable[[Driver, MakePayload], None], how: str
 ) -> None:
-    """Case 14c. Fault: a payload is let go under a lock, or in the midst of a change of the container that held it."""
+    """Case 14c. Fault: a payload is released under a lock, or while the container that held it is being changed."""
     failures: list[BaseException] = []
     called = 0
 
@@ -153,7 +153,7 @@ def test_a_destructor_may_call_every_operation(
                     return carrier
 
                 before = called
-                # The last round's destructor may have put another one in.
+                # The last round's destructor may have installed another dispatch.
                 run.registry.install_dispatch(run.recorder)
                 run.registry.put_pending_flow("other", 1)
                 run.schedule(HOUR, cid="other")
@@ -181,7 +181,7 @@ class _Carrier:
 @requires("by_reference")
 @pytest.mark.parametrize("release", RELEASES, ids=lambda release: release.__name__.lstrip("_"))
 def test_no_destructor_runs_under_a_lock(run: Driver, release: Callable[[Driver, MakePayload], None]) -> None:
-    """Fault: a payload is dropped inside the lock: a destructor that waits for another thread waits for ever."""
+    """Fault: a payload is released under the lock: a destructor that waits for another thread deadlocks."""
     results: list[bool] = []
     let_go = threading.Event()
 
@@ -193,13 +193,13 @@ def test_no_destructor_runs_under_a_lock(run: Driver, release: Callable[[Driver,
         release(run, lambda: Finalized(action))
         run.settle()
         gc.collect()
-        assert let_go.wait(PATIENCE), "the payload was never let go"
+        assert let_go.wait(PATIENCE), "the payload was never released"
     assert all(results), "another thread did not get through while the destructor ran"
 
 
 @guarantee("G20", "G19")
 def test_dispatch_on_error_and_logging_never_run_under_a_lock(make_run: MakeRun) -> None:
-    """Fault: one of them is called inside the lock, so that a handler that waits for another thread waits for ever."""
+    """Fault: one of them is called under the lock: a handler that waits for another thread deadlocks."""
     results: list[bool] = []
 
     def through() -> None:
@@ -232,7 +232,7 @@ def test_dispatch_on_error_and_logging_never_run_under_a_lock(make_run: MakeRun)
 @guarantee("G20", "G12")
 @requires("own_clock")
 def test_a_custom_clock_is_never_read_under_a_lock(make_run: MakeRun) -> None:
-    """Fault: `clock` is user code; called under a lock, one that asks the registry itself waits for ever."""
+    """Fault: `clock` is user code. If it is called under a lock, a clock that calls the registry deadlocks."""
     asked: list[Driver] = []
     results: list[bool] = []
     nested = threading.local()
@@ -240,7 +240,7 @@ def test_a_custom_clock_is_never_read_under_a_lock(make_run: MakeRun) -> None:
     def clock() -> int:
         if asked and not getattr(nested, "yes", False):
             nested.yes = True
-            # Another thread must get through while this one stands inside the clock.
+            # Another thread must get through while this one is inside the clock.
             results.append(passes_through(asked[0].registry.stats))
             nested.yes = False
         return time.monotonic_ns()

@@ -67,7 +67,7 @@ registry.close()
 def test_a_forked_child_has_an_empty_usable_registry(
     registry: Backend, stube_backend: Any, stube_options: Mapping[str, Any]
 ) -> None:
-    """Fault: the child believes that its scheduler's thread lives, its lock is held for ever, or timers fire twice."""
+    """Fault: the child takes its delivery thread for alive, its lock stays held, or timers fire twice."""
     printed = run_script(stube_backend, stube_options, _FORK)
     stats = Stats(accepted=2, delivered=2, subscriptions=1)
     assert printed == f"whole\n['of the parent']\n{stats}\n"
@@ -120,7 +120,7 @@ with run.held("c1"):
 run.pass_time(20)
 os.close(writing)
 import select
-# The child has said what it had to say when its pipe ends, or when nothing more comes for half a second.
+# The child has finished when its pipe ends, or when it has written nothing for half a second.
 print(read_all(reading, 0.5) if select.select([reading], [], [], PATIENCE)[0] else "nothing")
 os.kill(children[0], signal.SIGKILL)
 os.waitpid(children[0], 0)
@@ -188,9 +188,9 @@ registry.close()
 def test_a_child_forked_in_a_handler_delivers_no_event_of_its_parent(
     registry: Backend, stube_backend: Any, stube_options: Mapping[str, Any], cause: str
 ) -> None:
-    """Case 27b. Fault: the forked copy of the delivering loop goes on with its batch, so every message comes twice.
+    """Case 27b. Fault: the forked copy of the delivery loop continues its batch, so every message is delivered twice.
 
-    Forked by the handler of a timer, and by the first of three subscribers that get one message.
+    The handler of a timer forks, or the first of three subscribers that get one message.
     """
     virtual = "virtual_time" in registry.capabilities
     script = f"CAUSE = {cause!r}\n" + (_FORK_INSIDE_VIRTUAL if virtual else _FORK_INSIDE)
@@ -206,7 +206,7 @@ def test_a_child_forked_in_a_handler_delivers_no_event_of_its_parent(
 def test_registries_made_before_a_server_forks_work_in_its_workers(
     registry: Backend, stube_backend: Any, stube_options: Mapping[str, Any]
 ) -> None:
-    """Fault: only a registry that was used before the fork is made usable in the child, or only one child is."""
+    """Fault: only a registry that was used before the fork works in the child, or only the first child works."""
     printed = run_script(
         stube_backend,
         stube_options,
@@ -256,7 +256,7 @@ for run in (unused, used):
 def test_a_fork_under_load_leaves_no_lock_held_in_the_child(
     registry: Backend, stube_backend: Any, stube_options: Mapping[str, Any]
 ) -> None:
-    """Fault: the fork copies a lock that another thread holds, and the child waits for that thread for ever."""
+    """Fault: the fork copies a lock that another thread holds, and the child waits endlessly for that thread."""
     printed = run_script(
         stube_backend,
         stube_options,

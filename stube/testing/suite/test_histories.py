@@ -1,7 +1,7 @@
-"""Many threads at random, everything recorded, and a checker that decides whether the history keeps the guarantees.
+"""Random operations of many threads, recorded as a history, which a checker compares with the guarantees.
 
-A failure prints the seed and the story of what went wrong. The seed brings the same operations back, not the same
-scheduling.
+A failure prints the seed and the events that break a guarantee. The same seed repeats the same operations, but not the
+same scheduling of the threads.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from stube.testing.suite._fixtures import guarantee
 
 
 def _check_histories(make_registry: MakeRegistry, effort: Effort, mostly: str | None, first_seed: int) -> None:
-    """Check as many histories as the effort says. Each takes 50 to 100 ms; most faults show in the first three."""
+    """Check as many histories as the effort sets. Each takes 50 to 100 ms; most faults show in the first three."""
     clock = clock_option(make_registry().capabilities)
     for seed in range(first_seed, first_seed + effort.histories):
         registry = make_registry(**clock)
@@ -26,7 +26,7 @@ def _check_histories(make_registry: MakeRegistry, effort: Effort, mostly: str | 
             history, failed = exc.history, f"{exc}\n"
         verdict = check_history(history, **promised(registry.capabilities))
         found = f"{failed}{verdict}" if failed or verdict.violations else ""
-        assert not found, f"the history of seed {seed} does not hold\n{found}"
+        assert not found, f"the history of seed {seed} breaks a guarantee\n{found}"
         registry.close()
 
 
@@ -34,20 +34,19 @@ def _check_histories(make_registry: MakeRegistry, effort: Effort, mostly: str | 
 def test_random_operations_of_many_threads_keep_every_guarantee(
     make_registry: MakeRegistry, stube_effort: Effort
 ) -> None:
-    """Fault: any that needs two threads at once: a lock that is missing, a look and an act that are two steps."""
+    """Fault: anything that two concurrent threads show: a missing lock, or a check and an act in two steps."""
     _check_histories(make_registry, stube_effort, None, 0)
 
 
 @guarantee("G8", "G7")
 def test_batons_in_random_histories_have_one_taker(make_registry: MakeRegistry, stube_effort: Effort) -> None:
-    """Fault: a baton is looked up and then removed, so that two take it; a reset or a second put leaves one behind."""
+    """Fault: a baton is read and removed in two steps, so that two take it; a reset or a second put leaves one."""
     _check_histories(make_registry, stube_effort, "batons", 1_000)
 
 
 @guarantee("G1", "G2", "G5", "G7", "G18")
 def test_timers_in_random_histories_have_one_fate(make_registry: MakeRegistry, stube_effort: Effort) -> None:
-    """Fault: a timer is counted by two cancels, or counted and delivered, or lost between them; one begins out of
-    order."""
+    """Fault: two cancels count a timer, or it is cancelled and delivered, or it is lost; timers begin out of order."""
     _check_histories(make_registry, stube_effort, "timers", 2_000)
 
 
@@ -55,6 +54,6 @@ def test_timers_in_random_histories_have_one_fate(make_registry: MakeRegistry, s
 def test_messages_in_random_histories_reach_the_right_subscribers(
     make_registry: MakeRegistry, stube_effort: Effort
 ) -> None:
-    """Fault: the targets are looked up at the delivery; a removal overlooks what is queued; two publishers change
-    places."""
+    """Fault: the targets are read at the delivery; a removal overlooks queued messages; messages of two publishers
+    change places."""
     _check_histories(make_registry, stube_effort, "topics", 3_000)

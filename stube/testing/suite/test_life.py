@@ -1,4 +1,4 @@
-"""A registry's life: lazy to start, quick to close, dropped, left open at exit (G23, G24)."""
+"""A registry's life: started lazily, closed promptly, collected when unreferenced, left open at exit (G23, G24)."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from stube.testing.suite._fixtures import HOUR, OPERATIONS, MakeRun, guarantee, 
 
 @guarantee("G23")
 def test_importing_and_creating_start_nothing(stube_backend: Any, stube_options: Mapping[str, Any]) -> None:
-    """Fault: a thread, a loop or a connection is made by an import or by the constructor."""
+    """Fault: an import or the constructor starts a thread or a loop, or opens a connection."""
     printed = run_script(
         stube_backend,
         stube_options,
@@ -105,7 +105,7 @@ def test_an_operation_that_cannot_start_a_thread_changes_nothing(
 
 @guarantee("G24")
 def test_close_drops_what_has_not_begun_and_is_idempotent(run: Driver) -> None:
-    """Fault: it waits for the timers, delivers the rest, forgets to count it as dropped, or fails the second time."""
+    """Fault: `close` waits for the timers, delivers the rest, does not count it as dropped, or fails when repeated."""
     run.registry.put_pending_flow("c1", "flow")
     run.subscribe("t")
     for _ in range(3):
@@ -124,7 +124,7 @@ def test_close_drops_what_has_not_begun_and_is_idempotent(run: Driver) -> None:
 
 @guarantee("G24")
 def test_a_closed_registry_refuses_adding_and_allows_removing(run: Driver) -> None:
-    """Fault: clean-up code fails after the close, or something is accepted that will never be delivered."""
+    """Fault: clean-up code fails after the close, or an event is accepted that will never be delivered."""
     handle = run.schedule(HOUR)
     run.registry.put_pending_flow("c1", "flow")
     run.subscribe("t")
@@ -176,11 +176,11 @@ def test_a_registry_that_was_never_used_can_be_closed(make_registry: MakeRegistr
 
 
 @guarantee("G24", "G6")
-@requires("own_clock")  # real time: on a virtual clock the delivering thread is the caller's own, which nobody stops
+@requires("own_clock")  # real time: on a virtual clock the caller itself delivers, and `close` cannot stop it
 def test_close_waits_for_a_running_delivery_within_its_timeout(run: Driver) -> None:
-    """Fault: the timeout is not kept, True is returned while a handler runs, or what waits behind it is delivered.
+    """Fault: `close` exceeds its timeout, returns True while a handler runs, or delivers what is queued behind it.
 
-    Real time: 0.2 s are asked for and 5 s are allowed, which stands for "not for ever".
+    Real time: the timeout is 0.2 s, and 5 s are allowed, because only an endless wait shall fail.
     """
     run.subscribe("t")
     with run.held("c1"):
@@ -200,7 +200,7 @@ def test_close_waits_for_a_running_delivery_within_its_timeout(run: Driver) -> N
 
 @guarantee("G24", "G20")
 def test_close_inside_a_delivery_does_not_wait_for_itself(run: Driver) -> None:
-    """Case 27. Fault: the handler waits until it has ended."""
+    """Case 27. Fault: the handler that closes the registry waits for its own end."""
     log: list[str] = []
 
     def close(cid: str, event: Event) -> None:
@@ -227,7 +227,7 @@ def test_close_inside_a_delivery_does_not_wait_for_itself(run: Driver) -> None:
 
 @guarantee("G24", "G7")
 def test_a_schedule_racing_with_close_is_counted_or_raises(make_run: MakeRun) -> None:
-    """Case 27. Fault: it is accepted by a registry that has already thrown its timers away."""
+    """Case 27. Fault: a registry that has already dropped its timers accepts another one."""
     for round_number in range(20):
         run = make_run()
         accepted = [0, 0, 0]
@@ -262,10 +262,10 @@ def test_a_schedule_racing_with_close_is_counted_or_raises(make_run: MakeRun) ->
 @guarantee("G24", "G7", "G15")
 @pytest.mark.parametrize("operation", ["schedule_event", "publish", "subscribe", "put_pending_flow"])
 def test_a_close_at_any_line_of_an_adding_operation_is_atomic(make_run: MakeRun, operation: str) -> None:
-    """Case 27. Fault: whether the registry is open is asked once, before the lock, so something is added after the end.
+    """Case 27. Fault: the operation checks for the close only before it takes the lock, and so adds after the close.
 
-    At each line that the operation executes another thread closes the registry. Where that has to wait for a lock, the
-    operation goes on first.
+    At each line that the operation executes, another thread closes the registry. If `close` has to wait for a lock, the
+    operation continues first.
     """
     for at in range(10_000):
         run = make_run()
@@ -295,7 +295,7 @@ def test_a_close_at_any_line_of_an_adding_operation_is_atomic(make_run: MakeRun,
 
 @guarantee("G24", "G15")
 def test_operations_do_not_change_a_closed_registry(run: Driver) -> None:
-    """Fault: an operation on a closed registry starts its thread anew, or counts something."""
+    """Fault: an operation on a closed registry starts its thread again, or counts something."""
     run.schedule(HOUR)
     run.registry.close()
     before = len(live_threads())
@@ -310,7 +310,7 @@ def test_operations_do_not_change_a_closed_registry(run: Driver) -> None:
 
 @guarantee("G24", "G13")
 def test_close_ends_the_threads(make_run: MakeRun) -> None:
-    """Fault: the scheduler's thread goes on, asleep or polling, after the close."""
+    """Fault: the delivery thread stays alive after the close, asleep or polling."""
     before = len(live_threads())
     runs = [make_run() for _ in range(5)]
     for run in runs:
@@ -327,7 +327,7 @@ def test_close_ends_the_threads(make_run: MakeRun) -> None:
 def test_an_unreferenced_registry_with_nothing_pending_is_collected(
     stube_backend: Any, stube_options: Mapping[str, Any]
 ) -> None:
-    """Fault: the scheduler's thread, an `atexit` hook or a fork hook holds the registry for ever."""
+    """Fault: the delivery thread, an `atexit` hook or a fork hook keeps a reference to the registry."""
     before = len(live_threads())
     watched: list[weakref.ref[Backend]] = []
     for _ in range(3):
@@ -349,11 +349,11 @@ def test_an_unreferenced_registry_with_nothing_pending_is_collected(
 def test_a_sleeping_registry_is_collected_once_its_timers_are_gone(
     stube_backend: Any, stube_options: Mapping[str, Any], how: str
 ) -> None:
-    """Fault: the thread sleeps until the timer's hour and holds the registry for as long."""
+    """Fault: the delivery thread sleeps until the removed timer's instant, and keeps the registry alive until then."""
     before = len(live_threads())
     driver = Driver(create(stube_backend, **stube_options))
     driver.schedule(HOUR)
-    driver.pass_time(50)  # real time, for there is no event for a thread that has gone to sleep
+    driver.pass_time(50)  # real time, because no event says that a thread has gone to sleep
     if how == "cancelled":
         driver.registry.cancel_timers("c1")
     else:
@@ -371,16 +371,16 @@ def _wait_until_gone(watched: list[weakref.ref[Backend]], before: int) -> None:
         if not any(reference() for reference in watched) and len(live_threads()) == before:
             break
         assert monotonic() < deadline, f"alive: {watched}, threads: {live_threads()}"
-        pause.wait(0.005)  # a thread's end has no event that a stranger could wait for
+        pause.wait(0.005)  # a test has no event to wait for the end of a backend's thread
 
 
 @guarantee("G13")
-@requires("own_clock")  # real time: a virtual registry that is dropped can be moved by nobody
+@requires("own_clock")  # real time: an unreferenced virtual registry has no caller that moves its clock
 def test_an_unreferenced_registry_still_delivers_its_timers(
     stube_backend: Any, stube_options: Mapping[str, Any], make_registry: MakeRegistry
 ) -> None:
-    """Fault: a registry that somebody forgot to keep is collected with what it had accepted."""
-    del make_registry  # it looks at the capabilities, and would keep what it makes
+    """Fault: a registry without references is collected together with the timers that it has accepted."""
+    del make_registry  # requested only to check the capabilities; it would keep a reference to a registry that it makes
     arrived = threading.Event()
     registry = create(stube_backend, **stube_options)
     registry.install_dispatch(lambda cid, event: arrived.set())
@@ -453,9 +453,9 @@ sys.last_object = Last()
 def test_a_program_that_does_not_close_exits_promptly_and_silently(
     stube_backend: Any, stube_options: Mapping[str, Any], state: str
 ) -> None:
-    """Fault: a thread that is no daemon waits for its timers; or one that is dies noisily in the interpreter's end.
+    """Fault: a thread that is not a daemon waits for its timers, or a daemon thread prints errors at shutdown.
 
-    Real time: half a second is promised and five are allowed, for a machine that is busy.
+    Real time: half a second is promised and five are allowed, because the machine may be busy.
     """
     printed = run_script(stube_backend, stube_options, "registry = make()\n" + _EXITS[state] + "\nfinish()\n")
     assert time.time() - float(printed) < 5

@@ -1,7 +1,7 @@
-"""Re-entrancy: operations from inside a delivery and from within another operation, at every line of it (G20).
+"""Re-entrancy: operations called inside a delivery, and at every line of another operation (G20).
 
-What comes in at a line stands for a signal handler or a finalizer, which may run between any two. Those tests run in
-the main thread under a watchdog: a deadlock is a failure, not a hang.
+The call at a line stands for a signal handler or a finalizer, which may run between any two lines. These tests run in
+the main thread under a watchdog, so that a deadlock is a failure and not a hang.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from stube.testing.suite._fixtures import HOUR, OPERATIONS, MakeRun, guarantee
 @pytest.mark.parametrize("operation", list(OPERATIONS))
 @pytest.mark.parametrize("cid", ["c1", "c2"])
 def test_a_handler_may_call_every_operation(run: Driver, operation: str, cid: str) -> None:
-    """Case 11. Fault: dispatch is called under a lock that the operation takes too, or in the midst of an iteration.
+    """Case 11. Fault: dispatch is called under a lock that the operation takes too, or during an iteration.
 
-    For its own conversation and for another one, with work of both queued behind it.
+    The handler calls it for its own conversation and for another one; deliveries of both are queued behind it.
     """
     ended: list[str] = []
 
@@ -54,7 +54,7 @@ def test_a_handler_may_call_every_operation(run: Driver, operation: str, cid: st
     assert stats.balanced
     assert stats.accepted - stats.timers == stats.delivered + stats.cancelled + stats.dropped
     assert run.recorder.overlaps == []
-    # What it did was done: the registry says so.
+    # The operation has taken effect: the registry shows it.
     info = run.registry.inspect(cid).get(cid)
     if operation in ("pending_flow", "forget_pending_flow"):
         assert info is not None
@@ -81,7 +81,7 @@ def test_a_handler_may_call_every_operation(run: Driver, operation: str, cid: st
 
 
 class Step(NamedTuple):
-    """One operation: what is there before it, the call, and what must hold once it has taken effect."""
+    """One operation: the preparation, the call, and the check once it has taken effect."""
 
     prepare: Callable[[Driver, str], object]
     call: Callable[[Driver, str], Any]
@@ -98,7 +98,7 @@ def _subscribed(run: Driver, key: str) -> bool:
 
 
 def _nothing(run: Driver, key: str) -> None:
-    """There is nothing to prepare."""
+    """Prepare nothing."""
 
 
 def _two_timers(run: Driver, key: str) -> None:
@@ -130,7 +130,7 @@ def _installed(run: Driver, key: str, result: Any) -> bool:
 
 
 def _taken(run: Driver, key: str, result: Any) -> bool:
-    # A nested call that was put off may have found nothing; then the baton must still be there, for it is never lost.
+    # A deferred call may have found nothing. Then the baton must still be there, because it is never lost.
     return sorted([str(result), str(run.registry.pending_flow(key))]) == ["None", "flow"]
 
 
@@ -207,7 +207,7 @@ _handles: dict[str, Any] = {}
 
 @contextmanager
 def telling(what: str, injector: Injector) -> Iterator[None]:
-    """Say of an exception that leaves the block what was going on, and at which line."""
+    """Add to an exception that leaves the block which operations ran, and at which line."""
     try:
         yield
     except Exception as exc:
@@ -216,7 +216,7 @@ def telling(what: str, injector: Injector) -> Iterator[None]:
 
 
 def _interrupted(run: Driver, outer: str, inner: str, at: int, outer_key: str, inner_key: str) -> tuple[Any, Any, str]:
-    """Call `outer` and, at its line number `at`, `inner`; what the two returned, and the place (empty: none such)."""
+    """Call `outer` and, at its line number `at`, `inner`. Return both results and the place, empty if not reached."""
     results: list[Any] = []
     injector = Injector(at, lambda: results.append(STEPS[inner].call(run, inner_key)))
     with telling(f"{inner} inside {outer}", injector), tracing(injector):
@@ -227,9 +227,9 @@ def _interrupted(run: Driver, outer: str, inner: str, at: int, outer_key: str, i
 @guarantee("G20")
 @pytest.mark.parametrize("outer", list(STEPS))
 def test_any_operation_may_interrupt_any_other_at_any_line(run: Driver, stube_effort: Effort, outer: str) -> None:
-    """Case 14c. Fault: a lock that is not re-entrant; or one that is, and a nested call that sees half a change.
+    """Case 14c. Fault: a lock is not re-entrant; or it is, and a re-entrant call sees half a change.
 
-    Each of the operations begins at the lines that the other executes, library code beneath it included.
+    Each operation is called at the lines that the other executes, including library code that it calls.
     """
     run.schedule(HOUR, cid="bystander")
     run.subscribe("bystander", cid="bystander")
@@ -258,7 +258,7 @@ def test_any_operation_may_interrupt_any_other_at_any_line(run: Driver, stube_ef
                 stats = check_ledger(run.registry)
                 assert stats.timers == sum(len(info.timers) for info in run.registry.inspect().values()), told
                 lines += 1
-    assert lines >= len(STEPS), "hardly a line of the backend was seen"
+    assert lines >= len(STEPS), "hardly a line of the backend was traced"
     run.registry.reset_state()
     run.settle()
     assert run.registry.inspect() == {}
@@ -267,9 +267,9 @@ def test_any_operation_may_interrupt_any_other_at_any_line(run: Driver, stube_ef
 @guarantee("G20")
 @pytest.mark.parametrize("outer", list(STEPS))
 def test_an_operation_may_interrupt_another_on_the_same_names(run: Driver, stube_effort: Effort, outer: str) -> None:
-    """Case 14c. Fault: the interrupted operation goes on with an entry that the nested one has removed.
+    """Case 14c. Fault: the interrupted operation continues with an entry that the re-entrant call has removed.
 
-    Which of the two comes last is open, so what is asked is that nothing breaks and the ledger knows every fate.
+    Either operation may take effect last, so the test only checks that nothing breaks and the ledger counts every fate.
     """
     topics = ("c", "shared")
     with watchdog(60):
@@ -302,7 +302,7 @@ def test_an_operation_may_interrupt_another_on_the_same_names(run: Driver, stube
 
 
 class _OfTheBackend(Injector):
-    """Leaves the lines of `threading` alone: within `Thread.start` a lock of Python's own may be held for ever."""
+    """Skip the lines of `threading`: a call inside `Thread.start` may deadlock on one of Python's own locks."""
 
     @override
     def __call__(self, frame: FrameType, event: str, argument: Any) -> Any:
@@ -311,18 +311,18 @@ class _OfTheBackend(Injector):
 
 @guarantee("G20", "G10")
 def test_an_operation_at_any_line_of_the_delivery_thread_takes_effect(make_run: MakeRun) -> None:
-    """Fault: a finalizer that runs on the delivering thread, between two lines of its loop, adds something, and the
-    thread goes to sleep all the same."""
+    """Fault: a finalizer that runs on the delivery thread, between two lines of its loop, publishes a message, and
+    the thread goes to sleep without delivering it."""
     for at in range(10_000):
         run = make_run()
         run.subscribe("t", cid="c1")
 
         def publish(run: Driver = run) -> None:
-            with suppress(RegistryClosed):  # the last lines are those of the end
+            with suppress(RegistryClosed):  # raised at the last lines, which close the registry
                 run.registry.publish("t", "message")
 
         injector = _OfTheBackend(at, publish)
-        threading.settrace(injector)  # for a thread that the backend starts; this one delivers where none is
+        threading.settrace(injector)  # for a thread that the backend starts; without one, this thread delivers
         try:
             run.schedule(0)
             with tracing(injector):
@@ -332,16 +332,16 @@ def test_an_operation_at_any_line_of_the_delivery_thread_takes_effect(make_run: 
         if not injector.fired:
             return
         run.settle()
-        run.recorder.wait_for(2)  # what the delivering thread noted, it makes up for before it sleeps
+        run.recorder.wait_for(2)  # the delivery thread runs deferred calls before it sleeps
         assert run.recorder.payloads.count("message") == 1, injector.fired
         assert run.registry.close(PATIENCE), injector.fired
-    pytest.fail("whoever delivers has no end")
+    pytest.fail("the delivery loop executes more than 10,000 lines")
 
 
 @guarantee("G20", "G22")
 @pytest.mark.parametrize("outer", ["put_pending_flow", "subscribe", "publish", "cancel_timers"])
 def test_reentrant_schedule_on_a_full_registry_is_accounted_for(make_run: MakeRun, outer: str) -> None:
-    """Fault: a nested schedule hands out a handle, finds no room when it is made up for, and the timer is lost."""
+    """Fault: a deferred schedule returns a handle, finds no room when it runs, and the timer is lost."""
     for at in range(10_000):
         run = make_run(max_pending=1)
         run.schedule(HOUR, cid="full")
@@ -359,12 +359,12 @@ def test_reentrant_schedule_on_a_full_registry_is_accounted_for(make_run: MakeRu
         stats = check_ledger(run.registry)
         assert stats.accepted == 1 + len(handed_out), injector.fired
         assert stats.timers == 1, injector.fired
-    pytest.fail("the operation has no end")
+    pytest.fail("the operation executes more than 10,000 lines")
 
 
 @guarantee("G20")
 def test_reentrant_calls_in_the_first_operation_keep_their_order(make_run: MakeRun) -> None:
-    """Fault: a publication within an operation finds no subscriber, for the one before it is only noted as well."""
+    """Fault: a re-entrant publish finds no subscriber, because the subscribe before it is a deferred call as well."""
     for at in range(10_000):
         run = make_run()
 
@@ -379,11 +379,11 @@ def test_reentrant_calls_in_the_first_operation_keep_their_order(make_run: MakeR
             return
         run.settle()
         assert run.recorder.payloads == ["message"], injector.fired
-    pytest.fail("the operation has no end")
+    pytest.fail("the operation executes more than 10,000 lines")
 
 
 class _Twice:
-    """Lets the two operations of one test share one handle: `pop` must find something both times."""
+    """A handle that two operations of one test share: `pop` must find it both times."""
 
     def __init__(self, handle: Any) -> None:
         self._handle = handle
@@ -404,7 +404,7 @@ def test_the_first_operation_may_be_interrupted(
 ) -> None:
     """Case 14c. Fault: two scheduler threads are started, or none, when the first operation is interrupted.
 
-    A deadline of 3 s for what takes a millisecond: where the registry stands still it would stand for ever.
+    The deadline is 3 s for what takes a millisecond, because a deadlocked registry would never deliver.
     """
     with watchdog(60):
         for at in stube_effort.lines(_INNER.index(inner)):
@@ -421,7 +421,7 @@ def test_the_first_operation_may_be_interrupted(
 
 
 def _work(run: Driver, number: int) -> None:
-    """A bit of everything, for something else to interrupt."""
+    """Call most operations, so that a finalizer or a signal can interrupt any of them."""
     registry, cid = run.registry, f"c{number % 5}"
     registry.put_pending_flow(cid, number)
     handle = run.schedule(number % 3, cid=cid)
@@ -442,7 +442,7 @@ def _work(run: Driver, number: int) -> None:
 
 
 def _whole(run: Driver) -> None:
-    """What must hold after any amount of interrupted work."""
+    """Check that the registry is consistent after interrupted operations, and still delivers."""
     run.registry.install_dispatch(run.recorder)
     run.pass_time(3)
     stats = check_ledger(run.registry)
@@ -463,7 +463,7 @@ def _whole(run: Driver) -> None:
 
 @guarantee("G20")
 def test_the_collector_may_run_a_finalizer_in_any_operation(run: Driver) -> None:
-    """Case 14c. Fault: the registry allocates under a lock that is not re-entrant, and the collector runs there."""
+    """Case 14c. Fault: the registry allocates under a lock that is not re-entrant, where a collection may start."""
     names = list(OPERATIONS)
     failures: list[BaseException] = []
     called = 0
@@ -491,7 +491,7 @@ def test_the_collector_may_run_a_finalizer_in_any_operation(run: Driver) -> None
                     run.clock.advance(1)
     finally:
         gc.set_threshold(*threshold)
-    run.settle()  # a collection that another thread is at makes the next line do nothing
+    run.settle()  # while another thread collects, the next line does nothing
     gc.collect()
     assert failures == []
     assert called == 1000
@@ -501,7 +501,7 @@ def test_the_collector_may_run_a_finalizer_in_any_operation(run: Driver) -> None
 @guarantee("G20")
 @pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="no SIGUSR1 on this system")
 def test_a_signal_handler_may_call_every_operation(run: Driver) -> None:
-    """Case 14c. Fault: a lock that is not re-entrant. Signals arrive at random moments of one second of work."""
+    """Case 14c. Fault: a lock is not re-entrant. Signals arrive at random moments of one second of work."""
     if threading.current_thread() is not threading.main_thread():
         pytest.skip("signal handlers run in the main thread only")
     names = list(OPERATIONS)

@@ -1,8 +1,7 @@
 """Random programs of all twelve operations, performed on the backend and on a model of plain dicts and lists.
 
-What is compared, and when, stands in `stube.testing._model.differential`; what a program may hold in
-`stube.testing._model.random_programs`. A failure prints the smallest program that was found to show it, as Python that
-can be pasted into a test.
+`stube.testing._model.differential` defines what is compared, and when; `stube.testing._model.random_programs` what a
+program may contain. A failure prints the smallest failing program that was found, as Python to paste into a test.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from stube.testing.suite._fixtures import guarantee
 def test_random_programs_match_the_model_exactly(
     stube_backend: Any, stube_options: Mapping[str, Any], stube_effort: Effort
 ) -> None:
-    """Fault: any that shows in a few operations: an order, a count, a figure, a snapshot, a payload, an instant."""
+    """Fault: any difference within a few operations: order, counts, stats, snapshots, payloads or instants."""
     compare_programs(stube_backend, stube_options, exactly=True, examples=stube_effort.exact_programs)
 
 
@@ -33,5 +32,5 @@ def test_random_programs_match_the_model_exactly(
 def test_random_programs_match_the_model_after_settling(
     stube_backend: Any, stube_options: Mapping[str, Any], stube_effort: Effort
 ) -> None:
-    """Fault: any that shows in a few operations whatever the timing, within a conversation or in the sum of all."""
+    """Fault: any difference that does not depend on the timing, within a conversation or in the totals."""
     compare_programs(stube_backend, stube_options, exactly=False, examples=stube_effort.settled_programs)

@@ -1,4 +1,4 @@
-"""Every operation from every thread: it has taken effect when it returns, and what races is whole (G21)."""
+"""Operations of several threads: each has taken effect when it returns, and racing ones are atomic (G21)."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ from stube.testing.suite._fixtures import HOUR, OPERATIONS, guarantee
 @guarantee("G21")
 @pytest.mark.parametrize("operation", list(OPERATIONS))
 def test_an_operation_of_any_thread_takes_effect_before_it_returns(run: Driver, operation: str) -> None:
-    """Fault: the call is handed to the scheduler's thread and not awaited; it is called while that one is held up."""
+    """Fault: the call is passed to the delivery thread without waiting. A handler holds that thread up here."""
     registry = run.registry
     for cid in ("c1", "c2"):
         registry.put_pending_flow(cid, "flow")
         run.subscribe("t", cid=cid)
         run.schedule(HOUR, cid=cid)
     before = registry.subscriptions()
-    # What adds, adds to a conversation that nobody knows yet.
+    # The adding operations use a conversation that is still unknown.
     cid = "c3" if operation in ("put_pending_flow", "schedule_event", "subscribe") else "c1"
     result: list[object] = []
     with run.held("holder"):
@@ -100,10 +100,10 @@ RACES = [
 @guarantee("G7", "G8", "G16")
 @pytest.mark.parametrize(("first", "second"), RACES)
 def test_racing_operations_are_atomic_at_every_line(run: Driver, first: str, second: str) -> None:
-    """Fault: look, then act: two lines without a lock between which another thread acts. Every order is built.
+    """Fault: an operation checks and acts without a lock, and another thread acts in between.
 
-    At each line that the first operation executes another thread runs the second one on the same names. Where that has
-    to wait for a lock, the first one goes on, and the second one finishes after it.
+    At each line that the first operation executes, another thread runs the second one on the same names. If that has to
+    wait for a lock, the first operation continues, and the second one finishes after it.
     """
     registry = run.registry
     for at in range(10_000):
@@ -158,11 +158,11 @@ def test_racing_operations_are_atomic_at_every_line(run: Driver, first: str, sec
 
 @guarantee("G20", "G21")
 def test_two_interrupted_threads_do_not_deadlock(run: Driver) -> None:
-    """Fault: who is interrupted within one part of the registry waits for another part, where somebody has been
-    interrupted who waits for the first.
+    """Fault: a re-entrant call that holds one shard waits for a second shard, whose thread is interrupted as well and
+    waits for the first.
 
-    Two threads subscribe, each a conversation of its own. At the same line of both a call comes in, as a finalizer's
-    would, for the other's conversation. The first waits there for the second, unless a lock keeps that one out.
+    Two threads subscribe, each its own conversation. At the same line a call for the other thread's conversation
+    interrupts each of them, as a finalizer would. The first waits there for the second, unless a lock keeps it out.
     """
 
     def work(me: str, other: str, at: int, met: list[str], fired: list[str]) -> None:
@@ -187,7 +187,7 @@ def test_two_interrupted_threads_do_not_deadlock(run: Driver) -> None:
         for thread in threads:
             thread.join(PATIENCE)
         if any(thread.is_alive() for thread in threads):
-            timed_out.append(PATIENCE)  # the registry may stand still for ever, so nobody closes it
+            timed_out.append(PATIENCE)  # the registry may be deadlocked, so the fixture does not close it
             raise AssertionError(f"a deadlock: both were interrupted at line {at} of subscribe")
         if not fired:
             break
@@ -200,11 +200,11 @@ def test_two_interrupted_threads_do_not_deadlock(run: Driver) -> None:
 
 
 class _Counting(RegistryProxy):
-    """Counts what its operations accept and cancel."""
+    """Count what the operations accept and cancel."""
 
     def __init__(self, registry: Backend) -> None:
         super().__init__(registry)
-        # No lock, which would keep the threads in step: lists are appended to in one step.
+        # No lock, because it would synchronize the threads. Appending to a list is atomic.
         self.accepted: list[int] = []
         self.cancelled: list[int] = []
 
@@ -231,7 +231,7 @@ class _Counting(RegistryProxy):
 
 @guarantee("G21", "G7", "G1")
 def test_eight_threads_run_every_operation_concurrently(run: Driver, stube_effort: Effort) -> None:
-    """Case 13. Fault: any state that is changed outside of its lock. Two seconds of real time, then all is whole."""
+    """Case 13. Fault: any state is changed outside of its lock. The threads run for two seconds of real time."""
     until = monotonic() + stube_effort.stress_seconds
     stop = threading.Event()
     registry = _Counting(run.registry)
@@ -261,7 +261,7 @@ def test_eight_threads_run_every_operation_concurrently(run: Driver, stube_effor
         while not stop.is_set():
             if run.clock is not None:
                 run.clock.advance(0.2)
-            stop.wait(0.0005)  # the pace of the virtual clock against the threads; no event to wait for
+            stop.wait(0.0005)  # how fast the virtual clock moves; there is no event to wait for
 
     mover = threading.Thread(target=move)
     mover.start()
@@ -292,7 +292,7 @@ def test_eight_threads_run_every_operation_concurrently(run: Driver, stube_effor
 
 @guarantee("G21")
 def test_threads_with_separate_conversations_do_not_interfere(run: Driver) -> None:
-    """Fault: a result of one thread's call reaches another's: counts, batons and handles stay apart."""
+    """Fault: one thread gets a result of another thread's call: a count, a baton or a handle."""
 
     def work(thread: int) -> None:
         registry: Backend = run.registry
