@@ -1,10 +1,21 @@
-"""Calls that the tests of several backends share."""
+"""Calls and objects that the tests of several backends share."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from stube import Backend, TimerHandle
+from stube_backends.engine._timers import Timer
+
+
+class UnusedOwner:
+    """The owner of timers that a test does not cancel through their handles."""
+
+    def cancel_timer(self, timer: Timer) -> bool:
+        raise AssertionError(f"{timer!r} was cancelled through its handle")
+
+
+OWNER: Final = UnusedOwner()
 
 
 def tick(registry: Backend, delay_ms: float = 0, event: Any = "tick", cid: str = "c1") -> TimerHandle:

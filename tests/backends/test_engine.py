@@ -12,27 +12,18 @@ from stube_backends.engine._inspection import sizes
 from stube_backends.engine._timers import DueBatch, Timer
 from stube_backends.engine._topics import BEING_REMOVED, FanOut
 from stube_backends.engine._wheel import SLOT_BITS
-
-
-class Nobody:
-    """Owns timers whose handles are not used."""
-
-    def cancel_timer(self, timer: Timer) -> bool:
-        raise AssertionError(timer)
-
-
-NOBODY = Nobody()
+from tests.backends.helpers import OWNER
 
 
 class Program:
-    """Random operations on an engine, and beside it the plainest model of what must come out."""
+    """Random operations on an engine, and a simple model that says which delivery must come next."""
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
         self.engine = Engine(None)
         self.now = 0
         self.sequence = 0
-        # (ready instant, order of acceptance, cid, instance, what)
+        # (ready instant, order of acceptance, cid, instance)
         self.timers: dict[int, tuple[int, int, str, str]] = {}
         self.handles: dict[int, Timer] = {}
         self.messages: list[tuple[int, int, int, list[tuple[str, str]]]] = []
@@ -48,7 +39,7 @@ class Program:
         delay = self.random.choice((0, 0, 1, 5, 1 << SLOT_BITS, (1 << SLOT_BITS) + 3, 1 << (SLOT_BITS + 3)))
         self.sequence += 1
         number = self.sequence
-        self.handles[number] = self.engine.schedule(NOBODY, cid, instance_id, delay, ("e", number), self.now)
+        self.handles[number] = self.engine.schedule(OWNER, cid, instance_id, delay, ("e", number), self.now)
         self.timers[number] = (self.now + delay, number, cid, instance_id)
 
     def cancel(self) -> None:
@@ -96,7 +87,7 @@ class Program:
         self.now += self.random.choice((0, 1, 7, 1 << SLOT_BITS, 1 << (SLOT_BITS + 2)))
 
     def deliver_one(self) -> None:
-        """Claim one entry; the model says which it must be."""
+        """Claim one entry and compare it with the one that the model expects."""
         ready = [(due, n, "timer", n) for n, (due, *_) in self.timers.items() if due <= self.now]
         ready += [(at, n, "message", index) for index, (at, n, *_) in enumerate(self.messages)]
         if ready:
@@ -108,7 +99,7 @@ class Program:
                 assert timer.event == ("e", number)
                 timer.event = timer.group = None
                 if isinstance(work, DueBatch):
-                    work.delivered += 1  # the rest of it goes on with the next one
+                    work.delivered += 1  # the next call of `begin` returns this batch again, while it has timers
                 else:
                     self.engine.claims.finish_timer(failed=False)
                 del self.timers[number], self.handles[number]
@@ -130,7 +121,7 @@ STEPS = ("schedule", "schedule", "cancel", "cancel_many", "subscribe", "subscrib
 
 @pytest.mark.parametrize("seed", range(60))
 def test_random_programs_keep_every_invariant_and_the_order(seed: int) -> None:
-    """Fault: whatever the other cases leave out: an order, a count or a container that is not the model's."""
+    """Fault: after some sequence of operations an order, a count or a container differs from the model."""
     program = Program(seed)
     for _ in range(250):
         getattr(program, program.random.choice((*STEPS, "deliver_one", "deliver_one")))()
@@ -146,10 +137,10 @@ def test_random_programs_keep_every_invariant_and_the_order(seed: int) -> None:
     assert set(sizes(program.engine).values()) == {0}
 
 
-def test_cancelled_timers_of_the_open_slot_leave_at_most_as_many_tombstones_as_live_ones() -> None:
-    """Fault: the tombstones of cancelled timers pile up in the open slot (G13)."""
+def test_tombstones_never_outnumber_the_live_timers_of_the_open_slot() -> None:
+    """Fault: the wheel never compacts the open slot, so the tombstones of cancelled timers accumulate (G13)."""
     engine = Engine(None)
-    timers = [engine.schedule(NOBODY, "c", "i", 1000 + n, "e", 0) for n in range(1000)]
+    timers = [engine.schedule(OWNER, "c", "i", 1000 + n, "e", 0) for n in range(1000)]
     assert engine.claims.begin(10) is None  # opens the slot
     for kept, timer in enumerate(timers[:-1]):
         engine.cancel(timer)
@@ -159,8 +150,8 @@ def test_cancelled_timers_of_the_open_slot_leave_at_most_as_many_tombstones_as_l
     assert set(sizes(engine).values()) == {0}
 
 
-def test_a_reset_in_the_middle_of_a_fan_out_drops_the_rest() -> None:
-    """Fault: the fan-out goes on after the reset, or what it had begun is dropped as well (G18)."""
+def test_a_reset_during_a_fan_out_drops_the_remaining_targets() -> None:
+    """Fault: the fan-out continues after the reset, or the reset also drops the target that has begun (G18)."""
     engine = Engine(None)
     for n in range(5):
         engine.subscribe(f"c{n}", "i", "t", "said")
@@ -169,7 +160,7 @@ def test_a_reset_in_the_middle_of_a_fan_out_drops_the_rest() -> None:
     assert isinstance(fan_out, FanOut)
     next(fan_out.iterator)
     engine.reset()
-    assert next(fan_out.iterator).name is BEING_REMOVED, "whoever walks would deliver it"
+    assert next(fan_out.iterator).name is BEING_REMOVED, "the delivery thread would deliver to this target"
     fan_out.dropped = 1
     engine.claims.finish_fan_out(fan_out, 1)
     engine._check()
@@ -177,8 +168,8 @@ def test_a_reset_in_the_middle_of_a_fan_out_drops_the_rest() -> None:
     assert engine.claims.fan_out is None
 
 
-def test_a_reset_counts_as_cancelled_what_was_queued_for_those_who_had_left() -> None:
-    """Fault: a message to a subscription that is gone is counted as dropped."""
+def test_a_reset_counts_messages_to_removed_subscriptions_as_cancelled() -> None:
+    """Fault: the reset counts a message to a removed subscription as dropped."""
     engine = Engine(None)
     for n in range(3):
         engine.subscribe(f"c{n}", "i", "t", "said")
@@ -189,17 +180,17 @@ def test_a_reset_counts_as_cancelled_what_was_queued_for_those_who_had_left() ->
     assert (engine.ledger.cancelled, engine.ledger.dropped) == (1, 2)
 
 
-def test_what_has_begun_frees_its_room_at_once() -> None:
-    """Fault: targets of a fan-out hold their room until the fan-out has ended (G22)."""
+def test_a_target_that_has_begun_frees_its_room_immediately() -> None:
+    """Fault: targets that have begun count towards `max_pending` until the whole fan-out has ended (G22)."""
     engine = Engine(3)
     for n in range(3):
         engine.subscribe(f"c{n}", "i", "t", "said")
     engine.publish("t", "m", 0)
     with pytest.raises(RegistryFull):
-        engine.schedule(NOBODY, "c", "i", 0, "e", 0)
+        engine.schedule(OWNER, "c", "i", 0, "e", 0)
     fan_out = engine.claims.begin(0)
     assert isinstance(fan_out, FanOut)
     next(fan_out.iterator)
-    engine.schedule(NOBODY, "c", "i", 0, "e", 0)
+    engine.schedule(OWNER, "c", "i", 0, "e", 0)
     with pytest.raises(RegistryFull):
-        engine.schedule(NOBODY, "c", "i", 0, "e", 0)
+        engine.schedule(OWNER, "c", "i", 0, "e", 0)

@@ -23,15 +23,9 @@ from stube_backends.engine._topics import BEING_REMOVED, FanOut
 from stube_backends.engine._wheel import SLOT_BITS
 from stube_backends.memory import MemoryRegistry
 from stube_backends.sharded import ShardedRegistry
+from tests.backends.helpers import OWNER
 
 SLOT: Final = 1 << SLOT_BITS
-
-
-class Nobody:
-    """An owner of timers whose handles are never cancelled."""
-
-    def cancel_timer(self, timer: Timer) -> bool:
-        raise AssertionError
 
 
 def with_steps(operation: Callable[[], object], step: Callable[[], object], *at: int) -> bool:
@@ -141,9 +135,9 @@ class BatchGoesOn:
         self.engine = engine = Engine(None)
         names = ["a", "a", "b", "a"]
         self.timers = [
-            engine.schedule(Nobody(), cid, "1", SLOT + number, "tick", 0) for number, cid in enumerate(names, 1)
+            engine.schedule(OWNER, cid, "1", SLOT + number, "tick", 0) for number, cid in enumerate(names, 1)
         ]
-        self.later = engine.schedule(Nobody(), "a", "1", 5 * SLOT, "tick", 0)
+        self.later = engine.schedule(OWNER, "a", "1", 5 * SLOT, "tick", 0)
         engine.subscribe("a", "1", "t", "said")
         assert engine.claims.begin(SLOT) is None  # opens the slot
         batch = engine.claims.begin(SLOT + 9)
