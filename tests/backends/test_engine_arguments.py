@@ -1,4 +1,4 @@
-"""The engine's reading of arguments: the plain value of each accepted argument, and the message of each refusal."""
+"""The engine's checks of arguments: the plain value of each accepted argument, and the message of each refusal."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from stube_backends.engine._arguments import (
 
 
 class Name(str):
-    """A string of a class of the user's, which the engine must neither keep nor hash."""
+    """A string of a class that a user wrote, which the engine must neither keep nor hash."""
 
     __slots__ = ()
 
@@ -40,7 +40,7 @@ class Name(str):
 
 
 class Delay(float):
-    """A float of a class of the user's, such as numpy's."""
+    """A float of a class that a user wrote, or of a library such as numpy."""
 
     @override
     def as_integer_ratio(self) -> tuple[int, int]:
@@ -48,7 +48,7 @@ class Delay(float):
 
 
 class Whole(enum.IntEnum):
-    """An int of a class of the user's."""
+    """An int of a class that a user wrote."""
 
     TWO = 2
 
@@ -62,8 +62,8 @@ def registry() -> Iterator[VirtualBackend]:
 # Names and events
 
 
-def test_a_name_is_taken_as_its_exact_plain_string() -> None:
-    """Fault: a subclass is kept, or its `__str__` is called, so that code of the user runs inside the engine."""
+def test_a_name_becomes_an_exact_plain_string() -> None:
+    """Fault: the engine keeps an instance of a subclass, or calls its `__str__`, which is code of the user."""
     taken = plain_name("cid", Name("c"))
     assert (type(taken), taken) == (str, "c")
     assert plain_name("cid", "c") == "c"
@@ -80,14 +80,14 @@ def test_a_name_is_taken_as_its_exact_plain_string() -> None:
     ],
 )
 def test_a_wrong_name_is_refused(error: type[Exception], value: object, message: str) -> None:
-    """Fault: another error is raised, or its message does not name the argument, the value and the remedy."""
+    """Fault: the check raises another error, or its message does not name the argument, the value and the remedy."""
     with pytest.raises(error) as caught:
         plain_name("topic", value)
     assert str(caught.value) == message
 
 
-def test_an_event_is_taken_as_a_plain_string_or_tuple() -> None:
-    """Fault: a list is kept and may change later, a name of a class of the user's is kept, or a payload is touched."""
+def test_an_event_becomes_a_plain_string_or_tuple() -> None:
+    """Fault: the engine keeps a list, which may change later, keeps a name of a subclass, or converts a payload."""
     payload = Name("payload")
     for given in (("e", payload, 2), ["e", payload, 2], (Name("e"), payload, 2)):
         taken = plain_event(given)
@@ -112,14 +112,14 @@ def test_an_event_is_taken_as_a_plain_string_or_tuple() -> None:
     ],
 )
 def test_a_wrong_event_is_refused(error: type[Exception], value: object, message: str) -> None:
-    """Fault: another error is raised, or its message does not name the value and the remedy."""
+    """Fault: the check raises another error, or its message does not name the value and the remedy."""
     with pytest.raises(error) as caught:
         plain_event(value)
     assert str(caught.value) == message
 
 
 def test_the_name_of_an_event_is_its_first_part() -> None:
-    """Fault: the first letter of a name is returned, or a whole tuple."""
+    """Fault: `name_of` returns the first letter of a name, or a whole tuple."""
     assert name_of("tick") == "tick"
     assert name_of(("tick", 1)) == "tick"
 
@@ -155,15 +155,15 @@ def test_the_name_of_an_event_is_its_first_part() -> None:
         (Delay(1e300), int(1e300) * 1_000_000),
     ],
 )
-def test_a_delay_is_read_to_the_nanosecond(delay_ms: float, nanoseconds: int) -> None:
+def test_a_delay_is_converted_exactly_to_the_nanosecond(delay_ms: float, nanoseconds: int) -> None:
     """Fault: a fraction is cut off, a long delay loses its last digits, or a negative one does not become 0 (G11)."""
     taken = delay_in_nanoseconds(delay_ms)
     assert (type(taken), taken) == (int, nanoseconds)
 
 
 @pytest.mark.parametrize("delay_ms", [81.74760500000001, 102.00439300000001, 372.70108700000003])
-def test_no_delay_is_read_as_less_than_it_is(delay_ms: float) -> None:
-    """Fault: the product with 10**6 is rounded to a whole number below the delay, and the timer is early (G9)."""
+def test_a_delay_is_never_rounded_down(delay_ms: float) -> None:
+    """Fault: the product with 10**6 is rounded to a whole number below the delay, so the timer fires early (G9)."""
     assert int(delay_ms * 1e6) == delay_ms * 1e6 < Fraction(delay_ms) * 1_000_000
     assert delay_in_nanoseconds(delay_ms) == int(delay_ms * 1e6) + 1
 
@@ -181,14 +181,14 @@ def test_no_delay_is_read_as_less_than_it_is(delay_ms: float) -> None:
     ],
 )
 def test_a_wrong_delay_is_refused(error: type[Exception], delay_ms: Any, message: str) -> None:
-    """Fault: NaN is accepted, `True` is taken for a millisecond, or the message does not say what to pass."""
+    """Fault: the check accepts NaN, takes `True` for one millisecond, or does not say in its message what to pass."""
     with pytest.raises(error) as caught:
         delay_in_nanoseconds(delay_ms)
     assert str(caught.value) == message
 
 
-def test_nanoseconds_in_milliseconds() -> None:
-    """Fault: the unit is wrong, or an instant beyond the range of a float raises an OverflowError in `inspect`."""
+def test_nanoseconds_are_converted_to_milliseconds() -> None:
+    """Fault: the unit is wrong, or an instant beyond the range of a float makes `inspect` raise an OverflowError."""
     assert milliseconds(1_500_000) == 1.5
     assert milliseconds(-1_500_000) == -1.5
     assert milliseconds(0) == 0.0
@@ -200,7 +200,7 @@ def test_nanoseconds_in_milliseconds() -> None:
 
 
 def test_a_timeout_is_a_number_of_seconds_or_none() -> None:
-    """Fault: 0 is refused, an int stays an int, or a lock is given a timeout that is longer than it accepts."""
+    """Fault: the check refuses 0, returns an int as an int, or returns a timeout that is too long for a lock."""
     assert checked_timeout(None) is None
     for given, expected in ((0, 0.0), (0.25, 0.25), (3, 3.0), (inf, 1e9), (10**400, 1e9), (1e9, 1e9), (2e9, 1e9)):
         taken = checked_timeout(given)
@@ -218,7 +218,7 @@ def test_a_timeout_is_a_number_of_seconds_or_none() -> None:
     ],
 )
 def test_a_wrong_timeout_is_refused(error: type[Exception], timeout: Any, message: str) -> None:
-    """Fault: with NaN the call never returns, or the message does not say what to pass."""
+    """Fault: a wait with the timeout NaN never returns, or the message does not say what to pass."""
     with pytest.raises(error) as caught:
         checked_timeout(timeout)
     assert str(caught.value) == message
@@ -254,7 +254,7 @@ class Handler:
     ids=["function", "partial", "partial-partial", "object", "partial-object", "method"],
 )
 def test_a_coroutine_function_is_refused(dispatch: Callable[..., Any]) -> None:
-    """Fault: it is accepted in one of these forms, and every delivery fails later (G19)."""
+    """Fault: the registry accepts a coroutine function in one of these forms, and every delivery fails later (G19)."""
     with stube.create_registry("memory") as registry, pytest.raises(TypeError) as caught:
         registry.install_dispatch(dispatch)
     assert str(caught.value) == (
@@ -264,21 +264,21 @@ def test_a_coroutine_function_is_refused(dispatch: Callable[..., Any]) -> None:
 
 
 def test_a_dispatch_that_is_not_callable_is_refused(registry: VirtualBackend) -> None:
-    """Fault: it is accepted, and every delivery fails later."""
+    """Fault: the registry accepts it, and every delivery fails later."""
     with pytest.raises(TypeError) as caught:
         registry.install_dispatch(7)  # type: ignore[arg-type]
     assert str(caught.value) == "dispatch must be callable, not 7. Pass a function (cid, event) -> None."
 
 
 @pytest.mark.parametrize("dispatch", [partial(print, sep=""), len, Name], ids=["partial", "builtin", "class"])
-def test_any_other_callable_is_accepted(registry: VirtualBackend, dispatch: Any) -> None:
-    """Fault: a callable that is not a function, such as a partial or a class, is refused."""
+def test_partials_builtins_and_classes_are_accepted_as_dispatch(registry: VirtualBackend, dispatch: Any) -> None:
+    """Fault: the registry refuses a callable that is not a function, such as a partial or a class."""
     registry.install_dispatch(dispatch)
 
 
 @pytest.mark.parametrize("kind", ["timer", "publication"])
-def test_returned_coroutine_is_closed_and_the_delivery_failed(kind: str) -> None:
-    """Fault: the coroutine is left unawaited, the delivery counts as delivered, or the error names no remedy."""
+def test_a_returned_coroutine_is_closed_and_its_delivery_has_failed(kind: str) -> None:
+    """Fault: the registry does not close the coroutine, counts the delivery as delivered, or names no remedy."""
     errors: list[BaseException] = []
     with stube.create_registry("virtual", on_error=lambda _cid, _event, exc: errors.append(exc)) as registry:
         made = _coroutine()
