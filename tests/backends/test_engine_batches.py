@@ -1,4 +1,7 @@
-"""Timers that are due together and delivered in one go: who has each of them, and what a batch leaves behind."""
+"""Due batches: timers that were due together and that the delivery thread claims one by one.
+
+The tests show that each timer of a batch is either claimed or cancelled, and that a finished batch keeps nothing.
+"""
 
 from __future__ import annotations
 
@@ -13,30 +16,21 @@ from stube_backends.engine import Engine
 from stube_backends.engine._inspection import inspect, sizes
 from stube_backends.engine._timers import DueBatch, Timer
 from stube_backends.engine._wheel import SLOT_BITS
+from tests.backends.helpers import OWNER
 
 SLOT = 1 << SLOT_BITS
 
 
-class Nobody:
-    """Owns timers whose handles are not used."""
-
-    def cancel_timer(self, timer: Timer) -> bool:
-        raise AssertionError(timer)
-
-
-NOBODY = Nobody()
-
-
 def scheduled(engine: Engine, cid: str, delay: int, instance_id: str = "i", event: object = "tick") -> Timer:
-    return engine.schedule(NOBODY, cid, instance_id, delay, event, 0)  # type: ignore[arg-type]
+    return engine.schedule(OWNER, cid, instance_id, delay, event, 0)  # type: ignore[arg-type]
 
 
 def batch_of(*cids: str) -> tuple[Engine, DueBatch, list[Timer]]:
-    """An engine that delivers a timer of each of these conversations in one batch, none of them begun."""
+    """Return an engine, a due batch with a timer of each conversation, and these timers; none of them has begun."""
     engine = Engine(None)
     scheduled(engine, "first", 1)
     timers = [scheduled(engine, cid, 2 + number) for number, cid in enumerate(cids)]
-    first = engine.claims.begin(SLOT)  # alone, for its slot was closed
+    first = engine.claims.begin(SLOT)  # alone, because its slot was closed
     assert isinstance(first, Timer)
     first.event = first.group = None
     batch = engine.claims.begin(SLOT, False)
@@ -51,8 +45,8 @@ def claim(batch: DueBatch) -> Timer:
     return timer
 
 
-def test_a_batch_is_claimed_in_the_order_of_the_due_instants_and_counted_behind_it() -> None:
-    """Fault: the latest begins first (G2), or a fate is counted twice or never."""
+def test_a_batch_is_claimed_by_due_instant_and_its_fates_are_counted_once() -> None:
+    """Fault: the latest timer begins first (G2), or the ledger counts a fate twice or never."""
     engine, batch, timers = batch_of("a", "b", "c")
     assert engine.stats().timers == 3
     assert claim(batch) is timers[0]
@@ -66,8 +60,8 @@ def test_a_batch_is_claimed_in_the_order_of_the_due_instants_and_counted_behind_
 
 
 @pytest.mark.parametrize("begun", range(4))
-def test_a_handle_cancels_what_has_not_begun_and_nothing_else(begun: int) -> None:
-    """Fault: a cancel counts a timer that is delivered, or misses one that is not (G5)."""
+def test_a_handle_cancels_a_timer_of_a_batch_only_before_it_begins(begun: int) -> None:
+    """Fault: a cancel counts a timer that is delivered, or does not find a timer that has not begun (G5)."""
     engine, batch, timers = batch_of("a", "b", "c")
     claimed = [claim(batch) for _ in range(begun)]
     assert [engine.cancel(timer) for timer in timers] == [None] * begun + ["tick"] * (3 - begun)
@@ -80,8 +74,8 @@ def test_a_handle_cancels_what_has_not_begun_and_nothing_else(begun: int) -> Non
 
 
 @pytest.mark.parametrize(("instance_id", "count"), [(None, 3), ("i", 2), ("j", 1), ("k", 0)])
-def test_a_conversation_is_cancelled_in_the_batch_and_outside(instance_id: str | None, count: int) -> None:
-    """Fault: what has left its group for the batch is not found any more, or another conversation's goes as well."""
+def test_cancel_timers_finds_timers_in_the_batch_and_outside_it(instance_id: str | None, count: int) -> None:
+    """Fault: a cancel misses a timer that has left its group for the batch, or removes one of another conversation."""
     engine = Engine(None)
     for delay, (cid, instance) in enumerate([("x", "i"), ("a", "i"), ("b", "i"), ("a", "j")], 1):
         scheduled(engine, cid, delay, instance)
@@ -96,8 +90,8 @@ def test_a_conversation_is_cancelled_in_the_batch_and_outside(instance_id: str |
     assert [timer.group.cid for timer in batch.timers if timer.group].count("b") == 1
 
 
-def test_a_reset_drops_the_rest_of_a_batch() -> None:
-    """Fault: it goes on behind the reset (G18), or what had begun is dropped as well."""
+def test_a_reset_drops_the_timers_of_a_batch_that_have_not_begun() -> None:
+    """Fault: the batch continues after the reset (G18), or the reset also drops the timer that has begun."""
     engine, batch, timers = batch_of("a", "b", "c")
     claim(batch)
     held = engine.reset()
@@ -109,8 +103,8 @@ def test_a_reset_drops_the_rest_of_a_batch() -> None:
     assert (engine.stats().delivered, engine.stats().dropped, engine.claims.batch) == (2, 2, None)
 
 
-def test_what_is_queued_between_two_timers_parts_the_batch() -> None:
-    """Fault: a publication waits for timers that were due behind it (G2)."""
+def test_a_publication_between_two_timers_ends_the_batch() -> None:
+    """Fault: a publication begins after timers that were due after it (G2)."""
     engine = Engine(None)
     for delay in (1, 2, 3, 9, 10, 11):
         scheduled(engine, "a", delay)
@@ -122,8 +116,8 @@ def test_what_is_queued_between_two_timers_parts_the_batch() -> None:
     assert [timer.due for timer in batch.timers] == [3, 2]
 
 
-def test_a_batch_is_no_longer_than_a_turn_of_the_lock_is_worth() -> None:
-    """Fault: who cancels a conversation looks through everything that is overdue (G14)."""
+def test_a_batch_holds_at_most_64_timers() -> None:
+    """Fault: the cancelling of a conversation searches a batch of all overdue timers (G14)."""
     engine = Engine(None)
     for number in range(1000):
         scheduled(engine, f"c{number}", 1 + number)
@@ -134,8 +128,8 @@ def test_a_batch_is_no_longer_than_a_turn_of_the_lock_is_worth() -> None:
     engine._check()
 
 
-def test_nothing_of_a_conversation_is_kept_while_it_waits_in_a_batch_but_its_timer() -> None:
-    """Fault: a group stays in the index until the batch is over, a slow handler long (G13)."""
+def test_a_timer_that_waits_in_a_batch_is_in_no_group_and_no_slot() -> None:
+    """Fault: a group stays in the index until the batch is over, which a slow handler can delay (G13)."""
     engine, batch, _ = batch_of("a", "b")
     found = sizes(engine)
     assert (found["conversations with timers"], found["timers in slots"], found["timers of the batch"]) == (0, 0, 2)
@@ -143,15 +137,15 @@ def test_nothing_of_a_conversation_is_kept_while_it_waits_in_a_batch_but_its_tim
     assert sizes(engine)["timers of the batch"] == 1
 
 
-def test_what_waits_in_a_batch_is_shown_as_pending() -> None:
-    """Fault: a conversation whose only timer waits behind a slow handler is shown as having none."""
+def test_inspect_shows_a_timer_that_waits_in_a_batch_as_pending() -> None:
+    """Fault: `inspect` shows no timer for a conversation whose only timer waits behind a slow handler."""
     engine, batch, _ = batch_of("a", "b")
     claim(batch)
     assert {cid: len(info.timers) for cid, info in inspect(engine, None, SLOT).items()} == {"b": 1}
 
 
-def test_a_batch_that_was_broken_off_is_mended() -> None:
-    """Fault: after an operation was broken off, what waited in a batch is lost, or begins twice."""
+def test_the_timers_of_an_interrupted_batch_are_pending_after_recovery() -> None:
+    """Fault: after an asynchronous exception a timer that waited in a batch is lost, or begins twice."""
     from stube_backends.engine._recovery import rebuild
 
     engine, batch, timers = batch_of("a", "b", "c")
@@ -177,8 +171,11 @@ def test_a_batch_that_was_broken_off_is_mended() -> None:
     assert engine.stats().balanced
 
 
-def test_each_timer_of_a_batch_has_exactly_one_taker() -> None:
-    """Fault: a claim and a cancel on two threads both have a timer, or neither (G5); also without a global lock."""
+def test_a_claim_or_a_concurrent_cancel_gets_each_timer_but_never_both() -> None:
+    """Fault: of a claim and a cancel on two threads both get the same timer, or neither gets it (G5).
+
+    This holds without the global interpreter lock, too.
+    """
     for _ in range(50):
         timers = [Timer() for _ in range(64)]
         batch = DueBatch(timers.copy())
@@ -194,8 +191,8 @@ def test_each_timer_of_a_batch_has_exactly_one_taker() -> None:
             start.wait()
             withdrawn.extend(timer for timer in timers if batch.withdraw(timer))
 
-        helper = threading.Thread(target=cancel)
-        helper.start()
+        canceller = threading.Thread(target=cancel)
+        canceller.start()
         start.wait()
         claimed = []
         while batch.timers:
@@ -203,13 +200,13 @@ def test_each_timer_of_a_batch_has_exactly_one_taker() -> None:
                 claimed.append(batch.timers.pop())
             except IndexError:
                 break
-        helper.join()
+        canceller.join()
         assert sorted(map(id, claimed + withdrawn)) == sorted(map(id, timers))
         assert batch.begun == len(claimed)
 
 
-def test_an_interrupt_in_a_batch_leaves_the_rest_for_the_next_advance() -> None:
-    """Fault: Ctrl-C in a handler loses the timers that were due with it, or delivers one again (G19)."""
+def test_a_keyboard_interrupt_leaves_later_timers_for_the_next_advance() -> None:
+    """Fault: Ctrl-C in a handler loses the other timers of the batch, or delivers one twice (G19)."""
     heard: list[str] = []
 
     def dispatch(cid: str, event: Event) -> None:
@@ -233,8 +230,8 @@ def test_an_interrupt_in_a_batch_leaves_the_rest_for_the_next_advance() -> None:
         assert registry.stats().balanced
 
 
-def test_a_handler_of_a_batch_ends_another_conversation_of_it() -> None:
-    """Fault: what was collected with the running one is delivered all the same (G5)."""
+def test_a_handler_cancels_later_timers_of_its_own_batch() -> None:
+    """Fault: a timer is delivered although a handler has cancelled it, because it is in the same batch (G5)."""
     heard: list[str] = []
 
     def dispatch(cid: str, event: Event) -> None:
@@ -255,7 +252,7 @@ def test_a_handler_of_a_batch_ends_another_conversation_of_it() -> None:
         assert registry.stats().cancelled == 2
 
 
-def test_a_delivered_timer_of_a_batch_keeps_its_payload_no_longer() -> None:
+def test_a_delivered_timer_releases_its_payload_before_its_batch_ends() -> None:
     """Fault: a payload lives until its batch is over (G13)."""
 
     class Payload:
@@ -281,8 +278,8 @@ def test_a_delivered_timer_of_a_batch_keeps_its_payload_no_longer() -> None:
     assert alive == [None] * 4
 
 
-def test_what_a_batch_still_holds_is_handed_back_in_the_order_in_which_it_would_begin() -> None:
-    """Fault: who takes it back in again turns equals round (G2)."""
+def test_stopping_a_batch_returns_its_remaining_timers_in_ready_order() -> None:
+    """Fault: after a recovery, timers that are due at the same instant begin in reverse order (G2)."""
     _, batch, timers = batch_of("a", "b", "c", "d")
     claim(batch)
     assert batch.stop() == timers[1:]
