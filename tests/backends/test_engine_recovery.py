@@ -1,4 +1,7 @@
-"""What mending makes of an engine that was broken off: whatever is left of the facts is pending again, once."""
+"""Recovery after an asynchronous exception: every timer and message that the engine still knows is pending, once.
+
+Each test changes an engine as an interrupted operation could have left it, calls `rebuild`, and compares the result.
+"""
 
 from __future__ import annotations
 
@@ -12,22 +15,13 @@ from stube_backends.engine._recovery import rebuild
 from stube_backends.engine._timers import DueBatch, Timer
 from stube_backends.engine._topics import BEING_REMOVED, FanOut, Publication, TopicIndex
 from stube_backends.engine._wheel import LONG, SLOT_BITS
+from tests.backends.helpers import OWNER
 
 SLOT = 1 << SLOT_BITS
 
 
-class Owner:
-    """Owns timers whose handles are not used."""
-
-    def cancel_timer(self, timer: Timer) -> bool:
-        raise AssertionError(timer)
-
-
-OWNER = Owner()
-
-
-class Broken:
-    """An engine with something of everything in it, and what must come out of it afterwards."""
+class Filled:
+    """An engine that holds timers of every kind, subscriptions and publications."""
 
     def __init__(self) -> None:
         self.engine = Engine(None)
@@ -46,7 +40,7 @@ class Broken:
         assert self.engine.publish("u", "third", 0) == 1
 
     def order(self) -> list[object]:
-        """What begins until nothing is left, in its order."""
+        """Deliver until nothing is left; return the timers and publications in the order in which they begin."""
         found: list[object] = []
         while (work := self.engine.claims.begin(9 * SLOT)) is not None:
             if isinstance(work, FanOut):
@@ -66,12 +60,12 @@ class Broken:
         return found
 
 
-EVERYBODY = ["c0i", "c0j", "c1i", "c1j", "c2i", "c2j", "c3i", "c3j"]
+SUBSCRIBERS = ["c0i", "c0j", "c1i", "c1j", "c2i", "c2j", "c3i", "c3j"]
 WHOLE: list[object] = [
     ("e", 1),
     ("e", 4),
-    ("first", *EVERYBODY),
-    ("second", *EVERYBODY, "latei"),
+    ("first", *SUBSCRIBERS),
+    ("second", *SUBSCRIBERS, "latei"),
     ("third", "c0i"),
     ("e", 5),
     ("e", 2),
@@ -80,56 +74,56 @@ WHOLE: list[object] = [
 ]
 
 
-def nothing(broken: Broken) -> None:
-    """Broken off before the first change, or behind the last."""
+def without_damage(filled: Filled) -> None:
+    """Change nothing: the operation was interrupted before its first change, or after its last."""
 
 
-def without_groups(broken: Broken) -> None:
-    """Everything that can be made of the rings of the wheel and of the arrivals."""
-    broken.engine.groups.by_cid = {}
+def without_groups(filled: Filled) -> None:
+    """Lose all groups, which can be rebuilt from the rings of the wheel and of the arrivals."""
+    filled.engine.groups.by_cid = {}
 
 
-def without_one_group(broken: Broken) -> None:
-    del broken.engine.groups.by_cid["c0"]["i2"]
+def without_one_group(filled: Filled) -> None:
+    del filled.engine.groups.by_cid["c0"]["i2"]
 
 
-def without_indexes(broken: Broken) -> None:
-    broken.engine.topics.by_cid.clear()
-    broken.engine.topics.count = 77
+def without_indexes(filled: Filled) -> None:
+    filled.engine.topics.by_cid.clear()
+    filled.engine.topics.count = 77
 
 
-def with_wrong_counts(broken: Broken) -> None:
-    for topic in broken.engine.topics.topics.values():
+def with_wrong_counts(filled: Filled) -> None:
+    for topic in filled.engine.topics.topics.values():
         topic.live, topic.snapshots, topic.snapshot_length = 1, 5, 1
 
 
-def with_wrong_figures(broken: Broken) -> None:
-    ledger = broken.engine.ledger
+def with_wrong_figures(filled: Filled) -> None:
+    ledger = filled.engine.ledger
     ledger.timers, ledger.queued, ledger.accepted = 3, 1, 99
 
 
-def with_a_foreign_index(broken: Broken) -> None:
-    topics, broken.engine.topics = broken.engine.topics.topics, TopicIndex()
-    broken.engine.topics.topics = topics
+def with_a_new_index(filled: Filled) -> None:
+    topics, filled.engine.topics = filled.engine.topics.topics, TopicIndex()
+    filled.engine.topics.topics = topics
 
 
 @pytest.mark.parametrize(
     "damage",
     [
-        nothing,
+        without_damage,
         without_groups,
         without_one_group,
         without_indexes,
         with_wrong_counts,
         with_wrong_figures,
-        with_a_foreign_index,
+        with_a_new_index,
     ],
 )
-def test_what_can_be_derived_is_made_anew(damage: Callable[[Broken], None]) -> None:
-    """Fault: something pending is lost, begins twice or in another order, or a figure stays wrong (G20)."""
-    broken = Broken()
-    engine = broken.engine
-    damage(broken)
+def test_recovery_rebuilds_groups_indexes_and_counts(damage: Callable[[Filled], None]) -> None:
+    """Fault: a pending timer or message is lost, begins twice or in another order, or a figure stays wrong (G20)."""
+    filled = Filled()
+    engine = filled.engine
+    damage(filled)
     rebuild(engine)
     engine._check()
     assert (engine.ledger.timers, engine.ledger.queued, engine.ledger.accepted) == (6, 18, 24)
@@ -144,43 +138,43 @@ def test_what_can_be_derived_is_made_anew(damage: Callable[[Broken], None]) -> N
     for cid, found in engine.groups.by_cid.items():
         for name, group in found.items():
             assert (group.cid, group.instance_id, group.owner) == (cid, name, OWNER)
-    assert broken.order() == WHOLE
+    assert filled.order() == WHOLE
     assert engine.ledger.delivered == 24
 
 
-def test_a_timer_that_only_its_group_knows_is_pending_again() -> None:
-    """Fault: a schedule that was broken off between the group and the wheel loses its timer (G20)."""
-    broken = Broken()
-    engine = broken.engine
-    engine.order.remove(broken.timers[3:5])
+def test_a_timer_that_is_only_in_its_group_is_pending_after_recovery() -> None:
+    """Fault: a schedule that is interrupted between the group and the wheel loses its timer (G20)."""
+    filled = Filled()
+    engine = filled.engine
+    engine.order.remove(filled.timers[3:5])
     rebuild(engine)
     engine._check()
     assert engine.ledger.timers == 6
-    order = broken.order()
+    order = filled.order()
     order.remove(("e", 4))
     assert order == [event for event in WHOLE if event != ("e", 4)]
 
 
-def test_a_timer_that_has_lost_its_event_or_its_group_is_over() -> None:
-    """Fault: a cancel that was broken off is undone for a timer whose event has been handed out (G5)."""
-    broken = Broken()
-    engine = broken.engine
+def test_a_timer_without_its_event_or_its_group_is_over_after_recovery() -> None:
+    """Fault: recovery undoes an interrupted cancel, although it has already returned the event of the timer (G5)."""
+    filled = Filled()
+    engine = filled.engine
     for number in (1, 2):
-        broken.timers[number].event = None
+        filled.timers[number].event = None
     for number in (3, 4):
-        broken.timers[number].group = None
+        filled.timers[number].group = None
         engine.groups.by_cid[f"c{number % 2}"].clear()
     rebuild(engine)
     engine._check()
-    pending = [event for event in broken.order() if isinstance(event, tuple) and event[0] == "e"]
+    pending = [event for event in filled.order() if isinstance(event, tuple) and event[0] == "e"]
     assert ("e", 0) in pending or engine.ledger.timers == 0
     assert not {("e", number) for number in (1, 2, 3, 4)} & set(pending)
 
 
-def test_who_has_left_is_in_no_index_and_a_topic_of_the_dead_is_none() -> None:
-    """Fault: a tombstone is counted or indexed, or an empty topic stays (G13)."""
-    broken = Broken()
-    engine = broken.engine
+def test_recovery_removes_tombstones_and_empty_topics_from_the_indexes() -> None:
+    """Fault: recovery counts or indexes a tombstone, or keeps a topic without live subscriptions (G13)."""
+    filled = Filled()
+    engine = filled.engine
     entries = engine.topics.topics["t"].entries
     for entry in entries[2:]:
         entry.name = entry.event = None
@@ -190,17 +184,17 @@ def test_who_has_left_is_in_no_index_and_a_topic_of_the_dead_is_none() -> None:
     assert list(engine.topics.topics) == ["t"]
     assert engine.topics.count == 2
     assert {cid: list(found) for cid, found in engine.topics.by_cid.items()} == {"c0": ["i", "j"]}
-    assert [event for event in broken.order() if isinstance(event, tuple) and event[0] != "e"] == [
+    assert [event for event in filled.order() if isinstance(event, tuple) and event[0] != "e"] == [
         ("first", "c0i", "c0j"),
         ("second", "c0i", "c0j"),
         ("third",),
     ]
 
 
-def test_a_fan_out_in_progress_goes_on_and_its_targets_are_counted_once() -> None:
-    """Fault: what the fan-out has begun is counted as queued, or what it has decided twice (G19)."""
-    broken = Broken()
-    engine = broken.engine
+def test_a_fan_out_continues_after_recovery_and_counts_its_targets_once() -> None:
+    """Fault: recovery counts a target that has begun as queued, or a target that has its fate twice (G19)."""
+    filled = Filled()
+    engine = filled.engine
     for _ in range(2):
         assert isinstance(engine.claims.begin(0), Timer)
         engine.claims.finish_timer(failed=False)
@@ -221,10 +215,10 @@ def test_a_fan_out_in_progress_goes_on_and_its_targets_are_counted_once() -> Non
     assert engine.claims.begin(0) is fan_out
 
 
-def test_a_timer_that_runs_is_counted_among_the_accepted() -> None:
-    """Fault: the equation does not hold once it has run."""
-    broken = Broken()
-    engine = broken.engine
+def test_a_running_timer_is_still_counted_as_accepted_after_recovery() -> None:
+    """Fault: `accepted` differs from the sum of the other figures when the running timer has its fate."""
+    filled = Filled()
+    engine = filled.engine
     engine.claims.begin(0)
     rebuild(engine)
     assert (engine.ledger.running, engine.ledger.timers, engine.ledger.accepted) == (1, 5, 24)
@@ -236,16 +230,16 @@ def test_a_timer_that_runs_is_counted_among_the_accepted() -> None:
     engine._check()
 
 
-def test_an_empty_engine_is_mended_to_an_empty_one() -> None:
-    """Fault: mending trips over nothing."""
+def test_an_empty_engine_is_still_empty_after_recovery() -> None:
+    """Fault: recovery raises when there is nothing to rebuild."""
     engine = Engine(None)
     rebuild(engine)
     engine._check()
     assert set(sizes(engine).values()) == {0}
 
 
-def test_arrivals_keep_their_order() -> None:
-    """Fault: publications go before the timers without delay, or behind them (G2)."""
+def test_arrivals_keep_their_order_in_recovery() -> None:
+    """Fault: recovery puts all publications before the timers without delay, or after them (G2)."""
     engine = Engine(None)
     engine.subscribe("c", "i", "t", "said")
     for number in range(3):
@@ -257,8 +251,8 @@ def test_arrivals_keep_their_order() -> None:
     engine._check()
 
 
-def test_the_topics_behind_one_of_the_dead_are_kept() -> None:
-    """Fault: with the first topic that is none any more the others are lost."""
+def test_recovery_keeps_the_topics_after_an_empty_one() -> None:
+    """Fault: recovery loses the topics that follow the first topic without live subscriptions."""
     engine = Engine(None)
     for topic in ("a", "b", "c"):
         engine.subscribe("c", "i", topic, "said")
@@ -268,8 +262,8 @@ def test_the_topics_behind_one_of_the_dead_are_kept() -> None:
     assert list(engine.topics.topics) == ["b", "c"]
 
 
-def test_timers_of_one_instant_keep_their_order_whatever_they_still_had_to_wait() -> None:
-    """Fault: who still waits for long goes to a fine slot, and who is accepted after it comes before it (G2)."""
+def test_timers_of_one_instant_keep_their_order_in_recovery() -> None:
+    """Fault: recovery puts a timer with a long wait into a fine slot, so a timer accepted later begins first (G2)."""
     engine, due = Engine(None), 3 * LONG
     for number, now in enumerate((0, SLOT)):
         engine.schedule(OWNER, "c", "i", due - now, ("e", number), now)
@@ -295,8 +289,8 @@ def test_timers_of_one_instant_keep_their_order_whatever_they_still_had_to_wait(
 
 
 @pytest.mark.parametrize("marked", [1, 2])
-def test_what_was_about_to_leave_has_left(marked: int) -> None:
-    """Fault: a mark that a removal left behind stays: the subscription is counted, and nobody is ever delivered to."""
+def test_a_subscription_marked_as_being_removed_is_gone_after_recovery(marked: int) -> None:
+    """Fault: the mark of an interrupted removal stays, so the subscription is counted but no delivery reaches it."""
     engine = Engine(None)
     for instance in ("i", "j", "k"):
         engine.subscribe("c", instance, "t", "said")
@@ -315,16 +309,16 @@ def test_what_was_about_to_leave_has_left(marked: int) -> None:
     engine._check()
 
 
-def test_whoever_looks_for_a_topic_meanwhile_looks_again() -> None:
-    """Fault: a topic that came before the operation was broken off, and has told nobody yet, is missed (G16)."""
+def test_recovery_makes_concurrent_topic_look_ups_start_again() -> None:
+    """Fault: a look-up without the lock misses a topic that the interrupted operation has added (G16)."""
     engine = Engine(None)
     before = engine.topics.generation.token
     rebuild(engine)
     assert engine.topics.generation.token is not before
 
 
-def test_the_rest_of_a_batch_goes_back_in_its_order() -> None:
-    """Fault: equals that had been taken out together begin the other way round (G2)."""
+def test_the_remaining_timers_of_a_batch_keep_their_order_in_recovery() -> None:
+    """Fault: timers of one instant that were in a due batch begin in reverse order after recovery (G2)."""
     engine = Engine(None)
     for number in range(5):
         engine.schedule(OWNER, "c", f"i{number % 2}", SLOT + 5, ("e", number), 0)
@@ -339,8 +333,8 @@ def test_the_rest_of_a_batch_goes_back_in_its_order() -> None:
     assert [timer.event for timer in reversed(batch.timers)] == [("e", number) for number in range(5)]
 
 
-def test_equals_of_the_open_slot_stay_in_order() -> None:
-    """Fault: the open slot is gone through from its latest timer on (G2)."""
+def test_equal_timers_of_the_open_slot_keep_their_order_in_recovery() -> None:
+    """Fault: recovery reads the open slot from its latest timer to its earliest (G2)."""
     engine = Engine(None)
     for number in range(5):
         engine.schedule(OWNER, "c", f"i{number % 2}", SLOT + 5, ("e", number), 0)
@@ -353,8 +347,8 @@ def test_equals_of_the_open_slot_stay_in_order() -> None:
     assert [timer.event for timer in reversed(batch.timers)] == [("e", number) for number in range(5)]
 
 
-def test_the_targets_of_a_fan_out_whose_counting_was_lost_have_failed() -> None:
-    """Fault: what was delivered before the exception has no fate for ever (the ledger)."""
+def test_targets_whose_fates_an_exception_lost_count_as_failed() -> None:
+    """Fault: a target that was delivered before the exception never gets a fate in the ledger."""
     engine = Engine(None)
     for number in range(4):
         engine.subscribe(f"c{number}", "i", "t", "said")
