@@ -1,4 +1,7 @@
-"""The engine whose deliveries overlap, call by call: what is parked, claimed, given back, and what is left."""
+"""The engine whose deliveries overlap: how entries are parked in mailboxes, claimed, and returned to the ready order.
+
+Each test makes the calls of the delivery thread one by one, and checks the engine after each.
+"""
 
 from __future__ import annotations
 
@@ -12,15 +15,9 @@ from stube_backends.engine._backlogs import Limits
 from stube_backends.engine._inspection import inspect, sizes
 from stube_backends.engine._mailboxes import AGAIN, Mailbox, MailboxClaims
 from stube_backends.engine._recovery import rebuild
+from tests.backends.helpers import OWNER
 
 MS: Final = 1_000_000
-
-
-class Owner:
-    """Nobody cancels by a handle here."""
-
-    def cancel_timer(self, timer: Any) -> bool:
-        raise AssertionError
 
 
 class Checked(Engine[MailboxClaims]):
@@ -30,7 +27,7 @@ class Checked(Engine[MailboxClaims]):
         super().__init__(None, limits=limits, claims=MailboxClaims)
 
     def tick(self, cid: str = "a", event: Any = "tick", *, delay: int = 0, now: int = 0, instance: str = "i") -> Any:
-        timer = self.schedule(Owner(), cid, instance, delay, event, now)
+        timer = self.schedule(OWNER, cid, instance, delay, event, now)
         self._check()
         return timer
 
@@ -46,7 +43,7 @@ class Checked(Engine[MailboxClaims]):
         return event
 
     def rest(self, box: Mailbox) -> list[str]:
-        """Deliver what is left of a mailbox; the names."""
+        """Deliver everything that is left in a mailbox; return the names of the events."""
         names = []
         while (event := self.take(box)) is not None:
             names.append(event.name)
@@ -60,13 +57,13 @@ def engine() -> Checked:
 
 
 def sort(engine: Checked, now: int = 0) -> None:
-    """Sort what is ready, which is all for mailboxes that are served."""
+    """Park what is ready. All of it must belong to conversations whose mailboxes have a server."""
     assert engine.claims.next_box(now, "server") is None
     engine._check()
 
 
-def test_a_conversation_has_one_server(engine: Checked) -> None:
-    """G1. Fault: a second mailbox for a conversation that is served."""
+def test_a_conversation_has_one_mailbox_and_one_server(engine: Checked) -> None:
+    """G1. Fault: the engine makes a second mailbox for a conversation that already has a server."""
     engine.tick(event="one")
     box = engine.serve()
     engine.tick(event="two")
@@ -79,8 +76,8 @@ def test_a_conversation_has_one_server(engine: Checked) -> None:
     assert engine.claims.boxes == {}
 
 
-def test_the_ledger_knows_where_everything_is(engine: Checked) -> None:
-    """Fault: parked counts as begun, or a delivery that runs as parked."""
+def test_the_ledger_separates_parked_from_running_deliveries(engine: Checked) -> None:
+    """Fault: the ledger counts a parked entry as begun, or a running delivery as parked."""
     engine.subscribe("a", "i", "t", "said")
     engine.tick()
     engine.publish("t", "message", 0)
@@ -103,8 +100,8 @@ def test_the_ledger_knows_where_everything_is(engine: Checked) -> None:
     )
 
 
-def test_messages_of_one_publication_go_to_each_in_turn(engine: Checked) -> None:
-    """Fault: the order of the subscribers is turned round, or one is forgotten."""
+def test_a_publication_is_sorted_into_mailboxes_in_subscriber_order(engine: Checked) -> None:
+    """Fault: the engine reverses the order of the subscribers, or forgets one of them."""
     for cid in "abc":
         engine.subscribe(cid, "i", "t", "said")
     engine.publish("t", 1, 0)
@@ -114,8 +111,8 @@ def test_messages_of_one_publication_go_to_each_in_turn(engine: Checked) -> None
     assert [engine.rest(box) for box in boxes] == [["said"]] * 3
 
 
-def test_who_left_before_the_sorting_or_before_the_claim_gets_nothing(engine: Checked) -> None:
-    """G5. Fault: a message counts as begun with the sorting."""
+def test_a_subscription_removed_before_the_claim_gets_no_message(engine: Checked) -> None:
+    """G5. Fault: a message counts as begun as soon as it is sorted into a mailbox."""
     for cid in "abc":
         engine.subscribe(cid, "i", "t", "said")
     engine.publish("t", 1, 0)
@@ -132,8 +129,8 @@ def test_who_left_before_the_sorting_or_before_the_claim_gets_nothing(engine: Ch
     assert engine.claims.take_garbage() == []
 
 
-def test_a_whole_conversations_end_empties_its_mailbox(engine: Checked) -> None:
-    """G13. Fault: the messages wait for a handler that may never return; or those of others go, too."""
+def test_removing_all_subscriptions_cancels_the_parked_messages(engine: Checked) -> None:
+    """G13. Fault: the messages stay until a handler returns, which may never happen; or the timers go as well."""
     for topic in ("t", "u"):
         engine.subscribe("a", "i", topic, "said")
     engine.tick()
@@ -152,8 +149,8 @@ def test_a_whole_conversations_end_empties_its_mailbox(engine: Checked) -> None:
     assert engine.rest(box) == ["stays"]
 
 
-def test_parked_timers_are_cancelled(engine: Checked) -> None:
-    """G5. Fault: they have left the order, so no cancel finds them."""
+def test_a_cancel_finds_parked_timers(engine: Checked) -> None:
+    """G5. Fault: no cancel finds a parked timer, because it has left the ready order."""
     engine.tick(event="runs")
     box = engine.serve()
     engine.take(box)
@@ -170,8 +167,8 @@ def test_parked_timers_are_cancelled(engine: Checked) -> None:
     assert engine.rest(box) == []
 
 
-def test_what_a_server_leaves_goes_back_before_what_came_later(engine: Checked) -> None:
-    """G2. Fault: what is given back is delivered behind what was accepted after it, of its own conversation."""
+def test_entries_that_a_server_leaves_begin_before_later_ones(engine: Checked) -> None:
+    """G2. Fault: an entry that a server returns begins after one of its conversation that was accepted later."""
     engine.subscribe("a", "i", "t", "said")
     engine.tick(event="runs")
     box = engine.serve()
@@ -194,8 +191,8 @@ def test_what_a_server_leaves_goes_back_before_what_came_later(engine: Checked) 
     assert names == {"a": ["said", "one", "two", "said", "three"], "b": ["other"]}
 
 
-def test_two_that_leave_give_back_what_each_had_in_its_order(engine: Checked) -> None:
-    """G2. Fault: the second one's is put before or behind the first one's as a whole, and arrivals are out of order."""
+def test_two_servers_that_leave_return_their_entries_in_ready_order(engine: Checked) -> None:
+    """G2. Fault: all entries of the second server go before or after those of the first, so they are out of order."""
     boxes = {}
     for cid in "ab":
         engine.tick(cid, "runs")
@@ -211,8 +208,8 @@ def test_two_that_leave_give_back_what_each_had_in_its_order(engine: Checked) ->
     assert [entry.due for entry in engine.order.arrivals] == [1, 2, 3, 4, 5]
 
 
-def test_others_have_a_turn_of_the_lock_while_much_is_parked(engine: Checked) -> None:
-    """Fault: one call parks a publication to a hundred thousand busy conversations."""
+def test_parking_many_entries_takes_several_calls(engine: Checked) -> None:
+    """Fault: one call parks messages to a hundred thousand busy conversations, while callers wait for the lock."""
     engine.tick()
     box = engine.serve()
     for number in range(600):
@@ -223,8 +220,8 @@ def test_others_have_a_turn_of_the_lock_while_much_is_parked(engine: Checked) ->
     assert engine.rest(box) == ["tick", *(f"e{number}" for number in range(600))]
 
 
-def test_it_is_idle_when_nothing_is_served_or_ready(engine: Checked) -> None:
-    """Fault: a parked timer, or a publication that is being sorted, is taken for nothing."""
+def test_the_engine_is_idle_when_nothing_is_served_or_ready(engine: Checked) -> None:
+    """Fault: the engine is idle although a message is parked or a publication is being sorted."""
     assert engine.is_idle(0, timers_too=True)
     engine.subscribe("a", "i", "t", "said")
     engine.subscribe("b", "i", "t", "said")
@@ -244,8 +241,8 @@ def test_it_is_idle_when_nothing_is_served_or_ready(engine: Checked) -> None:
     assert not engine.is_idle(5, timers_too=False)
 
 
-def test_a_reset_empties_mailboxes_and_leaves_their_servers(engine: Checked) -> None:
-    """G18. Fault: what is parked begins after the reset, or has no fate."""
+def test_a_reset_empties_the_mailboxes_but_keeps_their_servers(engine: Checked) -> None:
+    """G18. Fault: a parked entry begins after the reset, or never gets a fate."""
     for cid in "abc":
         engine.subscribe(cid, "i", "t", "said")
     engine.tick(event="runs")
@@ -269,8 +266,8 @@ def test_a_reset_empties_mailboxes_and_leaves_their_servers(engine: Checked) -> 
     assert engine.rest(other) == []
 
 
-def test_mending_puts_what_is_parked_back(engine: Checked) -> None:
-    """Fault: after an operation that was broken off, what is parked is lost or begins twice."""
+def test_recovery_returns_parked_entries_to_the_ready_order(engine: Checked) -> None:
+    """Fault: after an asynchronous exception a parked entry is lost or begins twice."""
     for cid in "abc":
         engine.subscribe(cid, "i", "t", "said")
     engine.tick(event="runs")
@@ -292,8 +289,8 @@ def test_mending_puts_what_is_parked_back(engine: Checked) -> None:
     assert engine.ledger.accepted == engine.ledger.delivered == 6
 
 
-def test_sizes_count_what_is_parked(engine: Checked) -> None:
-    """Fault: the leak tests do not see a mailbox."""
+def test_sizes_count_mailboxes_and_parked_entries(engine: Checked) -> None:
+    """Fault: the leak tests do not see a leak in a mailbox."""
     for cid in "abc":
         engine.subscribe(cid, "i", "t", "said")
     engine.tick()
@@ -305,8 +302,8 @@ def test_sizes_count_what_is_parked(engine: Checked) -> None:
     assert (found["mailboxes"], found["arrivals"], found["targets to sort"]) == (2, 5, 1)
 
 
-def test_a_bound_for_each_conversation_holds_in_mailboxes_too() -> None:
-    """Fault: what is parked is no longer known as the oldest, or counts for nothing."""
+def test_max_queued_counts_parked_messages_too() -> None:
+    """Fault: back-pressure does not count a parked message, or does not drop it as the oldest one."""
     engine = Checked(Limits(2, "drop_oldest"))
     engine.subscribe("a", "i", "t", "said")
     engine.tick()
