@@ -1,7 +1,7 @@
-"""The engine's operations, one at a time: what each returns, counts, holds and refuses.
+"""The engine's operations, one at a time: their results, their figures in the ledger, and their refusals.
 
-The conformance suite shows the same through the public interface; here are the figures and the edges that it cannot
-reach, such as a bound that is met exactly, or a timer that is admitted after its cancel.
+The conformance suite shows the same through the public interface. This file tests the figures and the edge cases that
+the suite cannot reach, such as a bound that is met exactly, or a timer that is admitted after its cancel.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SLOT = 1 << SLOT_BITS
 
 
 class Owner:
-    """Cancels on behalf of handles, as a registry does."""
+    """An owner that cancels for the handles of its timers, as a registry does."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
@@ -35,7 +35,7 @@ class Owner:
 
 
 class Plain:
-    """A payload that nobody may look into."""
+    """A payload that the engine must neither test nor compare."""
 
     def __bool__(self) -> bool:
         raise AssertionError("tested")
@@ -48,6 +48,7 @@ class Plain:
 
 
 def full(held: int, wanted: int, bound: int) -> str:
+    """Return the message of a `RegistryFull`."""
     return (
         f"The registry holds {held} timers and messages, and {wanted} more "
         f"would pass max_pending={bound}. Raise max_pending, or schedule and publish less."
@@ -65,7 +66,7 @@ def detached(engine: Engine, cid: str = "c", event: Any = "e") -> Timer:
 
 
 def figures(engine: Engine) -> dict[str, int]:
-    """The ledger's figures that are not 0."""
+    """Return the figures of the ledger that are not 0."""
     engine._check()
     ledger = engine.ledger
     return {name: getattr(ledger, name) for name in ledger.__slots__ if getattr(ledger, name)}
@@ -83,7 +84,7 @@ def begin_fan_out(engine: Engine, now: int = 0) -> FanOut:
     return fan_out
 
 
-def crowd(engine: Engine, size: int, topic: str = "t") -> None:
+def subscribe_many(engine: Engine, size: int, topic: str = "t") -> None:
     for number in range(size):
         engine.subscribe(f"c{number}", "i", topic, "said")
 
@@ -91,8 +92,8 @@ def crowd(engine: Engine, size: int, topic: str = "t") -> None:
 # Batons
 
 
-def test_a_baton_replaces_the_one_before_and_hands_it_back() -> None:
-    """Fault: the replaced baton is dropped inside the engine, where its destructor must not run."""
+def test_a_new_baton_replaces_the_old_one_and_returns_it() -> None:
+    """Fault: the engine releases the replaced baton itself, but a destructor must not run there."""
     engine = Engine(None)
     first, second = Plain(), Plain()
     assert engine.put_flow("c", first) is None
@@ -102,8 +103,8 @@ def test_a_baton_replaces_the_one_before_and_hands_it_back() -> None:
 
 
 @pytest.mark.parametrize(("most", "large"), [(64, False), (65, True)])
-def test_a_table_of_batons_is_given_back_when_it_was_large_and_is_empty(most: int, large: bool) -> None:
-    """Fault: it is shrunk at every turn, while something is in it, or never (G13)."""
+def test_only_a_table_of_batons_that_was_large_and_is_empty_shrinks(most: int, large: bool) -> None:
+    """Fault: the engine shrinks the table every time, while it holds a baton, or never (G13)."""
     engine = Engine(None)
     for number in range(most):
         engine.put_flow(f"c{number}", number)
@@ -121,8 +122,8 @@ def test_a_table_of_batons_is_given_back_when_it_was_large_and_is_empty(most: in
     assert sys.getsizeof(table) < size / 5
 
 
-def test_an_emptied_table_of_batons_gives_its_memory_back() -> None:
-    """Fault: `shrink_flows` does nothing, and the table of the fullest day stays (G13)."""
+def test_an_emptied_table_of_batons_releases_its_memory() -> None:
+    """Fault: `shrink_flows` does nothing, so the empty table stays as large as it ever was (G13)."""
     engine = Engine(None)
     for number in range(2000):
         engine.put_flow(f"c{number}", number)
@@ -133,8 +134,8 @@ def test_an_emptied_table_of_batons_gives_its_memory_back() -> None:
     assert sys.getsizeof(engine.flows) < before / 10
 
 
-def test_a_reset_forgets_that_there_were_many_batons() -> None:
-    """Fault: after a reset the first baton taken is followed by a needless clearing."""
+def test_a_reset_forgets_that_the_table_of_batons_was_large() -> None:
+    """Fault: the engine shrinks the table needlessly when the first baton after a reset is taken."""
     engine = Engine(None)
     for number in range(2000):
         engine.put_flow(f"c{number}", number)
@@ -147,7 +148,7 @@ def test_a_reset_forgets_that_there_were_many_batons() -> None:
 
 
 def test_timers_up_to_the_bound_are_accepted_and_one_more_is_refused() -> None:
-    """Fault: one too few or too many, a refusal that changes something, or a message that names other figures (G22)."""
+    """Fault: the engine accepts one too few or too many, a refusal changes something, or its message is wrong (G22)."""
     engine = Engine(2)
     schedule(engine)
     schedule(engine, delay=5)
@@ -160,9 +161,9 @@ def test_timers_up_to_the_bound_are_accepted_and_one_more_is_refused() -> None:
 
 
 def test_timers_and_messages_share_the_bound() -> None:
-    """Fault: one of the two is not counted, or is subtracted (G22)."""
+    """Fault: the bound does not count one of the two, or subtracts it (G22)."""
     engine = Engine(5)
-    crowd(engine, 2)
+    subscribe_many(engine, 2)
     schedule(engine)
     assert engine.publish("t", "m", 0) == 2
     assert engine.publish("t", "m", 0) == 2
@@ -178,10 +179,10 @@ def test_timers_and_messages_share_the_bound() -> None:
     assert figures(engine) == {"accepted": 6, "timers": 1, "queued": 4, "cancelled": 1}
 
 
-def test_what_a_fan_out_has_begun_frees_its_room_for_a_publication() -> None:
-    """Fault: `queued` is only brought up to date for timers (G22)."""
+def test_a_target_that_has_begun_frees_room_for_a_publication() -> None:
+    """Fault: the engine updates `queued` before it accepts a timer, but not before a publication (G22)."""
     engine = Engine(3)
-    crowd(engine, 3)
+    subscribe_many(engine, 3)
     engine.publish("t", "m", 0)
     fan_out = begin_fan_out(engine)
     engine.subscribe("late", "i", "u", "said")
@@ -193,20 +194,20 @@ def test_what_a_fan_out_has_begun_frees_its_room_for_a_publication() -> None:
     assert engine.publish("u", "m", 0) == 1
 
 
-def test_without_a_bound_there_is_none() -> None:
-    """Fault: a registry without `max_pending` refuses at some figure."""
+def test_an_engine_without_max_pending_has_no_bound() -> None:
+    """Fault: an engine without `max_pending` refuses a timer when it holds very many."""
     engine = Engine(None)
     engine.ledger.timers = 1 << 60
     schedule(engine)
 
 
-# What is asked before an operation that can only come later
+# Checks before a deferred call
 
 
-def test_an_admission_is_refused_as_its_schedule_would_be() -> None:
-    """Fault: those that wait to be admitted are not counted, the bound is off by one, or a closed engine says yes."""
+def test_require_admission_refuses_in_the_same_cases_as_schedule() -> None:
+    """Fault: the check ignores timers that wait to be admitted, is off by one, or accepts for a closed engine."""
     engine = Engine(4)
-    crowd(engine, 1)
+    subscribe_many(engine, 1)
     schedule(engine)
     engine.publish("t", "m", 0)
     engine.require_admission(0)
@@ -220,11 +221,11 @@ def test_an_admission_is_refused_as_its_schedule_would_be() -> None:
     assert str(closed.value) == CLOSED
 
 
-def test_a_publication_is_asked_about_by_its_own_topic() -> None:
-    """Fault: a topic without a subscriber is refused, or one with too many is not."""
+def test_require_publishable_counts_the_subscribers_of_the_topic() -> None:
+    """Fault: the check refuses a topic without subscribers, or accepts a topic with too many."""
     engine = Engine(2)
-    crowd(engine, 2)
-    crowd(engine, 1, "small")
+    subscribe_many(engine, 2)
+    subscribe_many(engine, 1, "small")
     schedule(engine)
     engine.require_publishable("nobody")
     engine.require_publishable("small")
@@ -241,8 +242,8 @@ def test_a_publication_is_asked_about_by_its_own_topic() -> None:
 
 
 @pytest.mark.parametrize("delay", [0, 7])
-def test_an_admitted_timer_is_one_like_any_other(delay: int) -> None:
-    """Fault: it stands in no ring or no group, is due at another instant, or is not counted."""
+def test_an_admitted_timer_is_like_a_scheduled_one(delay: int) -> None:
+    """Fault: the admitted timer is in no ring or no group, is due at another instant, or is not counted."""
     engine = Engine(None)
     schedule(engine, "first", delay=delay)
     event = ("e", Plain())
@@ -260,7 +261,7 @@ def test_an_admitted_timer_is_one_like_any_other(delay: int) -> None:
 
 
 def test_an_admission_is_no_earlier_than_the_latest_acceptance() -> None:
-    """Fault: an instant of acceptance runs backwards, and the order of arrivals with it (G2)."""
+    """Fault: an admission gets an earlier instant than the acceptance before it, so arrivals are out of order (G2)."""
     engine = Engine(None)
     schedule(engine, now=50)
     timer, other = detached(engine, "d"), detached(engine, "d")
@@ -272,8 +273,8 @@ def test_an_admission_is_no_earlier_than_the_latest_acceptance() -> None:
     assert inspect(engine, "d", 50)["d"].timers[1].remaining_ms == 13 / MS
 
 
-def test_a_timer_cancelled_before_its_admission_has_that_fate() -> None:
-    """Fault: it is admitted dead, counted dropped, or not counted at all."""
+def test_a_timer_cancelled_before_its_admission_counts_as_cancelled() -> None:
+    """Fault: the engine admits the cancelled timer, counts it as dropped, or does not count it."""
     engine = Engine(None)
     for _ in range(2):
         timer = detached(engine, event=("e", 1))
@@ -286,10 +287,10 @@ def test_a_timer_cancelled_before_its_admission_has_that_fate() -> None:
 
 
 @pytest.mark.parametrize("why", ["closed", "full of timers", "full of both"])
-def test_an_admission_without_room_is_dropped_and_its_event_handed_out(why: str) -> None:
-    """Fault: the bound is passed, a closed registry holds a timer, or the event is dropped inside the engine."""
+def test_an_admission_without_room_is_dropped_and_returns_its_event(why: str) -> None:
+    """Fault: the engine exceeds the bound, holds a timer although it is closed, or releases the event itself."""
     engine = Engine(2)
-    crowd(engine, 1)
+    subscribe_many(engine, 1)
     schedule(engine)
     if why == "full of timers":
         schedule(engine)
@@ -310,9 +311,9 @@ def test_an_admission_without_room_is_dropped_and_its_event_handed_out(why: str)
 
 
 def test_an_admission_up_to_the_bound_is_accepted() -> None:
-    """Fault: the bound is off by one, or messages are subtracted."""
+    """Fault: the bound is off by one, or messages are subtracted from it."""
     engine = Engine(3)
-    crowd(engine, 1)
+    subscribe_many(engine, 1)
     schedule(engine)
     engine.publish("t", "m", 0)
     assert engine.admit(detached(engine), 5, 0) is None
@@ -324,8 +325,8 @@ def test_an_admission_up_to_the_bound_is_accepted() -> None:
 
 
 @pytest.mark.parametrize("delay", [0, 7, 3 * SLOT])
-def test_a_cancel_hands_the_event_out_and_leaves_the_handle_empty(delay: int) -> None:
-    """Fault: the handle keeps the payload alive, or the event is dropped inside the engine (G13, G20)."""
+def test_a_cancel_returns_the_event_and_empties_the_handle(delay: int) -> None:
+    """Fault: the handle keeps the payload alive, or the engine releases the event itself (G13, G20)."""
     engine = Engine(None)
     event = ("e", Plain())
     timer = schedule(engine, delay=delay, event=event)
@@ -336,8 +337,8 @@ def test_a_cancel_hands_the_event_out_and_leaves_the_handle_empty(delay: int) ->
     assert set(sizes(engine).values()) == {0}
 
 
-def test_a_timer_of_another_life_is_not_cancelled_in_this_one() -> None:
-    """Fault: a handle from before a fork cancels in the child, and unlinks it from rings of the parent (G25)."""
+def test_an_engine_does_not_cancel_a_timer_of_another_engine() -> None:
+    """Fault: in a forked child, a handle from before the fork cancels its timer and unlinks it from rings (G25)."""
     engine, other = Engine(None), Engine(None)
     timer = schedule(engine)
     schedule(other)
@@ -348,7 +349,7 @@ def test_a_timer_of_another_life_is_not_cancelled_in_this_one() -> None:
     assert figures(other) == {"accepted": 1, "timers": 1}
 
 
-def test_a_timer_that_has_begun_is_not_cancelled_any_more() -> None:
+def test_a_timer_that_has_begun_cannot_be_cancelled() -> None:
     """Fault: a cancel between the claim and the delivery counts the timer a second time, or breaks a ring (G5)."""
     engine = Engine(None)
     first, second = schedule(engine), schedule(engine)
@@ -360,14 +361,14 @@ def test_a_timer_that_has_begun_is_not_cancelled_any_more() -> None:
     assert engine.cancel_timers("c", None) == ["e"]
 
 
-def test_cancelling_all_hands_every_event_out_and_leaves_the_handles_empty() -> None:
-    """Fault: an event is dropped inside the engine, or a handle keeps one alive (G13, G20)."""
+def test_cancel_timers_returns_every_event_and_empties_the_handles() -> None:
+    """Fault: the engine releases an event itself, or a handle keeps one alive (G13, G20)."""
     engine = Engine(None)
     events = [(f"e{number}", Plain()) for number in range(4)]
     timers = [schedule(engine, delay=number * SLOT, event=event) for number, event in enumerate(events)]
     other = schedule(engine, instance="other")
-    handed_out = engine.cancel_timers("c", "i")
-    assert [id(event) for event in handed_out] == [id(event) for event in events]
+    returned = engine.cancel_timers("c", "i")
+    assert [id(event) for event in returned] == [id(event) for event in events]
     assert [(timer.event, timer.group, timer.after) for timer in timers] == [(None, None, None)] * 4
     assert figures(engine) == {"accepted": 5, "timers": 1, "cancelled": 4}
     assert engine.cancel_timers("c", "i") == []
@@ -378,10 +379,10 @@ def test_cancelling_all_hands_every_event_out_and_leaves_the_handles_empty() -> 
 # A closed engine
 
 
-def test_a_closed_engine_refuses_what_adds_and_lets_the_rest_pass() -> None:
-    """Fault: something can be added after a close, or another error is raised, or in other words (G24)."""
+def test_a_closed_engine_refuses_additions_and_accepts_removals() -> None:
+    """Fault: a closed engine accepts an addition, or raises another error or another message (G24)."""
     engine = Engine(None)
-    crowd(engine, 1)
+    subscribe_many(engine, 1)
     assert engine.closed == False  # noqa: E712 - `is` would tell the type checker that it stays so
     engine.close()
     assert engine.closed == True  # noqa: E712
@@ -403,10 +404,10 @@ def test_a_closed_engine_refuses_what_adds_and_lets_the_rest_pass() -> None:
 # Publishing and the order of instants
 
 
-def test_a_publication_remembers_what_it_was_about() -> None:
-    """Fault: the name of the topic, the instant, the message or the targets of a publication are others."""
+def test_a_publication_keeps_its_topic_instant_message_and_targets() -> None:
+    """Fault: a publication has the topic name, the instant, the message or the targets of another one."""
     engine = Engine(None)
-    crowd(engine, 3)
+    subscribe_many(engine, 3)
     message = Plain()
     assert engine.publish("t", message, 5) == 3
     (publication,) = engine.order.arrivals
@@ -423,10 +424,10 @@ def test_a_publication_remembers_what_it_was_about() -> None:
     assert fan_out.message is message
 
 
-def test_instants_of_acceptance_never_run_backwards() -> None:
-    """Fault: a clock read before another operation took the lock puts a later acceptance first (G2)."""
+def test_instants_of_acceptance_never_decrease() -> None:
+    """Fault: a caller reads the clock and then waits for the lock, so a later acceptance comes first (G2)."""
     engine = Engine(None)
-    crowd(engine, 1)
+    subscribe_many(engine, 1)
     late = schedule(engine, now=100)
     early = schedule(engine, now=90)
     engine.publish("t", "m", 80)
@@ -446,7 +447,7 @@ def test_instants_of_acceptance_never_run_backwards() -> None:
 
 
 def test_each_fate_of_a_timer_is_counted_as_itself() -> None:
-    """Fault: a failure is counted as delivered, or a timer stays running."""
+    """Fault: the ledger counts a failure as delivered, or a timer as running after its end."""
     engine = Engine(None)
     for _ in range(6):
         schedule(engine)
@@ -463,14 +464,14 @@ def test_each_fate_of_a_timer_is_counted_as_itself() -> None:
     assert figures(engine) == {"accepted": 6, "delivered": 3, "failed": 3}
 
 
-def test_each_fate_of_a_fan_out_targets_is_counted_as_itself() -> None:
-    """Fault: one fate is counted as another, or the fan-out is forgotten before its end, or never."""
+def test_each_fate_of_the_targets_of_a_fan_out_is_counted_as_itself() -> None:
+    """Fault: the ledger counts one fate as another, or the engine forgets the fan-out before its end, or never."""
     engine = Engine(None)
-    crowd(engine, 8)
+    subscribe_many(engine, 8)
     engine.publish("t", "m", 0)
     engine.unsubscribe("c0", None, None)
     fan_out = begin_fan_out(engine)
-    assert engine.claims.begin(0) is fan_out  # begun again while it goes on: broken off and resumed
+    assert engine.claims.begin(0) is fan_out  # the same fan-out again, as after an interruption
     engine.ledger.running -= 1
     for _ in range(4):
         next(fan_out.iterator)
@@ -486,8 +487,8 @@ def test_each_fate_of_a_fan_out_targets_is_counted_as_itself() -> None:
     assert figures(engine) == {"accepted": 8, "delivered": 4, "cancelled": 2, "failed": 2}
 
 
-def test_a_delivering_that_is_broken_off_leaves_no_one_running() -> None:
-    """Fault: a timer stays running for ever, has no fate, or a fan-out loses what it has not begun."""
+def test_an_interrupted_delivery_is_not_counted_as_running() -> None:
+    """Fault: an interrupted timer stays running or gets no fate, or a fan-out loses targets that have not begun."""
     engine = Engine(None)
     engine.claims.abandon()
     assert figures(engine) == {}
@@ -495,7 +496,7 @@ def test_a_delivering_that_is_broken_off_leaves_no_one_running() -> None:
     engine.claims.begin(0)
     engine.claims.abandon()
     assert figures(engine) == {"accepted": 1, "failed": 1}
-    crowd(engine, 2)
+    subscribe_many(engine, 2)
     engine.publish("t", "m", 0)
     fan_out = begin_fan_out(engine)
     engine.claims.abandon()
@@ -505,7 +506,8 @@ def test_a_delivering_that_is_broken_off_leaves_no_one_running() -> None:
 
 
 def test_idle_means_that_nothing_runs_and_nothing_is_ready() -> None:
-    """Fault: `settle` returns while a delivery runs or waits, or waits for a timer that is not due; `join` does not."""
+    """Fault: `settle` returns while a delivery runs or is ready, or waits for a timer that is not due; or `join`
+    returns before that timer."""
     engine = Engine(None)
     assert engine.is_idle(0, timers_too=False) is True
     assert engine.is_idle(0, timers_too=True) is True
@@ -523,22 +525,22 @@ def test_idle_means_that_nothing_runs_and_nothing_is_ready() -> None:
     assert engine.is_idle(0, timers_too=False) is False
     begin(engine, 10)
     engine.claims.finish_timer(failed=False)
-    crowd(engine, 1)
+    subscribe_many(engine, 1)
     engine.publish("t", "m", 10)
     assert engine.is_idle(0, timers_too=False) is False
     fan_out = begin_fan_out(engine, 10)
     engine.ledger.running = 0
-    assert engine.is_idle(10, timers_too=True) is False  # a fan-out that was broken off
+    assert engine.is_idle(10, timers_too=True) is False  # an interrupted fan-out
     engine.ledger.running = 1
     list(fan_out.iterator)
     engine.claims.finish_fan_out(fan_out, 1)
     assert engine.is_idle(10, timers_too=True) is True
 
 
-def test_a_publication_that_nobody_is_left_for_is_something_ready() -> None:
-    """Fault: the registry says that it is idle while it still holds the message."""
+def test_an_engine_with_a_publication_to_no_live_target_is_not_idle() -> None:
+    """Fault: the engine is idle although it still holds the message."""
     engine = Engine(None)
-    crowd(engine, 1)
+    subscribe_many(engine, 1)
     engine.publish("t", "m", 0)
     engine.unsubscribe("c0", None, None)
     engine.ledger.queued -= 1
@@ -550,13 +552,13 @@ def test_a_publication_that_nobody_is_left_for_is_something_ready() -> None:
 # Reset
 
 
-def test_a_reset_hands_out_all_that_was_held_and_counts_it_dropped() -> None:
-    """Fault: an event or a message is dropped inside the engine, or a fate is counted twice (G18, G20)."""
+def test_a_reset_returns_everything_held_and_counts_it_as_dropped() -> None:
+    """Fault: the engine releases an event or a message itself, or counts a fate twice (G18, G20)."""
     engine = Engine(None)
     event, message, flow = ("e", Plain()), Plain(), Plain()
     engine.put_flow("c", flow)
     timers = [schedule(engine, event=event), schedule(engine, delay=SLOT, event=event)]
-    crowd(engine, 3)
+    subscribe_many(engine, 3)
     engine.publish("t", message, 0)
     engine.unsubscribe("c1", None, None)
     engine.publish("t", message, 0)
@@ -570,10 +572,10 @@ def test_a_reset_hands_out_all_that_was_held_and_counts_it_dropped() -> None:
     assert engine.stats() == Stats(0, 0, 0, 0, 0, 7, 0, 0, 1, 6)
 
 
-def test_a_reset_in_a_broken_off_fan_out_forgets_the_fan_out() -> None:
-    """Fault: the fan-out of before goes on after the reset (G18)."""
+def test_a_reset_forgets_an_interrupted_fan_out() -> None:
+    """Fault: the interrupted fan-out continues after the reset (G18)."""
     engine = Engine(None)
-    crowd(engine, 3)
+    subscribe_many(engine, 3)
     engine.publish("t", "m", 0)
     fan_out = begin_fan_out(engine)
     next(fan_out.iterator)
@@ -586,10 +588,10 @@ def test_a_reset_in_a_broken_off_fan_out_forgets_the_fan_out() -> None:
     assert engine.claims.begin(0) is None
 
 
-def test_a_reset_before_a_claimed_fan_out_is_broken_off_leaves_it_without_a_failure() -> None:
-    """Fault: the fan-out is forgotten while it runs, and breaking it off counts a failed timer that nobody accepted."""
+def test_interrupting_a_fan_out_after_a_reset_counts_no_failure() -> None:
+    """Fault: the reset forgets a running fan-out, so its interruption counts as a failed timer, never accepted."""
     engine = Engine(None)
-    crowd(engine, 2)
+    subscribe_many(engine, 2)
     engine.publish("t", "m", 0)
     fan_out = begin_fan_out(engine)
     engine.reset()
@@ -598,11 +600,11 @@ def test_a_reset_before_a_claimed_fan_out_is_broken_off_leaves_it_without_a_fail
     assert figures(engine) == {"accepted": 2, "dropped": 2}
 
 
-def test_what_is_dropped_adds_up() -> None:
-    """Fault: a second reset forgets what the first one dropped."""
+def test_the_drops_of_several_resets_add_up() -> None:
+    """Fault: a second reset replaces the count of the drops of the first one."""
     engine = Engine(None)
     for _ in range(3):
-        crowd(engine, 2)
+        subscribe_many(engine, 2)
         schedule(engine)
         engine.publish("t", "m", 0)
         engine.publish("t", "m", 0)
@@ -611,11 +613,11 @@ def test_what_is_dropped_adds_up() -> None:
     assert figures(engine) == {"accepted": 15, "dropped": 9, "cancelled": 6}
 
 
-# Looking
+# Inspection
 
 
-def test_what_is_held_is_shown_conversation_by_conversation() -> None:
-    """Fault: a conversation is missing, another's are shown, or a figure is one too high or too low."""
+def test_inspect_shows_the_state_of_each_conversation() -> None:
+    """Fault: `inspect` leaves out a conversation, shows the state of another, or a figure is off by one."""
     engine = Engine(None)
     engine.put_flow("baton", 1)
     schedule(engine, "timers", delay=3 * SLOT, event=("later", 1))
@@ -641,13 +643,13 @@ def test_what_is_held_is_shown_conversation_by_conversation() -> None:
     assert inspect(engine, "nobody", 0) == {}
 
 
-def test_who_runs_is_shown_and_nobody_else() -> None:
-    """Fault: the running conversation is that of the fan-out's last target after its end, or of a timer long over."""
+def test_inspect_shows_only_the_running_conversation_as_running() -> None:
+    """Fault: `inspect` shows a conversation as running after the end of its fan-out or of its timer."""
     engine = Engine(None)
     schedule(engine, "timer")
     begin(engine)
     assert {cid: info.running for cid, info in inspect(engine, None, 0).items()} == {"timer": 1}
-    crowd(engine, 2)
+    subscribe_many(engine, 2)
     engine.claims.finish_timer(failed=False)
     engine.publish("t", "m", 0)
     assert {cid: info.running for cid, info in inspect(engine, None, 0).items()} == {"c0": 0, "c1": 0}
@@ -663,15 +665,15 @@ def test_who_runs_is_shown_and_nobody_else() -> None:
     next(fan_out.iterator)
 
 
-def test_every_container_has_its_own_size() -> None:
-    """Fault: a container is not counted, so that a leak in it goes unseen (G13)."""
+def test_sizes_report_every_container_separately() -> None:
+    """Fault: the sizes leave out a container, so the leak tests do not see a leak in it (G13)."""
     engine = Engine(None)
     engine.put_flow("c", 1)
     for number in range(3):
         schedule(engine, "c", delay=SLOT * (1 + number), instance=f"i{number % 2}")
     schedule(engine, "d", delay=SLOT)
     schedule(engine, "d")
-    crowd(engine, 3)
+    subscribe_many(engine, 3)
     engine.subscribe("c0", "j", "t", "said")
     engine.subscribe("c0", "j", "u", "said")
     engine.publish("t", "m", 0)
@@ -701,26 +703,26 @@ def test_every_container_has_its_own_size() -> None:
     list(fan_out.iterator)
     engine.claims.finish_fan_out(fan_out, 4)
     assert sizes(engine)["targets of the fan-out"] == 0
-    engine.unsubscribe("c0", "j", "u")  # the publication alone still holds the list
+    engine.unsubscribe("c0", "j", "u")  # now only the publication still refers to the list
     assert sizes(engine)["topic entries"] == 5
 
 
-def test_lists_that_only_publications_hold_are_counted_each() -> None:
-    """Fault: of several such lists one is counted (G13)."""
+def test_sizes_count_every_list_that_only_a_publication_refers_to() -> None:
+    """Fault: the sizes count only one of several such lists (G13)."""
     engine = Engine(None)
     for size in (1, 2, 4):
-        crowd(engine, size)
+        subscribe_many(engine, size)
         engine.publish("t", "m", 0)
         for number in range(size):
             engine.unsubscribe(f"c{number}", None, None)
-    crowd(engine, 8)
+    subscribe_many(engine, 8)
     assert sizes(engine)["topic entries"] == 15
 
 
-def test_a_look_into_a_half_changed_engine_changes_nothing() -> None:
-    """Fault: a nested reader brings the ledger up to date under the hands of the one it interrupts (G20)."""
+def test_a_reentrant_read_of_the_stats_does_not_update_the_ledger() -> None:
+    """Fault: a re-entrant call reads the stats, and updates the ledger that another operation is changing (G20)."""
     engine = Engine(None)
-    crowd(engine, 2)
+    subscribe_many(engine, 2)
     engine.put_flow("c", 1)
     engine.publish("t", "m", 0)
     fan_out = begin_fan_out(engine)
