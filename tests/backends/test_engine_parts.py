@@ -1,4 +1,4 @@
-"""What the engine is made of, part by part: the wheel, the groups, the topics, the ready order."""
+"""The parts of the engine, each on its own: the wheel, the groups, the topics, the ready order."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SLOT = 1 << SLOT_BITS
 
 
 class Owner:
-    """Counts what handles ask of it."""
+    """An owner that records the timers whose handles were cancelled."""
 
     def __init__(self) -> None:
         self.asked: list[Timer] = []
@@ -35,7 +35,7 @@ class Owner:
 
 @pytest.fixture
 def uncollected() -> Iterator[None]:
-    """The collector finds nothing to do: what went was freed at once, without a cycle."""
+    """Check that the test leaves nothing for the garbage collector: all that it dropped was freed without a cycle."""
     gc.collect()
     gc.disable()
     try:
@@ -79,8 +79,8 @@ def drained(wheel: TimerWheel, limit: int) -> list[Timer]:
 # Constants
 
 
-def test_instants_before_and_after_all_others() -> None:
-    """Fault: a clock may read something earlier than the earliest instant, or later than the latest."""
+def test_earliest_and_forever_are_beyond_every_clock_reading() -> None:
+    """Fault: a clock reads an instant earlier than EARLIEST, or later than FOREVER."""
     assert EARLIEST < -(2**64)
     assert FOREVER > 2**64
     assert SLOT == 268_435_456
@@ -91,7 +91,7 @@ def test_instants_before_and_after_all_others() -> None:
 
 
 def test_timers_leave_the_wheel_when_they_are_due_and_no_earlier() -> None:
-    """Fault: a limit is exclusive, or a slot is taken for due because it begins (G9)."""
+    """Fault: `take_due` excludes its limit, or returns a timer as soon as the slot of the timer begins (G9)."""
     wheel, (early, late) = wheel_of(SLOT + 5, 2 * SLOT)
     assert wheel.take_due(SLOT - 1) is None
     assert len(wheel.slots) == 2
@@ -107,15 +107,15 @@ def test_timers_leave_the_wheel_when_they_are_due_and_no_earlier() -> None:
     wheel._check()
 
 
-def test_rings_without_entries_can_be_walked() -> None:
-    """Fault: a snapshot that comes between the making of a ring and its first entry trips over it (G20)."""
+def test_empty_rings_can_be_iterated() -> None:
+    """Fault: a re-entrant call that finds a new ring before its first entry raises (G20)."""
     assert list(Slot(3)) == []
     assert list(Group("c", "i", Owner())) == []
     assert list(ReadyOrder().arrivals) == []
 
 
-def test_an_empty_wheel_has_nothing_to_offer() -> None:
-    """Fault: an empty wheel raises, or names an instant."""
+def test_an_empty_wheel_returns_no_timer_and_no_instant() -> None:
+    """Fault: an empty wheel raises, or returns an instant."""
     wheel = TimerWheel()
     assert wheel.take_due(FOREVER) is None
     assert wheel.next_instant() is None
@@ -123,8 +123,8 @@ def test_an_empty_wheel_has_nothing_to_offer() -> None:
     assert list(wheel) == []
 
 
-def test_the_wheel_says_when_to_look_again() -> None:
-    """Fault: a sleep lasts past a due instant, or ends again and again before it (G10)."""
+def test_the_wheel_returns_the_next_instant_and_the_earliest_due_one() -> None:
+    """Fault: the delivery thread sleeps past a due instant, or wakes up again and again before it (G10)."""
     wheel, timers = wheel_of(5 * SLOT + 9, 3 * SLOT + 7, 3 * SLOT + 5)
     assert (wheel.next_instant(), wheel.next_due()) == (3 * SLOT, 3 * SLOT + 5)
     assert wheel.take_due(3 * SLOT) is None  # opens the slot
@@ -145,8 +145,8 @@ def test_the_wheel_says_when_to_look_again() -> None:
     assert (wheel.next_instant(), wheel.next_due(), wheel.first) == (None, None, None)
 
 
-def test_ties_leave_in_the_order_in_which_they_came_in_whatever_slot() -> None:
-    """Fault: sorting or inserting turns equals round (G2)."""
+def test_timers_of_one_instant_leave_in_the_order_of_acceptance() -> None:
+    """Fault: sorting, or inserting into the open slot, reverses timers that are due at the same instant (G2)."""
     wheel, early = wheel_of(*[SLOT + 5] * 3)
     assert wheel.take_due(SLOT) is None
     late = [timer_due(SLOT + 5) for _ in range(3)]
@@ -157,8 +157,8 @@ def test_ties_leave_in_the_order_in_which_they_came_in_whatever_slot() -> None:
     assert drained(wheel, SLOT + 6) == [before, *early, *late, behind]
 
 
-def test_a_tombstone_at_the_end_is_passed_over_and_the_next_one_comes() -> None:
-    """Fault: a cancelled timer of the open slot is handed out, or hides the one behind it."""
+def test_the_wheel_passes_over_tombstones_of_the_open_slot() -> None:
+    """Fault: the wheel returns a cancelled timer of the open slot, or does not find the live timer behind it."""
     wheel, timers = wheel_of(*(SLOT + number for number in range(9)))
     assert wheel.take_due(SLOT - 1) is None
     assert wheel.take_due(SLOT) is timers[0]
@@ -168,20 +168,20 @@ def test_a_tombstone_at_the_end_is_passed_over_and_the_next_one_comes() -> None:
     assert len(wheel.order) == 8  # the tombstones are still there
     assert list(wheel) == timers[4:]
     assert wheel.next_instant() == SLOT + 4
-    assert len(wheel.order) == 5  # and not any more
+    assert len(wheel.order) == 5  # now they have been removed
     remove(wheel, timers[4])
     assert wheel.take_due(SLOT + 4) is None
     assert drained(wheel, SLOT + 8) == timers[5:]
     assert (wheel.number, wheel.live, wheel.order) == (None, 0, [])
 
 
-def test_tombstones_go_when_they_outnumber_the_living() -> None:
-    """Fault: tombstones stay beyond that, or are tidied away at each cancel, which then costs what the slot holds."""
+def test_tombstones_are_removed_when_they_outnumber_live_timers() -> None:
+    """Fault: the wheel keeps more tombstones, or compacts at each cancel, which then costs O(size of the slot)."""
     wheel, timers = wheel_of(*(SLOT + number for number in range(10)))
     assert wheel.take_due(SLOT - 1) is wheel.take_due(SLOT - 1) is None
     wheel.take_due(SLOT)
     lengths = []
-    for timer in timers[:0:-1]:  # from the far end, where no look passes over them
+    for timer in timers[:0:-1]:  # from the latest one on, where `next_instant` does not remove tombstones
         remove(wheel, timer)
         wheel._check()
         lengths.append(len(wheel.order))
@@ -189,8 +189,8 @@ def test_tombstones_go_when_they_outnumber_the_living() -> None:
     assert wheel.number is None
 
 
-def test_taking_from_a_slot_of_many_tombstones_tidies_it() -> None:
-    """Fault: what remains of a slot holds more tombstones than living timers after one was taken (G13)."""
+def test_taking_a_timer_compacts_a_slot_with_many_tombstones() -> None:
+    """Fault: after a timer was taken, the open slot holds more tombstones than live timers (G13)."""
     wheel, timers = wheel_of(*(SLOT + number for number in range(6)))
     wheel.take_due(SLOT - 1)
     assert wheel.take_due(SLOT) is timers[0]
@@ -205,8 +205,8 @@ def test_taking_from_a_slot_of_many_tombstones_tidies_it() -> None:
     assert (wheel.order, wheel.number) == ([], None)
 
 
-def test_a_timer_for_a_slot_that_was_open_and_is_over_opens_it_anew() -> None:
-    """Fault: a slot that has been emptied still takes timers in, as if it were open."""
+def test_a_timer_for_an_emptied_open_slot_gets_a_new_slot() -> None:
+    """Fault: the wheel adds a timer to a slot that has been emptied, as if it were still open."""
     wheel, _ = wheel_of(SLOT + 1)
     assert len(drained(wheel, SLOT + 1)) == 1
     again = timer_due(SLOT + 2)
@@ -222,8 +222,8 @@ def test_a_timer_for_a_slot_that_was_open_and_is_over_opens_it_anew() -> None:
     assert drained(wheel, SLOT + 2) == [again]
 
 
-def test_who_waits_for_long_shares_a_coarse_slot_until_its_time_has_begun() -> None:
-    """Fault: a fine slot for every timer far away; or a coarse one is dissolved before its time, or late."""
+def test_timers_with_a_long_wait_share_a_coarse_slot_until_it_begins() -> None:
+    """Fault: the wheel makes a fine slot for every distant timer, or dissolves a coarse slot too early or too late."""
     wheel = TimerWheel()
     for number in range(16):
         wheel.add(timer_due(2 * LONG + number * SLOT), LONG)
@@ -238,8 +238,8 @@ def test_who_waits_for_long_shares_a_coarse_slot_until_its_time_has_begun() -> N
     assert len(drained(wheel, 3 * LONG)) == 16
 
 
-def test_of_equals_those_of_the_coarse_slot_leave_first_in_their_order() -> None:
-    """Fault: who was accepted long ago comes behind who was accepted lately, or the former among themselves turn round
+def test_equal_timers_of_a_coarse_slot_leave_before_those_of_fine_slots() -> None:
+    """Fault: a timer leaves after one that was accepted later, or the timers of the coarse slot leave in reverse order
     (G2)."""
     wheel, due = TimerWheel(), 2 * LONG + SLOT + 7
     far, near = [timer_due(due) for _ in range(3)], [timer_due(due) for _ in range(3)]
@@ -253,13 +253,13 @@ def test_of_equals_those_of_the_coarse_slot_leave_first_in_their_order() -> None
     assert drained(wheel, due + 1) == [before, *far, *near, behind]
 
 
-def test_a_fine_slot_within_a_coarse_one_may_hold_the_earliest_timer() -> None:
-    """Fault: the earliest timer is looked for in the coarse slot alone, or only up to its latest (G10)."""
+def test_next_due_finds_the_earliest_timer_in_a_fine_or_coarse_slot() -> None:
+    """Fault: the wheel searches only the coarse slot, or leaves out some of the fine slots within it (G10)."""
     wheel, near = TimerWheel(), timer_due(2 * LONG + 3 * SLOT)
     wheel.add(timer_due(2 * LONG + 5 * SLOT), LONG)
     assert wheel.next_due() == 2 * LONG + 5 * SLOT
-    for far_behind in (2 * LONG + 5 * SLOT + 1, 2 * LONG + 6 * SLOT, 3 * LONG):
-        wheel.add(timer_due(far_behind))
+    for later in (2 * LONG + 5 * SLOT + 1, 2 * LONG + 6 * SLOT, 3 * LONG):
+        wheel.add(timer_due(later))
         assert wheel.next_due() == 2 * LONG + 5 * SLOT
     wheel.add(timer_due(2 * LONG + 5 * SLOT - 1))
     wheel.add(timer_due(2 * LONG + 5 * SLOT - 2))
@@ -271,11 +271,12 @@ def test_a_fine_slot_within_a_coarse_one_may_hold_the_earliest_timer() -> None:
     assert (wheel.next_instant(), wheel.next_due()) == (2 * LONG, 2 * LONG + 2 * SLOT)
 
 
-def test_a_wheel_is_gone_through_in_an_order_that_keeps_equals_right() -> None:
-    """Fault: of equals, those of a younger coarse slot come behind those of an older fine one, or those of the open
-    slot turn round: who sorts them by their instants has them wrong (G2)."""
+def test_iterating_a_wheel_keeps_equal_timers_in_order() -> None:
+    """Fault: of equal timers, those of a coarse slot come after those of a fine slot that was made earlier, or those of
+    the open slot come in reverse order. Then recovery, which sorts timers by due instant, puts them in a wrong order
+    (G2)."""
     wheel, due = TimerWheel(), 2 * LONG + 7
-    wheel.add(timer_due(due - 1))  # the fine slot is there first
+    wheel.add(timer_due(due - 1))  # the wheel has the fine slot first
     far, near = timer_due(due), timer_due(due)
     wheel.add(far, LONG)
     wheel.add(near)
@@ -288,9 +289,9 @@ def test_a_wheel_is_gone_through_in_an_order_that_keeps_equals_right() -> None:
 
 
 @pytest.mark.parametrize("wait", [0, LONG])
-def test_a_wheel_that_an_exception_finds_opening_a_slot_still_has_everything_in_order(wait: int) -> None:
-    """Fault: timers stand in no ring for a while, and whoever makes the wheel whole finds them by their groups alone,
-    in another order (G2). At every line of the opening."""
+def test_an_exception_while_a_slot_opens_keeps_all_timers_in_order(wait: int) -> None:
+    """Fault: at some line timers are in no ring, so recovery finds them only through their groups, in another order
+    (G2). The test raises at every line of the opening."""
     for at in range(1000):
         wheel = TimerWheel()
         timers = [timer_due(LONG + 9) for _ in range(4)]
@@ -300,7 +301,7 @@ def test_a_wheel_that_an_exception_finds_opening_a_slot_still_has_everything_in_
             timers.append(timer_due(LONG + 9))
             wheel.add(timers[-1])
         try:
-            with tracing(Injector(at, broken_off)):
+            with tracing(Injector(at, interrupt)):
                 wheel._open_earliest()
         except KeyboardInterrupt:
             found = wheel.order[::-1] + list(wheel)
@@ -311,13 +312,13 @@ def test_a_wheel_that_an_exception_finds_opening_a_slot_still_has_everything_in_
             return
 
 
-def broken_off() -> None:
-    """What a signal handler may do."""
+def interrupt() -> None:
+    """Raise an asynchronous exception, as a signal handler may."""
     raise KeyboardInterrupt
 
 
-def test_a_reader_whose_timer_went_to_another_slot_is_told() -> None:
-    """Fault: it goes round the other ring for ever, for it never meets the head that it started from (G20)."""
+def test_iterating_a_slot_raises_when_its_timer_moves_to_another_slot() -> None:
+    """Fault: the iteration follows the other ring without end, because it never reaches its own head (G20)."""
     wheel, timers = TimerWheel(), [timer_due(LONG + 9) for _ in range(4)]
     for timer in timers:
         wheel.add(timer, LONG)
@@ -330,8 +331,8 @@ def test_a_reader_whose_timer_went_to_another_slot_is_told() -> None:
 
 
 @pytest.mark.parametrize("first", ["near", "middle"])
-def test_the_numbers_of_slots_that_are_gone_go_as_well(first: str) -> None:
-    """Fault: they are swept only when the slot that goes is not the earliest (G13)."""
+def test_the_numbers_of_removed_slots_are_removed_too(first: str) -> None:
+    """Fault: the wheel removes old numbers only when the removed slot is not the earliest (G13)."""
     wheel = TimerWheel()
     near, middle = ([timer_due(SLOT * (start + number)) for number in range(200)] for start in (1, 300))
     for timer in (*near, *middle, timer_due(SLOT * 600), timer_due(SLOT * 299)):
@@ -345,8 +346,8 @@ def test_the_numbers_of_slots_that_are_gone_go_as_well(first: str) -> None:
 @pytest.mark.usefixtures("uncollected")
 @pytest.mark.parametrize("how", ["cancelled", "delivered", "cancelled open"])
 @pytest.mark.parametrize("wait", [0, LONG])
-def test_what_leaves_the_wheel_is_free_without_the_collector(how: str, wait: int) -> None:
-    """Fault: a ring is left uncut, so that its timers and their neighbours wait for the collector (G13)."""
+def test_timers_that_leave_the_wheel_need_no_garbage_collector(how: str, wait: int) -> None:
+    """Fault: the wheel does not cut a ring, so its timers and their neighbours wait for the collector (G13)."""
     wheel, timers = TimerWheel(), [timer_due(SLOT + number // 2) for number in range(6)] + [timer_due(5 * SLOT)]
     for timer in timers:
         wheel.add(timer, wait)
@@ -363,8 +364,8 @@ def test_what_leaves_the_wheel_is_free_without_the_collector(how: str, wait: int
     assert (len(wheel.slots), wheel.order, wheel.live) == (0, [], 0)
 
 
-def test_an_index_of_slots_that_empties_gives_its_memory_back() -> None:
-    """Fault: the table of the fullest day stays (G13)."""
+def test_an_emptied_index_of_slots_releases_its_memory() -> None:
+    """Fault: the empty table stays as large as it ever was (G13)."""
     wheel, timers = wheel_of(*(SLOT * number for number in range(1, 2000)))
     table = sys.getsizeof(wheel.slots)
     for timer in timers:
@@ -375,7 +376,7 @@ def test_an_index_of_slots_that_empties_gives_its_memory_back() -> None:
 
 
 def test_random_timers_leave_in_the_order_of_their_instants() -> None:
-    """Fault: whatever the cases above leave out."""
+    """Fault: after some sequence of operations a timer leaves early, late or in another order than in the model."""
     chance = random.Random(7)
     wheel, model, now = TimerWheel(), [], 0
     for number in range(4000):
@@ -400,8 +401,8 @@ def test_random_timers_leave_in_the_order_of_their_instants() -> None:
 # Timers and their groups
 
 
-def test_a_handle_says_whose_it_is_and_what_for() -> None:
-    """Fault: a repr that shows a payload, or one that fails when the timer is over."""
+def test_the_repr_of_a_timer_shows_its_names_but_no_payload() -> None:
+    """Fault: the repr shows a payload, or raises when the timer is over."""
     timer = Timer.pending_admission(("tick", object()), Group("c", "i", Owner()))
     assert repr(timer) == "<Timer 'tick' of 'c', 'i'>"
     timer.group = None
@@ -410,8 +411,8 @@ def test_a_handle_says_whose_it_is_and_what_for() -> None:
     assert repr(timer) == "<Timer: over>"
 
 
-def test_a_handle_asks_its_owner_and_after_its_end_nobody() -> None:
-    """Fault: the owner is not asked, its answer is not passed on, or a dead handle raises."""
+def test_a_handle_asks_its_owner_only_until_the_timer_is_over() -> None:
+    """Fault: the handle does not ask its owner, returns another answer, or raises when the timer is over."""
     owner = Owner()
     timer = Timer.pending_admission("e", Group("c", "i", owner))
     assert timer.cancel() is True
@@ -429,16 +430,16 @@ def test_a_handle_asks_its_owner_and_after_its_end_nobody() -> None:
         (("tick", 1, 2), Event("i", "tick", (1, 2))),
     ],
 )
-def test_a_claim_takes_the_delivery_off_the_timer(spec: Any, event: Event) -> None:
-    """Fault: the event of another instance, or a handle that keeps a payload or a registry alive (G13)."""
+def test_a_claim_returns_the_delivery_and_empties_the_timer(spec: Any, event: Event) -> None:
+    """Fault: the claim returns another event, or the handle keeps a payload or a registry alive (G13)."""
     timer = Timer.pending_admission(spec, Group("c", "i", Owner()))
     assert timer.claim() == ("c", event)
     assert (timer.event, timer.group, timer.cancel()) == (None, None, False)
 
 
 @pytest.mark.usefixtures("uncollected")
-def test_the_group_of_a_detached_timer_is_no_cycle() -> None:
-    """Fault: the group that only names whose timer it is waits for the collector (G13)."""
+def test_a_timer_pending_admission_needs_no_garbage_collector() -> None:
+    """Fault: the group, which here only names the instance of the timer, waits for the collector (G13)."""
     Timer.pending_admission("e", Group("c", "i", Owner()))
 
 
@@ -449,8 +450,8 @@ def grouped(groups: TimerGroups, cid: str, instance_id: str, owner: Any = None) 
     return timer
 
 
-def test_a_group_keeps_its_timers_from_the_oldest_on() -> None:
-    """Fault: another order, or a fan-out that breaks off where the timer that it handed out is removed."""
+def test_a_group_yields_its_timers_from_the_oldest_on() -> None:
+    """Fault: the order is another, or the iteration ends when the timer that it yielded last is removed."""
     groups, owner = TimerGroups(), Owner()
     timers = [grouped(groups, "c", "i", owner) for _ in range(4)]
     group = groups.by_cid["c"]["i"]
@@ -466,8 +467,8 @@ def test_a_group_keeps_its_timers_from_the_oldest_on() -> None:
 
 
 @pytest.mark.usefixtures("uncollected")
-def test_what_a_group_leaves_behind_is_nothing() -> None:
-    """Fault: an empty group, an empty conversation or a ring stays (G13)."""
+def test_an_emptied_group_leaves_nothing_in_the_index() -> None:
+    """Fault: the index keeps an empty group or an empty conversation, or a removed timer keeps its links (G13)."""
     groups = TimerGroups()
     first, second, other = grouped(groups, "c", "i"), grouped(groups, "c", "i"), grouped(groups, "c", "j")
     groups.remove((first,))
@@ -481,8 +482,8 @@ def test_what_a_group_leaves_behind_is_nothing() -> None:
 
 @pytest.mark.usefixtures("uncollected")
 @pytest.mark.parametrize("whole", [True, False])
-def test_what_is_taken_is_taken_out_whole(whole: bool) -> None:
-    """Fault: another instance's timers are taken too, or a ring is left uncut (G13)."""
+def test_take_removes_all_timers_of_an_instance_or_a_conversation(whole: bool) -> None:
+    """Fault: `take` removes timers of another instance, too, or does not cut a ring (G13)."""
     groups = TimerGroups()
     mine = [grouped(groups, "c", "i") for _ in range(3)]
     others, foreign = [grouped(groups, "c", "j") for _ in range(2)], grouped(groups, "d", "i")
@@ -505,10 +506,10 @@ def test_what_is_taken_is_taken_out_whole(whole: bool) -> None:
 
 
 @pytest.mark.parametrize("how", ["one by one", "by instance", "by conversation"])
-def test_an_index_of_conversations_that_empties_gives_its_memory_back(how: str) -> None:
-    """Fault: the table of the fullest day stays (G13)."""
+def test_an_emptied_index_of_conversations_releases_its_memory(how: str) -> None:
+    """Fault: the empty table stays as large as it ever was (G13)."""
     groups = TimerGroups()
-    timers = [grouped_quickly(groups, f"c{number}") for number in range(2000)]
+    timers = [grouped_unchecked(groups, f"c{number}") for number in range(2000)]
     table = sys.getsizeof(groups.by_cid)
     for number, timer in enumerate(timers):
         if how == "one by one":
@@ -518,14 +519,14 @@ def test_an_index_of_conversations_that_empties_gives_its_memory_back(how: str) 
     assert sys.getsizeof(groups.by_cid) < table / 10
 
 
-def grouped_quickly(groups: TimerGroups, cid: str) -> Timer:
+def grouped_unchecked(groups: TimerGroups, cid: str) -> Timer:
     timer = timer_due(0)
     groups.add(timer, cid, "i", Owner())
     return timer
 
 
-def test_a_timer_is_held_by_the_index_that_its_group_stands_in() -> None:
-    """Fault: a timer of another index, or of none, is taken for one of this."""
+def test_only_the_index_with_the_group_of_a_timer_holds_the_timer() -> None:
+    """Fault: `holds` returns True for a timer of another index, or of none."""
     groups, others = TimerGroups(), TimerGroups()
     timer = grouped(groups, "c", "i")
     grouped(others, "c", "i")
@@ -537,7 +538,7 @@ def test_a_timer_is_held_by_the_index_that_its_group_stands_in() -> None:
 
 @pytest.mark.usefixtures("uncollected")
 def test_a_cleared_index_is_empty_and_its_rings_are_cut() -> None:
-    """Fault: timers of before stay in the index, or wait for the collector (G13, G18)."""
+    """Fault: timers stay in the cleared index, or wait for the collector (G13, G18)."""
     groups = TimerGroups()
     for cid in ("c", "d"):
         for instance_id in ("i", "j", "i"):
@@ -562,8 +563,8 @@ def names(targets: list[Subscription]) -> list[str]:
     return [target.cid for target in targets]
 
 
-def test_a_subscription_is_found_under_both_of_its_names() -> None:
-    """Fault: one of the two indexes is wrong, or a field of the subscription."""
+def test_a_subscription_is_found_by_conversation_and_by_topic() -> None:
+    """Fault: one of the two indexes is wrong, or a field of the subscription is wrong."""
     index = index_of("c")
     index.add("c", "j", "t", "heard")
     index.add("c", "j", "u", "heard")
@@ -578,7 +579,7 @@ def test_a_subscription_is_found_under_both_of_its_names() -> None:
 
 
 def test_subscribing_again_replaces_the_event_and_keeps_the_place() -> None:
-    """Fault: a second entry, the last place, the old name, or the old event is not handed out."""
+    """Fault: the index adds a second entry, moves it to the end, keeps the old name, or drops the old event itself."""
     index = index_of("a", "b")
     assert index.add("a", "i", "t", ("again", 1)) == ("said", "a")
     assert index.add("a", "i", "t", "once more") == ("again", 1)
@@ -599,10 +600,10 @@ def test_subscribing_again_replaces_the_event_and_keeps_the_place() -> None:
         ("nobody", "t", []),
     ],
 )
-def test_what_fits_is_removed_and_its_events_handed_out(
+def test_remove_returns_the_events_of_the_matching_subscriptions(
     instance_id: str | None, topic: str | None, events: list[str]
 ) -> None:
-    """Fault: too much or too little is removed, an empty container stays, or an event is dropped inside (G13, G20)."""
+    """Fault: `remove` removes too many or too few, keeps an empty container, or releases an event itself (G13, G20)."""
     index = index_of("other")
     for instance, name in (("i", "t"), ("i", "u"), ("j", "t")):
         index.add("c", instance, name, instance + name)
@@ -619,8 +620,8 @@ def test_what_fits_is_removed_and_its_events_handed_out(
     assert (index.by_cid, index.topics, index.count) == ({}, {}, 0)
 
 
-def test_indexes_of_topics_that_empty_give_their_memory_back() -> None:
-    """Fault: the tables of the fullest day stay (G13)."""
+def test_emptied_indexes_of_topics_release_their_memory() -> None:
+    """Fault: the empty tables stay as large as they ever were (G13)."""
     index = TopicIndex()
     for number in range(2000):
         index.add(f"c{number}", "i", f"t{number}", "e")
@@ -632,15 +633,15 @@ def test_indexes_of_topics_that_empty_give_their_memory_back() -> None:
 
 
 def waiting_publication(index: TopicIndex, topic: str = "t") -> tuple[list[Subscription], int]:
-    """What a publication holds on to, as `Engine.publish` does."""
+    """Take a snapshot of a topic as `Engine.publish` does; return the list and the length that a publication keeps."""
     found = index.topics[topic]
     found.snapshots += 1
     found.snapshot_length = len(found.entries)
     return found.entries, found.snapshot_length
 
 
-def test_a_publication_targets_those_who_were_there_and_are_still() -> None:
-    """Fault: a late-comer is targeted, one who left, or one who came back (G5, G16)."""
+def test_a_publication_targets_the_live_subscribers_of_its_snapshot() -> None:
+    """Fault: a target was subscribed later, was removed, or was removed and subscribed again (G5, G16)."""
     index = index_of("a", "b", "c", "d")
     topic = index.topics["t"]
     entries, length = waiting_publication(index)
@@ -655,8 +656,8 @@ def test_a_publication_targets_those_who_were_there_and_are_still() -> None:
     index._check()
 
 
-def test_a_whole_topic_is_targeted_up_to_the_instant_of_the_publication() -> None:
-    """Fault: with no tombstone in the list those who came later are targeted too (G16)."""
+def test_a_publication_targets_no_later_subscriber_of_a_full_list() -> None:
+    """Fault: when the list has no tombstone, later subscribers are targets, too (G16)."""
     index = index_of("a", "b")
     topic = index.topics["t"]
     first, second = waiting_publication(index), waiting_publication(index)
@@ -672,8 +673,8 @@ def test_a_whole_topic_is_targeted_up_to_the_instant_of_the_publication() -> Non
     assert (topic.snapshots, topic.snapshot_length) == (0, 0)
 
 
-def test_a_publication_that_was_left_with_the_old_list_disturbs_no_one() -> None:
-    """Fault: when the list was made anew its publication still counts as waiting for the new one."""
+def test_a_publication_with_an_old_list_does_not_count_for_the_new_one() -> None:
+    """Fault: a publication with the replaced list still counts as waiting for the new list."""
     index = index_of("a", "b", "c", "d", "e")
     topic = index.topics["t"]
     old, length = waiting_publication(index)
@@ -689,8 +690,8 @@ def test_a_publication_that_was_left_with_the_old_list_disturbs_no_one() -> None
     assert names(topic.targets(new, new_length)) == ["d", "e"]
 
 
-def test_what_came_behind_a_waiting_publication_and_left_is_gone_at_once() -> None:
-    """Fault: tombstones at the end stay while a publication waits, or its own entries are cut off (G13)."""
+def test_a_removed_later_subscription_leaves_no_tombstone() -> None:
+    """Fault: a waiting publication keeps tombstones at the end of the list, or loses entries of its own (G13)."""
     index = index_of("a", "b", "c")
     topic = index.topics["t"]
     entries, length = waiting_publication(index)
@@ -698,14 +699,14 @@ def test_what_came_behind_a_waiting_publication_and_left_is_gone_at_once() -> No
         index.add(cid, "i", "t", "said")
     index.remove("later", None, None)
     assert len(entries) == 4
-    index.remove("c", None, None)  # pinned, so it stays as a tombstone
+    index.remove("c", None, None)  # in the snapshot, so it stays as a tombstone
     index.remove("late", None, None)
     assert (len(entries), topic.entries is entries) == (3, True)
     assert names(topic.targets(entries, length)) == ["a", "b"]
     assert names(topic.entries) == ["a", "b"]
 
 
-def test_a_list_that_is_made_anew_leaves_the_old_one_to_its_publications_alone() -> None:
+def test_a_replaced_list_keeps_only_the_entries_of_its_publications() -> None:
     """Fault: the old list keeps entries that no publication refers to (G13)."""
     index = index_of("a", "b")
     topic = index.topics["t"]
@@ -721,8 +722,8 @@ def test_a_list_that_is_made_anew_leaves_the_old_one_to_its_publications_alone()
     assert topic.targets(old, length) == []
 
 
-def test_a_topic_that_ends_leaves_its_list_to_its_publications_alone() -> None:
-    """Fault: entries behind the last publication stay alive with it (G13)."""
+def test_the_list_of_an_ended_topic_keeps_only_published_entries() -> None:
+    """Fault: a publication keeps entries alive that were added to the list after it (G13)."""
     index = index_of("a")
     topic = index.topics["t"]
     entries, length = waiting_publication(index)
@@ -737,21 +738,21 @@ def test_a_topic_that_ends_leaves_its_list_to_its_publications_alone() -> None:
 
 
 @pytest.mark.parametrize(("size", "kept"), [(32, False), (33, False), (34, True), (35, True)])
-def test_a_snapshot_leaves_out_who_has_left(size: int, kept: bool) -> None:
-    """Fault: a tombstone is shown, with None for an event; or a topic of which nothing is left (G16)."""
+def test_a_snapshot_leaves_out_removed_subscriptions(size: int, kept: bool) -> None:
+    """Fault: the snapshot shows a tombstone, whose event is None, or a topic without live subscriptions (G16)."""
     index = index_of(*(f"c{number}" for number in range(size)))
     index.remove("c3", None, None)
     assert (len(index.topics["t"].entries) == size) is kept
     assert ("c3", "i") not in index.snapshot()["t"]
     assert len(index.snapshot()["t"]) == size - 1
     for entry in index.topics["t"].entries:
-        entry.event = None  # as a reader may find them that interrupts a removal
+        entry.event = None  # a re-entrant call that interrupts a removal may find them like this
     assert index.snapshot() == {}
 
 
 @pytest.mark.parametrize(("size", "kept"), [(32, False), (33, False), (34, True), (35, True)])
 def test_a_small_topic_keeps_no_tombstone_and_a_large_one_few(size: int, kept: bool) -> None:
-    """Fault: a tombstone stays in a small topic, or each departure copies a large one (G13, G14)."""
+    """Fault: a tombstone stays in a small topic, or each removal copies the list of a large one (G13, G14)."""
     index = index_of(*(f"c{number}" for number in range(size)))
     topic = index.topics["t"]
     entries = topic.entries
@@ -759,7 +760,7 @@ def test_a_small_topic_keeps_no_tombstone_and_a_large_one_few(size: int, kept: b
     index._check()
     assert (topic.entries is entries) is kept
     assert len(topic.entries) == size - (not kept)
-    index.remove(f"c{size - 1}", None, None)  # the last one goes without a copy
+    index.remove(f"c{size - 1}", None, None)  # the list loses its last entry without a copy
     assert topic.entries[-1].cid == f"c{size - 2}"
     lengths = []
     for number in range(1, size - 2):
@@ -769,8 +770,8 @@ def test_a_small_topic_keeps_no_tombstone_and_a_large_one_few(size: int, kept: b
     assert lengths[-1] == topic.live == 1
 
 
-def test_tombstones_of_a_large_topic_never_outnumber_the_living() -> None:
-    """Fault: the list is made anew one departure too early or too late (G14)."""
+def test_tombstones_of_a_large_topic_never_outnumber_live_entries() -> None:
+    """Fault: the topic compacts its list one removal too early or too late (G14)."""
     index = index_of(*(f"c{number}" for number in range(100)))
     topic = index.topics["t"]
     entries = topic.entries
@@ -782,8 +783,8 @@ def test_tombstones_of_a_large_topic_never_outnumber_the_living() -> None:
     assert len(topic.entries) == topic.live == 49
 
 
-def test_a_delivery_to_a_large_topic_tidies_it_only_where_it_must() -> None:
-    """Fault: every publication copies a large topic with one tombstone (G14)."""
+def test_a_publication_does_not_compact_a_large_topic_with_one_tombstone() -> None:
+    """Fault: every publication copies the list of a large topic that has one tombstone (G14)."""
     index = index_of(*(f"c{number}" for number in range(100)))
     topic = index.topics["t"]
     index.remove("c0", None, None)
@@ -803,7 +804,7 @@ def arrival(due: int) -> Publication:
 
 
 def test_arrivals_and_timers_are_merged_by_their_instants() -> None:
-    """Fault: an arrival goes before a timer that was due earlier or at the same instant, or behind a later one (G2)."""
+    """Fault: an arrival begins before a timer due earlier or at the same instant, or after a later one (G2)."""
     order = ReadyOrder()
     timers = [timer_due(due) for due in (SLOT + 1, SLOT + 3, SLOT + 5)]
     for timer in timers:
@@ -832,13 +833,13 @@ def test_arrivals_and_timers_are_merged_by_their_instants() -> None:
 
 
 @pytest.mark.usefixtures("uncollected")
-def test_a_cleared_order_is_empty_and_what_it_held_is_dead() -> None:
-    """Fault: an entry stays linked to another, and begins or waits for the collector (G13, G18)."""
+def test_a_cleared_order_is_empty_and_its_entries_are_not_linked() -> None:
+    """Fault: an entry stays linked to another one, so it begins later or waits for the collector (G13, G18)."""
     order = ReadyOrder()
     timers = [timer_due(due) for due in (SLOT, SLOT + 1, SLOT + 2, 5 * SLOT, 5 * SLOT)]
     for timer in timers:
         order.wheel.add(timer)
-    assert order.take(SLOT) is timers.pop(0)  # the rest of the slot stands open
+    assert order.take(SLOT) is timers.pop(0)  # now the slot of the next two is open
     arrivals: list[Any] = [arrival(SLOT), timer_due(SLOT), arrival(SLOT)]
     for entry in arrivals:
         order.arrivals.append(entry)
@@ -850,12 +851,12 @@ def test_a_cleared_order_is_empty_and_what_it_held_is_dead() -> None:
         assert not hasattr(entry, "before") or entry in timers[:2]
     order._check()
     assert (list(order.arrivals), list(order.wheel), order.next_instant()) == ([], [], None)
-    del order.arrivals.before, order.arrivals.after  # an empty ring is its own neighbour, as long as the order lives
+    del order.arrivals.before, order.arrivals.after  # an empty ring refers to itself, which is a cycle
 
 
 @pytest.mark.usefixtures("uncollected")
-def test_an_empty_order_that_is_cleared_leaves_nothing_behind() -> None:
-    """Fault: the empty ring, its own neighbour, waits for the collector at every reset (G13)."""
+def test_clearing_an_empty_order_leaves_nothing_for_the_collector() -> None:
+    """Fault: every reset leaves an empty ring, which refers to itself, to the collector (G13)."""
     order = ReadyOrder()
     assert order.clear() == []
     del order.arrivals.before, order.arrivals.after
@@ -872,8 +873,8 @@ def fan_out_over(targets: list[Subscription]) -> FanOut:
     return FanOut(publication, targets)
 
 
-def test_a_fan_out_knows_how_far_it_has_come() -> None:
-    """Fault: the current target or the rest are off by one."""
+def test_a_fan_out_knows_its_current_target_and_the_remaining_ones() -> None:
+    """Fault: the current target or the remaining targets are off by one."""
     targets = subscriptions("a", "b", "c")
     fan_out = fan_out_over(targets)
     assert (fan_out.begun, fan_out.current, fan_out.total, fan_out.accounted, fan_out.decided) == (0, None, 3, 0, 0)
@@ -890,8 +891,8 @@ def test_a_fan_out_knows_how_far_it_has_come() -> None:
 
 
 def test_a_stopped_fan_out_marks_every_target_and_is_not_advanced() -> None:
-    """Fault: a target begins after the reset (G18); or two threads advance one iterator, which is no single step
-    where there is no global interpreter lock."""
+    """Fault: a target begins after the reset (G18); or two threads advance one iterator, which is not atomic without
+    the global interpreter lock."""
     targets = subscriptions("a", "b", "c")
     targets[1].name = targets[1].event = None
     fan_out = fan_out_over(targets.copy())
@@ -902,15 +903,15 @@ def test_a_stopped_fan_out_marks_every_target_and_is_not_advanced() -> None:
     assert (fan_out.begun, fan_out.current, fan_out.rest()) == (1, targets[0], [])
 
 
-def test_no_event_of_a_host_has_the_name_of_those_that_leave() -> None:
-    """Fault: the mark is found by its value, and a host's event of that name ends a publication."""
+def test_an_event_name_equal_to_the_removal_mark_is_not_the_mark() -> None:
+    """Fault: the engine compares the mark by value, so an event of a host with that name ends a fan-out."""
     assert BEING_REMOVED == "leaving"
     assert sys.intern("leaving") is not BEING_REMOVED
 
 
 @pytest.mark.parametrize("begun", range(4))
-def test_a_stopped_fan_out_still_knows_who_began_last(begun: int) -> None:
-    """Fault: after a reset the delivery that runs is shown as another's, or as nobody's."""
+def test_a_stopped_fan_out_still_knows_its_current_target(begun: int) -> None:
+    """Fault: after a reset `inspect` shows the running delivery for another conversation, or for none."""
     targets = subscriptions("a", "b", "c")
     fan_out = fan_out_over(targets.copy())
     for _ in range(begun):
@@ -919,8 +920,8 @@ def test_a_stopped_fan_out_still_knows_who_began_last(begun: int) -> None:
     assert fan_out.current is (targets[begun - 1] if begun else None)
 
 
-def test_targets_are_claimed_in_their_order_and_the_rest_is_counted() -> None:
-    """Fault: a removed subscription is delivered to, its message has no fate, or the fan-out ends at it (G5)."""
+def test_live_targets_are_claimed_in_order_and_removed_ones_counted() -> None:
+    """Fault: a removed target is claimed, its message gets no fate, or the fan-out ends at it (G5)."""
     targets = subscriptions("a", "b", "c", "d")
     targets[1].name = targets[3].name = None
     fan_out = fan_out_over(targets)
@@ -929,8 +930,8 @@ def test_targets_are_claimed_in_their_order_and_the_rest_is_counted() -> None:
     assert (fan_out.cancelled, fan_out.dropped, fan_out.begun) == (2, 0, 4)
 
 
-def test_a_target_that_is_being_removed_is_waited_for_and_cancelled() -> None:
-    """Fault: the delivery thread passes over one of several that are removed together, and delivers to another (G5)."""
+def test_the_delivery_thread_waits_until_a_target_has_been_removed() -> None:
+    """Fault: of targets that are removed together the delivery thread passes over one and claims another (G5)."""
     targets = subscriptions("a", "b", "c")
     targets[0].name = BEING_REMOVED
 
@@ -943,7 +944,7 @@ def test_a_target_that_is_being_removed_is_waited_for_and_cancelled() -> None:
 
 
 def test_a_fan_out_that_a_reset_has_stopped_ends_at_the_next_target() -> None:
-    """Fault: it goes on after the reset, or counts the targets that the reset counts (G18)."""
+    """Fault: the fan-out continues after the reset, or counts targets that the reset has counted (G18)."""
     targets = subscriptions("a", "b", "c")
     fan_out = fan_out_over(targets)
     claims = fan_out.claim_each(lambda: None)
