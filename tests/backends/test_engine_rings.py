@@ -1,4 +1,7 @@
-"""Rings: entries come, go and move in O(1), and whoever interrupts that on its own thread can still walk forward."""
+"""Rings: entries are added, removed and moved in O(1).
+
+Code that interrupts a change on the same thread, such as a finalizer, can still iterate from the head to the end.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from stube_backends.engine._rings import Ring, insert_after, move_last_to_front,
 
 
 class Entry:
-    """What stands in a ring."""
+    """An entry of a ring."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -35,15 +38,15 @@ def names(ring: Ring) -> str:
     return "".join(map(repr, ring))
 
 
-def test_entries_stand_in_the_order_in_which_they_were_appended() -> None:
-    """Fault: an entry is put first, or a neighbour is not linked."""
+def test_entries_are_in_the_order_in_which_they_were_appended() -> None:
+    """Fault: `append` puts an entry first, or does not link it to a neighbour."""
     ring, entries = ring_of("abc")
     assert names(ring) == "abc"
     assert (ring.after, ring.before) == (entries[0], entries[2])
 
 
-def test_an_entry_is_inserted_behind_a_place() -> None:
-    """Fault: it stands before the place, or the last entry is not known to the head."""
+def test_insert_after_puts_an_entry_behind_a_given_one() -> None:
+    """Fault: the entry is before the given one, or the head does not know the new last entry."""
     ring, entries = ring_of("abc")
     for place, name in ((ring, "x"), (entries[1], "y"), (entries[2], "z")):
         insert_after(place, Entry(name))
@@ -52,8 +55,8 @@ def test_an_entry_is_inserted_behind_a_place() -> None:
 
 
 @pytest.mark.parametrize(("index", "left"), [(0, "bc"), (1, "ac"), (2, "ab")])
-def test_an_unlinked_entry_is_in_no_ring(index: int, left: str) -> None:
-    """Fault: it keeps a neighbour alive, or a neighbour still knows it (G13)."""
+def test_an_unlinked_entry_and_its_ring_do_not_refer_to_each_other(index: int, left: str) -> None:
+    """Fault: the entry keeps a neighbour alive, or a neighbour still refers to the entry (G13)."""
     ring, entries = ring_of("abc")
     unlink(entries[index])
     assert names(ring) == left
@@ -62,7 +65,7 @@ def test_an_unlinked_entry_is_in_no_ring(index: int, left: str) -> None:
 
 
 def test_the_last_entry_moves_to_the_front_of_another_ring() -> None:
-    """Fault: it stands in both rings, or behind those that are there."""
+    """Fault: the entry is in both rings, or behind the entries of the other ring."""
     source, _ = ring_of("abc")
     target, _ = ring_of("xy")
     move_last_to_front(source, target)
@@ -83,8 +86,8 @@ def test_a_released_ring_is_empty_and_its_entries_are_not_linked() -> None:
         assert not hasattr(entry, "before")
 
 
-def test_a_broken_ring_is_noticed() -> None:
-    """Fault: `_check` looks at nothing."""
+def test_check_finds_a_wrongly_linked_ring() -> None:
+    """Fault: `_check` does not compare the links in both directions."""
     ring, entries = ring_of("abc")
     entries[1].before = ring  # type: ignore[attr-defined]
     with pytest.raises(AssertionError, match="broken at a"):
@@ -100,8 +103,8 @@ CHANGES: dict[str, tuple[Callable[[Ring, list[Entry], Ring], None], set[str]]] =
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_a_ring_can_be_walked_forward_at_every_line_of_a_change(name: str) -> None:
-    """Fault: code that interrupts a change meets an entry without a next one, or one that is in no ring (G20)."""
+def test_a_ring_can_be_iterated_at_every_line_of_a_change(name: str) -> None:
+    """Fault: code that interrupts a change finds an entry without a next one, or one that is in no ring (G20)."""
     change, legal = CHANGES[name]
     seen: set[str] = set()
     for at in range(20):
