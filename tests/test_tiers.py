@@ -1,4 +1,4 @@
-"""The list of what the faster tiers leave out: that it means something, and that it does what it says."""
+"""The list of the tests that the faster tiers leave out: it names existing tests, and exactly these do not run."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def test_each_entry_leaves_out_a_test_that_exists(tier: str, entry: LeftOut) -> 
     assert entry.why
 
 
-def test_the_fast_tier_has_every_kind_of_backend_and_the_others_meet_each_variant_once() -> None:
-    """Fault: a guarantee that the fast tier proves on no event loop, or a variant that no tier but the full one has."""
+def test_the_fast_tier_has_every_kind_of_backend_and_pairwise_the_rest() -> None:
+    """Fault: the fast tier proves a guarantee on no event loop, or only the full tier runs a variant."""
     assert variants(FAST) == ["memory", "virtual", "sharded://?shards=2", "asyncio-coroutine"]
     assert variants(None) == list(VARIANTS)
     minor = sys.version_info[1]
@@ -71,7 +71,7 @@ def test_a_dozen_guarantees_have_a_broken_registry_in_the_fast_tier() -> None:
         ("tests/test_model.py::test_x", ["tests"], False),
     ],
 )
-def test_what_is_named_on_the_command_line_runs(test: str, arguments: list[str], left_out: bool) -> None:
-    """Fault: a developer who names a file is told that no tests ran; or naming one file lets everything in."""
+def test_a_test_named_on_the_command_line_runs_in_every_tier(test: str, arguments: list[str], left_out: bool) -> None:
+    """Fault: a developer names a file, and none of its tests runs; or naming one file makes all left-out tests run."""
     assert is_left_out(FAST, test, arguments) == left_out
     assert not is_left_out(None, test, arguments)
