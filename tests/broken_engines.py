@@ -399,8 +399,8 @@ FAULTS: Final[tuple[Fault, ...]] = (
         "G24",
         "a closed registry still accepts work",
         ENGINE + "_engine.py",
-        "    def _require_open(self) -> None:\n        if self.closed:\n",
-        "    def _require_open(self) -> None:\n        if False:\n",
+        '        """Raise `RegistryClosed` if the engine is closed."""\n        if self.closed:\n',
+        '        """Raise `RegistryClosed` if the engine is closed."""\n        if False:\n',
         ("test_life.py::test_a_closed_registry_refuses_adding_and_allows_removing",),
     ),
     Fault(
@@ -430,7 +430,7 @@ SHARDED_FAULTS: Final[tuple[Fault, ...]] = (
         SHARDED,
         "    def reset_state(self) -> None:\n",
         "    def reset_state(self) -> None:\n        for shard in self._shards:\n"
-        "            shard.core._take_lock(alone=True)\n",
+        "            shard.core._make_lock(alone=True)\n",
         (OWN + "test_no_lock_is_ever_replaced",),
         SHARDS,
     ),

@@ -1153,7 +1153,7 @@ def _lost_to_ctrl_c(at: int, kind: str) -> tuple[str, int]:
         except KeyboardInterrupt:
             sys.settrace(None)
             playing.cancel()
-        if injector.function != "_on_loop":
+        if injector.function != "_run_round":
             loop.run_until_complete(after())
             registry._check()
             assert delivered.count("two") == 3, injector.fired

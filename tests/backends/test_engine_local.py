@@ -78,7 +78,7 @@ class HandDriver(Driver):
 
     @override
     def start(self) -> None:
-        self.core.require_open()
+        self.core.engine.require_open()
         self.started += 1
         self.core.started = True
 

@@ -95,7 +95,7 @@ class LoopDriver(Driver):
 
     @override
     def start(self) -> None:
-        self.core.require_open()  # it is started unless it is closed
+        self.core.engine.require_open()  # it is started unless it is closed
 
     @override
     def wake(self) -> None:
@@ -230,7 +230,7 @@ class LoopDriver(Driver):
         core = self.core
         began = now = self._clock()
         delivered = False
-        while not core.retired:  # in a child that a handler forked it is, and the batch is the parent's
+        while not core.retired:  # in a child that a handler forked it is, and the mailboxes are the parent's
             box = self._start_one(now) if type(core.dispatch) is _Awaited else self._deliver_one(now)
             self._runners.release_garbage()
             if box is not None:

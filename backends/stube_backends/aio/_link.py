@@ -15,8 +15,8 @@ from stube_backends.engine import EARLIEST, Core
 from stube_backends.engine._driver import sleep_seconds
 from stube_backends.engine._waiting import release_waiters_locked
 
-# A loop may count whole milliseconds and let its timers go early. So as not to be armed again and again until the time
-# has come, it is armed for at least this long after it was early, in seconds, and twice as long each time it is again.
+# A loop may count whole milliseconds and let its timers go early. After an early alarm the next one is set for at least
+# this long, in seconds, and twice as long each further time, so that the loop does not spin until the time has come.
 _MIN_REARM_S: Final = 0.001
 RETRY_S: Final = 0.05  # how long nothing is begun after a round that raised, or while the loop is ending
 _LOST_WAKEUP_NS: Final = 1_000_000_000  # a requested round that has not run after this has been lost
@@ -137,10 +137,10 @@ class LoopLink:
             loop.call_later(RETRY_S, self._resume, is_alive, context=Context())
 
     def _request(self, call: Callable[..., Any], rang_for: int | None = None) -> Any:
-        return call(_on_loop, self._driver, self.core.keepalive, rang_for, context=Context())
+        return call(_run_round, self._driver, self.core.keepalive, rang_for, context=Context())
 
 
-def _on_loop(driver: weakref.ref[HasRounds], keepalive: list[object], rang_for: int | None) -> None:
+def _run_round(driver: weakref.ref[HasRounds], keepalive: list[object], rang_for: int | None) -> None:
     """Run a round: the callback that the loop calls. It does not refer to the core, because the host's dispatch may
     refer to the registry."""
     alive = driver()

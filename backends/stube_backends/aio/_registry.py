@@ -84,7 +84,7 @@ class AsyncioRegistry(AsyncClosing, LocalRegistry, AsyncBackend):
         timeout = checked_timeout(timeout)
         driver = self._driver
         driver.enter()
-        if self.close(0) or driver.delivers_here():
+        if self.close(0) or driver.delivers_here():  # a delivery cannot wait for itself
             return not driver.is_serving()
         return await driver.waited(timeout, timers_too=False, call="aclose")
 

@@ -81,6 +81,7 @@ class Runners:
         """Deliver to one conversation, one after the other, until nothing waits for it."""
         core = self._core
         runner = box.server = asyncio.current_task()
+        # A plain dispatch was called before the runner existed; then continue with the awaitable that it returned.
         begun, box.begun = box.begun or (None, None), None
         event, result = begun
         del begun
@@ -98,13 +99,13 @@ class Runners:
                 failed = False
             except BaseException as exc:  # noqa: BLE001 - whatever it raises, it stops no other (G19)
                 # A delivery cancelled because its loop is closing is not an error: log it at DEBUG.
-                loop_ends = isinstance(exc, (CancelledError, GeneratorExit)) and _is_over(runner)
+                loop_ends = isinstance(exc, (CancelledError, GeneratorExit)) and _must_end(runner)
                 level = logging.DEBUG if loop_ends else logging.ERROR
                 failed = self._failures.report(box.cid, event, exc, level)
             event = result = None
             core.run_locked(self._claims.finish, box, failed)
             self._failures.reraise()
-            if _is_over(runner):
+            if _must_end(runner):
                 return
             if box.after is not box:
                 await asyncio.sleep(0)  # let others run, also where handlers never wait
@@ -138,7 +139,7 @@ class Runners:
             self._failures.report(box.cid, event, CancelledError("the task of the delivery ended before it began"))
 
 
-def _is_over(runner: Task[Any] | None) -> bool:
+def _must_end(runner: Task[Any] | None) -> bool:
     """Return whether a runner shall end, and not only a part of what it does: it is cancelled, or its loop closed."""
     if asyncio._get_running_loop() is None or asyncio.current_task() is not runner or runner is None:
         return True  # its coroutine is being closed from outside

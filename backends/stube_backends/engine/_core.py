@@ -13,15 +13,16 @@ it waited there while a thread inside that core waited here, both would wait wit
 core of a group never waits for another core of it: it defers the call. Only `run_all_locked` holds several
 locks; a thread that is inside no core takes them in the order of their indices.
 
-**Forks (G25).** Everything that belongs to one life of a registry hangs on its core. A forked child gets a new core.
+**Forks (G25).** Everything that belongs to one life of a registry hangs on its driver and its core. In a forked child
+`_process.py` calls `LocalRegistry.start_anew`, which makes new ones; `abandon_after_fork` marks the old core `retired`.
 Code that the fork interrupted in the child continues on the old core, from which nothing is delivered any more.
 
 **The locking protocol**, which `run_locked` shows in its plain form. `schedule`, `publish` and `begin` contain the same
 lines with the engine's method called in place (a call through `run_locked` costs 31 % of a schedule). The order of the
 lines avoids these races:
 
-1. Another thread sets `mutating` after the first line: `acquire` waits for it. A re-entrant call cannot leave the first
-   line as if it came from another thread, because only the lock's owner sets and clears `mutating`.
+1. Another thread sets `mutating` after this thread has read it as False: `acquire` waits for that thread. The answer
+   for a re-entrant call cannot change between the two tests, because only the lock's owner writes `mutating`.
 2. A re-entrant call before `mutating = True` runs as a whole, before this one has begun.
 3. A re-entrant call between `mutating = False` and the last line may have been deferred: so look after the release.
 4. A signal handler raises at any line: `recover` leaves the lock as it was.
@@ -38,7 +39,7 @@ from typing import Any, Final, NamedTuple, Protocol
 from stube import Dispatch, Event, StubeError
 from stube_backends.engine._arguments import PlainEvent
 from stube_backends.engine._deferred import DeferredCalls
-from stube_backends.engine._engine import Engine, raise_closed
+from stube_backends.engine._engine import Engine
 from stube_backends.engine._recovery import rebuild
 from stube_backends.engine._timers import DueBatch, Timer, TimerOwner
 from stube_backends.engine._topics import FanOut, Generation
@@ -72,7 +73,7 @@ class Waiter(NamedTuple):
 
     timers_too: bool
     since: int
-    """When it called: what was ready then must be over."""
+    """The instant of its call; everything that was ready by then must be over."""
     lock: Releasable
     """Taken until the wait is over."""
 
@@ -146,14 +147,16 @@ class Core:
 
     def __init__(self, engine: Engine[Any], dispatch: Dispatch, group: ShardGroup | None = None) -> None:
         self.group = group or ShardGroup()
-        self._take_lock(alone=group is None)
+        self._make_lock(alone=group is None)
         self.engine = engine  # guarded by the lock, except the batons' `pop` and a fan-out's targets
         self.mutating = False  # whether the lock's owner is inside an operation; written by the owner only
         self.deferred = self.group.deferred
         self.dispatch: Callable[[str, Event], Any] = dispatch  # no lock: one reference, read once for every delivery
-        self.started = False  # whether the driver has been started; only close resets it
-        # When the delivery thread will next look on its own. Set by that thread under the lock; lowered by a caller
-        # that wakes it earlier, see `Driver.wake`.
+        # Whether operations need not call `Driver.start`; reset by close, and by a start that failed. Read without the
+        # lock, because `start` looks again.
+        self.started = False
+        # When the delivery thread will next look on its own. Set by that thread under the lock; read without it by
+        # callers, which wake the driver if something is due before. See `Driver.wake`.
         self.sleep_until = FOREVER
         self.keepalive: list[object] = []  # holds the registry while anything is pending; guarded by the lock
         self.waiters: list[Waiter] = []  # guarded by the lock
@@ -234,7 +237,9 @@ class Core:
         nothing_ready_locked: Callable[[int, bool], int | None],
         fresh: bool,
     ) -> tuple[Timer | DueBatch | FanOut | None, int]:
-        """Claim what must begin next: `run_locked` with `SerialClaims.begin`. Never re-entrant: it is no operation.
+        """Claim what must begin next: `run_locked` with `SerialClaims.begin`.
+
+        The delivery thread calls it while it holds no lock of the group, so `acquire` never refuses.
 
         Args:
             now, failed: see `SerialClaims.begin`.
@@ -278,15 +283,6 @@ class Core:
         if self.deferred:
             self.run_deferred()
 
-    def require_open(self) -> None:
-        """Refuse what would add to a closed registry.
-
-        Raises:
-            RegistryClosed: it is closed.
-        """
-        if self.engine.closed:
-            raise_closed()
-
     def run_deferred(self) -> None:
         """Run this thread's deferred calls, unless it is still inside an operation of the group."""
         self.deferred.run(self.group.is_reentrant)
@@ -308,12 +304,12 @@ class Core:
         if not self.held_by_me():
             # Another thread of the parent may hold the lock, and does not exist here to release it.
             self.group.held_by_me.remove(self.held_by_me)
-            self._take_lock(alone=True)
+            self._make_lock(alone=True)
 
-    def _take_lock(self, *, alone: bool) -> None:
+    def _make_lock(self, *, alone: bool) -> None:
         self.lock = threading.RLock()
-        # Bound methods are cached, because `with lock` is twice as slow. Without a group `acquire` blocks and returns
-        # True; in a group it may return False.
+        # Bound methods are cached, because `with lock` is twice as slow. For a core that is alone in its group
+        # `acquire` blocks and returns True; otherwise it may return False.
         self.acquire: Callable[[], bool] = (
             self.lock.acquire if alone else self.group.acquire_unless_reentrant(self.lock)
         )

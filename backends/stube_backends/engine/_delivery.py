@@ -1,7 +1,7 @@
 """How what is ready on one core is delivered by calling dispatch, one delivery after the other.
 
 One thread at a time delivers: the thread of a `ThreadDriver`, or the caller of a virtual clock. It takes the lock once
-per timer and once per publication or batch, and calls the host's dispatch and `on_error` without it.
+per timer or batch and twice per publication, and calls the host's dispatch and `on_error` without it.
 """
 
 from __future__ import annotations
@@ -136,7 +136,8 @@ class Deliverer:
                     return delivered + failed
                 except BaseException as exc:
                     if delivered + failed + fan_out.cancelled + fan_out.dropped == fan_out.begun - begun:
-                        raise  # raised by a signal handler between two deliveries, not by dispatch
+                        # Every target that was taken has its fate: a signal handler raised between two deliveries.
+                        raise
                     failed += 1  # counted first, in case a signal handler raises in the next lines
                     if event is None or target is None:
                         raise  # raised by a signal handler before the first delivery

@@ -28,7 +28,7 @@ class Driver(Protocol):
     finalizer or a signal handler that interrupts any line of it on the same thread (G20). So a driver takes only locks
     that are re-entrant or that it never waits for.
 
-    A class that derives from it and lacks a member is refused when the class is created.
+    A class that derives from it and lacks a method is refused when the class is created.
     """
 
     __slots__ = ()
@@ -57,7 +57,7 @@ class Driver(Protocol):
 
     def wake(self) -> None:
         """Make the delivery thread look again, because something is due before `core.sleep_until` or there is a waiter
-        (G10). Never waits."""
+        (G10). Never waits. It may lower `core.sleep_until`, so that other callers need not wake the thread again."""
         ...
 
     def stop(self, timeout: float | None) -> bool:

@@ -8,7 +8,7 @@ guarantees, and where:
   while its `name` is set. The claim (`begin` takes the timer out of its ring; a batch is popped; the fan-out reads the
   name) and the cancel decide by that one fact: one of them wins.
 - **A publication is one entry (G14)**: a list and a length, see `_topics`.
-- **Order (G2)**: see `_order`. Instants of acceptance are clamped to the latest instant accepted or collected.
+- **Order (G2)**: see `_order`. Instants of acceptance never run backwards.
 - **Old work dies with a reset (G18)**: everything pending is taken out and marked dead, the targets of a fan-out in
   progress and the timers of a batch as well. A fork (G25) starts the child on a new engine.
 - **No user code (G20)**: names are exact `str`, payloads are only passed on. Everything whose release might run a
@@ -160,13 +160,13 @@ class Engine(Generic[ClaimsT]):
         Args:
             others: how many timers have been promised and not admitted yet.
         """
-        self._require_open()
+        self.require_open()
         ledger = self.ledger
         if ledger.timers + ledger.queued + others >= self.max_pending:
             self._raise_full(1)
 
     def admit(self, timer: Timer, delay: int, now: int) -> PlainEvent | None:
-        """Accept a timer whose handle was given out while another operation was incomplete (see `Core.later`).
+        """Accept a timer whose handle was given out while another operation was incomplete.
 
         Its handle may have cancelled it since. Where there is no room any more its fate is to be dropped, because its
         caller has returned and cannot be told.
@@ -240,7 +240,7 @@ class Engine(Generic[ClaimsT]):
 
     def subscribe(self, cid: str, instance_id: str, topic: str, event: PlainEvent) -> PlainEvent | None:
         """Subscribe; return the event that this one replaces."""
-        self._require_open()
+        self.require_open()
         return self.topics.add(cid, instance_id, topic, event)
 
     def unsubscribe(self, cid: str, instance_id: str | None, topic: str | None) -> list[PlainEvent | None]:
@@ -252,7 +252,7 @@ class Engine(Generic[ClaimsT]):
 
     def require_publishable(self, topic_name: str) -> None:
         """Raise what `publish` would."""
-        self._require_open()
+        self.require_open()
         topic = self.topics.topics.get(topic_name)
         if topic is not None:
             self._require_room(topic.live)
@@ -380,7 +380,8 @@ class Engine(Generic[ClaimsT]):
 
     # -- helpers -----------------------------------------------------------------------------------------------
 
-    def _require_open(self) -> None:
+    def require_open(self) -> None:
+        """Raise `RegistryClosed` if the engine is closed."""
         if self.closed:
             raise_closed()
 

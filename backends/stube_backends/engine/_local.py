@@ -127,9 +127,7 @@ class LocalRegistry(Backend):
                     continue
                 timer = None
             if timer is None:
-                return self._schedule_deferred(
-                    core, Timer.pending_admission(plain, Group(cid, instance_id, self)), delay
-                )
+                return self._defer_schedule(core, Timer.pending_admission(plain, Group(cid, instance_id, self)), delay)
             if timer.due < core.sleep_until:
                 driver.wake()
             return timer
@@ -157,7 +155,7 @@ class LocalRegistry(Backend):
         core = self._driver.enter()
         replaced = core.run_locked(core.engine.subscribe, cid, instance_id, topic, plain)
         if replaced is REENTRANT:
-            core.require_open()
+            core.engine.require_open()
             core.deferred.defer(self._subscribe_deferred, cid, instance_id, topic, plain)
 
     @override
@@ -184,8 +182,8 @@ class LocalRegistry(Backend):
             core.run_locked(core.engine.require_publishable, topic)  # a refused publication starts nothing
             driver.start()
         targeted = core.publish(self, topic, msg, self._clock())
-        if targeted is None:  # deferred behind a subscription that was deferred within the same operation
-            core.require_open()
+        if targeted is None:  # a re-entrant call
+            core.engine.require_open()
             core.deferred.defer(self.publish, topic, msg)
             return 0
         if core.engine.backlogs is not None:
@@ -316,7 +314,7 @@ class LocalRegistry(Backend):
 
     # -- helpers -----------------------------------------------------------------------------------------------
 
-    def _schedule_deferred(self, core: Core, timer: Timer, delay: int) -> Timer:
+    def _defer_schedule(self, core: Core, timer: Timer, delay: int) -> Timer:
         """Within another operation of this thread: accept a timer when that operation has released the lock."""
         self._require_room_for_deferred(core)
         core.deferred.defer(self._admit_deferred, core, timer, delay)

@@ -11,7 +11,7 @@ from stube_backends.engine._failures import OnError
 
 
 class Options(NamedTuple):
-    """What a host chose. A backend's own `__init__` has the same names; its signature is the schema of the options."""
+    """What a host chose. `limits` is made of `max_queued` and `on_full`."""
 
     clock: Callable[[], int]
     """Monotonic nanoseconds; never called under a lock."""
@@ -43,7 +43,8 @@ class Options(NamedTuple):
             on_error: called as `on_error(cid, event, exception)` after a delivery failed.
             on_full: what a message too many removes: the oldest message of the conversation (`"drop_oldest"`), or
                 everything that the registry holds of the conversation (`"end"`). It is logged, and `on_error` is
-                called with a `RegistryFull`, once for each burst, on the thread that publishes.
+                called with a `RegistryFull`, once for each burst: on the thread that publishes or, with `asyncio`, on
+                the loop's.
 
         Raises:
             ValueError: an option is out of its range, or the clock's reading is not an `int`.

@@ -43,7 +43,7 @@ class ReadyOrder:
     __slots__ = ("arrivals", "last_accepted_ns", "wheel")
 
     def __init__(self) -> None:
-        # The latest instant accepted or collected. Instants of acceptance are clamped to it.
+        # The latest instant at which anything was accepted or `begin` was called. No instant of acceptance is earlier.
         self.last_accepted_ns = EARLIEST
         self.forget()
 

@@ -8,8 +8,8 @@ Races of a start, which the order of the lines in `start` avoids:
 2. A signal handler interrupts the start, takes the re-entrant lock and would start a second loop: `setdefault` is one
    step, so one of the two finds the other's token. `spawn` is never re-entered.
 3. A signal handler raises at any line, perhaps when the loop is running already: the token is withdrawn, so the next
-   operation starts another loop, and this one ends when it looks. The orphaned loop may be asleep, so we wake it; it
-   may be delivering, so the new loop waits for its lock `_loop_lock` (G1).
+   operation starts another loop, and this one ends when it looks. The orphaned loop may be asleep, so we wake it, with
+   a lock that its replacement does not wait for; it may be delivering, so the new loop waits for `_loop_lock` (G1).
 4. A close comes before the loop exists: the loop, when it looks, finds the registry closed.
 
 Races of the loop, see `_serve`:
@@ -21,8 +21,6 @@ Races of the loop, see `_serve`:
 7. The registry is dropped while the loop sleeps: the loop refers to the driver weakly, and the callback of the weak
    reference wakes it (G13). While something is pending, `Core.keepalive` holds the registry, and so the driver; it is
    cleared, under the lock, with the last pending thing.
-8. A superseded loop may consume the wake-up meant for its replacement, so it releases the wake-up lock again before it
-   exits.
 """
 
 from __future__ import annotations
@@ -39,7 +37,7 @@ from typing_extensions import override
 
 from stube import Dispatch, Event
 from stube_backends.engine._arguments import checked_dispatch, checked_timeout
-from stube_backends.engine._core import FOREVER, Core
+from stube_backends.engine._core import FOREVER, REENTRANT, Core
 from stube_backends.engine._delivery import Deliverer
 from stube_backends.engine._driver import LONGEST_SLEEP, Driver, refuse_inside, sleep_seconds
 from stube_backends.engine._failures import Failures, log
@@ -121,8 +119,7 @@ class ThreadDriver(Driver):
         # The sleeping loop waits for this lock; releasing it wakes the loop. A release before the loop sleeps is not
         # lost, and two count as one. (An Event, a Condition and a queue.Queue each contain a lock, for which a signal
         # handler in the middle of a call would wait without end.)
-        self._wakeup = threading.Lock()
-        self._wakeup.acquire()
+        self._wakeup = _locked()
 
     @override
     def enter(self) -> Core:
@@ -137,31 +134,11 @@ class ThreadDriver(Driver):
 
     @override
     def start(self) -> None:
-        core, token = self.core, object()
-        if not self._start_lock.acquire(blocking=not core.is_reentrant()):
-            # The thread that holds it may have been interrupted, and wait for the lock of the operation that this
-            # thread is inside.
-            core.require_open()
+        core = self.core
+        if self._run_alone(self._start_alone) is REENTRANT:
+            core.engine.require_open()
             core.deferred.defer(self._start_deferred)
             return
-        try:
-            core.require_open()
-            try:
-                if self._loop_token.setdefault("token", token) is token:
-                    # The loop does not refer to the core, because the host's dispatch may refer to the registry.
-                    wakeup = self._wakeup
-                    reference: weakref.ref[ThreadDriver] = weakref.ref(self, lambda _: _wake_up(wakeup))
-                    self._end = self._spawn(partial(_serve, reference, token, wakeup, core.keepalive))
-                    core.started = True
-            except BaseException:
-                if self._loop_token.get("token") is token:
-                    core.started = False
-                    self._end = None
-                    del self._loop_token["token"]
-                    _wake_up(self._wakeup)
-                raise
-        finally:
-            self._start_lock.release()
         if core.engine.closed:  # by a close that saw no loop yet
             core.started = False
             _wake_up(self._wakeup)
@@ -183,12 +160,9 @@ class ThreadDriver(Driver):
     @override
     def stop(self, timeout: float | None) -> bool:
         _wake_up(self._wakeup)
-        if not self._start_lock.acquire(blocking=not self.core.is_reentrant()):
+        if self._run_alone(_nothing) is REENTRANT:  # else no other thread is in the middle of a start
             return False  # the deferred close waits for the loop
-        try:  # no other thread is in the middle of a start
-            end = self._end
-        finally:
-            self._start_lock.release()
+        end = self._end
         if end is None:  # or a signal handler closes in the middle of `spawn`, and the loop will find the engine closed
             return True
         return not self.delivers_here() and end(timeout)
@@ -207,6 +181,48 @@ class ThreadDriver(Driver):
     @override
     def call_back(self, function: Callable[..., object], *arguments: Any) -> None:
         function(*arguments)
+
+    def _run_alone(self, operation: Callable[[], None]) -> object:
+        """Run `operation` while no other thread starts a driver of the group; REENTRANT if that cannot be waited for.
+
+        It cannot inside an operation: the thread that starts may have been interrupted, and wait for the lock of the
+        operation that this thread is inside. The lock is released in the `try` and again, if this thread still owns it,
+        after an exception, because a signal handler may raise between any two lines (as in `Core.run_locked`).
+        """
+        lock = self._start_lock
+        is_mine: Callable[[], bool] = lock._is_owned  # type: ignore[attr-defined]
+        if is_mine():  # a signal handler or finalizer has interrupted a start of this thread, which will release
+            operation()
+            return None
+        try:
+            if not lock.acquire(blocking=not self.core.is_reentrant()):
+                return REENTRANT
+            operation()
+            lock.release()
+        except BaseException:
+            if is_mine():
+                lock.release()
+            raise
+        return None
+
+    def _start_alone(self) -> None:
+        core, token = self.core, object()
+        core.engine.require_open()
+        try:
+            if self._loop_token.setdefault("token", token) is token:
+                # The loop does not refer to the core, because the host's dispatch may refer to the registry.
+                wakeup = self._wakeup
+                reference: weakref.ref[ThreadDriver] = weakref.ref(self, lambda _: _wake_up(wakeup))
+                self._end = self._spawn(partial(_serve, reference, token, wakeup, core.keepalive))
+                core.started = True
+        except BaseException:
+            if self._loop_token.get("token") is token:
+                core.started = False
+                self._end = None
+                orphan, self._wakeup = self._wakeup, _locked()
+                del self._loop_token["token"]
+                _wake_up(orphan)
+            raise
 
     def _start_deferred(self) -> None:
         try:
@@ -247,6 +263,17 @@ class ThreadDriver(Driver):
         decide_sleep_locked(self.core, now, fresh)
 
 
+def _nothing() -> None:
+    """Do nothing."""
+
+
+def _locked() -> threading.Lock:
+    """Return a new lock that is taken."""
+    lock = threading.Lock()
+    lock.acquire()
+    return lock
+
+
 def _wake_up(wakeup: threading.Lock) -> None:
     """Wake the loop that waits for this lock, now or when it next waits."""
     with suppress(RuntimeError):  # it has been woken already and has not looked yet
@@ -260,7 +287,6 @@ def _serve(
     while (driver := reference()) is not None and (seconds := driver._round(token)) is not None:
         del driver
         wakeup.acquire(timeout=seconds)
-    _wake_up(wakeup)
 
 
 class _Timed:

@@ -19,7 +19,7 @@ from stube_backends.engine._tables import free_if_empty
 
 _SMALL: Final = 32  # live subscriptions
 
-BEING_REMOVED: Final = "".join(("leav", "ing"))
+BEING_REMOVED: Final = "".join(("being ", "removed"))
 """Marks a subscription that is being removed together with others. A delivery thread that reads it must take the lock
 before it continues, so that the removal looks atomic. Compared with `is`: the string is made at run time and not
 interned, so that no event's name is this object."""

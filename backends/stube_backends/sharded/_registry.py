@@ -157,7 +157,7 @@ class ShardedRegistry(Backend):
 
     @override
     def reset_state(self) -> None:
-        if self._run_all_locked(self._all_locked, Shard.stop_batches_locked, Shard.reset_locked) is REENTRANT:
+        if self._run_all_locked(self._all_locked, Shard.drop_in_progress_locked, Shard.reset_locked) is REENTRANT:
             # Clear the batons now, so that batons put after this call survive the deferred reset.
             for shard in self._shards:
                 shard.core.deferred.release_later(shard.core.engine.forget_flows())
@@ -170,7 +170,7 @@ class ShardedRegistry(Backend):
     def close(self, timeout: float | None = 5.0) -> bool:
         timeout = checked_timeout(timeout)
         held = self._run_all_locked(
-            self._all_locked, Shard.stop_batches_locked, Shard.forget_locked, Shard.close_locked
+            self._all_locked, Shard.drop_in_progress_locked, Shard.forget_locked, Shard.close_locked
         )
         if held is REENTRANT:
             for shard in self._shards:
@@ -246,7 +246,7 @@ class ShardedRegistry(Backend):
         return any(shard.delivers_here() for shard in self._shards)
 
     def _require_open(self) -> None:
-        self._shards[0].core.require_open()
+        self._shards[0].core.engine.require_open()
 
     def _run_all_locked(self, operation: Callable[..., Any], *arguments: Any) -> Any:
         """Run `operation(cores, *arguments)` while no other thread runs one on any shard, or REENTRANT."""
@@ -254,8 +254,8 @@ class ShardedRegistry(Backend):
         return run_all_locked(cores, operation, cores, *arguments)
 
     def _all_locked(self, cores: Sequence[Core], *steps: Callable[[Shard, Core], list[Any]]) -> list[Any]:
-        """Do one step on all shards before the next, so that a reader without the locks sees none of them ahead by
-        more."""
+        """Do one step on all shards before the next, so that no shard is ever more than one step ahead of
+        another for a reader without the locks."""
         return [[step(shard, core) for shard, core in zip(self._shards, cores, strict=True)] for step in steps]
 
     def _install_locked(self, cores: Sequence[Core], prepared: Sequence[Dispatch]) -> list[Dispatch]:
@@ -268,13 +268,13 @@ class ShardedRegistry(Backend):
         ]
 
     def _reset_deferred(self) -> None:
-        self._run_all_locked(self._all_locked, Shard.stop_batches_locked, Shard.forget_locked)
+        self._run_all_locked(self._all_locked, Shard.drop_in_progress_locked, Shard.forget_locked)
         self._wake_for_waiters()
 
     def _wake_for_waiters(self) -> None:
         for shard in self._shards:
             if shard.core.waiters:
-                shard.wake()
+                shard.wake_and_report()
 
     def _live_in(self, topic: str) -> list[int]:
         """See `Wanted`: the subscribers of a topic."""
@@ -299,7 +299,7 @@ class ShardedRegistry(Backend):
         if targeted is None:
             return None
         for shard in holders:
-            shard.wake()
+            shard.wake_and_report()
         return int(sum(targeted))
 
     def _publish_locked(

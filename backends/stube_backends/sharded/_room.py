@@ -2,7 +2,7 @@
 
 No operation counts across shards: each shard's engine is bound by the shard's share. A shard that has used its share up
 asks `Room.make`, which looks at all shards at one instant and deals out anew what is free. So a refusal means that the
-registry was full at that instant (G22). O(shards), and the rarer the more room is free.
+registry was full at that instant (G22). O(shards), and called less often when much room is free.
 """
 
 from __future__ import annotations

@@ -71,7 +71,7 @@ class Shard(LocalRegistry):
 
     @override
     def _require_room_for_deferred(self, core: Core) -> None:
-        core.require_open()
+        core.engine.require_open()
         room = None if self._room is None else self._room()
         if room is not None:
             deferred = (getattr(operation, "__func__", None) for operation, _ in core.deferred.pending())
@@ -102,8 +102,8 @@ class Shard(LocalRegistry):
         before, core.dispatch = core.dispatch, dispatch
         return before
 
-    def stop_batches_locked(self, core: Core) -> list[Any]:
-        """Stop what begins without the lock; return what was held."""
+    def drop_in_progress_locked(self, core: Core) -> list[Any]:
+        """Drop what would still begin without the lock; return what was held."""
         held: list[Any] = core.engine.claims.drop_in_progress()
         return held
 
@@ -132,7 +132,7 @@ class Shard(LocalRegistry):
         if not core.started:
             self._driver.start()
 
-    def wake(self) -> None:
+    def wake_and_report(self) -> None:
         """Wake the delivery thread, unless it will look anyway; and report what back-pressure removed."""
         core = self.core
         if core.engine.backlogs is not None:

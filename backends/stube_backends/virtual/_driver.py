@@ -1,4 +1,4 @@
-"""The driver of a virtual clock: whoever moves the clock delivers, on its own stack, what becomes due on the way."""
+"""The driver of a virtual clock: the caller that moves the clock delivers, on its own stack, what becomes due."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class VirtualDriver(Driver):
     @override
     def start(self) -> None:
         core = self.core
-        core.require_open()
+        core.engine.require_open()
         core.sleep_until = EARLIEST  # no thread sleeps, so none is woken when something is added
         core.started = True
 
@@ -76,10 +76,17 @@ class VirtualDriver(Driver):
     @override
     def stop(self, timeout: float | None) -> bool:
         lock = self._advance_lock
-        if self.delivers_here() or not lock.acquire(timeout):
-            return False
-        lock.release()
-        return True
+        if lock.held_by_me():  # from inside a delivery, or from a signal handler between two of them
+            return not self.delivers_here()
+        try:
+            free = lock.acquire(timeout)
+            if free:
+                lock.release()
+        except BaseException:  # a signal handler raised
+            if lock.held_by_me():
+                lock.release()
+            raise
+        return free
 
     @override
     def wait(self, timeout: float | None, *, timers_too: bool) -> bool:
@@ -184,7 +191,8 @@ class VirtualDriver(Driver):
 
     @contextmanager
     def _advancing(self, what: str, *, patience: float | None = None, waits: bool = False) -> Iterator[bool]:
-        """Be the thread that moves the clock; yields False when another thread has been for `patience` seconds."""
+        """Be the thread that moves the clock; yields False if another thread still moves it
+        after `patience` seconds."""
         core, lock = self.core, self._advance_lock
         if getattr(core.dispatch, "awaited", False) and what not in _AWAITING:
             raise VirtualTimeError(
