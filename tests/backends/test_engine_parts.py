@@ -905,8 +905,8 @@ def test_a_stopped_fan_out_marks_every_target_and_is_not_advanced() -> None:
 
 def test_an_event_name_equal_to_the_removal_mark_is_not_the_mark() -> None:
     """Fault: the engine compares the mark by value, so an event of a host with that name ends a fan-out."""
-    assert BEING_REMOVED == "leaving"
-    assert sys.intern("leaving") is not BEING_REMOVED
+    assert BEING_REMOVED == "being removed"
+    assert sys.intern("being removed") is not BEING_REMOVED
 
 
 @pytest.mark.parametrize("begun", range(4))
