@@ -357,6 +357,28 @@ WRONG = {
 }
 
 
+# Where the files that a document names by the end of their path may be.
+PLACES = (
+    "",
+    "stube",
+    "stube/testing",
+    "backends/stube_backends",
+    "backends/stube_backends/engine",
+    "tests",
+    "examples",
+    "examples/acme_stube",
+)
+
+
+@pytest.mark.parametrize(
+    "path", [*ROOT.glob("*.md"), *sorted((ROOT / "docs").glob("*.md"))], ids=lambda path: path.name
+)
+def test_every_file_that_a_document_names_exists(path: Path) -> None:
+    """Fault: a file was renamed, and a reader is sent to one that is not there."""
+    named = set(re.findall(r"`((?:[\w.]+/)*\w+\.py)\b[^`]*`", path.read_text(encoding="utf-8")))
+    assert [file for file in sorted(named) if not any((ROOT / place / file).exists() for place in PLACES)] == []
+
+
 def test_the_reader_runs_every_example(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_document(_write(scratch, GOOD), scratch, monkeypatch)
 
