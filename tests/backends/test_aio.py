@@ -421,6 +421,19 @@ def test_any_operation_binds_the_registry_to_the_running_loop(registry: AsyncioR
     registry.reset_state()
 
 
+@pytest.mark.parametrize("operation", ["install_dispatch", "settle", "settled", "join", "joined", "aclose"])
+def test_a_refused_call_does_not_bind_the_registry_to_a_loop(registry: AsyncioRegistry, operation: str) -> None:
+    """G15. Fault: a call that raises, made on some other loop, leaves the registry bound to that loop."""
+
+    async def main() -> None:
+        with pytest.raises(TypeError):
+            result = getattr(registry, operation)("neither a function nor a timeout")
+            await result
+
+    asyncio.run(main())
+    assert registry._driver._link.loop is None
+
+
 def test_a_repr_does_not_bind_the_registry_to_a_loop(registry: AsyncioRegistry) -> None:
     """Fault: a debugger that shows the registry on some other loop binds the registry to that loop."""
 

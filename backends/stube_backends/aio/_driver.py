@@ -142,6 +142,7 @@ class LoopDriver(Driver):
     async def waited(self, timeout: float | None, *, timers_too: bool, call: str) -> bool:
         """Wait as `wait` does, on the loop; `call` is the operation's name, for the error."""
         timeout = checked_timeout(timeout)
+        self.enter()
         if self.delivers_here():
             refuse_inside(call)
         release = _Release(asyncio.get_running_loop())

@@ -72,8 +72,8 @@ class LocalRegistry(Backend):
     @override
     def install_dispatch(self, dispatch: Dispatch, /) -> None:
         driver = self._driver
+        prepared = driver.prepare(dispatch)  # first, because a call that is refused must not bind to a loop (G15)
         core = driver.enter()
-        prepared = driver.prepare(dispatch)
         if core.engine.closed:
             raise_closed_to_dispatch()
         core.dispatch = prepared
