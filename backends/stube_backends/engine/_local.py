@@ -333,7 +333,7 @@ class LocalRegistry(Backend):
 
     def _reset_locked(self, core: Core, reset: Callable[[], list[Any]]) -> list[Any]:
         held = reset()
-        core.keepalive.clear()
+        core.let_go_locked()
         return held
 
     def _reset_deferred(self) -> None:
