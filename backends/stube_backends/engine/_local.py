@@ -113,9 +113,9 @@ class LocalRegistry(Backend):
             instance_id = plain_name("instance_id", instance_id)
         plain = event if type(event) is str and event else plain_event(event)
         delay = delay_in_nanoseconds(delay_ms)
-        driver = self._driver
-        core = driver.enter()
         while True:
+            driver = self._driver  # in a child that a signal handler forked it is another one than the last time
+            core = driver.enter()
             if not core.started:
                 driver.start()
             try:
