@@ -1384,6 +1384,35 @@ def test_a_delivery_whose_awaitable_is_never_awaited_is_reported(
     assert not recwarn.list
 
 
+@pytest.mark.parametrize("coroutine", [False, True], ids=["function", "coroutine"])
+def test_ctrl_c_in_on_error_about_an_unstarted_task_is_not_raised_later(make: Make, coroutine: bool) -> None:
+    """Fault: the KeyboardInterrupt, which nothing could raise then, is raised after another delivery, which did not
+    fail."""
+
+    def on_error(cid: str, event: Event, exc: BaseException) -> None:
+        raise KeyboardInterrupt
+
+    async def work(cid: str = "", event: Event | None = None) -> None:
+        pass
+
+    registry = make(on_error=on_error)
+
+    async def main() -> None:
+        registry.install_dispatch(lambda cid, event: work())
+        tick(registry)
+        await until(lambda: registry._driver._claims.boxes)
+        (box,) = registry._driver._claims.boxes.values()
+        assert isinstance(box.server, asyncio.Task)
+        box.server.cancel()
+        registry.install_dispatch(work if coroutine else lambda cid, event: None)
+        assert await registry.settled()
+        tick(registry)
+        assert await registry.settled()
+
+    asyncio.run(main())
+    assert registry.stats() == Stats(accepted=2, delivered=1, failed=1)
+
+
 def test_an_overflow_without_a_loop_is_reported_immediately(make: Make) -> None:
     """Fault: `on_error` hears of the dropped message only when a loop runs, which may never happen, or not at all."""
     dropped: list[Any] = []

@@ -231,6 +231,30 @@ def test_a_handler_that_does_not_return_is_reported_by_name(
     run(main)
 
 
+def test_ctrl_c_in_on_error_about_a_hanging_handler_is_not_raised_later() -> None:
+    """Fault: the KeyboardInterrupt, in whose place the hanging handler was reported, is raised after another delivery,
+    which did not fail."""
+
+    def on_error(cid: str, event: Event, exc: BaseException) -> None:
+        raise KeyboardInterrupt
+
+    async def dispatch(cid: str, event: Event) -> None:
+        if event.name == "hang":
+            await asyncio.get_running_loop().create_future()
+
+    async def main() -> None:
+        registry = VirtualRegistry(on_error=on_error)
+        registry.install_dispatch(dispatch)
+        tick(registry, event="hang")
+        with pytest.raises(VirtualTimeError, match="has not returned"):
+            await registry.advance_async(1, patience=0.01)
+        tick(registry)
+        await registry.advance_async(1)
+        assert registry.stats() == Stats(accepted=2, delivered=1, failed=1)
+
+    run(main)
+
+
 def test_settled_and_joined_say_whether_the_registry_became_idle(registry: VirtualRegistry, recorder: Recorder) -> None:
     """Fault: `settled` moves the clock, or returns True although a handler hangs."""
 
