@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import sys
 import threading
 from collections.abc import Callable, Coroutine, Iterator
 from datetime import timedelta
@@ -490,6 +491,47 @@ def test_a_cancel_at_any_line_gives_each_delivery_one_fate(kind: str) -> None:
             break
         at += 1
     assert at > 20
+
+
+@pytest.mark.parametrize("kind", ["function", "coroutine"])
+def test_an_interrupt_at_a_removed_subscription_leaves_its_message_cancelled(kind: str) -> None:
+    """G5, G19. Fault: the message has no fate, or counts as a failed delivery that `on_error` hears of. CPython runs a
+    signal handler where a Python function is entered."""
+    errors: list[str] = []
+    registry = VirtualRegistry(on_error=lambda cid, event, exc: errors.append(cid))
+
+    def leave(cid: str, event: Event) -> None:
+        if cid == "a":
+            registry.remove_subscriptions_for_cid("b")
+
+    async def leave_later(cid: str, event: Event) -> None:
+        leave(cid, event)
+
+    async def settle() -> None:
+        await registry.settled()
+
+    def trace(frame: FrameType, event: str, argument: object) -> None:
+        if frame.f_code is FanOut.pass_over.__code__:
+            sys.settrace(None)
+            raise KeyboardInterrupt
+
+    registry.install_dispatch(leave if kind == "function" else leave_later)
+    listen(registry, "a", "b", "c")
+    registry.publish("t", 1)
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            registry.settle() if kind == "function" else asyncio.run(settle())
+    finally:
+        sys.settrace(before)
+    if kind == "function":
+        registry.settle()
+    else:
+        asyncio.run(settle())
+    registry._check()
+    assert registry.stats() == Stats(subscriptions=2, accepted=3, delivered=2, cancelled=1)
+    assert errors == []
 
 
 def test_claiming_a_message_reads_its_name_once() -> None:
