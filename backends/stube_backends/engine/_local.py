@@ -299,6 +299,10 @@ class LocalRegistry(Backend):
             self._driver.core.engine.refuse()
         old.abandon_after_fork()
 
+    def close_at_exit(self, timeout: float) -> None:
+        """When the program ends: stop delivering, and wait so many seconds at most for a delivery that runs (G24)."""
+        self.close(timeout)
+
     def _make_room(self, exc: RegistryFull) -> bool:
         """Return whether there may be room now for a timer that was refused with `exc`. A shard asks its siblings."""
         return False
