@@ -421,6 +421,19 @@ def test_any_operation_binds_the_registry_to_the_running_loop(registry: AsyncioR
     registry.reset_state()
 
 
+@pytest.mark.parametrize("operation", ["install_dispatch", "settle", "settled", "join", "joined", "aclose"])
+def test_a_refused_call_does_not_bind_the_registry_to_a_loop(registry: AsyncioRegistry, operation: str) -> None:
+    """G15. Fault: a call that raises, made on some other loop, leaves the registry bound to that loop."""
+
+    async def main() -> None:
+        with pytest.raises(TypeError):
+            result = getattr(registry, operation)("neither a function nor a timeout")
+            await result
+
+    asyncio.run(main())
+    assert registry._driver._link.loop is None
+
+
 def test_a_repr_does_not_bind_the_registry_to_a_loop(registry: AsyncioRegistry) -> None:
     """Fault: a debugger that shows the registry on some other loop binds the registry to that loop."""
 
@@ -1369,6 +1382,35 @@ def test_a_delivery_whose_awaitable_is_never_awaited_is_reported(
     assert [record.levelname for record in caplog.records if record.name == "stube"] == ["ERROR"]
     assert registry.stats() == Stats(accepted=1, failed=1)
     assert not recwarn.list
+
+
+@pytest.mark.parametrize("coroutine", [False, True], ids=["function", "coroutine"])
+def test_ctrl_c_in_on_error_about_an_unstarted_task_is_not_raised_later(make: Make, coroutine: bool) -> None:
+    """Fault: the KeyboardInterrupt, which nothing could raise then, is raised after another delivery, which did not
+    fail."""
+
+    def on_error(cid: str, event: Event, exc: BaseException) -> None:
+        raise KeyboardInterrupt
+
+    async def work(cid: str = "", event: Event | None = None) -> None:
+        pass
+
+    registry = make(on_error=on_error)
+
+    async def main() -> None:
+        registry.install_dispatch(lambda cid, event: work())
+        tick(registry)
+        await until(lambda: registry._driver._claims.boxes)
+        (box,) = registry._driver._claims.boxes.values()
+        assert isinstance(box.server, asyncio.Task)
+        box.server.cancel()
+        registry.install_dispatch(work if coroutine else lambda cid, event: None)
+        assert await registry.settled()
+        tick(registry)
+        assert await registry.settled()
+
+    asyncio.run(main())
+    assert registry.stats() == Stats(accepted=2, delivered=1, failed=1)
 
 
 def test_an_overflow_without_a_loop_is_reported_immediately(make: Make) -> None:

@@ -985,6 +985,31 @@ assert entered.wait(10)
     assert printed == "whole\n"
 
 
+@pytest.mark.parametrize("last", ["cancel_timers('c')", "reset_state()", "close(0)"])
+def test_the_end_of_a_program_waits_for_a_delivery_of_a_dropped_registry(last: str) -> None:
+    """G24. Fault: a registry with nothing pending is collected although a delivery runs, and the program stops that
+    delivery when it ends."""
+    printed = run_script(
+        "memory",
+        {},
+        f"""
+entered = threading.Event()
+def dispatch(cid, event):
+    entered.set()
+    threading.Event().wait(0.1)
+    print("whole", flush=True)
+def main():
+    registry = make()
+    registry.install_dispatch(dispatch)
+    registry.schedule_event(cid="c", instance_id="i", delay_ms=0, event="tick")
+    assert entered.wait(10)
+    registry.{last}
+main()
+""",
+    )
+    assert printed == "whole\n"
+
+
 @pytest.mark.parametrize("how", ["sys.exit(0)", "raise SystemExit", "threading.Thread(target=work).start()"])
 def test_a_program_may_end_in_any_way_while_threads_work(how: str) -> None:
     """G24. Fault: a daemon thread in the middle of an operation or a delivery writes on stderr as the interpreter

@@ -1466,6 +1466,34 @@ registry.close()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+def test_a_fork_inside_a_schedule_that_needs_room_leaves_the_child_usable() -> None:
+    """G25. Fault: the child makes room in its own shards and tries the full shard of the parent again, without end."""
+    assert forked("""
+core = shards[1].core
+class Engine(type(core.engine)):
+    __slots__ = ()
+    def schedule(self, *arguments):
+        global pid
+        if pid is None:
+            pid = os.fork()
+            if pid == 0:
+                signal.alarm(10)
+        return super().schedule(*arguments)
+import signal
+pid = 0
+while core.engine.pending() < core.engine.max_pending:
+    tick(1)
+before = registry.stats().timers
+core.engine.__class__, pid = Engine, None
+tick(1)
+if pid == 0:
+    os._exit(registry.stats().timers)
+print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), registry.stats().timers - before)
+registry.close()
+""") == ["1 1"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 def test_calls_deferred_before_a_fork_run_only_in_the_parent() -> None:
     """G25. Fault: the child runs the calls that the parent had deferred before the fork: its registry is not empty, and
     a timer fires twice."""

@@ -15,7 +15,7 @@ import pytest
 from typing_extensions import override
 
 from stube import Delivery, Event, RegistryClosed, Stats, VirtualTimeError
-from stube.testing._harness import HOUR, PATIENCE, Injector, check_ledger, run_threads, tracing, watchdog
+from stube.testing._harness import HOUR, PATIENCE, Injector, check_ledger, run_script, run_threads, tracing, watchdog
 from stube_backends.virtual import VirtualRegistry
 from tests.backends.helpers import tick
 
@@ -910,6 +910,32 @@ def test_the_virtual_clock_needs_no_thread_and_no_waiting(registry: VirtualRegis
     assert set(threading.enumerate()) == before
     assert len(log.seen) == 100
     assert registry.now_ms == 99 * HOUR
+
+
+def test_the_end_of_a_program_leaves_the_registry_to_its_daemon_threads() -> None:
+    """G24. Fault: the exit hook closes the registry, and a daemon thread that uses it writes an error on stderr; or
+    the hook waits for a thread that moves the clock."""
+    printed = run_script(
+        "virtual",
+        {},
+        """
+registry, entered, used = make(), threading.Event(), threading.Event()
+registry.install_dispatch(lambda cid, event: (entered.set(), threading.Event().wait(60))[0])
+def use():
+    while True:
+        registry.schedule_event(cid="c", instance_id="i", delay_ms=1, event="tick").cancel()
+        time.sleep(0.001)
+registry.schedule_event(cid="c", instance_id="i", delay_ms=0, event="tick")
+threading.Thread(target=registry.settle, daemon=True).start()
+threading.Thread(target=use, daemon=True).start()
+assert entered.wait(10)
+import atexit
+atexit._run_exitfuncs()
+print("closed" in repr(registry))
+time.sleep(0.01)
+""",
+    )
+    assert printed == "False\n"
 
 
 def test_an_interrupt_in_the_last_delivery_leaves_the_registry_empty(

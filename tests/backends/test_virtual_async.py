@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import sys
 import threading
 from collections.abc import Callable, Coroutine, Iterator
 from datetime import timedelta
@@ -227,6 +228,30 @@ def test_a_handler_that_does_not_return_is_reported_by_name(
         assert await registry.joined()
         assert [cid for _, cid, _ in recorder.seen] == ["a", "b", "c"]
         assert registry.stats() == Stats(subscriptions=3, accepted=3, delivered=2, failed=1)
+
+    run(main)
+
+
+def test_ctrl_c_in_on_error_about_a_hanging_handler_is_not_raised_later() -> None:
+    """Fault: the KeyboardInterrupt, in whose place the hanging handler was reported, is raised after another delivery,
+    which did not fail."""
+
+    def on_error(cid: str, event: Event, exc: BaseException) -> None:
+        raise KeyboardInterrupt
+
+    async def dispatch(cid: str, event: Event) -> None:
+        if event.name == "hang":
+            await asyncio.get_running_loop().create_future()
+
+    async def main() -> None:
+        registry = VirtualRegistry(on_error=on_error)
+        registry.install_dispatch(dispatch)
+        tick(registry, event="hang")
+        with pytest.raises(VirtualTimeError, match="has not returned"):
+            await registry.advance_async(1, patience=0.01)
+        tick(registry)
+        await registry.advance_async(1)
+        assert registry.stats() == Stats(accepted=2, delivered=1, failed=1)
 
     run(main)
 
@@ -466,6 +491,47 @@ def test_a_cancel_at_any_line_gives_each_delivery_one_fate(kind: str) -> None:
             break
         at += 1
     assert at > 20
+
+
+@pytest.mark.parametrize("kind", ["function", "coroutine"])
+def test_an_interrupt_at_a_removed_subscription_leaves_its_message_cancelled(kind: str) -> None:
+    """G5, G19. Fault: the message has no fate, or counts as a failed delivery that `on_error` hears of. CPython runs a
+    signal handler where a Python function is entered."""
+    errors: list[str] = []
+    registry = VirtualRegistry(on_error=lambda cid, event, exc: errors.append(cid))
+
+    def leave(cid: str, event: Event) -> None:
+        if cid == "a":
+            registry.remove_subscriptions_for_cid("b")
+
+    async def leave_later(cid: str, event: Event) -> None:
+        leave(cid, event)
+
+    async def settle() -> None:
+        await registry.settled()
+
+    def trace(frame: FrameType, event: str, argument: object) -> None:
+        if frame.f_code is FanOut.pass_over.__code__:
+            sys.settrace(None)
+            raise KeyboardInterrupt
+
+    registry.install_dispatch(leave if kind == "function" else leave_later)
+    listen(registry, "a", "b", "c")
+    registry.publish("t", 1)
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            registry.settle() if kind == "function" else asyncio.run(settle())
+    finally:
+        sys.settrace(before)
+    if kind == "function":
+        registry.settle()
+    else:
+        asyncio.run(settle())
+    registry._check()
+    assert registry.stats() == Stats(subscriptions=2, accepted=3, delivered=2, cancelled=1)
+    assert errors == []
 
 
 def test_claiming_a_message_reads_its_name_once() -> None:

@@ -142,6 +142,7 @@ class LoopDriver(Driver):
     async def waited(self, timeout: float | None, *, timers_too: bool, call: str) -> bool:
         """Wait as `wait` does, on the loop; `call` is the operation's name, for the error."""
         timeout = checked_timeout(timeout)
+        self.enter()
         if self.delivers_here():
             refuse_inside(call)
         release = _Release(asyncio.get_running_loop())
@@ -269,18 +270,19 @@ class LoopDriver(Driver):
         box, event = begun
         if box is None or event is None:
             return box
-        result = None
+        result, reported = None, False
         try:
             result = Context().run(core.dispatch, box.cid, event)
             failed = False
         except BaseException as exc:  # noqa: BLE001 - whatever it raises, it stops no other (G19)
-            failed = self._failures.report(box.cid, event, exc)
+            failed, reported = self._failures.report(box.cid, event, exc), True
         if isinstance(result, Awaitable):
             box.begun = (event, result)
             self._runners.start(box, self)
             return box
         core.run_locked(self._runners.leave_locked, box, failed)
-        self._failures.reraise()
+        if reported:
+            self._failures.reraise()
         return box
 
     def _begin_locked(self, now: int) -> tuple[Mailbox | None, Event | None]:

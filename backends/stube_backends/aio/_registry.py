@@ -71,12 +71,10 @@ class AsyncioRegistry(AsyncClosing, LocalRegistry, AsyncBackend):
 
     @override
     async def settled(self, timeout: float | None = 5.0) -> bool:
-        self._driver.enter()
         return await self._driver.waited(timeout, timers_too=False, call="settled")
 
     @override
     async def joined(self, timeout: float | None = None) -> bool:
-        self._driver.enter()
         return await self._driver.waited(timeout, timers_too=True, call="joined")
 
     @override

@@ -91,6 +91,7 @@ class Runners:
                 self.release_garbage()
                 if event is None:
                     break
+            reported = False
             try:
                 if result is None:
                     result = core.dispatch(box.cid, event)
@@ -101,10 +102,11 @@ class Runners:
                 # A delivery cancelled because its loop is closing is not an error: log it at DEBUG.
                 loop_ends = isinstance(exc, (CancelledError, GeneratorExit)) and _must_end(runner)
                 level = logging.DEBUG if loop_ends else logging.ERROR
-                failed = self._failures.report(box.cid, event, exc, level)
+                failed, reported = self._failures.report(box.cid, event, exc, level), True
             event = result = None
             core.run_locked(self._claims.finish, box, failed)
-            self._failures.reraise()
+            if reported:
+                self._failures.reraise()
             if _must_end(runner):
                 return
             if box.after is not box:

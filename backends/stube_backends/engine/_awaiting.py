@@ -62,19 +62,22 @@ class AwaitingDeliverer:
                 while claim is not None:
                     cid, event = claim
                     del claim
-                    failed, hangs = await self._deliver_one(cid, event, patience)
+                    failed, reported = await self._deliver_one(cid, event, patience)
                     count += 1
-                    if hangs:
-                        raise HandlerHangs(cid, event)
                     del event
-                    self._failures.reraise()
+                    if reported:
+                        self._failures.reraise()
                     claim = _send(claims, failed)
             finally:
                 claims.close()
         return count
 
     async def _deliver_one(self, cid: str, event: Event, patience: float | None) -> tuple[bool, bool]:
-        """Call dispatch in the same step as the claim; return whether it failed, and whether it hangs."""
+        """Call dispatch in the same step as the claim; return whether it failed, and whether it was reported.
+
+        Raises:
+            HandlerHangs: the handler took longer than `patience`; it has been reported.
+        """
         from asyncio import current_task, timeout  # heavy, and loaded already where a task awaits this
 
         limit = timeout(patience)
@@ -90,9 +93,10 @@ class AwaitingDeliverer:
                 raise  # the task that awaits all of this was cancelled
             hangs = isinstance(exc, TimeoutError) and limit.expired()
             if not hangs:
-                return self._failures.report(cid, event, exc), False
+                return self._failures.report(cid, event, exc), True
         if hangs:
-            return self._failures.report(cid, event, HandlerHangs(cid, event)), True
+            self._failures.report(cid, event, HandlerHangs(cid, event))
+            raise HandlerHangs(cid, event)
         return False, False
 
     def _claims(self, work: Timer | DueBatch | FanOut) -> Claims:

@@ -158,7 +158,7 @@ class Core:
         # When the delivery thread will next look on its own. Set by that thread under the lock; read without it by
         # callers, which wake the driver if something is due before. See `Driver.wake`.
         self.sleep_until = FOREVER
-        self.keepalive: list[object] = []  # holds the registry while anything is pending; guarded by the lock
+        self.keepalive: list[object] = []  # holds the registry while anything is pending or runs; guarded by the lock
         self.waiters: list[Waiter] = []  # guarded by the lock
         self.retired = False  # whether this is a forked child, and the core the parent's
 
@@ -288,8 +288,13 @@ class Core:
         self.deferred.run(self.group.is_reentrant)
 
     def let_go_locked(self) -> None:
-        """Stop keeping the registry alive if nothing is pending any more."""
-        if not self.engine.ledger.timers and not self.engine.ledger.queued:
+        """Stop keeping the registry alive if nothing is pending and nothing runs any more.
+
+        A running delivery needs the registry until it is over, because the end of the program waits only for deliveries
+        of registries that are alive (G24).
+        """
+        ledger = self.engine.ledger
+        if not ledger.timers and not ledger.queued and not ledger.running:
             self.keepalive.clear()
 
     def wait_for_lock(self) -> None:

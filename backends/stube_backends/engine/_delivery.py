@@ -124,6 +124,7 @@ class Deliverer:
                         target_name = target.name
                         if target_name is not name or target.instance_id is not instance_id:
                             if target_name is None or target_name is BEING_REMOVED:
+                                fan_out.cancelled += 1
                                 if fan_out.pass_over(target, core.wait_for_lock):
                                     continue
                                 return delivered + failed

@@ -40,13 +40,15 @@ class Failures:
     def report(self, cid: str, event: Event, exc: BaseException, level: int = logging.ERROR) -> bool:
         """Log and report an exception that left a delivery; return whether the delivery failed.
 
-        A `ConversationEnded` is no failure. The caller calls `reraise` after it has counted the delivery.
+        A `ConversationEnded` is no failure. The caller calls `reraise` after it has counted the delivery. If it cannot
+        raise, it does not, and the next report forgets what this one kept.
 
         Args:
             cid, event: the delivery.
             exc: what it raised.
             level: the level at which a failure is logged.
         """
+        self._to_raise.clear()  # of a report that no `reraise` followed
         failed = not isinstance(exc, ConversationEnded)
         if failed:
             what = "the delivery of %r to instance %r of conversation %r failed"
@@ -66,7 +68,8 @@ class Failures:
                 self._keep(second)
 
     def reraise(self) -> None:
-        """Raise the first exception that was reported since the last call and must be passed on, if there is one.
+        """Raise the first exception of the last report that must be passed on, if there is one. To be called after a
+        report only.
 
         No local variable holds it, because its traceback refers to this frame, and that would be a cycle.
         """

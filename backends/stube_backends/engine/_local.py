@@ -72,8 +72,8 @@ class LocalRegistry(Backend):
     @override
     def install_dispatch(self, dispatch: Dispatch, /) -> None:
         driver = self._driver
+        prepared = driver.prepare(dispatch)  # first, because a call that is refused must not bind to a loop (G15)
         core = driver.enter()
-        prepared = driver.prepare(dispatch)
         if core.engine.closed:
             raise_closed_to_dispatch()
         core.dispatch = prepared
@@ -113,9 +113,9 @@ class LocalRegistry(Backend):
             instance_id = plain_name("instance_id", instance_id)
         plain = event if type(event) is str and event else plain_event(event)
         delay = delay_in_nanoseconds(delay_ms)
-        driver = self._driver
-        core = driver.enter()
         while True:
+            driver = self._driver  # in a child that a signal handler forked it is another one than the last time
+            core = driver.enter()
             if not core.started:
                 driver.start()
             try:
@@ -299,6 +299,10 @@ class LocalRegistry(Backend):
             self._driver.core.engine.refuse()
         old.abandon_after_fork()
 
+    def close_at_exit(self, timeout: float) -> None:
+        """When the program ends: stop delivering, and wait so many seconds at most for a delivery that runs (G24)."""
+        self.close(timeout)
+
     def _make_room(self, exc: RegistryFull) -> bool:
         """Return whether there may be room now for a timer that was refused with `exc`. A shard asks its siblings."""
         return False
@@ -333,7 +337,7 @@ class LocalRegistry(Backend):
 
     def _reset_locked(self, core: Core, reset: Callable[[], list[Any]]) -> list[Any]:
         held = reset()
-        core.keepalive.clear()
+        core.let_go_locked()
         return held
 
     def _reset_deferred(self) -> None:

@@ -19,8 +19,8 @@ class LiveRegistry(Protocol):
         """In a forked child: become an empty registry with the same options and the same dispatch (G25)."""
         ...
 
-    def close(self, timeout: float | None = 5.0) -> bool:
-        """See `stube.Backend.close`."""
+    def close_at_exit(self, timeout: float) -> None:
+        """When the program ends: stop delivering, and wait so many seconds at most for a delivery that runs (G24)."""
         ...
 
 
@@ -48,9 +48,9 @@ def _close_all() -> None:
     deadline = monotonic_ns() + int(_EXIT_PATIENCE * 1e9)
     registries = live_registries()
     for registry in registries:
-        registry.close(0)
+        registry.close_at_exit(0)
     for registry in registries:
-        registry.close(max(0.0, (deadline - monotonic_ns()) / 1e9))
+        registry.close_at_exit(max(0.0, (deadline - monotonic_ns()) / 1e9))
 
 
 atexit.register(_close_all)

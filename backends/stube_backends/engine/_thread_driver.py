@@ -19,8 +19,8 @@ Races of the loop, see `_serve`:
    (G10).
 6. A wait ends early, or a wake-up was for something that is not due: the clock decides, not the wait (G9).
 7. The registry is dropped while the loop sleeps: the loop refers to the driver weakly, and the callback of the weak
-   reference wakes it (G13). While something is pending, `Core.keepalive` holds the registry, and so the driver; it is
-   cleared, under the lock, with the last pending thing.
+   reference wakes it (G13). While something is pending or runs, `Core.keepalive` holds the registry, which holds the
+   driver; it is cleared, under the lock, when the last of it is over.
 """
 
 from __future__ import annotations

@@ -301,20 +301,23 @@ class FanOut:
             name = target.name
             if name is not None and name is not BEING_REMOVED:
                 yield target, name
-            elif not self.pass_over(target, wait):
+                continue
+            self.cancelled += 1
+            if not self.pass_over(target, wait):
                 return
 
     def pass_over(self, target: Subscription, wait: Callable[[], object]) -> bool:
-        """Count a target whose name, when it was read, was no event's; say whether the next target may begin.
+        """Decide the fate of a target whose name, when it was read, was no event's; say whether the next one may begin.
 
-        A loop that must be faster than `claim_each` reads the name itself and calls this for the rest.
+        The caller has counted it as cancelled. It did so before this call, because a call may run a signal handler; if
+        the handler raises, a target without a fate would be taken for one that dispatch was called for. A loop that
+        must be faster than `claim_each` reads the name itself and calls this for the rest.
         """
         if target.name is BEING_REMOVED:
             wait()
             if target.name is BEING_REMOVED:  # marked by a reset, which counts the fates of those behind this one
-                self.dropped += 1
+                self.cancelled, self.dropped = self.cancelled - 1, self.dropped + 1
                 return False
-        self.cancelled += 1
         return True
 
     def rest(self) -> list[Subscription]:

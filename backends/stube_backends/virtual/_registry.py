@@ -102,6 +102,10 @@ class VirtualRegistry(AsyncClosing, LocalRegistry, VirtualBackend):
         return self.close(0)  # nothing runs but what another task awaits
 
     @override
+    def close_at_exit(self, timeout: float) -> None:
+        """Do nothing: no thread of the registry's own delivers, and a daemon thread of the program may still use it."""
+
+    @override
     def run_until_idle(self, limit: int = MANY) -> int:
         if isinstance(limit, bool) or not isinstance(limit, int):
             raise TypeError(f"limit must be an int, not {limit!r}. Pass a number of deliveries.")
