@@ -1,23 +1,25 @@
 """Mutation testing of the engine: is there a test for each thing that it does?
 
-    python tools/mutants.py                            all of it; goes on where the last run stopped
+    python tools/mutants.py                            every module; continue where the last run stopped
     python tools/mutants.py _wheel _topics             these modules only
-    python tools/mutants.py --changed-since yesterday  those that a commit has changed since then
-    python tools/mutants.py --fast                     the suite as `make test` runs it
-    python tools/mutants.py --table docs/mutants.md    and write what the documentation shows of it
+    python tools/mutants.py --changed-since yesterday  the modules that a commit has changed since then
+    python tools/mutants.py --fast                     run the suite as `make test` does
+    python tools/mutants.py --table docs/mutants.md    and write the page of the documentation
 
-A mutant is the engine with one small change. A test that fails on it kills it. One that survives stands either for a
-missing test or for a change that changes nothing; the second kind is listed in `tools/mutants.toml`, each with its
-reason. The exit code is 1 when a mutant survives that is not listed, or when one is listed that does not survive.
+A mutant is the engine with one small change. A test that fails on it kills it. A mutant that survives shows that a test
+is missing, or that the change has no effect that a test could notice. The second kind is listed in
+`tools/mutants.toml`, each with its reason. The exit code is 1 when a mutant survives that is not listed, or when a
+listed one was killed or does not exist.
 
 mutmut knows how to mutate; removed statements and decided branches are added here. Its runner is not used: it puts a
-trampoline in front of every function, and the suite, which comes in at every line of an operation and counts bytes,
+trampoline in front of every function, and the suite, which interrupts every line of an operation and counts bytes,
 would test the trampolines. Here a mutant is a whole module in a copy of the tree, the working tree is left alone, and
 the tests run in a fork of this process, which has pytest loaded already (`tools/preloaded.py`).
 
-The tests run in stages, and only who survives one meets the next: the engine's own tests, the quick tests of the suite
-on the virtual backend, the slow ones (these without the mutants that are listed). A test of the suite that kills must
-do so twice, for some of them measure time. POSIX only, for it forks.
+The tests run in stages, and only a mutant that survives a stage meets the next one: the engine's own tests, the tests
+of its module on other backends (`ELSEWHERE`), the quick tests of the suite on the virtual backend, and the slow ones,
+which leave out the listed mutants. A test that is not one of the engine's own must fail twice to kill, because some of
+these tests measure time. POSIX only, because it forks.
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
+from itertools import islice
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any, Final, NamedTuple
@@ -45,9 +48,8 @@ from tools.preloaded import ROOT, Ended, Running, Tree, preload, run_pytest
 
 ENGINE: Final = Path("backends", "stube_backends", "engine")
 ACCEPTED: Final = ROOT / "tools" / "mutants.toml"
-MODULES: Final = (
+MODULES: Final = (  # all but `_claims`, a protocol, in which there is no code to change
     "_engine",
-    "_claims",
     "_rings",
     "_tables",
     "_topics",
@@ -55,17 +57,31 @@ MODULES: Final = (
     "_timers",
     "_order",
     "_ledger",
-    "_delivery",
-    "_local",
-    "_inspection",
     "_mailboxes",
     "_backlogs",
-    "_awaiting",
     "_core",
+    "_deferred",
+    "_driver",
+    "_thread_driver",
+    "_delivery",
+    "_awaiting",
+    "_waiting",
+    "_failures",
+    "_local",
+    "_options",
+    "_process",
     "_arguments",
+    "_inspection",
     "_recovery",
 )
 OWN: Final = "tests/backends/test_engine*.py"
+ELSEWHERE: Final = {  # the tests of a module that only another backend than the virtual one exercises
+    "_awaiting": ("tests/backends/test_virtual_async.py", "tests/backends/test_aio.py"),
+    "_backlogs": ("tests/backends/test_back_pressure.py",),
+    "_core": ("tests/backends/test_sharded.py",),
+    "_driver": ("tests/backends/test_memory.py",),
+    "_thread_driver": ("tests/backends/test_memory.py",),
+}
 OTHERS: Final = ("tests/test_conformance.py", "tests/backends/test_virtual.py", "tests/backends/test_reentrancy.py")
 ON_VIRTUAL: Final = ("--stube-backend=virtual", "-k", "not [memory and not [sharded")
 
@@ -199,7 +215,8 @@ class Stage(NamedTuple):
     arguments: list[str]
     seconds: float  # without a mutant
     digest: str  # of what a survival depends on
-    reached: frozenset[str] | None  # the functions that these tests call; None for all of them
+    reached: frozenset[str] | None = None  # the functions that these tests call; None for all of them
+    module: str = ""  # the only one whose mutants these tests meet; empty for all of them
 
 
 class Recorder:
@@ -262,26 +279,37 @@ def _pytest(arguments: Sequence[str], recorder: Recorder) -> int:
     return run_pytest(["-x", *arguments], [recorder])
 
 
-def stages(tree: Tree, *, fast: bool = False) -> list[Stage]:
-    """The stages, measured without a mutant; with `fast` one for the suite, which runs as `make test` runs it."""
+def stages(tree: Tree, modules: Iterable[str], *, fast: bool = False) -> Iterator[Stage]:
+    """Yield the stages for mutants of these modules. Each is measured without a mutant when it is asked for.
+
+    With `fast` there is one stage for the suite, which runs as `make test` runs it.
+    """
     own = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob(OWN))
     own_digest = _digest(_texts(OWN, f"{ENGINE}/*.py"))
-    suite_digest = _digest(_texts("stube/**/*.py", *OTHERS, "backends/stube_backends/virtual/*.py"))
     own_seconds = _remembered(tree, f"own-{own_digest}", lambda: _measured(tree, own, own=True)["seconds"])
     called = _remembered(tree, f"called-{own_digest}", lambda: _measured(tree, own, own=True, profiled=True)["called"])
+    yield Stage("own", own, sum(own_seconds.values()), _digest(_texts(OWN)), reached=frozenset(called))
+    for module in modules:
+        if module in ELSEWHERE:
+            yield _elsewhere(tree, module)
+    suite_digest = _digest(_texts("stube/**/*.py", *OTHERS, "backends/stube_backends/virtual/*.py"))
     seconds = _remembered(tree, f"seconds-{suite_digest}", lambda: _measured(tree, [*ON_VIRTUAL, *OTHERS])["seconds"])
-    first = Stage("own", own, sum(own_seconds.values()), _digest(_texts(OWN)), frozenset(called))
     if fast:
-        suite = [*ON_VIRTUAL, "--stube-quick", *OTHERS]
-        return [first, Stage("fast", suite, sum(seconds.values()), suite_digest, None)]
+        yield Stage("fast", [*ON_VIRTUAL, "--stube-quick", *OTHERS], sum(seconds.values()), suite_digest)
+        return
     slow = [test for test, spent in seconds.items() if spent > SLOW]
     slow_seconds = sum(seconds[test] for test in slow)
     quick = [*ON_VIRTUAL, *OTHERS, *(f"--deselect={test}" for test in slow)]
-    return [
-        first,
-        Stage("quick", quick, sum(seconds.values()) - slow_seconds, suite_digest, None),
-        Stage("slow", [*ON_VIRTUAL, *slow], slow_seconds, suite_digest, None),
-    ]
+    yield Stage("quick", quick, sum(seconds.values()) - slow_seconds, suite_digest)
+    yield Stage("slow", [*ON_VIRTUAL, *slow], slow_seconds, suite_digest)
+
+
+def _elsewhere(tree: Tree, module: str) -> Stage:
+    """Return the stage of a module's tests that are neither the engine's own nor on the virtual backend."""
+    files = ELSEWHERE[module]
+    digest = _digest(_texts("stube/**/*.py", *files, "backends/stube_backends/**/*.py"))
+    seconds = _remembered(tree, f"elsewhere-{module}-{digest}", lambda: _measured(tree, files)["seconds"])
+    return Stage(f"elsewhere{module}", list(files), sum(seconds.values()), _digest(_texts(*files)), module=module)
 
 
 def _remembered(tree: Tree, name: str, measure: Callable[[], Any]) -> Any:
@@ -344,6 +372,8 @@ def run_stage(stage: Stage, mutants: Sequence[Mutant], trees: Sequence[Tree], re
 
 def _is_due(mutant: Mutant, stage: Stage) -> bool:
     if mutant.status in OVER or mutant.survived.get(stage.name) == stage.digest:
+        return False
+    if stage.module not in ("", mutant.module):
         return False
     return stage.reached is None or mutant.change.function in stage.reached
 
@@ -438,39 +468,50 @@ def _say(text: str) -> None:
 _PAGE: Final = """\
 # Mutation testing of the engine
 
-`make mutants` changes the engine in one small way after the other and runs the tests on each of these mutants, in a
-copy of the tree and on the virtual backend. A mutant that no test notices stands for a test that is missing, or for a
-change that changes nothing; then it is listed in `tools/mutants.toml`, with the reason. This page is made of both by
-`python tools/mutants.py --table docs/mutants.md`.
+`make mutants` changes one place of the engine at a time and runs the tests on each of these mutants, in a copy of the
+tree. A mutant that no test notices shows that a test is missing, or that the change has no effect that a test could
+notice. The second kind is listed in `tools/mutants.toml`, with the reason.
+`python tools/mutants.py --table docs/mutants.md` writes this page from that list and from the results.
 
 mutmut's operators make the mutants; removed statements and decided branches are added. Left out are types, `__slots__`
-and the `_check` methods, which only tests call; and `_serving` and `_threaded`, whose loop sleeps in real time and
-which the virtual backend does without. A mutant that does not come to an end has timed out, which is as good as killed.
+and the `_check` methods, which only tests call. The tests are the engine's own, the suite on the virtual backend, and
+the tests of other backends for what the virtual one does not use (`ELSEWHERE` in `tools/mutants.py`). A mutant whose
+tests take five times as long as usual has timed out, which counts as killed.
 
 {figures}
 
-## Who may survive
+## Accepted survivors
 
 {survivors}
 """
 
 
 def page(mutants: Sequence[Mutant], known: Mapping[Change, str]) -> str:
-    """`docs/mutants.md`."""
-    rows = ["| module | mutants | killed | timed out | survived, accepted |", "|---|---:|---:|---:|---:|"]
-    for name in (*MODULES, ""):
-        of_it = [mutant for mutant in mutants if not name or mutant.module == name]
-        counted = Counter(mutant.status for mutant in of_it)
-        figures = (len(of_it), counted["killed"], counted["timed out"], counted["survived"])
-        rows.append(f"| {f'`{name}`' if name else 'all'} | " + " | ".join(map(str, figures)) + " |")
+    """Return the text of `docs/mutants.md`."""
     groups: dict[tuple[str, str], list[Change]] = {}
     for change, why in known.items():
         groups.setdefault((change.function, why), []).append(change)
-    survivors = ["| where | what becomes what | why nobody notices |", "|---|---|---|"]
+    survivors = ["| where | change | why no test notices it |", "|---|---|---|"]
     for (function, why), changes in groups.items():
         shown = "<br>".join(f"{_code(change.before)} → {_code(change.after)}" for change in changes)
         survivors.append(f"| `{function}` | {shown} | {why} |")
-    return _PAGE.format(figures="\n".join(rows), survivors="\n".join(survivors))
+    return _PAGE.format(figures=_table_of_figures(mutants), survivors="\n".join(survivors))
+
+
+def _table_of_figures(mutants: Sequence[Mutant]) -> str:
+    """Return a row for each module of which every mutant was tried, and the names of the other modules."""
+    by_module = {name: [mutant for mutant in mutants if mutant.module == name] for name in MODULES}
+    measured = [name for name, made in by_module.items() if made and all(mutant.status != "untried" for mutant in made)]
+    rows = ["| module | mutants | killed | timed out | survived |", "|---|---:|---:|---:|---:|"]
+    for name in measured:
+        counted = Counter(mutant.status for mutant in by_module[name])
+        figures = (len(by_module[name]), *(counted[status] for status in (*OVER, "survived")))
+        rows.append(f"| `{name}` | " + " | ".join(map(str, figures)) + " |")
+    parts = ["\n".join(rows)] if measured else []
+    if len(measured) < len(MODULES):
+        missing = ", ".join(f"`{name}`" for name in MODULES if name not in measured)
+        parts.append(f"Not measured since the last change of the module: {missing}.")
+    return "\n\n".join(parts)
 
 
 def _code(text: str) -> str:
@@ -482,7 +523,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("modules", nargs="*", metavar="MODULE", help=f"of {', '.join(MODULES)}; by default all")
     parser.add_argument("--jobs", type=int, default=2, help="how many mutants at once (%(default)s)")
-    parser.add_argument("--stages", type=int, default=3, help="how many of the three stages (%(default)s)")
+    parser.add_argument("--stages", type=int, help="how many of the stages, in their order; by default all")
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir(), "stube-mutants"), help="to work in")
     parser.add_argument("--fast", action="store_true", help="run the suite as `make test` does, instead of two stages")
     parser.add_argument(
@@ -514,7 +555,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _say(f"{len(mutants)} mutants; {_figures(mutants)}")
     trees = [Tree.copied(options.folder / f"tree-{number}") for number in range(options.jobs)]
     known = accepted()
-    for stage in stages(trees[0], fast=options.fast)[: options.stages]:
+    for stage in islice(stages(trees[0], modules, fast=options.fast), options.stages):
         without_listed = stage.name == "slow" or options.unlisted
         chosen = [mutant for mutant in mutants if not (without_listed and mutant.change in known)]
         run_stage(stage, chosen, trees, results.record)
