@@ -90,11 +90,11 @@ PATIENCE: Final = 5  # times as long as the tests take without a mutant, and so 
 OVER: Final = ("killed", "timed out")
 
 
-# What is mutated
+# Mutants
 
 
 class Change(NamedTuple):
-    """What makes a mutant: which lines of which function became which. No line numbers, for those move."""
+    """The lines of a function before and after the change. Without line numbers, because those move."""
 
     function: str  # with its module: `_wheel.TimerWheel.add`
     before: str
@@ -103,7 +103,7 @@ class Change(NamedTuple):
 
 @dataclass
 class Mutant:
-    """One change of one module, and what became of it."""
+    """One change of one module, and its result."""
 
     change: Change
     source: str = field(repr=False)
@@ -118,7 +118,7 @@ class Mutant:
 
 
 def mutants_of(module: str) -> list[Mutant]:
-    """Every mutant of a module, in the order of its lines; two that read the same are one."""
+    """Return every mutant of a module, in the order of its lines. Two with the same text are one."""
     cst: Any = import_module("libcst")
     source = (ROOT / ENGINE / f"{module}.py").read_text(encoding="utf-8")
     tree = cst.parse_module(source)
@@ -133,7 +133,7 @@ def mutants_of(module: str) -> list[Mutant]:
 
 
 def _mutations(cst: Any, tree: Any) -> Iterator[tuple[str, Any, Any]]:
-    """Where, which node, and what it becomes."""
+    """Yield the function, the node to replace and its replacement, for each mutant."""
     operators: list[tuple[Any, Callable[[Any], Iterable[Any]]]] = [
         *import_module("mutmut.mutation.mutators").mutation_operators,
         (cst.SimpleStatementLine, lambda node: _removed(cst, node)),
@@ -147,7 +147,7 @@ def _mutations(cst: Any, tree: Any) -> Iterator[tuple[str, Any, Any]]:
         for kind, operator in operators:
             if isinstance(node, kind):
                 for number, new in enumerate(operator(node)):
-                    # Of a string that is changed in three ways one will do: tests compare messages whole.
+                    # One change of a string is enough, because tests compare whole messages.
                     if not (number and isinstance(node, cst.SimpleString)):
                         yield ".".join(inside) or "<module>", node, new
         if isinstance(node, cst.ClassDef | cst.FunctionDef):
@@ -159,7 +159,7 @@ def _mutations(cst: Any, tree: Any) -> Iterator[tuple[str, Any, Any]]:
 
 
 def _is_left_alone(cst: Any, node: Any) -> bool:
-    """What no test can or should tell apart: types, the layout of objects, the checks that only tests call."""
+    """Return whether no test should notice a change: of types, slots, imports, and the checks that only tests call."""
     if isinstance(node, cst.FunctionDef):
         return bool(node.name.value == "_check")
     if isinstance(node, cst.Assign):
@@ -170,7 +170,7 @@ def _is_left_alone(cst: Any, node: Any) -> bool:
 
 
 def _removed(cst: Any, line: Any) -> Iterator[Any]:
-    """A call for its effect, or a `del`, left out."""
+    """Leave out a statement that is only a call, or a `del`."""
     for statement in line.body:
         called = isinstance(statement, cst.Expr) and isinstance(statement.value, cst.Call)
         if called or isinstance(statement, cst.Del):
@@ -178,7 +178,7 @@ def _removed(cst: Any, line: Any) -> Iterator[Any]:
 
 
 def _decided(cst: Any, node: Any) -> Iterator[Any]:
-    """A branch that is never or always taken, a loop that is never entered, a filter that lets everything pass."""
+    """Take a branch never or always, never enter a loop, let a filter pass everything."""
     if not isinstance(node, cst.CompIf):
         yield node.with_changes(test=cst.Name("False"))
     if not isinstance(node, cst.While):
@@ -186,13 +186,13 @@ def _decided(cst: Any, node: Any) -> Iterator[Any]:
 
 
 def _without_result(cst: Any, node: Any) -> Iterator[Any]:
-    """A function that returns nothing."""
+    """Return None instead of the result."""
     if node.value is not None and getattr(node.value, "value", "") != "None":
         yield node.with_changes(value=None)
 
 
 def _difference(old: list[str], new: list[str]) -> tuple[str, str]:
-    """The lines that differ, without their indentation."""
+    """Return the lines that differ, without their indentation."""
     before, after = [], []
     for kind, i1, i2, j1, j2 in difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
         if kind != "equal":
@@ -214,7 +214,7 @@ class Stage(NamedTuple):
     name: str
     arguments: list[str]
     seconds: float  # without a mutant
-    digest: str  # of what a survival depends on
+    digest: str  # of the tests; a mutant that survived them need not meet them again
     reached: frozenset[str] | None = None  # the functions that these tests call; None for all of them
     module: str = ""  # the only one whose mutants these tests meet; empty for all of them
 
@@ -241,7 +241,7 @@ class Recorder:
 
 
 def module_file(mutant: Mutant) -> Path:
-    """The module that a mutant replaces."""
+    """Return the file that a mutant replaces."""
     return ENGINE / f"{mutant.module}.py"
 
 
@@ -249,7 +249,7 @@ def start(tree: Tree, arguments: Sequence[str], *, own: bool, profiled: bool = F
     """Run tests in a fork of this process."""
 
     def body() -> dict[str, Any]:
-        os.environ.update({"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"} if own else {})  # half of what a short run costs
+        os.environ.update({"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"} if own else {})  # plugins take half of a short run
         return _run(arguments, own, profiled)
 
     return tree.start(body)
@@ -260,7 +260,7 @@ def _run(arguments: Sequence[str], own: bool, profiled: bool) -> dict[str, Any]:
     if profiled:
         threading.setprofile(recorder.profile)
         sys.setprofile(recorder.profile)
-    code = _pytest(arguments[:1], recorder) if own else 0  # alone, for collecting the others takes longer
+    code = _pytest(arguments[:1], recorder) if own else 0  # alone, because collecting the others takes longer
     if code == 0:
         code = _pytest(arguments[1:] if own else arguments, recorder)
     if code == 1 and not own and recorder.failed and _pytest([*ON_VIRTUAL, recorder.failed], Recorder()) == 0:
@@ -313,7 +313,7 @@ def _elsewhere(tree: Tree, module: str) -> Stage:
 
 
 def _remembered(tree: Tree, name: str, measure: Callable[[], Any]) -> Any:
-    """Measured once for these sources: or else a test might change its stage between two runs, and be left out."""
+    """Measure once for the same sources, because a test that changed its stage between two runs would be left out."""
     path = tree.folder.parent / f"{name}.json"
     if not path.exists():
         path.write_text(json.dumps(measure()))
@@ -333,12 +333,12 @@ def _measured(tree: Tree, arguments: Sequence[str], *, own: bool = False, profil
 
 
 def _result(ended: Ended) -> dict[str, Any]:
-    """What `_run` returned, or what stands for it where it could not."""
+    """Return the result of `_run`; a failure or a timeout where it returned none."""
     return ended.result or {"code": None if ended.timed_out else 1, "failed": ""}
 
 
 def run_stage(stage: Stage, mutants: Sequence[Mutant], trees: Sequence[Tree], record: Callable[[Mutant], None]) -> None:
-    """Put the mutants that have survived so far through a stage, as many at once as there are trees."""
+    """Run a stage on the mutants that have survived so far, on as many at the same time as there are trees."""
     waiting = [mutant for mutant in mutants if _is_due(mutant, stage)]
     total, limit = len(waiting), PATIENCE * (stage.seconds + 1)
     done = 0
@@ -364,7 +364,7 @@ def run_stage(stage: Stage, mutants: Sequence[Mutant], trees: Sequence[Tree], re
                 mutant = waiting.pop(0)
                 tree.write(module_file(mutant), mutant.source)
                 arguments = stage.arguments.copy()
-                if mutant.module in deadly:  # what killed its neighbour will most likely kill it, too
+                if mutant.module in deadly:  # these tests will most likely kill it, as they killed its neighbour
                     arguments.insert(0, arguments.pop(arguments.index(deadly[mutant.module])))
                 busy[tree] = start(tree, arguments, own=stage.name == "own"), mutant
         time.sleep(0.01)
@@ -389,13 +389,13 @@ def _judge(mutant: Mutant, stage: Stage, result: Mapping[str, Any]) -> None:
 
 
 def changed_since(when: str) -> set[str]:
-    """The modules of the engine that commits have changed since then."""
+    """Return the modules of the engine that a commit has changed since then."""
     command = ["git", "log", f"--since={when}", "--name-only", "--format=", "--", str(ENGINE)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     return {Path(line).stem for line in done.stdout.splitlines()} & set(MODULES)
 
 
-# What is known
+# Results
 
 
 class Results:
@@ -424,7 +424,7 @@ class Results:
 
 
 def accepted() -> dict[Change, str]:
-    """The survivors that are known, and why each is none to worry about."""
+    """Return the accepted survivors, each with the reason why no test can notice it."""
     with ACCEPTED.open("rb") as file:
         groups = tomllib.load(file)["survivors"]
     return {
@@ -432,11 +432,11 @@ def accepted() -> dict[Change, str]:
     }
 
 
-# What is said
+# Reports
 
 
 def report(mutants: Sequence[Mutant], known: Mapping[Change, str]) -> int:
-    """Say what is not as it should be, and how many are what; the exit code."""
+    """Print the differences from the list of accepted survivors, and the totals; return the exit code."""
     wrong = 0
     for mutant in mutants:
         listed = mutant.change in known
