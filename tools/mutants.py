@@ -75,11 +75,13 @@ MODULES: Final = (  # all but `_claims`, a protocol, in which there is no code t
     "_recovery",
 )
 OWN: Final = "tests/backends/test_engine*.py"
-ELSEWHERE: Final = {  # the tests of a module that only another backend than the virtual one exercises
+ELSEWHERE: Final = {  # more tests of a module, of what the virtual backend does not use or only they try
     "_awaiting": ("tests/backends/test_virtual_async.py", "tests/backends/test_aio.py"),
     "_backlogs": ("tests/backends/test_back_pressure.py",),
     "_core": ("tests/backends/test_sharded.py",),
     "_driver": ("tests/backends/test_memory.py",),
+    "_engine": ("tests/backends/test_back_pressure.py",),
+    "_local": ("tests/backends/test_back_pressure.py",),
     "_thread_driver": ("tests/backends/test_memory.py",),
 }
 OTHERS: Final = ("tests/test_conformance.py", "tests/backends/test_virtual.py", "tests/backends/test_reentrancy.py")
@@ -305,7 +307,7 @@ def stages(tree: Tree, modules: Iterable[str], *, fast: bool = False) -> Iterato
 
 
 def _elsewhere(tree: Tree, module: str) -> Stage:
-    """Return the stage of a module's tests that are neither the engine's own nor on the virtual backend."""
+    """Return the stage of the tests of a module in `ELSEWHERE`."""
     files = ELSEWHERE[module]
     digest = _digest(_texts("stube/**/*.py", *files, "backends/stube_backends/**/*.py"))
     seconds = _remembered(tree, f"elsewhere-{module}-{digest}", lambda: _measured(tree, files)["seconds"])
@@ -475,8 +477,8 @@ notice. The second kind is listed in `tools/mutants.toml`, with the reason.
 
 mutmut's operators make the mutants; removed statements and decided branches are added. Left out are types, `__slots__`
 and the `_check` methods, which only tests call. The tests are the engine's own, the suite on the virtual backend, and
-the tests of other backends for what the virtual one does not use (`ELSEWHERE` in `tools/mutants.py`). A mutant whose
-tests take five times as long as usual has timed out, which counts as killed.
+the tests of other backends for what only they try (`ELSEWHERE` in `tools/mutants.py`). A mutant whose tests take five
+times as long as usual has timed out, which counts as killed.
 
 {figures}
 
