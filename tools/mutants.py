@@ -1,23 +1,25 @@
 """Mutation testing of the engine: is there a test for each thing that it does?
 
-    python tools/mutants.py                            all of it; goes on where the last run stopped
+    python tools/mutants.py                            every module; continue where the last run stopped
     python tools/mutants.py _wheel _topics             these modules only
-    python tools/mutants.py --changed-since yesterday  those that a commit has changed since then
-    python tools/mutants.py --fast                     the suite as `make test` runs it
-    python tools/mutants.py --table docs/mutants.md    and write what the documentation shows of it
+    python tools/mutants.py --changed-since yesterday  the modules that a commit has changed since then
+    python tools/mutants.py --fast                     run the suite as `make test` does
+    python tools/mutants.py --table docs/mutants.md    and write the page of the documentation
 
-A mutant is the engine with one small change. A test that fails on it kills it. One that survives stands either for a
-missing test or for a change that changes nothing; the second kind is listed in `tools/mutants.toml`, each with its
-reason. The exit code is 1 when a mutant survives that is not listed, or when one is listed that does not survive.
+A mutant is the engine with one small change. A test that fails on it kills it. A mutant that survives shows that a test
+is missing, or that the change has no effect that a test could notice. The second kind is listed in
+`tools/mutants.toml`, each with its reason. The exit code is 1 when a mutant survives that is not listed, or when a
+listed one was killed or does not exist.
 
 mutmut knows how to mutate; removed statements and decided branches are added here. Its runner is not used: it puts a
-trampoline in front of every function, and the suite, which comes in at every line of an operation and counts bytes,
+trampoline in front of every function, and the suite, which interrupts every line of an operation and counts bytes,
 would test the trampolines. Here a mutant is a whole module in a copy of the tree, the working tree is left alone, and
 the tests run in a fork of this process, which has pytest loaded already (`tools/preloaded.py`).
 
-The tests run in stages, and only who survives one meets the next: the engine's own tests, the quick tests of the suite
-on the virtual backend, the slow ones (these without the mutants that are listed). A test of the suite that kills must
-do so twice, for some of them measure time. POSIX only, for it forks.
+The tests run in stages, and only a mutant that survives a stage meets the next one: the engine's own tests, the tests
+of its module on other backends (`ELSEWHERE`), the quick tests of the suite on the virtual backend, and the slow ones,
+which leave out the listed mutants. A test that is not one of the engine's own must fail twice to kill, because some of
+these tests measure time. POSIX only, because it forks.
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
+from itertools import islice
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any, Final, NamedTuple
@@ -45,9 +48,8 @@ from tools.preloaded import ROOT, Ended, Running, Tree, preload, run_pytest
 
 ENGINE: Final = Path("backends", "stube_backends", "engine")
 ACCEPTED: Final = ROOT / "tools" / "mutants.toml"
-MODULES: Final = (
+MODULES: Final = (  # all but `_claims`, a protocol, in which there is no code to change
     "_engine",
-    "_claims",
     "_rings",
     "_tables",
     "_topics",
@@ -55,17 +57,33 @@ MODULES: Final = (
     "_timers",
     "_order",
     "_ledger",
-    "_delivery",
-    "_local",
-    "_inspection",
     "_mailboxes",
     "_backlogs",
-    "_awaiting",
     "_core",
+    "_deferred",
+    "_driver",
+    "_thread_driver",
+    "_delivery",
+    "_awaiting",
+    "_waiting",
+    "_failures",
+    "_local",
+    "_options",
+    "_process",
     "_arguments",
+    "_inspection",
     "_recovery",
 )
 OWN: Final = "tests/backends/test_engine*.py"
+ELSEWHERE: Final = {  # more tests of a module, of what the virtual backend does not use or only they try
+    "_awaiting": ("tests/backends/test_virtual_async.py", "tests/backends/test_aio.py"),
+    "_backlogs": ("tests/backends/test_back_pressure.py",),
+    "_core": ("tests/backends/test_sharded.py",),
+    "_driver": ("tests/backends/test_memory.py",),
+    "_engine": ("tests/backends/test_back_pressure.py",),
+    "_local": ("tests/backends/test_back_pressure.py",),
+    "_thread_driver": ("tests/backends/test_memory.py",),
+}
 OTHERS: Final = ("tests/test_conformance.py", "tests/backends/test_virtual.py", "tests/backends/test_reentrancy.py")
 ON_VIRTUAL: Final = ("--stube-backend=virtual", "-k", "not [memory and not [sharded")
 
@@ -74,11 +92,11 @@ PATIENCE: Final = 5  # times as long as the tests take without a mutant, and so 
 OVER: Final = ("killed", "timed out")
 
 
-# What is mutated
+# Mutants
 
 
 class Change(NamedTuple):
-    """What makes a mutant: which lines of which function became which. No line numbers, for those move."""
+    """The lines of a function before and after the change. Without line numbers, because those move."""
 
     function: str  # with its module: `_wheel.TimerWheel.add`
     before: str
@@ -87,7 +105,7 @@ class Change(NamedTuple):
 
 @dataclass
 class Mutant:
-    """One change of one module, and what became of it."""
+    """One change of one module, and its result."""
 
     change: Change
     source: str = field(repr=False)
@@ -102,7 +120,7 @@ class Mutant:
 
 
 def mutants_of(module: str) -> list[Mutant]:
-    """Every mutant of a module, in the order of its lines; two that read the same are one."""
+    """Return every mutant of a module, in the order of its lines. Two with the same text are one."""
     cst: Any = import_module("libcst")
     source = (ROOT / ENGINE / f"{module}.py").read_text(encoding="utf-8")
     tree = cst.parse_module(source)
@@ -117,7 +135,7 @@ def mutants_of(module: str) -> list[Mutant]:
 
 
 def _mutations(cst: Any, tree: Any) -> Iterator[tuple[str, Any, Any]]:
-    """Where, which node, and what it becomes."""
+    """Yield the function, the node to replace and its replacement, for each mutant."""
     operators: list[tuple[Any, Callable[[Any], Iterable[Any]]]] = [
         *import_module("mutmut.mutation.mutators").mutation_operators,
         (cst.SimpleStatementLine, lambda node: _removed(cst, node)),
@@ -131,7 +149,7 @@ def _mutations(cst: Any, tree: Any) -> Iterator[tuple[str, Any, Any]]:
         for kind, operator in operators:
             if isinstance(node, kind):
                 for number, new in enumerate(operator(node)):
-                    # Of a string that is changed in three ways one will do: tests compare messages whole.
+                    # One change of a string is enough, because tests compare whole messages.
                     if not (number and isinstance(node, cst.SimpleString)):
                         yield ".".join(inside) or "<module>", node, new
         if isinstance(node, cst.ClassDef | cst.FunctionDef):
@@ -143,7 +161,7 @@ def _mutations(cst: Any, tree: Any) -> Iterator[tuple[str, Any, Any]]:
 
 
 def _is_left_alone(cst: Any, node: Any) -> bool:
-    """What no test can or should tell apart: types, the layout of objects, the checks that only tests call."""
+    """Return whether no test should notice a change: of types, slots, imports, and the checks that only tests call."""
     if isinstance(node, cst.FunctionDef):
         return bool(node.name.value == "_check")
     if isinstance(node, cst.Assign):
@@ -154,7 +172,7 @@ def _is_left_alone(cst: Any, node: Any) -> bool:
 
 
 def _removed(cst: Any, line: Any) -> Iterator[Any]:
-    """A call for its effect, or a `del`, left out."""
+    """Leave out a statement that is only a call, or a `del`."""
     for statement in line.body:
         called = isinstance(statement, cst.Expr) and isinstance(statement.value, cst.Call)
         if called or isinstance(statement, cst.Del):
@@ -162,7 +180,7 @@ def _removed(cst: Any, line: Any) -> Iterator[Any]:
 
 
 def _decided(cst: Any, node: Any) -> Iterator[Any]:
-    """A branch that is never or always taken, a loop that is never entered, a filter that lets everything pass."""
+    """Take a branch never or always, never enter a loop, let a filter pass everything."""
     if not isinstance(node, cst.CompIf):
         yield node.with_changes(test=cst.Name("False"))
     if not isinstance(node, cst.While):
@@ -170,13 +188,13 @@ def _decided(cst: Any, node: Any) -> Iterator[Any]:
 
 
 def _without_result(cst: Any, node: Any) -> Iterator[Any]:
-    """A function that returns nothing."""
+    """Return None instead of the result."""
     if node.value is not None and getattr(node.value, "value", "") != "None":
         yield node.with_changes(value=None)
 
 
 def _difference(old: list[str], new: list[str]) -> tuple[str, str]:
-    """The lines that differ, without their indentation."""
+    """Return the lines that differ, without their indentation."""
     before, after = [], []
     for kind, i1, i2, j1, j2 in difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
         if kind != "equal":
@@ -198,8 +216,9 @@ class Stage(NamedTuple):
     name: str
     arguments: list[str]
     seconds: float  # without a mutant
-    digest: str  # of what a survival depends on
-    reached: frozenset[str] | None  # the functions that these tests call; None for all of them
+    digest: str  # of the tests; a mutant that survived them need not meet them again
+    reached: frozenset[str] | None = None  # the functions that these tests call; None for all of them
+    module: str = ""  # the only one whose mutants these tests meet; empty for all of them
 
 
 class Recorder:
@@ -224,7 +243,7 @@ class Recorder:
 
 
 def module_file(mutant: Mutant) -> Path:
-    """The module that a mutant replaces."""
+    """Return the file that a mutant replaces."""
     return ENGINE / f"{mutant.module}.py"
 
 
@@ -232,7 +251,7 @@ def start(tree: Tree, arguments: Sequence[str], *, own: bool, profiled: bool = F
     """Run tests in a fork of this process."""
 
     def body() -> dict[str, Any]:
-        os.environ.update({"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"} if own else {})  # half of what a short run costs
+        os.environ.update({"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"} if own else {})  # plugins take half of a short run
         return _run(arguments, own, profiled)
 
     return tree.start(body)
@@ -243,7 +262,7 @@ def _run(arguments: Sequence[str], own: bool, profiled: bool) -> dict[str, Any]:
     if profiled:
         threading.setprofile(recorder.profile)
         sys.setprofile(recorder.profile)
-    code = _pytest(arguments[:1], recorder) if own else 0  # alone, for collecting the others takes longer
+    code = _pytest(arguments[:1], recorder) if own else 0  # alone, because collecting the others takes longer
     if code == 0:
         code = _pytest(arguments[1:] if own else arguments, recorder)
     if code == 1 and not own and recorder.failed and _pytest([*ON_VIRTUAL, recorder.failed], Recorder()) == 0:
@@ -262,30 +281,41 @@ def _pytest(arguments: Sequence[str], recorder: Recorder) -> int:
     return run_pytest(["-x", *arguments], [recorder])
 
 
-def stages(tree: Tree, *, fast: bool = False) -> list[Stage]:
-    """The stages, measured without a mutant; with `fast` one for the suite, which runs as `make test` runs it."""
+def stages(tree: Tree, modules: Iterable[str], *, fast: bool = False) -> Iterator[Stage]:
+    """Yield the stages for mutants of these modules. Each is measured without a mutant when it is asked for.
+
+    With `fast` there is one stage for the suite, which runs as `make test` runs it.
+    """
     own = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob(OWN))
     own_digest = _digest(_texts(OWN, f"{ENGINE}/*.py"))
-    suite_digest = _digest(_texts("stube/**/*.py", *OTHERS, "backends/stube_backends/virtual/*.py"))
     own_seconds = _remembered(tree, f"own-{own_digest}", lambda: _measured(tree, own, own=True)["seconds"])
     called = _remembered(tree, f"called-{own_digest}", lambda: _measured(tree, own, own=True, profiled=True)["called"])
+    yield Stage("own", own, sum(own_seconds.values()), _digest(_texts(OWN)), reached=frozenset(called))
+    for module in modules:
+        if module in ELSEWHERE:
+            yield _elsewhere(tree, module)
+    suite_digest = _digest(_texts("stube/**/*.py", *OTHERS, "backends/stube_backends/virtual/*.py"))
     seconds = _remembered(tree, f"seconds-{suite_digest}", lambda: _measured(tree, [*ON_VIRTUAL, *OTHERS])["seconds"])
-    first = Stage("own", own, sum(own_seconds.values()), _digest(_texts(OWN)), frozenset(called))
     if fast:
-        suite = [*ON_VIRTUAL, "--stube-quick", *OTHERS]
-        return [first, Stage("fast", suite, sum(seconds.values()), suite_digest, None)]
+        yield Stage("fast", [*ON_VIRTUAL, "--stube-quick", *OTHERS], sum(seconds.values()), suite_digest)
+        return
     slow = [test for test, spent in seconds.items() if spent > SLOW]
     slow_seconds = sum(seconds[test] for test in slow)
     quick = [*ON_VIRTUAL, *OTHERS, *(f"--deselect={test}" for test in slow)]
-    return [
-        first,
-        Stage("quick", quick, sum(seconds.values()) - slow_seconds, suite_digest, None),
-        Stage("slow", [*ON_VIRTUAL, *slow], slow_seconds, suite_digest, None),
-    ]
+    yield Stage("quick", quick, sum(seconds.values()) - slow_seconds, suite_digest)
+    yield Stage("slow", [*ON_VIRTUAL, *slow], slow_seconds, suite_digest)
+
+
+def _elsewhere(tree: Tree, module: str) -> Stage:
+    """Return the stage of the tests of a module in `ELSEWHERE`."""
+    files = ELSEWHERE[module]
+    digest = _digest(_texts("stube/**/*.py", *files, "backends/stube_backends/**/*.py"))
+    seconds = _remembered(tree, f"elsewhere-{module}-{digest}", lambda: _measured(tree, files)["seconds"])
+    return Stage(f"elsewhere{module}", list(files), sum(seconds.values()), _digest(_texts(*files)), module=module)
 
 
 def _remembered(tree: Tree, name: str, measure: Callable[[], Any]) -> Any:
-    """Measured once for these sources: or else a test might change its stage between two runs, and be left out."""
+    """Measure once for the same sources, because a test that changed its stage between two runs would be left out."""
     path = tree.folder.parent / f"{name}.json"
     if not path.exists():
         path.write_text(json.dumps(measure()))
@@ -305,12 +335,12 @@ def _measured(tree: Tree, arguments: Sequence[str], *, own: bool = False, profil
 
 
 def _result(ended: Ended) -> dict[str, Any]:
-    """What `_run` returned, or what stands for it where it could not."""
+    """Return the result of `_run`; a failure or a timeout where it returned none."""
     return ended.result or {"code": None if ended.timed_out else 1, "failed": ""}
 
 
 def run_stage(stage: Stage, mutants: Sequence[Mutant], trees: Sequence[Tree], record: Callable[[Mutant], None]) -> None:
-    """Put the mutants that have survived so far through a stage, as many at once as there are trees."""
+    """Run a stage on the mutants that have survived so far, on as many at the same time as there are trees."""
     waiting = [mutant for mutant in mutants if _is_due(mutant, stage)]
     total, limit = len(waiting), PATIENCE * (stage.seconds + 1)
     done = 0
@@ -336,7 +366,7 @@ def run_stage(stage: Stage, mutants: Sequence[Mutant], trees: Sequence[Tree], re
                 mutant = waiting.pop(0)
                 tree.write(module_file(mutant), mutant.source)
                 arguments = stage.arguments.copy()
-                if mutant.module in deadly:  # what killed its neighbour will most likely kill it, too
+                if mutant.module in deadly:  # these tests will most likely kill it, as they killed its neighbour
                     arguments.insert(0, arguments.pop(arguments.index(deadly[mutant.module])))
                 busy[tree] = start(tree, arguments, own=stage.name == "own"), mutant
         time.sleep(0.01)
@@ -344,6 +374,8 @@ def run_stage(stage: Stage, mutants: Sequence[Mutant], trees: Sequence[Tree], re
 
 def _is_due(mutant: Mutant, stage: Stage) -> bool:
     if mutant.status in OVER or mutant.survived.get(stage.name) == stage.digest:
+        return False
+    if stage.module not in ("", mutant.module):
         return False
     return stage.reached is None or mutant.change.function in stage.reached
 
@@ -359,13 +391,13 @@ def _judge(mutant: Mutant, stage: Stage, result: Mapping[str, Any]) -> None:
 
 
 def changed_since(when: str) -> set[str]:
-    """The modules of the engine that commits have changed since then."""
+    """Return the modules of the engine that a commit has changed since then."""
     command = ["git", "log", f"--since={when}", "--name-only", "--format=", "--", str(ENGINE)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     return {Path(line).stem for line in done.stdout.splitlines()} & set(MODULES)
 
 
-# What is known
+# Results
 
 
 class Results:
@@ -394,7 +426,7 @@ class Results:
 
 
 def accepted() -> dict[Change, str]:
-    """The survivors that are known, and why each is none to worry about."""
+    """Return the accepted survivors, each with the reason why no test can notice it."""
     with ACCEPTED.open("rb") as file:
         groups = tomllib.load(file)["survivors"]
     return {
@@ -402,11 +434,11 @@ def accepted() -> dict[Change, str]:
     }
 
 
-# What is said
+# Reports
 
 
 def report(mutants: Sequence[Mutant], known: Mapping[Change, str]) -> int:
-    """Say what is not as it should be, and how many are what; the exit code."""
+    """Print the differences from the list of accepted survivors, and the totals; return the exit code."""
     wrong = 0
     for mutant in mutants:
         listed = mutant.change in known
@@ -438,39 +470,50 @@ def _say(text: str) -> None:
 _PAGE: Final = """\
 # Mutation testing of the engine
 
-`make mutants` changes the engine in one small way after the other and runs the tests on each of these mutants, in a
-copy of the tree and on the virtual backend. A mutant that no test notices stands for a test that is missing, or for a
-change that changes nothing; then it is listed in `tools/mutants.toml`, with the reason. This page is made of both by
-`python tools/mutants.py --table docs/mutants.md`.
+`make mutants` changes one place of the engine at a time and runs the tests on each of these mutants, in a copy of the
+tree. A mutant that no test notices shows that a test is missing, or that the change has no effect that a test could
+notice. The second kind is listed in `tools/mutants.toml`, with the reason.
+`python tools/mutants.py --table docs/mutants.md` writes this page from that list and from the results.
 
 mutmut's operators make the mutants; removed statements and decided branches are added. Left out are types, `__slots__`
-and the `_check` methods, which only tests call; and `_serving` and `_threaded`, whose loop sleeps in real time and
-which the virtual backend does without. A mutant that does not come to an end has timed out, which is as good as killed.
+and the `_check` methods, which only tests call. The tests are the engine's own, the suite on the virtual backend, and
+the tests of other backends for what only they try (`ELSEWHERE` in `tools/mutants.py`). A mutant whose tests take five
+times as long as usual has timed out, which counts as killed.
 
 {figures}
 
-## Who may survive
+## Accepted survivors
 
 {survivors}
 """
 
 
 def page(mutants: Sequence[Mutant], known: Mapping[Change, str]) -> str:
-    """`docs/mutants.md`."""
-    rows = ["| module | mutants | killed | timed out | survived, accepted |", "|---|---:|---:|---:|---:|"]
-    for name in (*MODULES, ""):
-        of_it = [mutant for mutant in mutants if not name or mutant.module == name]
-        counted = Counter(mutant.status for mutant in of_it)
-        figures = (len(of_it), counted["killed"], counted["timed out"], counted["survived"])
-        rows.append(f"| {f'`{name}`' if name else 'all'} | " + " | ".join(map(str, figures)) + " |")
+    """Return the text of `docs/mutants.md`."""
     groups: dict[tuple[str, str], list[Change]] = {}
     for change, why in known.items():
         groups.setdefault((change.function, why), []).append(change)
-    survivors = ["| where | what becomes what | why nobody notices |", "|---|---|---|"]
+    survivors = ["| where | change | why no test notices it |", "|---|---|---|"]
     for (function, why), changes in groups.items():
         shown = "<br>".join(f"{_code(change.before)} → {_code(change.after)}" for change in changes)
         survivors.append(f"| `{function}` | {shown} | {why} |")
-    return _PAGE.format(figures="\n".join(rows), survivors="\n".join(survivors))
+    return _PAGE.format(figures=_table_of_figures(mutants), survivors="\n".join(survivors))
+
+
+def _table_of_figures(mutants: Sequence[Mutant]) -> str:
+    """Return a row for each module of which every mutant was tried, and the names of the other modules."""
+    by_module = {name: [mutant for mutant in mutants if mutant.module == name] for name in MODULES}
+    measured = [name for name, made in by_module.items() if made and all(mutant.status != "untried" for mutant in made)]
+    rows = ["| module | mutants | killed | timed out | survived |", "|---|---:|---:|---:|---:|"]
+    for name in measured:
+        counted = Counter(mutant.status for mutant in by_module[name])
+        figures = (len(by_module[name]), *(counted[status] for status in (*OVER, "survived")))
+        rows.append(f"| `{name}` | " + " | ".join(map(str, figures)) + " |")
+    parts = ["\n".join(rows)] if measured else []
+    if len(measured) < len(MODULES):
+        missing = ", ".join(f"`{name}`" for name in MODULES if name not in measured)
+        parts.append(f"Not measured since the last change of the module: {missing}.")
+    return "\n\n".join(parts)
 
 
 def _code(text: str) -> str:
@@ -482,7 +525,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("modules", nargs="*", metavar="MODULE", help=f"of {', '.join(MODULES)}; by default all")
     parser.add_argument("--jobs", type=int, default=2, help="how many mutants at once (%(default)s)")
-    parser.add_argument("--stages", type=int, default=3, help="how many of the three stages (%(default)s)")
+    parser.add_argument("--stages", type=int, help="how many of the stages, in their order; by default all")
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir(), "stube-mutants"), help="to work in")
     parser.add_argument("--fast", action="store_true", help="run the suite as `make test` does, instead of two stages")
     parser.add_argument(
@@ -514,7 +557,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _say(f"{len(mutants)} mutants; {_figures(mutants)}")
     trees = [Tree.copied(options.folder / f"tree-{number}") for number in range(options.jobs)]
     known = accepted()
-    for stage in stages(trees[0], fast=options.fast)[: options.stages]:
+    for stage in islice(stages(trees[0], modules, fast=options.fast), options.stages):
         without_listed = stage.name == "slow" or options.unlisted
         chosen = [mutant for mutant in mutants if not (without_listed and mutant.change in known)]
         run_stage(stage, chosen, trees, results.record)

@@ -15,6 +15,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +26,7 @@ from typing import Any, Final, NamedTuple
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 MEMORY: Final = 4 << 30  # bytes of address space; a changed copy that allocates without end stops here
+STACK: Final = 1 << 20  # bytes of it for each thread, because some tests of a sharded registry have hundreds
 
 
 def preload() -> None:
@@ -87,6 +89,7 @@ class Tree:
     def _enter(self) -> None:
         os.setsid()
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+        threading.stack_size(STACK)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         output = os.open(self.output, os.O_CREAT | os.O_TRUNC | os.O_WRONLY)
         for stream in (1, 2):

@@ -6,6 +6,7 @@ import gc
 import random
 import sys
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -575,7 +576,22 @@ def test_a_subscription_is_found_by_conversation_and_by_topic() -> None:
         "t": {("c", "i"): ("said", "c"), ("c", "j"): "heard"},
         "u": {("c", "j"): "heard"},
     }
-    assert (index.count, index.topics["t"].live, index.topics["u"].live) == (3, 2, 1)
+    assert (index.count, index.live("t"), index.live("u"), index.live("none")) == (3, 2, 1, 0)
+
+
+def test_the_first_subscriber_of_a_topic_begins_a_generation_and_no_other_does() -> None:
+    """Fault: a publisher of several shards misses the shard that just got the topic, or looks again in vain (G16)."""
+    index = index_of("a")
+    first = index.generation.token
+    index.add("b", "i", "t", "said")
+    assert index.generation.token is first
+    index.add("b", "i", "u", "said")
+    second = index.generation.token
+    assert second is not first
+    index.remove("b", "i", "u")
+    assert index.generation.token is second
+    index.add("b", "i", "u", "said")
+    assert index.generation.token is not second
 
 
 def test_subscribing_again_replaces_the_event_and_keeps_the_place() -> None:
@@ -630,6 +646,37 @@ def test_emptied_indexes_of_topics_release_their_memory() -> None:
         index.remove(f"c{number}", None, None)
     assert sys.getsizeof(index.by_cid) < tables[0] / 10
     assert sys.getsizeof(index.topics) < tables[1] / 10
+
+
+def test_a_removal_of_several_subscriptions_marks_all_before_one_is_a_tombstone() -> None:
+    """Fault: the delivery thread, which reads the names without the lock, passes one over and delivers to another."""
+    for at in range(200):
+        index = index_of("c")
+        index.add("c", "j", "t", "said")
+        index.add("c", "i", "u", "said")
+        entries = [entry for topic in index.topics.values() for entry in topic.entries]
+        seen: list[str | None] = []
+        injector = Injector(at, partial(_read_names, entries, seen))
+        injector.run(partial(index.remove, "c", None, None))
+        if not injector.fired:
+            assert at > 20
+            return
+        assert not {None, "said"} <= set(seen), f"{seen} at {injector.fired}"
+    pytest.fail("the removal did not end")
+
+
+def _read_names(entries: list[Subscription], seen: list[str | None]) -> None:
+    seen.extend(entry.name for entry in entries)
+
+
+def test_a_part_of_a_publication_has_the_same_message_and_instant() -> None:
+    """Fault: a message that is parked for one conversation loses what its trace or its order needs."""
+    index = index_of("a", "b")
+    whole = Publication()
+    whole.due, whole.topic_name, whole.topic, whole.message = 7, "t", index.topics["t"], "hello"
+    part = whole.part_for(index.topics["t"].entries[:1])
+    assert (part.due, part.topic_name, part.topic, part.message) == (7, "t", index.topics["t"], "hello")
+    assert (names(part.entries), part.length, part.targeted) == (["a"], 1, 1)
 
 
 def waiting_publication(index: TopicIndex, topic: str = "t") -> tuple[list[Subscription], int]:
