@@ -355,7 +355,8 @@ class Backend(Registry, Protocol):
         """
         ...
 
-    def __enter__(self) -> Self: ...
+    def __enter__(self) -> Self:
+        return self
 
     def __exit__(
         self,
@@ -363,7 +364,8 @@ class Backend(Registry, Protocol):
         exc: BaseException | None,
         traceback: TracebackType | None,
         /,
-    ) -> None: ...
+    ) -> None:
+        self.close()
 
     def settle(self, timeout: float | None = 5.0) -> bool:
         """Wait until nothing is ready and nothing runs; whether that came about within `timeout` seconds.
@@ -465,7 +467,8 @@ class VirtualBackend(Backend, Protocol):
         """`close`, which has nothing to wait for."""
         ...
 
-    async def __aenter__(self) -> Self: ...
+    async def __aenter__(self) -> Self:
+        return self
 
     async def __aexit__(
         self,
@@ -473,7 +476,8 @@ class VirtualBackend(Backend, Protocol):
         exc: BaseException | None,
         traceback: TracebackType | None,
         /,
-    ) -> None: ...
+    ) -> None:
+        await self.aclose()
 
     def run_until_idle(self, limit: int = 100_000) -> int:
         """Move the clock from due instant to due instant until nothing is pending; how many deliveries that took.
@@ -509,7 +513,8 @@ class AsyncBackend(Backend, Protocol):
         """`close` for the loop's own thread: waits for running deliveries."""
         ...
 
-    async def __aenter__(self) -> Self: ...
+    async def __aenter__(self) -> Self:
+        return self
 
     async def __aexit__(
         self,
@@ -517,7 +522,8 @@ class AsyncBackend(Backend, Protocol):
         exc: BaseException | None,
         traceback: TracebackType | None,
         /,
-    ) -> None: ...
+    ) -> None:
+        await self.aclose()
 
 
 def is_virtual(registry: Registry) -> TypeIs[VirtualBackend]:

@@ -11,10 +11,9 @@ from stube import AsyncBackend, Dispatch
 from stube_backends.aio._driver import AnyDispatch, LoopDriver
 from stube_backends.engine import LocalRegistry, OnError, OnFull, Options
 from stube_backends.engine._arguments import checked_timeout
-from stube_backends.engine._awaiting import AsyncClosing
 
 
-class AsyncioRegistry(AsyncClosing, LocalRegistry, AsyncBackend):
+class AsyncioRegistry(LocalRegistry, AsyncBackend):
     """One engine and one lock on an event loop. The entry point `asyncio`.
 
     Args:

@@ -7,8 +7,7 @@ and the next one begins when it is over.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Generator
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from stube import Event
 from stube_backends.engine._core import Core
@@ -146,23 +145,3 @@ def _send(claims: Claims, failed: bool) -> tuple[str, Event] | None:
         return claims.send(failed)
     except StopIteration:
         return None
-
-
-class AsyncClosing:
-    """`async with`, for a registry that is closed by awaiting `aclose`."""
-
-    async def aclose(self, timeout: float | None = 5.0) -> bool:
-        """See `stube.AsyncBackend.aclose`."""
-        raise NotImplementedError
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-        /,
-    ) -> None:
-        await self.aclose()

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from typing_extensions import override
 
@@ -224,20 +223,6 @@ class LocalRegistry(Backend):
             timeout = 0.0  # the interrupted operation may hold the lock that the delivery thread needs to end
         del held
         return self._driver.stop(timeout)
-
-    @override
-    def __enter__(self) -> Self:
-        return self
-
-    @override
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-        /,
-    ) -> None:
-        self.close()
 
     @override
     def settle(self, timeout: float | None = 5.0) -> bool:

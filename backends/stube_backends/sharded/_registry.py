@@ -6,8 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final
 
 from typing_extensions import override
 
@@ -183,20 +182,6 @@ class ShardedRegistry(Backend):
         for shard in self._shards:
             shard.stop(0.0)  # tell all of them before waiting for one
         return all(shard.stop(left()) for shard in self._shards)
-
-    @override
-    def __enter__(self) -> Self:
-        return self
-
-    @override
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-        /,
-    ) -> None:
-        self.close()
 
     @override
     def settle(self, timeout: float | None = 5.0) -> bool:

@@ -13,7 +13,6 @@ from typing_extensions import override
 from stube import Delivery, Dispatch, Event, VirtualBackend, VirtualTimeError
 from stube_backends.engine import Engine, LocalRegistry, OnError, OnFull, Options
 from stube_backends.engine._arguments import checked_timeout, delay_in_nanoseconds, milliseconds
-from stube_backends.engine._awaiting import AsyncClosing
 from stube_backends.virtual._chains import WatchedClaims
 from stube_backends.virtual._clock import Clock
 from stube_backends.virtual._driver import MANY, VirtualDriver
@@ -22,7 +21,7 @@ from stube_backends.virtual._trace import Tracer
 _MICROSECOND: Final = timedelta(microseconds=1)
 
 
-class VirtualRegistry(AsyncClosing, LocalRegistry, VirtualBackend):
+class VirtualRegistry(LocalRegistry, VirtualBackend):
     """One engine on a virtual clock. The entry point `virtual`.
 
     Args:
