@@ -11,6 +11,8 @@ import threading
 import weakref
 from asyncio import AbstractEventLoop
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from contextlib import suppress
+from pathlib import Path
 from types import FrameType
 from typing import Any, Final
 
@@ -18,6 +20,7 @@ import pytest
 from typing_extensions import override
 
 import stube
+import stube_backends
 from stube import Event, RegistryClosed, Stats
 from stube.testing._harness import HOUR, PATIENCE, Injector, check_ledger, run_script, tracing
 from stube_backends.aio import AsyncioRegistry
@@ -661,6 +664,59 @@ print("end")
 """,
     )
     assert printed == "end\n"
+
+
+def test_ctrl_c_at_any_line_of_leaving_a_closed_loop_strands_no_conversation() -> None:
+    """G2, G19. Fault: the conversations whose handlers ran on the closed loop are never served again, a failed delivery
+    is counted twice, or what waits for several of them is out of order."""
+    at = 0
+    while True:
+        at += 1
+        registry = AsyncioRegistry()
+
+        async def hang(cid: str, event: Event) -> None:
+            await asyncio.get_running_loop().create_future()
+
+        async def begin(registry: AsyncioRegistry = registry) -> None:
+            registry.install_dispatch(hang)
+            for name in ("first", "second", "third"):
+                for cid in ("a", "b"):
+                    tick(registry, event=name, cid=cid)
+            while registry.stats().running < 2:
+                await asyncio.sleep(0)
+            await asyncio.sleep(0)
+
+        loop = asyncio.new_event_loop()
+        loop.run_until_complete(begin())
+        loop.close()
+
+        def interrupt() -> None:
+            raise KeyboardInterrupt
+
+        injector = Injector(at, interrupt, within=str(Path(stube_backends.__file__).parent))
+        logging.getLogger("stube").disabled = True
+        try:
+            with tracing(injector), suppress(KeyboardInterrupt):
+                registry.stats()
+            gc.collect()
+            registry._check()
+            delivered: list[tuple[str, str]] = []
+
+            async def end(registry: AsyncioRegistry = registry, delivered: list[tuple[str, str]] = delivered) -> None:
+                registry.install_dispatch(lambda cid, event: delivered.append((cid, event.name)))
+                assert await registry.settled(PATIENCE), registry.stats()
+
+            asyncio.run(end())
+        finally:
+            logging.getLogger("stube").disabled = False
+        registry._check()
+        stats = check_ledger(registry)
+        assert delivered == [("a", "second"), ("b", "second"), ("a", "third"), ("b", "third")], at
+        assert stats.failed in (1, 2), at  # the exception may interrupt the counting of one
+        assert (stats.delivered, stats.running) == (4, 0)
+        if not injector.fired:
+            break
+    assert at > 50
 
 
 def test_a_runner_that_is_cancelled_before_its_first_step_loses_nothing(registry: AsyncioRegistry) -> None:

@@ -188,8 +188,12 @@ class LoopDriver(Driver):
         try:
             if self.core.run_locked(self._detach_locked, loop, served) is REENTRANT:
                 return
-        finally:  # a signal handler may have raised
-            self._runners.end_all(served)
+            for box, runner in served:
+                self._runners.end(box, runner)
+        finally:  # a signal handler may have raised at any line from the detaching on
+            for box, runner in served:
+                if box.server is runner:
+                    self.core.run_locked(self._runners.leave_locked, box)
         self.wake()  # another thread may have bound it anew since; and waiters may be released
 
     def _detach_locked(self, loop: AbstractEventLoop, served: list[tuple[Mailbox, object]]) -> None:

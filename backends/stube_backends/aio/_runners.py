@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from asyncio import CancelledError, Task
-from collections.abc import Awaitable, Coroutine, Sequence
+from collections.abc import Awaitable, Coroutine
 from contextlib import suppress
 from contextvars import Context
 from functools import partial
@@ -60,17 +60,11 @@ class Runners:
         self._claims.leave(box)
         self._core.let_go_locked()
 
-    def end_all(self, served: Sequence[tuple[Mailbox, object]]) -> None:
-        """End the runners of a closed loop: what was running has failed, what waits is delivered on the next loop."""
-        try:
-            for box, runner in served:
-                if isinstance(runner, Task):
-                    _close_coroutine_of(runner)
-                self._core.run_locked(self.leave_locked, box)
-        finally:  # a signal handler may have raised
-            for box, runner in served:
-                if box.server is runner:
-                    self._core.run_locked(self.leave_locked, box)
+    def end(self, box: Mailbox, runner: object) -> None:
+        """End a runner of a closed loop: what was running has failed, what waits is delivered on the next loop."""
+        if isinstance(runner, Task):
+            _close_coroutine_of(runner)
+        self._core.run_locked(self.leave_locked, box)
 
     def release_garbage(self) -> None:
         """Let go of finished entries, outside the lock, because their destructors are user code."""

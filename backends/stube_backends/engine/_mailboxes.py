@@ -120,7 +120,12 @@ class MailboxClaims:
         return None
 
     def finish(self, box: Mailbox, failed: bool) -> None:
-        """Count the fate of the delivery that was claimed of this mailbox."""
+        """Count the fate of the delivery that was claimed of this mailbox.
+
+        Nothing is left to count when its server was given up, and ends later.
+        """
+        if not box.running:
+            return
         box.running = False
         self.ledger.running -= 1
         if failed:

@@ -20,7 +20,8 @@ def rebuild(engine: Engine[Any]) -> None:
     """Make everything anew that can be derived. The caller holds the lock; the interrupted operation has ended."""
     engine.flows.pop("", None)  # of an interrupted `free_if_empty_unlocked`
     parked, timers = engine.claims.take_back()
-    arrivals = [*parked, *engine.order.arrivals]  # what was parked had been taken out before them
+    # What was parked had been taken out before the arrivals; but an interrupted `leave` has put back some of it.
+    arrivals = sorted([*parked, *engine.order.arrivals], key=lambda entry: entry.due)
     publications = [entry for entry in arrivals if type(entry) is Publication]
     engine.topics = _rebuilt_topics(engine.topics, publications)
     if engine.backlogs is not None:
