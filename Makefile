@@ -73,7 +73,7 @@ bench: $(VENV)/has-bench ## measure everything, beside what else there is, and w
 bench-quick: $(VENV)/has-bench ## a first look at that within two minutes, written elsewhere
 	@$(PY) bench/run.py --quick $(ARGS)
 
-load: $(VENV)/has-bench ## open 2,000 streams at once, on stube and on a host by hand, for bench/RESULTS.md; 3 minutes
+load: $(VENV)/has-bench ## open 2,000 streams at the same time, on stube and by hand, for bench/RESULTS.md; 3 minutes
 	@$(PY) -m bench.load --json bench/load.json $(ARGS)
 
 clean: ## remove the virtual environment and everything that was built or cached

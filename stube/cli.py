@@ -87,7 +87,7 @@ the registry is the first of these that is given:
 examples:
   stube demo --port 9000
   stube demo --registry 'memory://?max_pending=10000'
-  stube demo --registry virtual      time stands still until a page moves it
+  stube demo --registry virtual      only a page moves its clock
   stube demo --registry mypackage.backend:create
   STUBE_REGISTRY=memory stube demo --self-check --clients 50 --json
 
