@@ -330,7 +330,9 @@ def test_a_baton_is_not_none(registry: ByHand) -> None:
     """Fault: the registry records None, which `pending_flow` returns as if there were no baton."""
     with pytest.raises(TypeError) as caught:
         registry.put_pending_flow("c", None)
-    assert str(caught.value) == ("flow_id must not be None, for None means that there is no baton. Pass anything else.")
+    assert str(caught.value) == (
+        "flow_id must not be None, because None means that there is no baton. Pass anything else."
+    )
 
 
 def test_taking_the_last_baton_frees_the_large_table(registry: ByHand) -> None:

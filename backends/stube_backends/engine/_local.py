@@ -82,7 +82,7 @@ class LocalRegistry(Backend):
         if type(cid) is not str or not cid:
             cid = plain_name("cid", cid)
         if flow_id is None:
-            raise TypeError("flow_id must not be None, for None means that there is no baton. Pass anything else.")
+            raise TypeError("flow_id must not be None, because None means that there is no baton. Pass anything else.")
         core = self._driver.enter()
         replaced = core.engine.put_flow(cid, flow_id)  # one step, and so without the lock
         if replaced is not None and core.is_reentrant():

@@ -183,11 +183,13 @@ class ThreadDriver(Driver):
         function(*arguments)
 
     def _run_alone(self, operation: Callable[[], None]) -> object:
-        """Run `operation` while no other thread starts a driver of the group; REENTRANT if that cannot be waited for.
+        """Run `operation` while no other thread starts a driver of the group.
 
-        It cannot inside an operation: the thread that starts may have been interrupted, and wait for the lock of the
-        operation that this thread is inside. The lock is released in the `try` and again, if this thread still owns it,
-        after an exception, because a signal handler may raise between any two lines (as in `Core.run_locked`).
+        A thread that is inside an operation must not wait for another one that starts, because that one may have been
+        interrupted, and may wait for the lock of that operation: then the answer is REENTRANT.
+
+        A signal handler may raise between any two lines. So the lock is released inside the `try`, and after an
+        exception if this thread still owns it, as in `Core.run_locked`.
         """
         lock = self._start_lock
         is_mine: Callable[[], bool] = lock._is_owned  # type: ignore[attr-defined]
