@@ -6,8 +6,8 @@ PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
 
-# How pytest uses every core (conftest.py says how many workers): a worker keeps the tests of a file together while it can, and takes some from another
-# worker when it has none left. ARGS=-n0 runs them one after the other.
+# How pytest uses every core (conftest.py says how many workers there are): a worker keeps the tests of a file together
+# while it can, and takes some from another worker when it has none left. ARGS=-n0 runs them one after the other.
 PARALLEL := -n auto --dist worksteal
 
 OLDEST := $(shell sed -n 's/^requires-python = ">=\(.*\)"/\1/p' pyproject.toml)
