@@ -1362,6 +1362,26 @@ class _OutsideThreading(Injector):
         return None if frame.f_code.co_filename == threading.__file__ else super().__call__(frame, event, argument)
 
 
+def test_a_wait_interrupted_at_any_line_leaves_no_waiter(registry: MemoryRegistry) -> None:
+    """Fault: Ctrl-C between the enlisting of a waiter and the wait leaves it in the list until the registry is idle."""
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    tick(registry, HOUR)
+    for at in range(10_000):
+        injector = _OutsideThreading(at, interrupt)
+        try:
+            with tracing(injector):
+                registry.join(0)
+        except KeyboardInterrupt:
+            pass
+        assert registry.sizes()["waiters"] == 0, injector.fired
+        if not injector.fired:
+            return
+    pytest.fail("the wait executes more than 10,000 lines")
+
+
 def test_a_thread_start_interrupted_at_any_line_is_made_up_by_the_next() -> None:
     """Fault: the first operation raises before the thread runs, but every later one believes that a thread serves."""
     for at in range(10_000):

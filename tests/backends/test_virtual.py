@@ -924,7 +924,7 @@ registry.install_dispatch(lambda cid, event: (entered.set(), threading.Event().w
 def use():
     while True:
         registry.schedule_event(cid="c", instance_id="i", delay_ms=1, event="tick").cancel()
-        time.sleep(0.001)
+        used.set()
 registry.schedule_event(cid="c", instance_id="i", delay_ms=0, event="tick")
 threading.Thread(target=registry.settle, daemon=True).start()
 threading.Thread(target=use, daemon=True).start()
@@ -932,7 +932,8 @@ assert entered.wait(10)
 import atexit
 atexit._run_exitfuncs()
 print("closed" in repr(registry))
-time.sleep(0.01)
+used.clear()
+assert used.wait(10)
 """,
     )
     assert printed == "False\n"

@@ -18,7 +18,7 @@ from stube_backends.engine import EARLIEST, Core, Driver, Engine, Failures, Opti
 from stube_backends.engine._arguments import checked_timeout, must_be_awaited
 from stube_backends.engine._core import FOREVER, REENTRANT, Waiter
 from stube_backends.engine._mailboxes import AGAIN, Mailbox, MailboxClaims
-from stube_backends.engine._waiting import delist_locked, enlist_locked, release_waiters_locked
+from stube_backends.engine._waiting import delist_locked, enlist_locked, release_waiters_locked, set_sleep_locked
 
 # How long a round may take before others on the loop have their turn, in nanoseconds. Long enough to call the handlers
 # of two thousand pages for one message before the first page writes: with less, ticks that are due wait behind the
@@ -147,11 +147,11 @@ class LoopDriver(Driver):
             refuse_inside(call)
         release = _Release(asyncio.get_running_loop())
         waiter = Waiter(timers_too, self._clock(), release)
-        if self.core.run_locked(enlist_locked, self.core, waiter):
-            return True
-        self._link.requested_at = None  # whatever has become of the round that was requested
-        self.wake()
         try:
+            if self.core.run_locked(enlist_locked, self.core, waiter):
+                return True
+            self._link.requested_at = None  # whatever has become of the round that was requested
+            self.wake()
             async with asyncio.timeout(timeout):
                 await release.future
             return True
@@ -254,8 +254,7 @@ class LoopDriver(Driver):
         is added from now on finds `sleep_until` set (race 1)."""
         core = self.core
         instant = self._claims.next_instant()
-        core.sleep_until = FOREVER if instant is None else min(instant, FOREVER)
-        core.let_go_locked()
+        set_sleep_locked(core, instant)
         release_waiters_locked(core, now)
         return instant
 

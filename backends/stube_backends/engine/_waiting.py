@@ -30,13 +30,16 @@ def wait_until_idle(core: Core, wake: Callable[[], None], now: int, timeout: flo
     lock = threading.Lock()
     lock.acquire()
     waiter = Waiter(timers_too, now, lock)
-    if core.run_locked(enlist_locked, core, waiter):
-        return True
-    wake()
     try:
-        return lock.acquire(timeout=-1 if timeout is None else timeout)
-    finally:
+        if core.run_locked(enlist_locked, core, waiter):
+            return True
+        wake()
+        idle = lock.acquire(timeout=-1 if timeout is None else timeout)
         core.run_locked(delist_locked, core, waiter)
+    except BaseException:  # a signal handler raised, at whatever line
+        core.run_locked(delist_locked, core, waiter)
+        raise
+    return idle
 
 
 def enlist_locked(core: Core, waiter: Waiter) -> bool:
@@ -62,16 +65,19 @@ def release_waiters_locked(core: Core, now: int) -> None:
             waiter.lock.release()
 
 
+def set_sleep_locked(core: Core, instant: int | None) -> None:
+    """Let the delivery thread sleep until an instant, None for until it is woken. Needs the core's lock."""
+    core.sleep_until = FOREVER if instant is None else min(instant, FOREVER)
+    core.let_go_locked()
+
+
 def decide_sleep_locked(core: Core, now: int, fresh: bool) -> None:
     """Decide how long the delivery thread sleeps, when nothing is ready at `now`. Needs the core's lock.
 
     It must be the same lock as that of the look that found nothing: what is added from now on finds `sleep_until` set.
     Waiters are released only if `now` is fresh, because behind a slow handler something may have become due since.
     """
-    instant = core.engine.order.next_instant()
-    core.sleep_until = FOREVER if instant is None else min(instant, FOREVER)
-    if instant is None:
-        core.keepalive.clear()
+    set_sleep_locked(core, core.engine.order.next_instant())
     if core.waiters and (fresh or core.engine.closed):
         release_waiters_locked(core, now)
     elif core.waiters:

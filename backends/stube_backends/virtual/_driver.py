@@ -172,8 +172,7 @@ class VirtualDriver(Driver):
         """
         engine = self._engine
         instant = engine.order.next_instant()
-        if instant is None:
-            self.core.keepalive.clear()
+        self.core.let_go_locked()
         window = self._window
         if window is None:
             return None
