@@ -864,7 +864,7 @@ def test_arrivals_and_timers_are_merged_by_their_instants() -> None:
     assert bool(order.arrivals) is True
     assert order.next_instant() == EARLIEST
     expected = [timers[0], arrivals[0], timers[1], arrivals[1], arrivals[2]]
-    taken = []
+    taken: list[Any] = []
     for _ in expected:
         taken.append(order.take(SLOT + 4))
         order._check()

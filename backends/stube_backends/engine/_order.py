@@ -75,22 +75,16 @@ class ReadyOrder:
             if before is after and type(after) is Slot:
                 self.wheel.drop(after)
 
-    def take(self, now: int) -> Arrival | None:
-        """Take out what must begin next, of all that is ready at `now`."""
+    def take(self, now: int) -> Arrival | list[Timer] | None:
+        """Take out what must begin next, of all that is ready at `now`: an arrival, a timer, or the several timers of
+        `TimerWheel.take_batch`."""
         head: Any = self.arrivals.after
-        if head is self.arrivals:
-            return self.wheel.take_due(now)
-        timer = self.wheel.take_due(head.due)
-        if timer is not None:
-            return timer
+        limit: int = now if head is self.arrivals else head.due
+        timers = self.wheel.take_batch(limit) or self.wheel.take_due(limit)
+        if timers or head is self.arrivals:
+            return timers
         unlink(head)
         return head  # type: ignore[no-any-return]
-
-    def take_batch(self, now: int) -> list[Timer] | None:
-        """Take out the timers that must begin next, of all that is ready at `now`; None when they are fewer than two,
-        or when the next slot has not been opened."""
-        head = self.arrivals.after
-        return self.wheel.take_batch(now if head is self.arrivals else head.due)
 
     def next_instant(self) -> int | None:
         """Return the instant at which to look again: EARLIEST when something is ready, None when nothing is pending."""
@@ -173,12 +167,11 @@ class SerialClaims:
         order = self.order
         if now > order.last_accepted_ns:
             order.last_accepted_ns = now
-        timers = order.take_batch(now)
-        if timers is not None:
-            return self._begin_batch(timers)
         entry = order.take(now)
         if entry is None:
             return None
+        if type(entry) is list:
+            return self._begin_batch(entry)
         ledger.running += 1
         if type(entry) is not Timer:
             return self._begin_fan_out(entry)  # type: ignore[arg-type]

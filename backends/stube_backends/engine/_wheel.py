@@ -110,7 +110,9 @@ class TimerWheel:
 
     def add(self, timer: Timer, wait: int = 0) -> None:
         """Take in a timer that is due later than the latest instant that was collected, at least `wait` later."""
-        number = slot_number(timer.due, wait)
+        due = timer.due
+        # `slot_number`, and below `Ring.append`, written out: 5 % of a schedule, which its target needs.
+        number = due >> _HALF_BITS | 1 if wait < LONG else due >> COARSE_BITS << _COARSE_STEP
         # Not `slots.get(number)`, with which eight threads take seven times as long without a global interpreter lock
         # (CPython 3.13: 28 thousand timers a second instead of 174 thousand).
         slot = self.slots[number] if number in self.slots else None  # noqa: SIM401
@@ -122,7 +124,11 @@ class TimerWheel:
                 self.live += 1
                 return
             slot = self._new_slot(number)
-        slot.append(timer)
+        last = slot.before
+        timer.before = last
+        timer.after = slot
+        last.after = timer
+        slot.before = timer
 
     def remove_from_open(self, timer: Timer) -> None:
         """Take a timer out of the open slot. From a ring `ReadyOrder.remove` takes it."""

@@ -46,12 +46,12 @@ class WatchedClaims(SerialClaims):
         arrivals = self.order.arrivals
         head = arrivals.after
         if head is arrivals:
-            work = super().begin(now)
+            work = SerialClaims.begin(self, now)  # because super() costs 3 % of a delivery (CPython 3.11)
         else:
             interrupted = self.fan_out is not None or (self.batch is not None and self.batch.timers)
             if not self.left and not interrupted:
                 self._begin_round()
-            work = super().begin(now)
+            work = SerialClaims.begin(self, now)
             if self.left and arrivals.after is not head:
                 self.left -= 1
         if work is not None:

@@ -172,7 +172,8 @@ class VirtualDriver(Driver):
         """
         engine = self._engine
         instant = engine.order.next_instant()
-        self.core.let_go_locked()
+        if instant is None:
+            self.core.let_go_locked()
         window = self._window
         if window is None:
             return None
