@@ -206,6 +206,19 @@ def test_taking_a_timer_compacts_a_slot_with_many_tombstones() -> None:
     assert (wheel.order, wheel.number) == ([], None)
 
 
+def test_taking_a_batch_compacts_a_slot_with_many_tombstones() -> None:
+    """Fault: after a batch was taken, the open slot holds more tombstones than live timers (G13)."""
+    wheel, timers = wheel_of(*(SLOT + number for number in range(68)))
+    assert wheel.take_due(SLOT - 1) is wheel.take_due(SLOT - 1) is None
+    assert wheel.take_due(SLOT) is timers[0]
+    for timer in timers[-2:]:
+        remove(wheel, timer)
+    assert len(wheel.order) == 67
+    assert wheel.take_batch(2 * SLOT) == timers[64:0:-1]
+    wheel._check()
+    assert wheel.order == [timers[65]]
+
+
 def test_a_timer_for_an_emptied_open_slot_gets_a_new_slot() -> None:
     """Fault: the wheel adds a timer to a slot that has been emptied, as if it were still open."""
     wheel, _ = wheel_of(SLOT + 1)
@@ -327,7 +340,7 @@ def test_iterating_a_slot_raises_when_its_timer_moves_to_another_slot() -> None:
     reader = iter(slot)
     assert [next(reader), next(reader)] == timers[:2]
     assert wheel.take_due(LONG) is None
-    with pytest.raises(RuntimeError, match="moved to another slot"):
+    with pytest.raises(RuntimeError, match=r"^timers have moved to another slot$"):
         list(reader)
 
 
@@ -342,6 +355,20 @@ def test_the_numbers_of_removed_slots_are_removed_too(first: str) -> None:
         remove(wheel, timer)
         wheel._check()
     assert len(wheel.numbers) + len(wheel.fresh) <= 36
+
+
+@pytest.mark.parametrize("sorted_in", [True, False])
+@pytest.mark.parametrize("count", [34, 35])  # so many numbers may stay with one slot, and one more may not
+def test_an_emptied_wheel_keeps_no_numbers(count: int, sorted_in: bool) -> None:
+    """Fault: numbers of removed slots stay, those that have been sorted in or those that have not (G13)."""
+    wheel, timers = wheel_of(*(SLOT * number for number in range(1, count + 1)))
+    if sorted_in:
+        remove(wheel, timers.pop(0))
+        assert (len(wheel.numbers), wheel.fresh) == (count - 1, [])
+    for timer in reversed(timers):  # the earliest last, because the numbers before it are removed when it is
+        remove(wheel, timer)
+        wheel._check()
+    assert (list(wheel.numbers), wheel.fresh) == ([], [])
 
 
 @pytest.mark.usefixtures("uncollected")
