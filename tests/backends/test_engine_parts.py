@@ -906,6 +906,18 @@ def test_arrivals_and_timers_are_merged_by_their_instants() -> None:
     assert order.next_instant() is None
 
 
+def test_an_order_is_ready_from_the_earliest_due_instant_on() -> None:
+    """Fault: `settle` does not wait for what is due now, or waits for a timer that is not due yet."""
+    order = ReadyOrder()
+    assert order.is_ready(FOREVER) is False
+    order.wheel.add(timer_due(SLOT + 5))
+    assert [order.is_ready(now) for now in (SLOT - 1, SLOT, SLOT + 4, SLOT + 5)] == [False, False, False, True]
+    order.wheel.add(timer_due(SLOT))  # when its slot begins
+    assert [order.is_ready(now) for now in (SLOT - 1, SLOT)] == [False, True]
+    order.arrivals.append(arrival(SLOT - 2))
+    assert order.is_ready(SLOT - 2) is True
+
+
 @pytest.mark.usefixtures("uncollected")
 def test_a_cleared_order_is_empty_and_its_entries_are_not_linked() -> None:
     """Fault: an entry stays linked to another one, so it begins later or waits for the collector (G13, G18)."""
