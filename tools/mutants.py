@@ -82,6 +82,7 @@ ELSEWHERE: Final = {  # more tests of a module, of what the virtual backend does
     "_driver": ("tests/backends/test_memory.py",),
     "_engine": ("tests/backends/test_back_pressure.py",),
     "_local": ("tests/backends/test_back_pressure.py",),
+    "_order": ("tests/backends/test_back_pressure.py",),
     "_thread_driver": ("tests/backends/test_memory.py",),
 }
 OTHERS: Final = ("tests/test_conformance.py", "tests/backends/test_virtual.py", "tests/backends/test_reentrancy.py")

@@ -73,6 +73,14 @@ def test_a_handle_cancels_a_timer_of_a_batch_only_before_it_begins(begun: int) -
     assert (engine.stats().delivered, engine.stats().cancelled) == (1 + begun, 3 - begun)
 
 
+def test_a_timer_that_has_just_begun_keeps_its_event_when_it_is_cancelled() -> None:
+    """Fault: a cancel takes the event between the claim and the delivery, which then has none (G5)."""
+    engine, batch, timers = batch_of("a", "b")
+    assert batch.timers.pop() is timers[0]
+    assert engine.cancel(timers[0]) is None
+    assert timers[0].event == "tick"
+
+
 @pytest.mark.parametrize(("instance_id", "count"), [(None, 3), ("i", 2), ("j", 1), ("k", 0)])
 def test_cancel_timers_finds_timers_in_the_batch_and_outside_it(instance_id: str | None, count: int) -> None:
     """Fault: a cancel misses a timer that has left its group for the batch, or removes one of another conversation."""
@@ -101,6 +109,19 @@ def test_a_reset_drops_the_timers_of_a_batch_that_have_not_begun() -> None:
     assert engine.claims.begin(SLOT) is None
     engine._check()
     assert (engine.stats().delivered, engine.stats().dropped, engine.claims.batch) == (2, 2, None)
+
+
+def test_a_reset_forgets_an_interrupted_batch() -> None:
+    """Fault: the interrupted batch continues after the reset (G18), or the drops of an earlier reset are lost."""
+    engine, batch, _ = batch_of("a", "b", "c")
+    scheduled(engine, "late", 2 * SLOT)
+    engine.claims.abandon()
+    assert engine.claims.batch is batch
+    engine.ledger.accepted += 1
+    engine.ledger.dropped += 1
+    engine.reset()
+    engine._check()
+    assert (engine.claims.batch, engine.stats().dropped, engine.stats().running) == (None, 5, 0)
 
 
 def test_a_publication_between_two_timers_ends_the_batch() -> None:
@@ -152,7 +173,7 @@ def test_the_timers_of_an_interrupted_batch_are_pending_after_recovery() -> None
     claim(batch)
     rebuild(engine)
     engine._check()
-    assert (batch.timers, engine.stats().timers) == ([], 2)
+    assert (batch.timers, engine.stats().timers, engine.claims.batch) == ([], 2, batch)
     batch.delivered = 1
     begun = []
     work = engine.claims.begin(SLOT)

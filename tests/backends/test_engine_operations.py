@@ -600,6 +600,37 @@ def test_interrupting_a_fan_out_after_a_reset_counts_no_failure() -> None:
     assert figures(engine) == {"accepted": 2, "dropped": 2}
 
 
+@pytest.mark.parametrize("ended_by", ["the delivery thread", "an interruption"])
+def test_a_fan_out_that_a_reset_stopped_counts_each_target_once(ended_by: str) -> None:
+    """Fault: the target at which the delivery thread found the fan-out stopped counts twice, or as failed."""
+    engine = Engine(None)
+    subscribe_many(engine, 4)
+    engine.publish("t", "m", 0)
+    fan_out = begin_fan_out(engine)
+    claims = fan_out.claim_each(lambda: None)
+    assert next(claims)[0].cid == "c0"
+    engine.reset()
+    assert next(claims, None) is None
+    if ended_by == "the delivery thread":
+        engine.claims.finish_fan_out(fan_out, 1)
+    else:
+        engine.claims.abandon()
+    assert (fan_out.decided, engine.claims.fan_out) == (4, None)
+    fate = "delivered" if ended_by == "the delivery thread" else "failed"
+    assert figures(engine) == {"accepted": 4, "dropped": 3, fate: 1}
+
+
+def test_what_is_dropped_in_progress_is_no_longer_queued() -> None:
+    """Fault: the targets of the fan-out in progress stay queued, or those of a later publication do not."""
+    engine = Engine(None)
+    subscribe_many(engine, 3)
+    for _ in range(2):
+        engine.publish("t", "m", 0)
+    next(begin_fan_out(engine).iterator)
+    engine.claims.drop_in_progress()
+    assert figures(engine) == {"accepted": 6, "queued": 3, "running": 1}
+
+
 def test_the_drops_of_several_resets_add_up() -> None:
     """Fault: a second reset replaces the count of the drops of the first one."""
     engine = Engine(None)

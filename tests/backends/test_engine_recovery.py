@@ -215,6 +215,27 @@ def test_a_fan_out_continues_after_recovery_and_counts_its_targets_once() -> Non
     assert engine.claims.begin(0) is fan_out
 
 
+def test_a_running_fan_out_that_a_reset_stopped_is_counted_after_recovery() -> None:
+    """Fault: recovery counts its targets as queued, or those that have their fate a second time (G19)."""
+    engine = Engine(None)
+    for number in range(5):
+        engine.subscribe(f"c{number}", "i", "t", "said")
+    engine.publish("t", "message", 0)
+    fan_out = engine.claims.begin(0)
+    assert isinstance(fan_out, FanOut)
+    for _ in range(2):
+        next(fan_out.iterator)
+    engine.claims.finish_fan_out(fan_out, 2)
+    assert engine.claims.begin(0) is fan_out
+    next(fan_out.iterator)
+    engine.reset()
+    rebuild(engine)
+    assert (engine.ledger.accepted, engine.ledger.queued, engine.claims.fan_out) == (5, 0, fan_out)
+    engine.claims.finish_fan_out(fan_out, 1)
+    engine._check()
+    assert (engine.ledger.delivered, engine.ledger.dropped, engine.ledger.accepted) == (3, 2, 5)
+
+
 def test_a_running_timer_is_still_counted_as_accepted_after_recovery() -> None:
     """Fault: `accepted` differs from the sum of the other figures when the running timer has its fate."""
     filled = Filled()

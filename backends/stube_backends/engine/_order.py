@@ -289,7 +289,6 @@ class SerialClaims:
         """Nothing is parked here."""
 
     def drop_in_progress(self) -> list[Any]:
-        self.sync_counts()
         ledger, fan_out, batch = self.ledger, self.fan_out, self.batch
         held: list[Any] = [fan_out]
         if fan_out is not None and not fan_out.stopped:
