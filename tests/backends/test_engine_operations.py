@@ -624,11 +624,12 @@ def test_what_is_dropped_in_progress_is_no_longer_queued() -> None:
     """Fault: the targets of the fan-out in progress stay queued, or those of a later publication do not."""
     engine = Engine(None)
     subscribe_many(engine, 3)
-    for _ in range(2):
+    for _ in range(3):
         engine.publish("t", "m", 0)
     next(begin_fan_out(engine).iterator)
+    assert engine.stats().queued == 8
     engine.claims.drop_in_progress()
-    assert figures(engine) == {"accepted": 6, "queued": 3, "running": 1}
+    assert figures(engine) == {"accepted": 9, "queued": 6, "running": 1}
 
 
 def test_the_drops_of_several_resets_add_up() -> None:
