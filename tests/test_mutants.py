@@ -30,14 +30,15 @@ ACCEPTED = mutants.accepted()
 
 @functools.cache
 def _functions(module: str) -> dict[str, str]:
-    """Return the source of every function and class body of a module of the engine, by its name."""
+    """Return the lines of every function and class of a module of the engine, by its name."""
     source = (ROOT / mutants.ENGINE / f"{module}.py").read_text(encoding="utf-8")
+    lines = source.splitlines()
     found = {"<module>": source}
 
     def visit(node: ast.AST, inside: str) -> None:
         for child in ast.iter_child_nodes(node):
             if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-                found[inside + child.name] = ast.get_source_segment(source, child) or ""
+                found[inside + child.name] = "\n".join(lines[child.lineno - 1 : child.end_lineno])
                 visit(child, f"{inside}{child.name}.")
 
     visit(ast.parse(source), "")
