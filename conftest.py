@@ -1,9 +1,10 @@
-"""The option `--tier` of all tests: it leaves out what `tests/tiers.py` lists."""
+"""What all tests share: the option `--tier`, which leaves out what `tests/tiers.py` lists, and a process to run in."""
 
 from __future__ import annotations
 
 import gc
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # A shell starts a job in the background with Ctrl-C ignored. The programs that tests start and interrupt would
+        # inherit that.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if config.getoption("tier") == FAST:
         config.option.stube_quick = True
     from_controller: Any = getattr(config, "workerinput", None)
