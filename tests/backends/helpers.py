@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any, Final
 
 from stube import Backend, TimerHandle
+from stube_backends.engine import Engine
 from stube_backends.engine._timers import Timer
+from stube_backends.engine._topics import FanOut
 
 
 class UnusedOwner:
@@ -16,6 +18,17 @@ class UnusedOwner:
 
 
 OWNER: Final = UnusedOwner()
+
+
+def begun_fan_out(size: int) -> tuple[Engine, FanOut]:
+    """Return an engine and its one publication, which has begun; none of its targets c0, c1, ... has."""
+    engine = Engine(None)
+    for number in range(size):
+        engine.subscribe(f"c{number}", "i", "t", "said")
+    engine.publish("t", "message", 0)
+    fan_out = engine.claims.begin(0)
+    assert isinstance(fan_out, FanOut)
+    return engine, fan_out
 
 
 def tick(registry: Backend, delay_ms: float = 0, event: Any = "tick", cid: str = "c1") -> TimerHandle:

@@ -12,7 +12,7 @@ from stube_backends.engine._inspection import sizes
 from stube_backends.engine._timers import DueBatch, Timer
 from stube_backends.engine._topics import BEING_REMOVED, FanOut
 from stube_backends.engine._wheel import SLOT_BITS
-from tests.backends.helpers import OWNER
+from tests.backends.helpers import OWNER, begun_fan_out
 
 
 class Program:
@@ -152,12 +152,7 @@ def test_tombstones_never_outnumber_the_live_timers_of_the_open_slot() -> None:
 
 def test_a_reset_during_a_fan_out_drops_the_remaining_targets() -> None:
     """Fault: the fan-out continues after the reset, or the reset also drops the target that has begun (G18)."""
-    engine = Engine(None)
-    for n in range(5):
-        engine.subscribe(f"c{n}", "i", "t", "said")
-    engine.publish("t", "m", 0)
-    fan_out = engine.claims.begin(0)
-    assert isinstance(fan_out, FanOut)
+    engine, fan_out = begun_fan_out(5)
     next(fan_out.iterator)
     engine.reset()
     assert next(fan_out.iterator).name is BEING_REMOVED, "the delivery thread would deliver to this target"

@@ -18,6 +18,7 @@ from stube_backends.engine._inspection import inspect, sizes
 from stube_backends.engine._timers import Group, Timer
 from stube_backends.engine._topics import FanOut, Publication
 from stube_backends.engine._wheel import SLOT_BITS
+from tests.backends.helpers import begun_fan_out
 
 CLOSED = "The registry is closed, so nothing can be added to it. Create a new one."
 MS = 1_000_000
@@ -574,10 +575,7 @@ def test_a_reset_returns_everything_held_and_counts_it_as_dropped() -> None:
 
 def test_a_reset_forgets_an_interrupted_fan_out() -> None:
     """Fault: the interrupted fan-out continues after the reset (G18)."""
-    engine = Engine(None)
-    subscribe_many(engine, 3)
-    engine.publish("t", "m", 0)
-    fan_out = begin_fan_out(engine)
+    engine, fan_out = begun_fan_out(3)
     next(fan_out.iterator)
     engine.claims.finish_fan_out(fan_out, 1)
     engine.unsubscribe("c2", None, None)
@@ -590,10 +588,7 @@ def test_a_reset_forgets_an_interrupted_fan_out() -> None:
 
 def test_interrupting_a_fan_out_after_a_reset_counts_no_failure() -> None:
     """Fault: the reset forgets a running fan-out, so its interruption counts as a failed timer, never accepted."""
-    engine = Engine(None)
-    subscribe_many(engine, 2)
-    engine.publish("t", "m", 0)
-    fan_out = begin_fan_out(engine)
+    engine, fan_out = begun_fan_out(2)
     engine.reset()
     assert engine.claims.fan_out is fan_out
     engine.claims.abandon()
@@ -603,10 +598,7 @@ def test_interrupting_a_fan_out_after_a_reset_counts_no_failure() -> None:
 @pytest.mark.parametrize("ended_by", ["the delivery thread", "an interruption"])
 def test_a_fan_out_that_a_reset_stopped_counts_each_target_once(ended_by: str) -> None:
     """Fault: the target at which the delivery thread found the fan-out stopped counts twice, or as failed."""
-    engine = Engine(None)
-    subscribe_many(engine, 4)
-    engine.publish("t", "m", 0)
-    fan_out = begin_fan_out(engine)
+    engine, fan_out = begun_fan_out(4)
     claims = fan_out.claim_each(lambda: None)
     assert next(claims)[0].cid == "c0"
     engine.reset()

@@ -15,7 +15,7 @@ from stube_backends.engine._recovery import rebuild
 from stube_backends.engine._timers import DueBatch, Timer
 from stube_backends.engine._topics import BEING_REMOVED, FanOut, Publication, TopicIndex
 from stube_backends.engine._wheel import LONG, SLOT_BITS
-from tests.backends.helpers import OWNER
+from tests.backends.helpers import OWNER, begun_fan_out
 
 SLOT = 1 << SLOT_BITS
 
@@ -217,12 +217,7 @@ def test_a_fan_out_continues_after_recovery_and_counts_its_targets_once() -> Non
 
 def test_a_running_fan_out_that_a_reset_stopped_is_counted_after_recovery() -> None:
     """Fault: recovery counts its targets as queued, or those that have their fate a second time (G19)."""
-    engine = Engine(None)
-    for number in range(5):
-        engine.subscribe(f"c{number}", "i", "t", "said")
-    engine.publish("t", "message", 0)
-    fan_out = engine.claims.begin(0)
-    assert isinstance(fan_out, FanOut)
+    engine, fan_out = begun_fan_out(5)
     for _ in range(2):
         next(fan_out.iterator)
     engine.claims.finish_fan_out(fan_out, 2)
@@ -370,12 +365,7 @@ def test_equal_timers_of_the_open_slot_keep_their_order_in_recovery() -> None:
 
 def test_targets_whose_fates_an_exception_lost_count_as_failed() -> None:
     """Fault: a target that was delivered before the exception never gets a fate in the ledger."""
-    engine = Engine(None)
-    for number in range(4):
-        engine.subscribe(f"c{number}", "i", "t", "said")
-    engine.publish("t", "message", 0)
-    fan_out = engine.claims.begin(0)
-    assert isinstance(fan_out, FanOut)
+    engine, fan_out = begun_fan_out(4)
     next(fan_out.iterator)
     engine.claims.finish_fan_out(fan_out, 1)
     assert engine.claims.begin(0) is fan_out
