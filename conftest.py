@@ -1,4 +1,4 @@
-"""What all tests share: the option `--tier`, which leaves out what `tests/tiers.py` lists, and a process to run in."""
+"""What all tests share: the option `--tier`, for which `tests/tiers.py` lists what to leave out, and SIGINT."""
 
 from __future__ import annotations
 

@@ -906,6 +906,20 @@ def test_arrivals_and_timers_are_merged_by_their_instants() -> None:
     assert order.next_instant() is None
 
 
+def test_a_batch_of_cancelled_timers_only_is_passed_over() -> None:
+    """Fault: an empty batch begins, or the live timer behind the cancelled ones does not."""
+    order = ReadyOrder()
+    timers = [timer_due(SLOT + number) for number in range(5)]
+    for timer in timers:
+        order.wheel.add(timer)
+    assert order.take(SLOT) is timers[0]  # now the slot is open
+    order.remove(timers[1:3])
+    assert len(order.wheel.order) == 4  # the tombstones are still there
+    assert order.take(SLOT + 2) is None
+    assert order.take(SLOT + 3) is timers[3]
+    order._check()
+
+
 def test_an_order_is_ready_from_the_earliest_due_instant_on() -> None:
     """Fault: `settle` does not wait for what is due now, or waits for a timer that is not due yet."""
     order = ReadyOrder()

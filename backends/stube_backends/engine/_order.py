@@ -80,9 +80,9 @@ class ReadyOrder:
         `TimerWheel.take_batch`."""
         head: Any = self.arrivals.after
         limit: int = now if head is self.arrivals else head.due
-        timers = self.wheel.take_batch(limit) or self.wheel.take_due(limit)
-        if timers or head is self.arrivals:
-            return timers
+        found = self.wheel.take_batch(limit) or self.wheel.take_due(limit)
+        if found or head is self.arrivals:
+            return found
         unlink(head)
         return head  # type: ignore[no-any-return]
 

@@ -124,7 +124,7 @@ class TimerWheel:
                 self.live += 1
                 return
             slot = self._new_slot(number)
-        last = slot.before
+        last = slot.before  # `Ring.append`: in the order of lines that keeps walking forward possible
         timer.before = last
         timer.after = slot
         last.after = timer
@@ -159,7 +159,7 @@ class TimerWheel:
 
     def take_batch(self, limit: int) -> list[Timer] | None:
         """Take out the next timers of the open slot that are due at `limit` or before, the earliest last; None when
-        they are fewer than two. At most 64."""
+        they are fewer than two. At most 64, without those that have been cancelled, so that the list may be empty."""
         order = self.order
         if len(order) < 2 or order[-2].due > limit:
             return None
