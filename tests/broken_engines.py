@@ -502,8 +502,8 @@ SHARDED_FAULTS: Final[tuple[Fault, ...]] = (
         "G20",
         "a re-entrant call waits for the lock of another shard",
         ENGINE + "_core.py",
-        "            return acquire(False) or (not is_reentrant() and acquire())\n",
-        "            return acquire()\n",
+        "        return not self.is_reentrant() and self.acquire_blocking()\n",
+        "        return self.acquire_blocking()\n",
         (
             "test_threads.py::test_two_interrupted_threads_do_not_deadlock",
             OWN + "test_crossing_reentrant_calls_of_two_shards_do_not_deadlock",

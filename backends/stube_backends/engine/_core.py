@@ -10,8 +10,9 @@ walking them forward always works.
 
 **Several cores of one registry (`ShardGroup`).** A re-entrant call may be for another core than the interrupted one. If
 it waited there while a thread inside that core waited here, both would wait without end. So a thread that is inside one
-core of a group never waits for another core of it: it defers the call. Only `run_all_locked` holds several
-locks; a thread that is inside no core takes them in the order of their indices.
+core of a group never waits for another core of it: it defers the call, and behind it every later call, even one for a
+core whose lock is free (G2). Only `run_all_locked` holds several locks; a thread that is inside no core takes them in
+the order of their indices.
 
 **Forks (G25).** Everything that belongs to one life of a registry hangs on its driver and its core. In a forked child
 `_process.py` calls `LocalRegistry.start_anew`, which makes new ones; `abandon_after_fork` marks the old core `retired`.
@@ -33,6 +34,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from operator import call
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -106,18 +108,6 @@ class ShardGroup:
             self.successor = ShardGroup()
         return self.successor
 
-    def acquire_unless_reentrant(self, lock: threading.RLock) -> Callable[[], bool]:
-        """Return how a core of the group acquires its lock: it waits unless it must not, and says whether it got it."""
-        acquire, deferred, get_ident = lock.acquire, self.deferred, threading.get_ident
-        is_reentrant = self.is_reentrant
-
-        def acquire_or_refuse() -> bool:
-            if deferred and get_ident() in deferred and is_reentrant():
-                return False  # what follows a deferred call is deferred behind it
-            return acquire(False) or (not is_reentrant() and acquire())
-
-        return acquire_or_refuse
-
 
 class Core:
     """One engine, one lock, and the fields that the lock guards.
@@ -130,6 +120,7 @@ class Core:
 
     __slots__ = (
         "acquire",
+        "acquire_blocking",
         "deferred",
         "dispatch",
         "engine",
@@ -166,16 +157,21 @@ class Core:
         """Return whether this thread is inside an operation of this core or its group, which the caller interrupts."""
         return self.group.is_reentrant()
 
+    def acquire_unless_reentrant(self) -> bool:
+        """Wait for the lock, which another thread holds, unless this thread is inside another core of the group; return
+        whether this thread has the lock."""
+        return not self.is_reentrant() and self.acquire_blocking()
+
     def run_locked(self, operation: Callable[..., Any], *arguments: Any) -> Any:
         """Run `operation(*arguments)` while no other thread runs one, and return its result.
 
-        What it raises passes through. REENTRANT when this thread is inside another operation of this core, or of one
-        of its group while another thread is inside this one.
+        What it raises passes through. REENTRANT when this thread is inside another operation of this core; or of one
+        of its group, and another thread is inside this core or an earlier call was deferred.
         """
-        if self.mutating and self.held_by_me():
+        if (self.mutating and self.held_by_me()) or (self.deferred and self.is_reentrant()):
             return REENTRANT
         try:
-            if not self.acquire():
+            if not (self.acquire() or self.acquire_unless_reentrant()):
                 return REENTRANT
             self.mutating = True
             result = operation(*arguments)
@@ -192,10 +188,10 @@ class Core:
         self, owner: TimerOwner, cid: str, instance_id: str, delay: int, event: PlainEvent, now: int
     ) -> Timer | None:
         """Accept a timer: `run_locked` with `Engine.schedule`. None when the call is re-entrant."""
-        if self.mutating and self.held_by_me():
+        if (self.mutating and self.held_by_me()) or (self.deferred and self.is_reentrant()):
             return None
         try:
-            if not self.acquire():
+            if not (self.acquire() or self.acquire_unless_reentrant()):
                 return None
             self.mutating = True
             timer = self.engine.schedule(owner, cid, instance_id, delay, event, now)
@@ -212,10 +208,10 @@ class Core:
 
     def publish(self, owner: object, topic: str, message: Any, now: int) -> int | None:
         """Accept a publication: `run_locked` with `Engine.publish`. None when the call is re-entrant."""
-        if self.mutating and self.held_by_me():
+        if (self.mutating and self.held_by_me()) or (self.deferred and self.is_reentrant()):
             return None
         try:
-            if not self.acquire():
+            if not (self.acquire() or self.acquire_unless_reentrant()):
                 return None
             self.mutating = True
             targeted = self.engine.publish(topic, message, now)
@@ -239,7 +235,7 @@ class Core:
     ) -> tuple[Timer | DueBatch | FanOut | None, int]:
         """Claim what must begin next: `run_locked` with `SerialClaims.begin`.
 
-        The delivery thread calls it while it holds no lock of the group, so `acquire` never refuses.
+        The delivery thread calls it while it holds no lock of the group, so it may wait for this one.
 
         Args:
             now, failed: see `SerialClaims.begin`.
@@ -251,7 +247,7 @@ class Core:
             The work, None for none, and the instant at which it was found.
         """
         try:
-            self.acquire()
+            self.acquire_blocking()
             self.mutating = True
             work = self.engine.claims.begin(now, failed)
             while work is None:
@@ -313,11 +309,10 @@ class Core:
 
     def _make_lock(self, *, alone: bool) -> None:
         self.lock = threading.RLock()
-        # Bound methods are cached, because `with lock` is twice as slow. For a core that is alone in its group
-        # `acquire` blocks and returns True; otherwise it may return False.
-        self.acquire: Callable[[], bool] = (
-            self.lock.acquire if alone else self.group.acquire_unless_reentrant(self.lock)
-        )
+        # Bound methods are cached, because `with lock` is twice as slow. A core that is alone in its group may always
+        # wait for its lock, so its `acquire` blocks and returns True; otherwise `acquire` returns at once.
+        self.acquire_blocking: Callable[[], bool] = self.lock.acquire
+        self.acquire: Callable[[], bool] = self.lock.acquire if alone else partial(self.lock.acquire, False)
         self.release = self.lock.release
         self.held_by_me: Callable[[], bool] = self.lock._is_owned  # type: ignore[attr-defined]  # as Condition does
         self.group.held_by_me.append(self.held_by_me)

@@ -94,7 +94,12 @@ class ShardedRegistry(Backend):
 
     @override
     def schedule_event(self, *, cid: str, instance_id: str, delay_ms: float, event: EventSpec) -> TimerHandle:
-        return self._shard_of(cid).schedule_event(cid=cid, instance_id=instance_id, delay_ms=delay_ms, event=event)
+        # The lines of `_shard_of` stand here too: its call is 2 % of a schedule, which may cost at most a quarter more
+        # than that of `memory`.
+        if type(cid) is not str:
+            cid = plain_name("cid", cid)
+        shard = self._shards[hash(cid) % self._count]
+        return shard.schedule_event(cid=cid, instance_id=instance_id, delay_ms=delay_ms, event=event)
 
     @override
     def cancel_timers(self, cid: str, /, *, instance_id: str | None = None) -> int:
