@@ -310,7 +310,7 @@ class Core:
     def _make_lock(self, *, alone: bool) -> None:
         self.lock = threading.RLock()
         # Bound methods are cached, because `with lock` is twice as slow. A core that is alone in its group may always
-        # wait for its lock, so its `acquire` blocks and returns True; otherwise `acquire` returns at once.
+        # wait for its lock, so its `acquire` blocks and returns True; otherwise `acquire` never waits.
         self.acquire_blocking: Callable[[], bool] = self.lock.acquire
         self.acquire: Callable[[], bool] = self.lock.acquire if alone else partial(self.lock.acquire, False)
         self.release = self.lock.release
