@@ -166,7 +166,7 @@ class Core:
         """Run `operation(*arguments)` while no other thread runs one, and return its result.
 
         What it raises passes through. REENTRANT when this thread is inside another operation of this core; or of one
-        of its group, and another thread is inside this core or an earlier call was deferred.
+        of its group, and another thread is inside this core or there are deferred calls, of whichever thread.
         """
         if (self.mutating and self.held_by_me()) or (self.deferred and self.is_reentrant()):
             return REENTRANT
