@@ -730,6 +730,24 @@ def test_calls_after_a_deferred_call_are_deferred_in_order(make: Make, later: st
     assert heard == ([names[1]] if later == "publish" else [])
 
 
+def test_a_call_during_an_operation_of_all_shards_runs_right_after_it(make: Make) -> None:
+    """G20. Fault: a finalizer's call takes effect in the middle of an operation of several shards, or not until the
+    next operation."""
+    registry = make(shards=3)
+    cid = one_of_each(registry)[1]
+    during: list[object] = []
+
+    def operation() -> None:
+        subscribe(registry, cid)
+        during.append(registry.subscriptions())
+
+    cores = [shard.core for shard in registry._shards]
+    run_all_locked(cores, operation)
+    assert during == [{}]
+    assert cores[0].deferred == {}, "a deferred call has not run"
+    assert [key for key, _ in registry.subscriptions()["t"]] == [cid]
+
+
 def test_a_baton_put_after_a_deferred_reset_stays(make: Make) -> None:
     """G8, G20. Fault: the reset is deferred, but the baton is not, so that the reset forgets a baton put after it."""
     registry = make()
