@@ -62,6 +62,8 @@ examples:
   stube conformance memory
   stube conformance mypackage.backend:create --html report.html
   stube conformance 'memory://?max_pending=10000' --guarantee G5 --guarantee G7
+  stube conformance mypackage.backend:create -x -k cancel
+  stube conformance mypackage.backend:create --reproduce .
   stube conformance memory -q --json report.json
   stube conformance asyncio --loop uvloop --dispatch coroutine
 
@@ -203,7 +205,18 @@ def _add_conformance(commands: Any) -> None:
     command.add_argument("--json", type=Path, metavar="FILE", help="write a report for programs")
     command.add_argument("--html", type=Path, metavar="FILE", help="write a report as a page")
     command.add_argument(
-        "--limit", type=_limit, default=120.0, metavar="SECONDS", help="for one test (default: %(default)g)"
+        "--limit", type=_limit, default=60.0, metavar="SECONDS", help="for one test (default: %(default)g)"
+    )
+    command.add_argument(
+        "-k",
+        dest="keyword",
+        default="",
+        metavar="EXPRESSION",
+        help="run only the tests whose names fit",
+    )
+    command.add_argument("-x", "--exitfirst", action="store_true", help="stop at the first test that fails")
+    command.add_argument(
+        "--reproduce", type=Path, metavar="FOLDER", help="write the shortest program that shows it, for what is broken"
     )
     command.add_argument("-q", "--quiet", action="store_true", help="show no progress")
     asynchronous = command.add_argument_group("a backend on an event loop")
@@ -295,9 +308,12 @@ def _conformance(arguments: argparse.Namespace) -> int:
         return conform(
             arguments.spec,
             guarantees=arguments.guarantee,
+            keyword=arguments.keyword,
+            first_only=arguments.exitfirst,
             limit=arguments.limit,
             json_file=arguments.json,
             html_file=arguments.html,
+            reproductions=arguments.reproduce,
             quiet=arguments.quiet,
             loop=arguments.loop,
             dispatch=arguments.dispatch,

@@ -22,7 +22,7 @@ import stube
 from stube import cli
 from stube._secrets import Secrets, shown
 from stube.testing import GUARANTEES
-from stube.testing._conformance import command, terminal
+from stube.testing._conformance import runner, terminal
 from stube.testing._conformance.outcomes import Record, Story
 from stube.testing._conformance.page import page_of
 from stube.testing._conformance.report import Report, report_of, summary, write_report
@@ -133,6 +133,57 @@ class Waiting(Wrapped):
     stand_still = Wild.stand_still
 
 
+class Dying(Wrapped):
+    """In one test its thread dies before it has done its work."""
+
+    def pending_flow(self, cid, /):
+        if not inside("test_a_baton_is_taken_once"):
+            return self._registry.pending_flow(cid)
+        thread = threading.Thread(target=self.take, args=(cid,), name="taker")
+        thread.start()
+        thread.join()
+
+    def take(self, cid):
+        raise KeyError(f"no index of {cid}")
+
+
+class Unheard(Wrapped):
+    """A thread that the test waits for never comes back."""
+
+    def put_pending_flow(self, cid, flow_id, /):
+        if inside("test_no_baton_is_lost") and threading.current_thread() is not threading.main_thread():
+            self.stand_still()
+        self._registry.put_pending_flow(cid, flow_id)
+
+    stand_still = Wild.stand_still
+
+
+class Loud(Wrapped):
+    def pending_flow(self, cid, /):
+        while inside("test_a_baton_is_taken_once"):
+            print("x" * 1000)
+        return self._registry.pending_flow(cid)
+
+
+class Reckless(Wrapped):
+    """Hands out a baton twice where threads race for it; everything else is right."""
+
+    backend = "memory"
+    last = None
+
+    def put_pending_flow(self, cid, flow_id, /):
+        self._registry.put_pending_flow(cid, flow_id)
+
+    def pending_flow(self, cid, /):
+        flow = self._registry.pending_flow(cid)
+        if flow is None and inside("test_batons_in_random_histories"):
+            return self.last
+        self.last = flow
+        return flow
+
+    capabilities = frozenset({"fork", "by_reference"})
+
+
 class Talkative(Wrapped):
     def publish(self, topic, msg, /):
         raise ConnectionError(f"<b>cannot</b> reach {self.url} as {self.token}")
@@ -208,8 +259,8 @@ def test_a_good_backend_holds_what_was_asked(conformance: Any) -> None:
     passed = ran.report["guarantees"]["G26"]["passed"]
     assert ran.code == 0
     assert passed >= 1
-    assert re.search(rf"^G26  alone                held  +{passed} +0 +0$", ran.out, re.MULTILINE)
-    assert re.search(r"^G12  own clock            held  +\d+ +0 +\d+  needs own_clock$", ran.out, re.MULTILINE)
+    assert re.search(rf"^G26  alone                held  +{passed} of {passed}$", ran.out, re.MULTILINE)
+    assert re.search(r"^G12  own clock            held  +2 of 4 +the rest needs own_clock$", ran.out, re.MULTILINE)
     last = r"virtual holds all 2 guarantees: \d+ tests ran in \d+ s\."
     assert re.fullmatch(last, ran.out.splitlines()[-1])
     assert "\x1b" not in ran.out + ran.err
@@ -227,7 +278,7 @@ def test_a_good_backend_holds_what_was_asked(conformance: Any) -> None:
         "ok",
     ]
     assert list(ran.report) == [*wanted, "guarantees", "tests"]
-    assert (ran.report["format"], ran.report["stube"], ran.report["ok"]) == (1, stube.__version__, True)
+    assert (ran.report["format"], ran.report["stube"], ran.report["ok"]) == (2, stube.__version__, True)
     with stube.create_registry("virtual") as registry:
         assert ran.report["capabilities"] == sorted(registry.capabilities)
     assert "own_clock" in ran.report["not_promised"]
@@ -304,12 +355,12 @@ def test_backend_without_capabilities_is_tested_for_mandatory_guarantees(conform
     assert ran.report["capabilities"] == []
     last = ran.out.splitlines()[-1]
     assert last.startswith("outsider:Mute holds 1 of 2 guarantees and does not promise 1 (G25): ")
-    assert re.search(r"^G25  fork                 not promised +0 +0 +\d+  needs fork$", ran.out, re.MULTILINE)
+    assert re.search(r"^G25  fork                 not promised  0 of \d+ +the rest needs fork$", ran.out, re.MULTILINE)
 
 
 def test_too_many_lost_tests_end_the_run(conformance: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fault: a backend that ends the process in every test is given hundreds of processes, one after the other."""
-    monkeypatch.setattr(command, "_MOST_LOST", 2)
+    monkeypatch.setattr(runner, "MOST_LOST", 2)
     ran = conformance("outsider:Deadly", "--guarantee", "G8", "-q")
     assert ran.code == 1
     assert [story["finding"] for story in outcomes(ran.report)["crashed"]] == ["The process ended with code 7."] * 2
@@ -320,7 +371,7 @@ def test_an_interruption_out_of_the_backend_is_a_failure_of_its_test(
     conformance: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Fault: a KeyboardInterrupt ends pytest's run, and the tests behind it count as held or are lost."""
-    monkeypatch.setattr(command, "_MOST_LOST", 1)
+    monkeypatch.setattr(runner, "MOST_LOST", 1)
     ran = conformance("outsider:Interrupting", "--guarantee", "G8", "-q")
     assert ran.code == 1
     (story,) = outcomes(ran.report)["crashed"]
@@ -369,6 +420,154 @@ def test_an_interrupted_run_says_what_is_known_and_leaves_no_process(outsider: P
     assert not (outsider / "r.json").exists()
     with pytest.raises(ProcessLookupError):
         os.kill(child, 0)
+
+
+def test_a_thread_that_dies_during_a_test_is_part_of_its_finding(conformance: Any) -> None:
+    """Fault: the report says that a result is missing, and the exception that explains it is printed nowhere."""
+    ran = conformance("outsider:Dying", "-k", "baton_is_taken_once", "-q")
+    (story,) = outcomes(ran.report)["failed"]
+    assert re.search(
+        r"\nmeanwhile the thread 'taker' died of KeyError: 'no index of \w+'\n  in take, outsider\.py:\d+\n",
+        story["finding"],
+    )
+
+
+def test_a_thread_that_hangs_is_shown_besides_the_one_that_waits_for_it(conformance: Any) -> None:
+    """Fault: the stack of the test says `join`, and not where the other thread stands; or a parked thread's stack."""
+    ran = conformance("outsider:Unheard", "-k", "no_baton_is_lost", "--limit", "5", "-q")
+    (story,) = outcomes(ran.report)["hung"]
+    assert re.search(r"\ncalled by run_threads, stube/testing/_harness/threads\.py:\d+\n", story["finding"])
+    assert re.search(
+        r"\nanother thread was in stand_still, outsider\.py:\d+\ncalled by put_pending_flow, outsider\.py:\d+\n",
+        story["finding"],
+    )
+
+
+def test_a_backend_that_prints_without_end_loses_one_test(conformance: Any) -> None:
+    """Fault: what it prints is kept, and fills the memory or the disk; or the pipe is full, and every test hangs."""
+    ran = conformance("outsider:Loud", "-k", "baton_is_taken", "--limit", "4", "-q")
+    found = outcomes(ran.report)
+    assert [story["test"] for story in found["hung"]] == ["test_a_baton_is_taken_once"]
+    assert set(found) == {"hung"}
+    assert ran.report["guarantees"]["G8"]["passed"] > 0
+
+
+def test_a_history_condemns_only_what_its_checker_found_broken(conformance: Any) -> None:
+    """Fault: a baton that was taken twice in a random history counts against the races of timers (G7), too."""
+    ran = conformance("outsider:Reckless", "-k", "batons_in_random_histories", "-q")
+    verdicts = {number: one["verdict"] for number, one in ran.report["guarantees"].items()}
+    assert verdicts == {"G7": "unproven", "G8": "broken"}
+    assert [test["blamed"] for test in ran.report["tests"]] == [["G8"]]
+
+
+HOSTILE = {
+    "conftest.py": """
+import pytest
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    report.outcome = "passed"
+    return report
+""",
+    "pytest.ini": "[pytest]\naddopts = --nosuchoption\n",
+    "tox.ini": "[pytest]\naddopts = -k nothing\n",
+    "sitecustomize.py": "import os\nos._exit(9)\n",
+    "hypothesis.py": "raise SystemExit\n",
+    "queue.py": "raise SystemExit\n",
+}
+"""Files of a folder in which somebody starts the command."""
+
+
+def test_nothing_around_the_command_changes_the_verdict(conformance: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Case 43. Fault: a `conftest.py` of the current folder turns broken into held; a setting or a module there, or a
+    variable, keeps the suite from running."""
+    for name, text in HOSTILE.items():
+        Path(name).write_text(text, encoding="utf-8")
+    variables = {
+        "PYTEST_ADDOPTS": "--collect-only",
+        "PYTEST_PLUGINS": "nosuchplugin",
+        "PYTHONOPTIMIZE": "2",
+        "PYTHONWARNINGS": "error",
+        "HYPOTHESIS_PROFILE": "nosuchprofile",
+    }
+    for variable, value in variables.items():
+        monkeypatch.setenv(variable, value)
+    ran = conformance("outsider:Generous", "-k", "baton_is_taken_once", "-q")
+    assert ran.code == 1, ran.err
+    assert [test["outcome"] for test in ran.report["tests"]] == ["failed"]
+
+
+# Parts of the suite
+
+
+def test_a_keyword_chooses_tests_and_the_verdict_says_so(conformance: Any) -> None:
+    """Fault: `held` for a guarantee of which one test ran, or exit code 1 for the others of which none was asked."""
+    ran = conformance("virtual", "-k", "baton_is_taken_once")
+    assert ran.code == 0
+    assert re.search(r"^G8   one taker            held so far   1 of \d+$", ran.out, re.MULTILINE)
+    assert ran.out.splitlines()[-1].startswith("virtual holds 1 of 1 guarantee as far as they were tested: 1 test ran")
+
+
+def test_a_keyword_that_fits_nothing_is_a_mistake(outsider: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Fault: no test ran, and so everything is fine."""
+    assert cli.main(["conformance", "virtual", "-k", "nosuchtest"]) == 2
+    assert "stube: No test of the suite fits -k 'nosuchtest'. Give a part of" in capsys.readouterr().err
+
+
+def test_the_first_failure_ends_the_run_if_asked(conformance: Any) -> None:
+    """Fault: the run goes on; or what did not run counts as held."""
+    ran = conformance("outsider:Generous", "--guarantee", "G8", "--guarantee", "G5", "-x")
+    assert ran.code == 1
+    assert [test["outcome"] for test in ran.report["tests"]].count("failed") == 1
+    assert ran.report["guarantees"]["G5"]["verdict"] in ("held so far", "unproven")
+    assert re.fullmatch(
+        r"Stopped after \d+ of \d+ tests, because one of them failed\.", ran.out.strip().splitlines()[-1]
+    )
+
+
+def test_a_first_verdict_comes_before_the_costly_tests(conformance: Any) -> None:
+    """Fault: a minute of silence, in which the cheapest test could have told that a guarantee is broken."""
+    ran = conformance("outsider:Generous", "--guarantee", "G8")
+    broken, first, *_ = [line for line in ran.err.splitlines() if "broken" in line]
+    assert re.fullmatch(r"G8 broken, as test_\w+(\[.*\])? shows\.", broken)
+    assert re.fullmatch(r"First verdict after \d+ s, from the \d+ quick tests: G8 broken\.", first)
+
+
+@pytest.mark.parametrize("keyword", ["baton_is_taken_once", "random_programs_match_the_model_exactly"])
+def test_a_broken_guarantee_gets_a_program_that_shows_it(conformance: Any, outsider: Path, keyword: str) -> None:
+    """Fault: the file does not run alone, or passes on the broken backend, or fails on a good one."""
+    ran = conformance("outsider:Generous", "-k", keyword, "--reproduce", "found", "-q")
+    assert re.search(r"^G8: python found/reproduce_G8\.py$", ran.out, re.MULTILINE)
+    file = outsider / "found" / "reproduce_G8.py"
+    text = file.read_text(encoding="utf-8")
+    assert text.startswith("# G8, one taker, is broken by the backend outsider:Generous.\n")
+    good = file.with_name("good.py")
+    good.write_text(text.replace("outsider:Generous", "virtual"), encoding="utf-8")
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "backends"), str(outsider)])
+    for program, code in ((file, 1), (good, 0)):
+        done = subprocess.run(
+            [sys.executable, str(program)], env={**os.environ, "PYTHONPATH": paths}, capture_output=True, check=False
+        )
+        assert done.returncode == code, done.stdout
+
+
+def test_the_suite_has_the_same_tests_in_every_process() -> None:
+    """Fault: an id holds an address or the order of a set. A second process of the command, or a worker of
+    pytest-xdist, then knows other tests."""
+
+    def collected(seed: str) -> str:
+        command = [sys.executable, "-m", "pytest", "-p", "stube.testing.plugin", "--pyargs", "stube.testing.suite"]
+        environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'backends'}"}
+        done = subprocess.run(
+            [*command, "--stube-backend=virtual", "--collect-only", "-q"],
+            env=environment, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        return done.stdout.rpartition("\n\n")[0]
+
+    first = collected("1")
+    assert first.count("\n") > 400
+    assert collected("2") == first
 
 
 # Mistakes that are found before the first test
@@ -428,7 +627,14 @@ def test_a_missing_extra_is_named(outsider: Path, monkeypatch: pytest.MonkeyPatc
 def record(name: str, outcome: str, *numbers: str, needs: str = "", finding: str = "", **more: Any) -> Record:
     story: Story | None = None
     if outcome not in ("passed", "skipped"):
-        story = {"test": name, "promise": name, "fault": "", "finding": finding or "assert 0", "where": "x.py:1"}
+        story = {
+            "test": name,
+            "promise": name,
+            "fault": "",
+            "finding": finding or "assert 0",
+            "where": "x.py:1",
+            "program": "",
+        }
     found: Record = {
         "name": name,
         "backend": "acme",
@@ -436,6 +642,7 @@ def record(name: str, outcome: str, *numbers: str, needs: str = "", finding: str
         "guarantees": list(numbers),
         "capabilities": [needs] if needs else [],
         "outcome": outcome,
+        "blamed": more.get("blamed", [] if story is None else list(numbers)),
         "seconds": 0.5,
         "story": story,
     }

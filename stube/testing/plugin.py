@@ -34,6 +34,7 @@ from stube.testing._plugin.virtual_registry import HandlerFailed, VirtualChecks
 __all__ = ["HandlerFailed", "MakeRegistry", "VirtualChecks"]
 
 pytest_plugins = (
+    "stube.testing._plugin.dead_threads",
     "stube.testing._plugin.options",
     "stube.testing._plugin.suite_fixtures",
     "stube.testing._plugin.virtual_registry",

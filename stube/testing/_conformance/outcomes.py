@@ -20,16 +20,35 @@ import pytest
 
 from stube._secrets import Secrets, shown
 from stube.testing._contract.capabilities import backend_name
+from stube.testing._harness.blame import blamed_by
 
-__all__ = ["UNDER_TEST", "Facts", "Record", "Recording", "Story", "facts_of", "of_the_suite", "place", "record_of"]
+__all__ = [
+    "DIED",
+    "SUITE",
+    "UNDER_TEST",
+    "Facts",
+    "Record",
+    "Recording",
+    "Story",
+    "facts_of",
+    "of_the_suite",
+    "place",
+    "record_of",
+    "without_folders",
+]
 
+DIED: Final[pytest.StashKey[list[str]]] = pytest.StashKey()
+"""In a test's stash: what ended a thread while the test ran, a sentence for each."""
 UNDER_TEST: Final[pytest.StashKey[tuple[Any, list[str] | None]]] = pytest.StashKey()
 """In a test's stash, put there by the fixture `make_registry`: the backend's spec and, once known, what it promises."""
 
 _TESTING: Final = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-_SUITE: Final = os.path.join(_TESTING, "suite")
+SUITE: Final = os.path.join(_TESTING, "suite")
+"""The folder of the suite."""
+_MOST_DEATHS: Final = 2  # told of the threads that died during a test; the others mostly died of the same cause
 _MOST_LINES: Final = 40  # of a finding; a program of random steps is that long
 _LONGEST_LINE: Final = 1000  # characters
+_ELSEWHERE: Final = re.compile(r"(?<![\w.])/(?:[^\s/\"':]+/)+([^\s/\"':]+\.py)\b")  # a file outside of those folders
 
 
 class Story(TypedDict):
@@ -44,6 +63,8 @@ class Story(TypedDict):
     """The assertion with its values, or the exception; several lines."""
     where: str
     """`file:line` of the suite."""
+    program: str
+    """A Python program that shows it, if the test is one of random programs; otherwise empty."""
 
 
 class Facts(TypedDict):
@@ -57,6 +78,8 @@ class Facts(TypedDict):
     promise: str
     fault: str
     where: str
+    costly: bool
+    """Whether it runs behind all tests that are not (the marker `stube_costly`)."""
 
 
 class Record(TypedDict):
@@ -70,6 +93,8 @@ class Record(TypedDict):
     capabilities: list[str]
     outcome: str
     """`passed`, `failed`, `skipped`, and from the conformance command `hung` and `crashed`."""
+    blamed: list[str]
+    """The guarantees that it found broken: all of its own, unless the failed check knows better; empty if it passed."""
     seconds: float
     story: Story | None
 
@@ -105,7 +130,7 @@ class Recording:
         record["backend"] = seen["backend"]
         record["seconds"] += report.duration
         if report.failed and record["outcome"] != "failed":
-            record["outcome"], record["story"] = "failed", seen["story"]
+            record["outcome"], record["story"], record["blamed"] = "failed", seen["story"], seen["blamed"]
         elif report.skipped and record["outcome"] == "passed":
             record["outcome"] = "skipped"
         if report.when == "teardown":
@@ -131,6 +156,7 @@ def facts_of(item: pytest.Item) -> Facts:
         "promise": words[:1].upper() + words[1:],
         "fault": " ".join(fault[1].split()) if fault else "",
         "where": place(function.__code__.co_filename, function.__code__.co_firstlineno),
+        "costly": item.get_closest_marker("stube_costly") is not None,
     }
 
 
@@ -145,7 +171,9 @@ def record_of(item: pytest.Item, excinfo: pytest.ExceptionInfo[BaseException] | 
     hide = Secrets(spec).redact
     facts = facts_of(item)
     story: Story | None = None
+    blamed: list[str] = []
     if excinfo is not None:
+        blamed = list(blamed_by(excinfo.value) or facts["guarantees"])
         where, finding = _finding(item, excinfo)
         story = {
             "test": facts["name"],
@@ -153,6 +181,7 @@ def record_of(item: pytest.Item, excinfo: pytest.ExceptionInfo[BaseException] | 
             "fault": facts["fault"],
             "finding": hide(finding),
             "where": where,
+            "program": hide(str(getattr(excinfo.value, "source", ""))),
         }
     return {
         "name": hide(facts["name"]),
@@ -161,6 +190,7 @@ def record_of(item: pytest.Item, excinfo: pytest.ExceptionInfo[BaseException] | 
         "guarantees": facts["guarantees"],
         "capabilities": facts["capabilities"],
         "outcome": "passed",
+        "blamed": blamed,
         "seconds": 0.0,
         "story": story,
     }
@@ -169,11 +199,26 @@ def record_of(item: pytest.Item, excinfo: pytest.ExceptionInfo[BaseException] | 
 def place(file: str, line: int) -> str:
     """Return `file:line`, the file relative to the folder in which Python finds it: no path of this machine."""
     file = os.path.abspath(file)
-    roots = [os.path.dirname(os.path.dirname(_TESTING)), *map(os.path.abspath, sys.path)]
-    for root in sorted(set(roots), key=len, reverse=True):
-        if file.startswith(root.rstrip(os.sep) + os.sep):
+    for root in _roots():
+        if file.startswith(root):
             return f"{Path(file).relative_to(root).as_posix()}:{line}"
     return f"{os.path.basename(file)}:{line}"
+
+
+def without_folders(text: str) -> str:
+    """Return a text whose Python files are relative to the folders in which Python finds them, as `place` shows them.
+
+    A finding may quote a traceback, and a report on it may be published.
+    """
+    for root in _roots():
+        text = text.replace(root, "")
+    return _ELSEWHERE.sub(r"\1", text)
+
+
+def _roots() -> list[str]:
+    """Return the folders in which Python finds modules, each with its separator; those inside others come first."""
+    roots = {os.path.dirname(os.path.dirname(_TESTING)), *map(os.path.abspath, sys.path)}
+    return sorted((root + os.sep for root in roots if root != os.sep), key=len, reverse=True)
 
 
 def _marks(item: pytest.Item, name: str) -> list[str]:
@@ -209,7 +254,7 @@ def _finding(item: pytest.Item, excinfo: pytest.ExceptionInfo[BaseException]) ->
     """Return where a test failed and what was found there."""
     frames = list(excinfo.traceback)
     own = inspect.unwrap(getattr(item, "function", facts_of)).__code__.co_filename
-    frame = _last_in(frames, own, _SUITE) or _last_in(frames, _TESTING) or frames[-1]
+    frame = _last_in(frames, own, SUITE) or _last_in(frames, _TESTING) or frames[-1]
     exc = excinfo.value
     message = "\n".join([_text(exc), *getattr(exc, "__notes__", ())]).strip()
     if isinstance(exc, AssertionError) and message:
@@ -221,7 +266,8 @@ def _finding(item: pytest.Item, excinfo: pytest.ExceptionInfo[BaseException]) ->
         inner = ""
     else:
         inner = f"\nraised by {innermost.name} in {place(str(innermost.path), innermost.lineno + 1)}"
-    return place(str(frame.path), frame.lineno + 1), _trimmed(finding) + inner
+    died = "".join(f"\n{sentence}" for sentence in item.stash.get(DIED, [])[:_MOST_DEATHS])
+    return place(str(frame.path), frame.lineno + 1), without_folders(_trimmed(finding) + inner + died)
 
 
 def _last_in(frames: Sequence[Any], *places: str) -> Any:

@@ -11,6 +11,7 @@ from stube.testing._conformance.outcomes import Story
 from stube.testing._conformance.report import (
     BROKEN,
     HELD,
+    HELD_SO_FAR,
     NOT_PROMISED,
     UNPROVEN,
     GuaranteeReport,
@@ -23,8 +24,8 @@ from stube.testing._contract.guarantees import GUARANTEES
 __all__ = ["page_of", "write_page"]
 
 # Verdicts differ by sign and word, not only by colour.
-_SIGNS: Final = {HELD: "\u2713", NOT_PROMISED: "\u2013", BROKEN: "\u2717", UNPROVEN: "?"}
-_CLASSES: Final = {HELD: "held", NOT_PROMISED: "absent", BROKEN: "broken", UNPROVEN: "unproven"}
+_SIGNS: Final = {HELD: "\u2713", HELD_SO_FAR: "\u2713", NOT_PROMISED: "\u2013", BROKEN: "\u2717", UNPROVEN: "?"}
+_CLASSES: Final = {HELD: "held", HELD_SO_FAR: "held", NOT_PROMISED: "absent", BROKEN: "broken", UNPROVEN: "unproven"}
 
 _STYLE: Final = """
 :root { color-scheme: light dark; --ink: #1c2024; --dim: #5b6470; --page: #fff; --line: #d9dee4; --sheet: #f4f6f8;
@@ -88,8 +89,8 @@ def page_of(report: Report) -> str:
 <p class="dim">Not promised: {escape(absent)}.</p>
 <table>
 <caption>The guarantees, each with its verdict and the number of its tests</caption>
-<thead><tr><th scope="col">Guarantee</th><th scope="col">Verdict</th><th scope="col" class="n">Passed</th>\
-<th scope="col" class="n">Failed</th><th scope="col" class="n">Skipped</th></tr></thead>
+<thead><tr><th scope="col">Guarantee</th><th scope="col">Verdict</th><th scope="col" class="n">Tested</th>\
+<th scope="col" class="n">Failed</th></tr></thead>
 <tbody>
 {rows}
 </tbody>
@@ -123,15 +124,16 @@ def _row(number: str, one: GuaranteeReport, told: dict[str, str]) -> str:
     verdict = one["verdict"]
     under = f'<p class="dim">{_prose(GUARANTEES[number].sentence)}</p>'
     if one["missing"]:
-        under += f'<p class="dim">Skipped for want of {escape(", ".join(one["missing"]))}.</p>'
+        under += f'<p class="dim">The tests that did not run need {escape(", ".join(one["missing"]))}.</p>'
     if one["story"] is not None:
         first = told.setdefault(one["story"]["test"], number)
         same = f'<p>The same test as under <a href="#{first}">{first}</a>.</p>'
         under += _story(one["story"]) if first == number else same
-    counts = "".join(f'<td class="n">{count}</td>' for count in (one["passed"], one["failed"], one["skipped"]))
+    tested = f"{one['passed'] + one['failed']} of {one['total']}"
+    counts = "".join(f'<td class="n">{cell}</td>' for cell in (tested, one["failed"]))
     return f"""<tr id="{number}"><th scope="row"><strong>{number}</strong> {escape(one["title"])}</th>\
 <td class="verdict {_CLASSES[verdict]}"><span aria-hidden="true">{_SIGNS[verdict]}</span> {verdict}</td>{counts}</tr>
-<tr class="under"><td colspan="5">{under}</td></tr>"""
+<tr class="under"><td colspan="4">{under}</td></tr>"""
 
 
 def _story(story: Story) -> str:

@@ -1,28 +1,32 @@
 """The report: a verdict for each guarantee, from the records of a run.
 
-A verdict is `held` if at least one test of the guarantee ran and all that ran passed; `broken` if one did not;
-`not promised` if the whole guarantee depends on a capability that the backend does not name; and `unproven` if no test
-of a mandatory guarantee ran. Tests that were skipped for want of a capability do not change `held`, but the report
-counts them and names the capability.
+A verdict is `held` if every test of the guarantee that the backend's capabilities ask for has passed, `held so far` if
+only a part of these tests ran and passed, `broken` if one failed, `not promised` if the whole guarantee depends on a
+capability that the backend does not name, and `unproven` if no test of a mandatory guarantee ran.
+
+Each verdict comes with the number of tests that ran, and the number that the suite has. Tests that were skipped for
+want of a capability do not change `held`, but the report counts them and names the capability.
 """
 
 from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Collection, Iterable, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, TypedDict
 
 from stube import __version__
 from stube.testing._conformance.outcomes import Record, Story
-from stube.testing._contract.capabilities import CAPABILITIES
+from stube.testing._contract.capabilities import CAPABILITIES, with_real_time
 from stube.testing._contract.guarantees import GUARANTEES, Guarantee
 
 __all__ = [
     "BROKEN",
     "HELD",
+    "HELD_SO_FAR",
     "NOT_PROMISED",
     "UNPROVEN",
     "GuaranteeReport",
@@ -33,8 +37,9 @@ __all__ = [
     "write_report",
 ]
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 HELD: Final = "held"
+HELD_SO_FAR: Final = "held so far"
 NOT_PROMISED: Final = "not promised"
 BROKEN: Final = "broken"
 UNPROVEN: Final = "unproven"
@@ -49,6 +54,8 @@ class GuaranteeReport(TypedDict):
     passed: int
     failed: int
     skipped: int
+    total: int
+    """How many tests the suite has for it, whether they ran or not."""
     missing: list[str]
     """The capabilities for which tests were skipped."""
     story: Story | None
@@ -60,6 +67,8 @@ class Tested(TypedDict):
 
     name: str
     outcome: str
+    blamed: list[str]
+    """The guarantees that it found broken."""
     seconds: float
     guarantees: list[str]
     capabilities: list[str]
@@ -83,20 +92,38 @@ class Report(TypedDict):
     tests: list[Tested]
 
 
-def report_of(backend: str, records: Sequence[Record], *, seconds: float, numbers: Collection[str] = ()) -> Report:
+def report_of(
+    backend: str,
+    records: Sequence[Record],
+    *,
+    seconds: float,
+    numbers: Collection[str] = (),
+    totals: Mapping[str, int] | None = None,
+) -> Report:
     """Make the report on one backend.
 
     Args:
         backend: its name as it is shown, without a password.
         records: of the tests that ran on it or were skipped.
         seconds: the duration of the run.
-        numbers: the guarantees that were asked for; none for all.
+        numbers: the guarantees that were asked for; none for all. Others are reported where a test failed because of them
+            alone.
+        totals: how many tests the suite has for each guarantee; None if all of them have a record.
     """
+    if totals is None:
+        totals = Counter(number for record in records for number in record["guarantees"])
+    # A test that was asked for one guarantee and found another one broken must not go unnoticed.
+    found = {number for record in records if not {*numbers} & {*record["blamed"]} for number in record["blamed"]}
     promised = {one for record in records for one in record["promised"] or ()}
     guarantees = {
-        number: _verdict(guarantee, [record for record in records if number in record["guarantees"]], promised)
+        number: _verdict(
+            guarantee,
+            [record for record in records if number in _concerned(record)],
+            promised,
+            total=totals.get(number, 0),
+        )
         for number, guarantee in GUARANTEES.items()
-        if not numbers or number in numbers
+        if not numbers or number in numbers or number in found
     }
     return {
         "format": FORMAT,
@@ -108,12 +135,13 @@ def report_of(backend: str, records: Sequence[Record], *, seconds: float, number
         "seconds": round(seconds, 2),
         "capabilities": sorted(promised),
         "not_promised": sorted(set(CAPABILITIES) - promised),
-        "ok": all(one["verdict"] in (HELD, NOT_PROMISED) for one in guarantees.values()),
+        "ok": all(one["verdict"] in (HELD, HELD_SO_FAR, NOT_PROMISED) for one in guarantees.values()),
         "guarantees": guarantees,
         "tests": [
             {
                 "name": record["name"],
                 "outcome": record["outcome"],
+                "blamed": record["blamed"],
                 "seconds": record["seconds"],
                 "guarantees": record["guarantees"],
                 "capabilities": record["capabilities"],
@@ -124,14 +152,21 @@ def report_of(backend: str, records: Sequence[Record], *, seconds: float, number
     }
 
 
-def _verdict(guarantee: Guarantee, records: Iterable[Record], promised: Collection[str]) -> GuaranteeReport:
+def _concerned(record: Record) -> set[str]:
+    """Return the guarantees on which a record bears: what a test blames or, when it blames nothing, all its own."""
+    return set(record["blamed"] or record["guarantees"])
+
+
+def _verdict(
+    guarantee: Guarantee, records: Iterable[Record], promised: Collection[str], *, total: int
+) -> GuaranteeReport:
     passed = failed = skipped = 0
     missing: set[str] = set()
     stories: list[Story] = []
     for record in records:
         if record["outcome"] == "skipped":
             skipped += 1
-            missing.update(set(record["capabilities"]) - set(promised))
+            missing.update(set(record["capabilities"]) - with_real_time(promised))
         elif record["outcome"] == "passed":
             passed += 1
         else:
@@ -142,14 +177,17 @@ def _verdict(guarantee: Guarantee, records: Iterable[Record], promised: Collecti
         verdict = BROKEN
     elif guarantee.capability is not None and guarantee.capability not in promised:
         verdict = NOT_PROMISED
+    elif not passed:
+        verdict = UNPROVEN
     else:
-        verdict = HELD if passed else UNPROVEN
+        verdict = HELD if passed + skipped >= total else HELD_SO_FAR
     return {
         "title": guarantee.title,
         "verdict": verdict,
         "passed": passed,
         "failed": failed,
         "skipped": skipped,
+        "total": total,
         "missing": sorted(missing),
         "story": min(stories, key=lambda story: (len(story["finding"]), story["test"]), default=None),
     }
@@ -165,8 +203,9 @@ def summary(report: Report) -> str:
     by_verdict: dict[str, list[str]] = {}
     for number, one in report["guarantees"].items():
         by_verdict.setdefault(one["verdict"], []).append(number)
-    total, held = len(report["guarantees"]), len(by_verdict.get(HELD, ()))
-    parts = [f"holds {'all' if held == total > 1 else f'{held} of'} {_count(total, 'guarantee')}"]
+    so_far = " as far as they were tested" if HELD_SO_FAR in by_verdict else ""
+    total, held = len(report["guarantees"]), sum(len(by_verdict.get(verdict, ())) for verdict in (HELD, HELD_SO_FAR))
+    parts = [f"holds {'all' if held == total > 1 else f'{held} of'} {_count(total, 'guarantee')}{so_far}"]
     other = {NOT_PROMISED: "does not promise {}", BROKEN: "breaks {}", UNPROVEN: "leaves {} unproven"}
     for verdict, said in other.items():
         if numbers := by_verdict.get(verdict):

@@ -7,10 +7,20 @@ from __future__ import annotations
 
 import os
 import textwrap
+from collections.abc import Mapping
 from typing import Final, TextIO
 
-from stube.testing._conformance.outcomes import Story
-from stube.testing._conformance.report import BROKEN, HELD, NOT_PROMISED, UNPROVEN, GuaranteeReport, Report, summary
+from stube.testing._conformance.outcomes import Facts, Record, Story
+from stube.testing._conformance.report import (
+    BROKEN,
+    HELD,
+    HELD_SO_FAR,
+    NOT_PROMISED,
+    UNPROVEN,
+    GuaranteeReport,
+    Report,
+    summary,
+)
 from stube.testing._harness import ProgressLine, monotonic
 
 __all__ = ["Progress", "table_of"]
@@ -18,7 +28,7 @@ __all__ = ["Progress", "table_of"]
 _BAR: Final = 24  # characters
 _WIDTH: Final = 100  # characters of a story's prose
 
-_COLOURS: Final = {HELD: "32", NOT_PROMISED: "2", BROKEN: "1;31", UNPROVEN: "1;33"}
+_COLOURS: Final = {HELD: "32", HELD_SO_FAR: "32", NOT_PROMISED: "2", BROKEN: "1;31", UNPROVEN: "1;33"}
 
 
 class Progress:
@@ -33,6 +43,29 @@ class Progress:
         self._line = ProgressLine(stream)
         self._quiet = quiet
         self._begin = monotonic()
+        self._told: set[str] = set()  # the broken guarantees that have been told
+        self._judged = False
+
+    def judge(self, tests: Mapping[str, Facts], records: Mapping[str, Record]) -> None:
+        """Tell each guarantee as soon as it is found broken, and how all of them are once the quick tests are over.
+
+        Args:
+            tests: the facts about every test.
+            records: of the tests that are over, in the order in which they ended.
+        """
+        if self._quiet:
+            return
+        *_, record = records.values()
+        fresh = [number for number in record["blamed"] if number not in self._told]
+        if fresh:
+            self._told.update(fresh)
+            self._line.say(f"{', '.join(fresh)} broken, as {record['name']} shows.")
+        quick = sum(not facts["costly"] for facts in tests.values())
+        if not self._judged and len(records) == quick < len(tests):
+            self._judged = True
+            broken = f"{', '.join(sorted(self._told, key=_number))} broken" if self._told else "nothing is broken"
+            seconds = monotonic() - self._begin
+            self._line.say(f"First verdict after {seconds:.0f} s, from the {quick} quick tests: {broken}.")
 
     def show(self, done: int, total: int, failures: int, current: str) -> None:
         """Show it, if enough time has passed since the last time.
@@ -68,7 +101,7 @@ def table_of(report: Report, stream: TextIO) -> str:
     lines = [
         f"stube {report['stube']}, backend {report['backend']}, Python {report['python']}, {report['platform']}",
         "",
-        f"{'':5}{'GUARANTEE':21}{'VERDICT':14}{'PASSED':>7}{'FAILED':>8}{'SKIPPED':>9}",
+        f"{'':5}{'GUARANTEE':21}{'VERDICT':14}{'TESTED':12}{'FAILED':8}".rstrip(),
     ]
     told: dict[str, str] = {}  # from a test to the guarantee with its story: a random program may break many of them
     for number, one in report["guarantees"].items():
@@ -89,9 +122,13 @@ def _row(number: str, one: GuaranteeReport, *, coloured: bool) -> str:
     cell = f"{verdict:14}"
     if coloured:
         cell = f"\x1b[{_COLOURS[one['verdict']]}m{cell}\x1b[0m"
-    missing = f"  needs {', '.join(one['missing'])}" if one["missing"] else ""
-    counts = f"{one['passed']:7}{one['failed']:8}{one['skipped']:9}"
-    return f"{number:5}{one['title']:21}{cell}{counts}{missing}"
+    missing = f"the rest needs {', '.join(one['missing'])}" if one["missing"] else ""
+    ran = f"{one['passed'] + one['failed']} of {one['total']}"
+    return f"{number:5}{one['title']:21}{cell}{ran:12}{one['failed'] or '':<8}{missing}".rstrip()
+
+
+def _number(guarantee: str) -> int:
+    return int(guarantee.removeprefix("G"))
 
 
 def _story_of(story: Story) -> list[str]:

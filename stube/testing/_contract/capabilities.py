@@ -12,7 +12,7 @@ from typing import Final
 
 import pytest
 
-__all__ = ["CAPABILITIES", "backend_name", "missing_reason", "requires"]
+__all__ = ["CAPABILITIES", "REAL_TIME", "backend_name", "missing_reason", "requires", "with_real_time"]
 
 CAPABILITIES: Final[Mapping[str, str]] = MappingProxyType(
     {
@@ -29,14 +29,17 @@ CAPABILITIES: Final[Mapping[str, str]] = MappingProxyType(
 )
 """Every known capability and what it promises."""
 
+REAL_TIME: Final = "real_time"
+"""What `requires` takes besides the capabilities. No backend names it: time is real where it is not virtual."""
+
 
 def requires(*capabilities: str) -> pytest.MarkDecorator:
-    """Mark a test that needs optional capabilities: it is skipped on a backend that does not promise them.
+    """Mark a test that needs optional capabilities or `REAL_TIME`: it is skipped on a backend without them.
 
     Raises:
         ValueError: a name is not a known capability. Otherwise a spelling mistake would skip the test everywhere.
     """
-    unknown = sorted(set(capabilities) - set(CAPABILITIES))
+    unknown = sorted(set(capabilities) - {*CAPABILITIES, REAL_TIME})
     if unknown:
         raise ValueError(f"Unknown capability {unknown[0]!r}. Choose from {', '.join(sorted(CAPABILITIES))}.")
     return pytest.mark.stube_requires(*capabilities)
@@ -45,9 +48,14 @@ def requires(*capabilities: str) -> pytest.MarkDecorator:
 def missing_reason(name: str, promised: Collection[str], wanted: Iterable[str]) -> str | None:
     """Return the reason to skip: the first wanted capability that the backend `name` does not promise, or None."""
     for capability in wanted:
-        if capability not in promised:
+        if capability not in with_real_time(promised):
             return f"capability {capability} is not promised by {name}"
     return None
+
+
+def with_real_time(promised: Collection[str]) -> set[str]:
+    """Return the capabilities that a backend names, and `REAL_TIME` unless it names `virtual_time`."""
+    return {*promised} if "virtual_time" in promised else {*promised, REAL_TIME}
 
 
 def backend_name(spec: object) -> str:

@@ -6,6 +6,7 @@ Private, like every package here whose name begins with an underscore: hosts and
 
 from __future__ import annotations
 
+from stube.testing._harness.blame import blame, blamed_by, blaming
 from stube.testing._harness.clock import PATIENCE, monotonic, monotonic_ns, perf_counter_ns
 from stube.testing._harness.differences import first_difference
 from stube.testing._harness.driver import Driver, settle_awaiting
@@ -55,6 +56,9 @@ __all__ = [
     "Step",
     "ThreadChances",
     "UniqueIds",
+    "blame",
+    "blamed_by",
+    "blaming",
     "check_ledger",
     "create",
     "create_apart",

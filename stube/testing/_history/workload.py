@@ -8,7 +8,16 @@ from collections.abc import Mapping
 from typing import Final
 
 from stube import Backend, ConversationEnded, Event, is_virtual
-from stube.testing._harness import HOUR, PATIENCE, RandomSteps, ThreadChances, failures_unlogged, switching_often
+from stube.testing._harness import (
+    HOUR,
+    PATIENCE,
+    RandomSteps,
+    ThreadChances,
+    blame,
+    blamed_by,
+    failures_unlogged,
+    switching_often,
+)
 from stube.testing._history.recorder import RecordedRegistry
 from stube.testing._history.records import History
 
@@ -83,7 +92,8 @@ def random_history(
             workload.move_until_over(workers)
             workload.come_to_rest()
         except Exception as exc:
-            raise HistoryFailed(f"seed {seed}: {exc}", workload.recorded.history()) from exc
+            failed = HistoryFailed(f"seed {seed}: {exc}", workload.recorded.history())
+            raise blame(failed, blamed_by(exc) or ["G21"]) from exc
     return workload.recorded.history(complete=True)
 
 
@@ -151,9 +161,9 @@ class _Workload:
             cid=_CLOSING, instance_id=_CLOSING, delay_ms=_LONGEST_WAIT, event=(_CLOSING, _CLOSING)
         )
         if not self._closed.wait(PATIENCE):
-            raise TimeoutError(f"a timer of {_LONGEST_WAIT} ms does not fire")
+            raise blame(TimeoutError(f"a timer of {_LONGEST_WAIT} ms does not fire"), ["G10"])
         if not self._registry.settle(PATIENCE):
-            raise TimeoutError(f"the registry does not settle: {self._registry.stats().equation}")
+            raise blame(TimeoutError(f"the registry does not settle: {self._registry.stats().equation}"), ["G10"])
 
     def _handle(self, cid: str, event: Event) -> None:
         """Deliver: most handlers do nothing, some perform an operation on the conversation of the delivery."""

@@ -16,13 +16,14 @@ that both say the same.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from typing import Any, Final, NamedTuple, NoReturn
 
-from stube import ConversationInfo, Event, RegistryFull, Stats
-from stube.testing._harness import PATIENCE, create
+from stube import ConversationInfo, Event, RegistryClosed, RegistryFull, Stats
+from stube.testing._harness import PATIENCE, blame, create
 from stube.testing._model.model import ANY_FIGURE, Model, OneOf
 from stube.testing._model.printing import source
 from stube.testing._model.programs import (
@@ -57,6 +58,21 @@ _ENDING: Final = (  # performed after every program, and compared as well
     Call("close"),
 )
 _MOST_ATTEMPTS: Final = 3000  # to make a program smaller; they take seconds
+_OF_ERRORS: Final = ((RegistryFull, "G22"), (RegistryClosed, "G24"))
+_OF_EXPRESSIONS: Final = (  # parts of a compared expression, each with the guarantee that a difference breaks
+    ("errors", "G19"),
+    ("sizes()", "G13"),
+    ("publish(", "G16"),
+    ("subscriptions()", "G16"),
+    ("cancel", "G5"),
+    ("unsubscribe(", "G5"),
+    ("remove_subscriptions_for_cid(", "G5"),
+    ("pending_flow", "G8"),
+    ("settle()", "G10"),
+    ("now_ms", "G9"),
+    ("next_due_ms", "G9"),
+    ("trace", "G2"),
+)
 _PLAIN: Final = (str, int, float, bool, type(None))
 _NOTHING: Final = ConversationInfo()
 
@@ -357,7 +373,27 @@ class _Performance:
         self._raise(_Check(call, wanted, got), assertion, last=False)
 
     def _raise(self, check: _Check, assertion: str, *, last: bool) -> NoReturn:
-        raise Difference(*check, self.comparer.source(self, assertion, last=last))
+        difference = Difference(*check, self.comparer.source(self, assertion, last=last))
+        raise blame(difference, [_guarantee_of(check)])
+
+
+def _guarantee_of(check: _Check) -> str:
+    """Return the guarantee that a difference breaks."""
+    if check.expression in ("seen", "overlaps", "touched") or check.expression.startswith("[entry for entry in seen"):
+        return _of_deliveries(check)
+    if isinstance(check.wanted, Raised) or isinstance(check.got, Raised):
+        errors = [answer.error for answer in (check.wanted, check.got) if isinstance(answer, Raised)]
+        return next((number for error, number in _OF_ERRORS if issubclass(errors[0], error)), "G15")
+    return next((number for part, number in _OF_EXPRESSIONS if part in check.expression), "G21")
+
+
+def _of_deliveries(check: _Check) -> str:
+    if check.expression in ("overlaps", "touched"):
+        return "G1" if check.expression == "overlaps" else "G17"
+    wanted, got = ([(cid, event.instance_id, event.name) for _, cid, event in seen] for seen in check[1:])
+    if wanted == got:
+        return "G21"  # the same deliveries, of which one has another payload or dispatch
+    return "G2" if Counter(wanted) == Counter(got) else "G5"
 
 
 def _assertion(check: _Check) -> str:

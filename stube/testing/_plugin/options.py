@@ -57,6 +57,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Register the markers, check the options, and record the tests when a report is wanted."""
     for line in (
         "guarantee(*numbers): the guarantees of stube's contract that this test proves.",
+        "stube_costly: this test takes long, so all tests of the suite that are not costly run before it.",
         "stube_requires(*capabilities): skip on a backend that does not promise these capabilities.",
         "allow_failures: permit handlers to fail under the fixture virtual_registry.",
     ):
@@ -91,7 +92,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Refuse a marker that names no guarantee; deselect the tests that `--stube-guarantee` does not ask for."""
+    """Refuse a marker that names no guarantee; deselect the tests that `--stube-guarantee` does not ask for.
+
+    If nothing but the suite is collected, its costly tests come last, so that most faults show within seconds.
+    """
     from stube.testing._contract.guarantees import unknown_guarantee
 
     wanted: set[str] = set(config.getoption("stube_guarantee") or ())
@@ -105,8 +109,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if wrong is not None:
             raise pytest.UsageError(f"The marker of {item.nodeid} is wrong. {wrong}")
         (chosen if not wanted or wanted & set(numbers) else left_out).append(item)
+    if all("stube_backend" in getattr(item, "fixturenames", ()) for item in chosen):
+        chosen.sort(key=lambda item: item.get_closest_marker("stube_costly") is not None)
+    items[:] = chosen
     if left_out:
-        items[:] = chosen
         config.hook.pytest_deselected(items=left_out)
 
 

@@ -69,7 +69,7 @@ def make_registry(
     """
     from stube.testing._conformance.outcomes import UNDER_TEST
     from stube.testing._contract.capabilities import backend_name, missing_reason
-    from stube.testing._harness import check_ledger, create, timed_out
+    from stube.testing._harness import blaming, check_ledger, create, timed_out
 
     made: list[Backend] = []
 
@@ -94,10 +94,14 @@ def make_registry(
             registry.close(1.0)
         return
     for registry in [] if timed_out else made:
-        check_ledger(registry)
-        assert registry.close(30.0), f"close() did not stop everything: {registry.stats()}"
-        stats = check_ledger(registry)
-        assert (stats.timers, stats.queued, stats.subscriptions, stats.pending_flows) == (0, 0, 0, 0), stats
+        with blaming("G21"):
+            check_ledger(registry)
+        with blaming("G24"):
+            assert registry.close(30.0), f"close() did not stop everything: {registry.stats()}"
+        with blaming("G21"):
+            stats = check_ledger(registry)
+        with blaming("G24"):
+            assert (stats.timers, stats.queued, stats.subscriptions, stats.pending_flows) == (0, 0, 0, 0), stats
 
 
 @pytest.fixture

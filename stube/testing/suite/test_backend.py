@@ -20,10 +20,10 @@ from stube import (
     TimerInfo,
     UnknownBackendError,
 )
-from stube.testing._contract.capabilities import CAPABILITIES, requires
+from stube.testing._contract.capabilities import CAPABILITIES, REAL_TIME, requires
 from stube.testing._harness import PATIENCE, Driver, monotonic
 from stube.testing.plugin import MakeRegistry
-from stube.testing.suite._fixtures import HOUR, MakeRun, guarantee, refused
+from stube.testing.suite._fixtures import HOUR, MakeRun, costly, guarantee, refused
 
 # Capabilities and options.
 
@@ -147,6 +147,7 @@ def test_settle_waits_for_ready_deliveries_but_not_for_timers(run: Driver) -> No
 
 
 @guarantee("G21")
+@costly
 def test_settle_and_join_return_false_when_the_timeout_passes(run: Driver) -> None:
     """Fault: they always return True, or wait longer than their timeout.
 
@@ -199,7 +200,7 @@ def test_join_waits_for_timers_and_all_that_handlers_schedule(run: Driver) -> No
 
 
 @guarantee("G21", "G10")
-@requires("own_clock")  # real time: on a virtual clock `join` moves the clock itself
+@requires(REAL_TIME)  # on a virtual clock `join` moves the clock itself
 @pytest.mark.parametrize("how", ["cancel_timers", "cancel", "reset_state", "close"])
 def test_a_waiter_in_join_wakes_when_the_timers_are_removed(run: Driver, how: str) -> None:
     """Fault: a cancel, a reset or a close does not wake a waiter in `join`, so that it sleeps for an hour."""

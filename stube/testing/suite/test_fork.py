@@ -11,7 +11,7 @@ import pytest
 from stube import Backend, Stats
 from stube.testing._contract.capabilities import requires
 from stube.testing._harness import run_script
-from stube.testing.suite._fixtures import guarantee
+from stube.testing.suite._fixtures import costly, guarantee
 
 _FORK = """
 run = Driver(make(max_pending=4))
@@ -183,6 +183,7 @@ registry.close()
 
 
 @guarantee("G25")
+@costly
 @requires("fork")
 @pytest.mark.parametrize("cause", ["timer", "message"])
 def test_a_child_forked_in_a_handler_delivers_no_event_of_its_parent(
@@ -202,6 +203,7 @@ def test_a_child_forked_in_a_handler_delivers_no_event_of_its_parent(
 
 
 @guarantee("G25", "G23")
+@costly
 @requires("fork")
 def test_registries_made_before_a_server_forks_work_in_its_workers(
     registry: Backend, stube_backend: Any, stube_options: Mapping[str, Any]
@@ -252,6 +254,7 @@ for run in (unused, used):
 
 
 @guarantee("G25")
+@costly
 @requires("fork")
 def test_a_fork_under_load_leaves_no_lock_held_in_the_child(
     registry: Backend, stube_backend: Any, stube_options: Mapping[str, Any]

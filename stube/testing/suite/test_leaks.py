@@ -14,7 +14,7 @@ import pytest
 from stube import Event, Stats, TimerHandle
 from stube.testing._contract.capabilities import requires
 from stube.testing._harness import PATIENCE, Driver, live_threads
-from stube.testing.suite._fixtures import AWKWARD_NAMES, HOUR, MakeRun, Payload, guarantee
+from stube.testing.suite._fixtures import AWKWARD_NAMES, HOUR, MakeRun, Payload, costly, guarantee
 
 
 @guarantee("G13")
@@ -137,6 +137,7 @@ def test_a_self_rearming_timer_is_one_timer_at_every_step(run: Driver) -> None:
 
 
 @guarantee("G13")
+@costly
 @requires("sizes")
 def test_conversations_that_used_everything_leave_nothing(run: Driver) -> None:
     """Case 4. Fault: a key, an empty container or a lock stays for every conversation that ever existed."""
@@ -161,6 +162,7 @@ def test_conversations_that_used_everything_leave_nothing(run: Driver) -> None:
 
 
 @guarantee("G13")
+@costly
 @requires("sizes")
 def test_conversations_that_never_connected_leave_nothing(run: Driver) -> None:
     """Case 1. Fault: ending a conversation leaves its baton, its cancelled timer or its emptied topic behind."""
@@ -213,6 +215,7 @@ def test_conversations_that_left_their_topics_leave_nothing(run: Driver) -> None
 
 
 @guarantee("G13")
+@costly
 @requires("by_reference")
 def test_payloads_of_cancelled_timers_are_released_immediately(run: Driver) -> None:
     """Case 2. Fault: cancelled timers are only marked, and stay in the heap until they would have been due."""
@@ -412,6 +415,7 @@ def test_a_failed_delivery_keeps_no_payload_alive(make_run: MakeRun, caplog: pyt
 
 
 @guarantee("G13")
+@costly
 def test_an_emptied_index_frees_its_memory(run: Driver) -> None:
     """Fault: a dict whose keys are all deleted keeps its table: 42 MB after a million keys.
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from stube import Backend, Event, RegistryClosed, Stats
-from stube.testing._contract.capabilities import requires
+from stube.testing._contract.capabilities import REAL_TIME, requires
 from stube.testing._harness import (
     PATIENCE,
     Driver,
@@ -27,7 +27,7 @@ from stube.testing._harness import (
     tracing,
 )
 from stube.testing.plugin import MakeRegistry
-from stube.testing.suite._fixtures import HOUR, OPERATIONS, MakeRun, guarantee, unchanged
+from stube.testing.suite._fixtures import HOUR, OPERATIONS, MakeRun, costly, guarantee, unchanged
 
 # Starting.
 
@@ -176,7 +176,7 @@ def test_a_registry_that_was_never_used_can_be_closed(make_registry: MakeRegistr
 
 
 @guarantee("G24", "G6")
-@requires("own_clock")  # real time: on a virtual clock the caller itself delivers, and `close` cannot stop it
+@requires(REAL_TIME)  # on a virtual clock the caller itself delivers, and `close` cannot stop it
 def test_close_waits_for_a_running_delivery_within_its_timeout(run: Driver) -> None:
     """Fault: `close` exceeds its timeout, returns True while a handler runs, or delivers what is queued behind it.
 
@@ -260,6 +260,7 @@ def test_a_schedule_racing_with_close_is_counted_or_raises(make_run: MakeRun) ->
 
 
 @guarantee("G24", "G7", "G15")
+@costly
 @pytest.mark.parametrize("operation", ["schedule_event", "publish", "subscribe", "put_pending_flow"])
 def test_a_close_at_any_line_of_an_adding_operation_is_atomic(make_run: MakeRun, operation: str) -> None:
     """Case 27. Fault: the operation checks for the close only before it takes the lock, and so adds after the close.
@@ -375,7 +376,7 @@ def _wait_until_gone(watched: list[weakref.ref[Backend]], before: int) -> None:
 
 
 @guarantee("G13")
-@requires("own_clock")  # real time: an unreferenced virtual registry has no caller that moves its clock
+@requires(REAL_TIME)  # an unreferenced virtual registry has no caller that moves its clock
 def test_an_unreferenced_registry_still_delivers_its_timers(
     stube_backend: Any, stube_options: Mapping[str, Any], make_registry: MakeRegistry
 ) -> None:
@@ -449,6 +450,7 @@ sys.last_object = Last()
 
 
 @guarantee("G24")
+@costly
 @pytest.mark.parametrize("state", list(_EXITS))
 def test_a_program_that_does_not_close_exits_promptly_and_silently(
     stube_backend: Any, stube_options: Mapping[str, Any], state: str

@@ -12,7 +12,7 @@ import pytest
 from stube import Event, Stats
 from stube.testing._contract.capabilities import requires
 from stube.testing._harness import Driver, first_difference, monotonic_ns, run_threads
-from stube.testing.suite._fixtures import MakeRun, guarantee
+from stube.testing.suite._fixtures import MakeRun, costly, guarantee
 
 
 class _Due:
@@ -171,6 +171,7 @@ def test_late_timers_are_sorted_among_timers_that_are_nearly_due(run: Driver) ->
 
 
 @guarantee("G2")
+@costly
 @requires("own_clock")
 def test_a_coarse_clock_keeps_timers_of_one_instant_in_order(make_run: MakeRun) -> None:
     """Fault: of timers with equal instants the later begins first. A coarse clock shows it; this ticks every 20 ms."""

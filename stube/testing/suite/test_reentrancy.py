@@ -21,7 +21,7 @@ from typing_extensions import override
 
 from stube import Event, RegistryClosed, RegistryFull, TimerHandle
 from stube.testing._harness import PATIENCE, Driver, Effort, Injector, check_ledger, tracing, watchdog
-from stube.testing.suite._fixtures import HOUR, OPERATIONS, MakeRun, guarantee
+from stube.testing.suite._fixtures import HOUR, OPERATIONS, MakeRun, costly, guarantee
 
 
 @guarantee("G20")
@@ -225,6 +225,7 @@ def _interrupted(run: Driver, outer: str, inner: str, at: int, outer_key: str, i
 
 
 @guarantee("G20")
+@costly
 @pytest.mark.parametrize("outer", list(STEPS))
 def test_any_operation_may_interrupt_any_other_at_any_line(run: Driver, stube_effort: Effort, outer: str) -> None:
     """Case 14c. Fault: a lock is not re-entrant; or it is, and a re-entrant call sees half a change.
@@ -265,6 +266,7 @@ def test_any_operation_may_interrupt_any_other_at_any_line(run: Driver, stube_ef
 
 
 @guarantee("G20")
+@costly
 @pytest.mark.parametrize("outer", list(STEPS))
 def test_an_operation_may_interrupt_another_on_the_same_names(run: Driver, stube_effort: Effort, outer: str) -> None:
     """Case 14c. Fault: the interrupted operation continues with an entry that the re-entrant call has removed.
@@ -310,6 +312,7 @@ class _OfTheBackend(Injector):
 
 
 @guarantee("G20", "G10")
+@costly
 def test_an_operation_at_any_line_of_the_delivery_thread_takes_effect(make_run: MakeRun) -> None:
     """Fault: a finalizer that runs on the delivery thread, between two lines of its loop, publishes a message, and
     the thread goes to sleep without delivering it."""
@@ -397,6 +400,7 @@ _INNER = ["schedule_event", "publish", "cancel_timers", "reset_state"]
 
 
 @guarantee("G20", "G23")
+@costly
 @pytest.mark.parametrize("outer", ["schedule_event", "subscribe", "publish", "put_pending_flow"])
 @pytest.mark.parametrize("inner", _INNER)
 def test_the_first_operation_may_be_interrupted(
@@ -499,6 +503,7 @@ def test_the_collector_may_run_a_finalizer_in_any_operation(run: Driver) -> None
 
 
 @guarantee("G20")
+@costly
 @pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="no SIGUSR1 on this system")
 def test_a_signal_handler_may_call_every_operation(run: Driver) -> None:
     """Case 14c. Fault: a lock is not re-entrant. Signals arrive at random moments of one second of work."""

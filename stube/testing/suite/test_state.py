@@ -21,10 +21,11 @@ from stube.testing._harness import (
     run_threads,
     tracing,
 )
-from stube.testing.suite._fixtures import HOUR, MakeRun, guarantee, unchanged
+from stube.testing.suite._fixtures import HOUR, MakeRun, costly, guarantee, unchanged
 
 
 @guarantee("G14")
+@costly
 def test_schedule_and_cancel_cost_the_same_with_many_timers(run: Driver) -> None:
     """Fault: a sorted list with O(n) insertion, or a search through all timers at a cancel.
 
@@ -49,6 +50,7 @@ def test_schedule_and_cancel_cost_the_same_with_many_timers(run: Driver) -> None
 
 
 @guarantee("G14")
+@costly
 def test_subscribe_and_unsubscribe_cost_the_same_in_a_large_topic(run: Driver) -> None:
     """Fault: the subscribers of a topic are a tuple that is copied, or a list that is searched.
 
@@ -91,6 +93,7 @@ def test_unsubscribe_costs_the_same_for_an_instance_with_many_topics(run: Driver
 
 
 @guarantee("G14")
+@costly
 def test_removing_a_conversation_costs_the_same_in_a_large_registry(run: Driver) -> None:
     """Fault: the removal visits every subscriber of the topic, or every topic of the registry.
 
@@ -116,6 +119,7 @@ def test_removing_a_conversation_costs_the_same_in_a_large_registry(run: Driver)
 
 
 @guarantee("G14")
+@costly
 def test_publish_costs_its_caller_the_same_for_many_subscribers(make_run: MakeRun) -> None:
     """Fault: `publish` iterates over the subscribers, or copies them.
 
@@ -301,6 +305,7 @@ def test_a_payload_that_cannot_cross_processes_is_refused_at_the_call(run: Drive
 
 
 @guarantee("G18", "G7")
+@costly
 def test_resets_racing_with_other_operations_keep_the_ledger(run: Driver) -> None:
     """Fault: a reset counts what it will drop, and drops later arrivals without counting them."""
     done = threading.Event()
@@ -330,6 +335,7 @@ def test_resets_racing_with_other_operations_keep_the_ledger(run: Driver) -> Non
 
 
 @guarantee("G16")
+@costly
 def test_a_message_racing_with_a_hand_over_reaches_a_subscriber(run: Driver) -> None:
     """Fault: `publish` reads the shards of a topic one after the other: it misses both the new and the old subscriber,
     although at every instant one of them was subscribed.

@@ -14,7 +14,7 @@ import pytest
 from stube.testing._contract.capabilities import requires
 from stube.testing._harness import Effort
 from stube.testing._model.random_programs import compare_programs
-from stube.testing.suite._fixtures import guarantee
+from stube.testing.suite._fixtures import costly, guarantee
 
 
 @guarantee("G2", "G5", "G15", "G16")
@@ -28,6 +28,7 @@ def test_random_programs_match_the_model_exactly(
 
 
 @guarantee("G2", "G5", "G15", "G16")
+@costly
 @pytest.mark.usefixtures("make_registry")
 def test_random_programs_match_the_model_after_settling(
     stube_backend: Any, stube_options: Mapping[str, Any], stube_effort: Effort

@@ -19,6 +19,7 @@ from stube.testing._harness import (
     Injector,
     RandomSteps,
     RegistryProxy,
+    blaming,
     join_or_standstill,
     monotonic,
     run_threads,
@@ -26,7 +27,7 @@ from stube.testing._harness import (
     tracing,
     wait_or_standstill,
 )
-from stube.testing.suite._fixtures import HOUR, OPERATIONS, guarantee
+from stube.testing.suite._fixtures import HOUR, OPERATIONS, costly, guarantee
 
 
 @guarantee("G21")
@@ -98,6 +99,7 @@ RACES = [
 
 
 @guarantee("G7", "G8", "G16")
+@costly
 @pytest.mark.parametrize(("first", "second"), RACES)
 def test_racing_operations_are_atomic_at_every_line(run: Driver, first: str, second: str) -> None:
     """Fault: an operation checks and acts without a lock, and another thread acts in between.
@@ -105,6 +107,11 @@ def test_racing_operations_are_atomic_at_every_line(run: Driver, first: str, sec
     At each line that the first operation executes, another thread runs the second one on the same names. If that has to
     wait for a lock, the first operation continues, and the second one finishes after it.
     """
+    with blaming("G8" if "flow" in first else "G16" if "publish" in (first, second) else "G7"):
+        _race_at_every_line(run, first, second)
+
+
+def _race_at_every_line(run: Driver, first: str, second: str) -> None:
     registry = run.registry
     for at in range(10_000):
         registry.put_pending_flow("c1", "flow")
@@ -230,6 +237,7 @@ class _Counting(RegistryProxy):
 
 
 @guarantee("G21", "G7", "G1")
+@costly
 def test_eight_threads_run_every_operation_concurrently(run: Driver, stube_effort: Effort) -> None:
     """Case 13. Fault: any state is changed outside of its lock. The threads run for two seconds of real time."""
     until = monotonic() + stube_effort.stress_seconds

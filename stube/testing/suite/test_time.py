@@ -39,7 +39,7 @@ def test_no_timer_begins_early_and_none_is_lost(run: Driver) -> None:
             assert late <= 1.001e-6  # due instants round up to whole nanoseconds
 
 
-@guarantee("G9")
+@guarantee("G9", "G11")
 def test_fractions_of_a_millisecond_count(run: Driver) -> None:
     """Fault: delays are cut to whole milliseconds, so 0.9 is 0; or 1.5 and 1.25 are due at the same instant.
 
