@@ -537,7 +537,7 @@ class Workshop:
         if fault is not None:
             changes[fault.path] = fault.broken()
             # What must happen at once and does not is waited for in vain; in this way an assertion says so sooner.
-            changes[CLOCK] = _replaced(CLOCK, "PATIENCE: Final = 30.0", "PATIENCE: Final = 3.0")
+            changes[CLOCK] = _replaced(CLOCK, "PATIENCE: Final = 10.0", "PATIENCE: Final = 3.0")
         arguments = [
             "-p",
             "stube.testing.plugin",

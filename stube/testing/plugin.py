@@ -35,6 +35,7 @@ __all__ = ["HandlerFailed", "MakeRegistry", "VirtualChecks"]
 
 pytest_plugins = (
     "stube.testing._plugin.dead_threads",
+    "stube.testing._plugin.deadlocks",
     "stube.testing._plugin.options",
     "stube.testing._plugin.suite_fixtures",
     "stube.testing._plugin.virtual_registry",

@@ -106,8 +106,8 @@ def report_of(
         backend: its name as it is shown, without a password.
         records: of the tests that ran on it or were skipped.
         seconds: the duration of the run.
-        numbers: the guarantees that were asked for; none for all. Others are reported where a test failed because of them
-            alone.
+        numbers: the guarantees that were asked for; none for all. Others are reported where a test failed because of
+            them alone.
         totals: how many tests the suite has for each guarantee; None if all of them have a record.
     """
     if totals is None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from stube.testing._harness.blame import blame, blamed_by, blaming
 from stube.testing._harness.clock import PATIENCE, monotonic, monotonic_ns, perf_counter_ns
 from stube.testing._harness.differences import first_difference
-from stube.testing._harness.driver import Driver, settle_awaiting
+from stube.testing._harness.driver import Driver, settle_awaiting, settles
 from stube.testing._harness.effort import FULL, QUICK, Effort
 from stube.testing._harness.ledger import check_ledger
 from stube.testing._harness.logs import failures_unlogged
@@ -74,6 +74,7 @@ __all__ = [
     "run_script",
     "run_threads",
     "settle_awaiting",
+    "settles",
     "start",
     "switching_often",
     "tracing",

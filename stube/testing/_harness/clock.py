@@ -7,8 +7,9 @@ from typing import Final
 
 __all__ = ["PATIENCE", "monotonic", "monotonic_ns", "perf_counter_ns"]
 
-PATIENCE: Final = 30.0
-"""Seconds to wait for something that must happen. A machine under load needs less; only a failing test needs all."""
+PATIENCE: Final = 10.0
+"""Seconds to wait for something that must happen. A machine under load needs less; only a failing test needs all.
+What takes long because it is much, such as a hundred thousand deliveries, is waited for as long as it moves."""
 
 # Taken at import, because tests replace attributes of the time module.
 monotonic = time.monotonic

@@ -14,7 +14,7 @@ from stube import Backend, EventSpec, Stats, TimerHandle, VirtualBackend, is_vir
 from stube.testing._harness.clock import PATIENCE, monotonic_ns
 from stube.testing._harness.recorder import HOLD, SENTINEL, Gate, Recorder
 
-__all__ = ["Driver", "settle_awaiting"]
+__all__ = ["Driver", "settle_awaiting", "settles"]
 
 _DRIVER: Final = "stube-driver"
 
@@ -48,7 +48,7 @@ class Driver:
 
     def settle(self) -> None:
         """Wait until everything that is ready has been delivered."""
-        assert self.registry.settle(PATIENCE), f"does not settle: {self.registry.stats().equation}"
+        assert settles(self.registry), f"does not settle: {self.registry.stats().equation}"
 
     def pass_time(self, ms: float) -> None:
         """Let `ms` pass, and wait until everything that is due by then has been delivered.
@@ -134,10 +134,20 @@ class Driver:
         return Counter(self.recorder.cids)
 
 
+def settles(registry: Backend) -> bool:
+    """Settle a registry, for as long as its ledger moves. Return whether it has settled."""
+    before = None
+    while not registry.settle(PATIENCE):
+        before, latest = registry.stats(), before
+        if before == latest:
+            return False
+    return True
+
+
 def settle_awaiting(registry: Backend) -> None:
     """Settle a registry whose dispatch may return awaitables, which a virtual clock awaits only in `settled`."""
     if is_virtual(registry) and "coroutine_dispatch" in registry.capabilities:
         settled = asyncio.run(registry.settled(PATIENCE))
     else:
-        settled = registry.settle(PATIENCE)
+        settled = settles(registry)
     assert settled, f"does not settle: {registry.stats().equation}"

@@ -38,7 +38,7 @@ DISPATCHES: Final = ("function", "coroutine")
 """The values of `STUBE_TEST_DISPATCH`: a test's plain dispatch is installed as it is, or inside a coroutine function.
 The first is the default."""
 
-_PATIENCE: Final = 30.0  # seconds until a loop that must answer counts as stuck
+_PATIENCE: Final = 10.0  # seconds until a loop that must answer counts as stuck
 _served: Final[weakref.WeakSet[Any]] = weakref.WeakSet()
 
 

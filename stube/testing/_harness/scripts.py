@@ -50,7 +50,7 @@ def finish():
 """
 
 
-def run_script(spec: object, options: Mapping[str, Any], body: str, *, timeout: float = 60) -> str:
+def run_script(spec: object, options: Mapping[str, Any], body: str, *, timeout: float = 60.0) -> str:
     """Run a scenario in a fresh interpreter and return what it printed.
 
     The script may use `make(**options)`, which makes the backend under test, and the other names of the prelude above.

@@ -14,7 +14,7 @@ from typing import Final
 
 from stube.testing._harness.clock import monotonic
 
-__all__ = ["join_or_standstill", "wait_or_standstill"]
+__all__ = ["is_runnable", "join_or_standstill", "wait_or_standstill"]
 
 _PAUSE: Final = 0.0002  # seconds between two looks, in which the others run
 _LOOKS: Final = 3  # looks in a row at which no thread has moved; a thread between two locks is seen to move
@@ -40,13 +40,13 @@ def wait_or_standstill(done: Callable[[], bool]) -> None:
 
 def _places() -> dict[int, tuple[int, int]] | None:
     """The instruction at which each other thread is; None while one of them has work to do."""
-    if any(_is_runnable(thread) for thread in threading.enumerate() if thread is not threading.current_thread()):
+    if any(is_runnable(thread) for thread in threading.enumerate() if thread is not threading.current_thread()):
         return None
     me = threading.get_ident()
     return {ident: (id(frame), frame.f_lasti) for ident, frame in sys._current_frames().items() if ident != me}
 
 
-def _is_runnable(thread: threading.Thread) -> bool:
+def is_runnable(thread: threading.Thread) -> bool:
     """Tell whether a thread only waits for a processor. On a busy machine such a thread does not move either.
 
     Only Linux tells. Elsewhere the answer is False, and a sweep may go on a little early: it then proves less at one

@@ -12,7 +12,7 @@ from stube.testing._harness.clock import PATIENCE
 __all__ = ["passes_through", "run_threads", "switching_often"]
 
 
-def passes_through(call: Callable[[], object], timeout: float = 5.0) -> bool:
+def passes_through(call: Callable[[], object], timeout: float = PATIENCE / 2) -> bool:
     """Tell whether another thread completes this call while the calling thread waits.
 
     It cannot if the calling thread holds a lock that the call needs. Otherwise it takes milliseconds, so only a failure

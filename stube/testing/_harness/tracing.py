@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import sysconfig
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -11,6 +12,7 @@ from typing import Any, Final
 
 __all__ = ["Injector", "tracing"]
 
+_LIBRARY: Final = (sysconfig.get_path("stdlib"), "<")  # a frozen module has a file such as <frozen os>
 _TESTING: Final = os.path.dirname(os.path.dirname(__file__))
 
 
@@ -21,15 +23,24 @@ class Injector:
         at: the number of the line, from 0. The lines of all traced threads are counted together.
         action: what is performed there.
         within: a folder; only lines of files in it count. By default all lines count except those of `stube.testing`.
+        library: whether lines of Python's own modules count. An action in the middle of one may meet a lock of Python's
+            own: a thread that starts another one inside of `Thread.start` waits for itself.
         keep_error: keep an exception of the action in `error`. By default it is raised in the interrupted operation.
     """
 
     def __init__(
-        self, at: int, action: Callable[[], object], *, within: str | None = None, keep_error: bool = False
+        self,
+        at: int,
+        action: Callable[[], object],
+        *,
+        within: str | None = None,
+        library: bool = True,
+        keep_error: bool = False,
     ) -> None:
         self._at = at
         self._actions = [action]  # popped, because several threads may come to the line
         self._within = within
+        self._library = library
         self._keep_error = keep_error
         self.lines = 0
         """How many lines were counted up to now."""
@@ -41,6 +52,8 @@ class Injector:
         """Trace the frames whose lines count."""
         file = frame.f_code.co_filename
         counts = file.startswith(self._within) if self._within is not None else not file.startswith(_TESTING)
+        if not self._library and file.startswith(_LIBRARY) and "site-packages" not in file:
+            counts = False
         return self._line if counts else None
 
     def run(self, operation: Callable[[], object]) -> object:

@@ -69,7 +69,7 @@ def make_registry(
     """
     from stube.testing._conformance.outcomes import UNDER_TEST
     from stube.testing._contract.capabilities import backend_name, missing_reason
-    from stube.testing._harness import blaming, check_ledger, create, timed_out
+    from stube.testing._harness import PATIENCE, blaming, check_ledger, create, timed_out
 
     made: list[Backend] = []
 
@@ -97,7 +97,7 @@ def make_registry(
         with blaming("G21"):
             check_ledger(registry)
         with blaming("G24"):
-            assert registry.close(30.0), f"close() did not stop everything: {registry.stats()}"
+            assert registry.close(PATIENCE), f"close() did not stop everything: {registry.stats()}"
         with blaming("G21"):
             stats = check_ledger(registry)
         with blaming("G24"):

@@ -21,9 +21,9 @@ from stube import (
     UnknownBackendError,
 )
 from stube.testing._contract.capabilities import CAPABILITIES, REAL_TIME, requires
-from stube.testing._harness import PATIENCE, Driver, monotonic
+from stube.testing._harness import PATIENCE, Driver, Injector, monotonic, passes_through, tracing
 from stube.testing.plugin import MakeRegistry
-from stube.testing.suite._fixtures import HOUR, MakeRun, costly, guarantee, refused
+from stube.testing.suite._fixtures import HOUR, OPERATIONS, MakeRun, costly, guarantee, refused
 
 # Capabilities and options.
 
@@ -340,3 +340,81 @@ def test_inspect_shows_everything_that_each_conversation_holds(run: Driver) -> N
     run.settle()
     info = run.registry.inspect("listens")["listens"]
     assert (info.queued, info.running, info.timers) == (0, 0, ())
+
+
+@guarantee("G21")
+def test_a_timer_that_is_overdue_has_no_time_left(run: Driver) -> None:
+    """Fault: the time left until an overdue timer is negative, or the timer is not shown any more."""
+    with run.held("c1", advance_ms=5):
+        for delay in (0, 1, HOUR):
+            run.schedule(delay)
+        if run.clock is None:
+            threading.Event().wait(0.010)  # until both are overdue
+        else:
+            return  # the clock stands still while it delivers
+        left = [timer.remaining_ms for timer in run.registry.inspect("c1")["c1"].timers]
+    assert left[:2] == [0.0, 0.0]
+    assert HOUR - 60_000 < left[2] <= HOUR
+
+
+@guarantee("G26")
+def test_the_ledger_of_one_registry_shows_nothing_of_another(make_run: MakeRun) -> None:
+    """Case 30. Fault: counters, or the list of what runs, are an attribute of the class."""
+    one, two = make_run(max_pending=5), make_run()
+    two.registry.subscriptions()
+
+    def fail(cid: str, event: Event) -> None:
+        raise LookupError(event.name)
+
+    one.recorder.on("fails", fail)
+    one.subscribe("t")
+    one.schedule(0, "fails")
+    one.schedule(0)
+    one.settle()
+    one.schedule(HOUR)
+    assert one.registry.cancel_timers("c1") == 1
+    with one.held("c1"):
+        one.registry.publish("t", 1)
+        assert two.registry.inspect() == {}
+        assert two.registry.stats() == Stats()
+        one.registry.reset_state()
+    for _ in range(5):
+        one.schedule(HOUR)
+    assert two.registry.stats() == Stats()
+    two.schedule(HOUR)  # which has room, although the other one has none
+    assert two.registry.stats() == Stats(accepted=1, timers=1)
+    assert one.stats() == Stats(accepted=9, delivered=1, failed=1, cancelled=1, dropped=1, timers=5)
+
+
+@guarantee("G26")
+@pytest.mark.parametrize("operation", ["schedule_event", "publish", "cancel_timers", "reset_state", "close"])
+def test_a_registry_that_is_stopped_in_an_operation_stops_no_other(make_run: MakeRun, operation: str) -> None:
+    """Case 30. Fault: a lock is an attribute of the class or of the module, so that all registries wait for one.
+
+    At each line of an operation of one registry, another thread uses another registry.
+    """
+    two = make_run()
+    two.subscribe("t")
+    two.schedule(0)
+    two.settle()
+    through: list[bool] = []
+
+    def use_the_other() -> None:
+        through.append(
+            passes_through(lambda: (two.schedule(HOUR), two.registry.publish("t", 1), two.registry.cancel_timers("c1")))
+        )
+
+    for at in range(10_000):
+        one = make_run()
+        one.subscribe("t")
+        injector = Injector(at, use_the_other, library=False)
+        with tracing(injector):
+            if operation == "close":
+                one.registry.close()
+            else:
+                OPERATIONS[operation](one.registry, "c1")
+        assert all(through), f"the other registry waits for this one at {injector.fired}"
+        if not injector.fired:
+            break
+        assert one.registry.close(PATIENCE)
+    two.settle()

@@ -38,6 +38,34 @@ def test_a_timer_that_is_already_due_can_be_cancelled(run: Driver, how: str) -> 
 
 
 @guarantee("G5")
+@pytest.mark.parametrize("how", ["cancel_timers", "instance", "handle"])
+def test_a_timer_among_many_can_be_cancelled(run: Driver, how: str) -> None:
+    """Fault: among many timers a cancel searches at the wrong place, or gives up, or only marks a timer whose mark is
+    lost when the dead entries are cleared away.
+
+    The timers to be cancelled are due, but held up; before and behind them are 20,000 others, of which half are
+    cancelled, too.
+    """
+    with run.held("c1"):
+        others = [run.schedule(HOUR + number * 7919 % 20_000, cid=f"other {number % 50}") for number in range(10_000)]
+        handles = [run.schedule(0, ("victim", number), cid="c1", instance_id=f"i{number}") for number in range(20)]
+        others += [run.schedule(HOUR + number * 7919 % 20_000, cid=f"other {number % 50}") for number in range(10_000)]
+        if how == "handle":
+            assert [handle.cancel() for handle in handles] == [True] * 20
+        elif how == "instance":
+            assert [run.registry.cancel_timers("c1", instance_id=f"i{number}") for number in range(20)] == [1] * 20
+        else:
+            assert run.registry.cancel_timers("c1") == 20
+        assert all(handle.cancel() for handle in others[::2])
+        run.schedule(0, "end", cid="c1")
+    run.settle()
+    assert run.recorder.names == ["end"]
+    assert not any(handle.cancel() for handle in (*handles, *others[::2]))
+    assert sum(run.registry.cancel_timers(f"other {number}") for number in range(50)) == 10_000
+    assert run.stats() == Stats(accepted=20_021, delivered=1, cancelled=20_020)
+
+
+@guarantee("G5")
 def test_a_handler_can_cancel_due_timers_of_another_conversation(run: Driver) -> None:
     """Case 8. Fault: a batch of due timers is claimed as a whole, so those behind the first cannot be cancelled."""
     begun_at_return: list[bool] = []

@@ -1,7 +1,4 @@
-"""Finalizers may call the registry, and no user code runs under one of its locks (G20).
-
-Everything here runs in the main thread under a watchdog, so that a deadlock is a failure and not a hang.
-"""
+"""Finalizers may call the registry, and no user code runs under one of its locks (G20)."""
 
 from __future__ import annotations
 
@@ -17,7 +14,7 @@ from typing_extensions import override
 
 from stube import Event
 from stube.testing._contract.capabilities import requires
-from stube.testing._harness import PATIENCE, Driver, check_ledger, passes_through, watchdog
+from stube.testing._harness import PATIENCE, Driver, check_ledger, passes_through
 from stube.testing.suite._fixtures import HOUR, OPERATIONS, MakeRun, guarantee
 
 
@@ -141,36 +138,35 @@ def test_a_destructor_may_call_every_operation(
 
         return action
 
-    with watchdog():
-        for name in OPERATIONS:
-            for cid in ("victim", "other"):
+    for name in OPERATIONS:
+        for cid in ("victim", "other"):
 
-                def payload(name: str = name, cid: str = cid) -> object:
-                    if how == "__del__":
-                        return Finalized(action_of(name, cid))
-                    carrier = _Carrier()
-                    weakref.finalize(carrier, action_of(name, cid))
-                    return carrier
+            def payload(name: str = name, cid: str = cid) -> object:
+                if how == "__del__":
+                    return Finalized(action_of(name, cid))
+                carrier = _Carrier()
+                weakref.finalize(carrier, action_of(name, cid))
+                return carrier
 
-                before = called
-                # The last round's destructor may have installed another dispatch.
-                run.registry.install_dispatch(run.recorder)
-                run.registry.put_pending_flow("other", 1)
-                run.schedule(HOUR, cid="other")
-                run.subscribe("t", cid="other")
-                release(run, payload)
-                run.registry.install_dispatch(run.recorder)
-                run.settle()
-                run.recorder.clear()
-                if called == before:
-                    gc.collect()
-                run.settle()
-                assert called > before, f"the payload is still alive after {release.__name__}"
-                assert failures == [], f"{name} in a destructor in {release.__name__}"
-                check_ledger(run.registry)
-                run.registry.reset_state()
-                run.recorder.clear()
-                assert run.registry.inspect() == {}
+            before = called
+            # The last round's destructor may have installed another dispatch.
+            run.registry.install_dispatch(run.recorder)
+            run.registry.put_pending_flow("other", 1)
+            run.schedule(HOUR, cid="other")
+            run.subscribe("t", cid="other")
+            release(run, payload)
+            run.registry.install_dispatch(run.recorder)
+            run.settle()
+            run.recorder.clear()
+            if called == before:
+                gc.collect()
+            run.settle()
+            assert called > before, f"the payload is still alive after {release.__name__}"
+            assert failures == [], f"{name} in a destructor in {release.__name__}"
+            check_ledger(run.registry)
+            run.registry.reset_state()
+            run.recorder.clear()
+            assert run.registry.inspect() == {}
 
 
 class _Carrier:
@@ -189,11 +185,10 @@ def test_no_destructor_runs_under_a_lock(run: Driver, release: Callable[[Driver,
         results.append(passes_through(lambda: (run.registry.stats(), run.registry.publish("t", 1))))
         let_go.set()
 
-    with watchdog(60):
-        release(run, lambda: Finalized(action))
-        run.settle()
-        gc.collect()
-        assert let_go.wait(PATIENCE), "the payload was never released"
+    release(run, lambda: Finalized(action))
+    run.settle()
+    gc.collect()
+    assert let_go.wait(PATIENCE), "the payload was never released"
     assert all(results), "another thread did not get through while the destructor ran"
 
 
@@ -247,13 +242,12 @@ def test_a_custom_clock_is_never_read_under_a_lock(make_run: MakeRun) -> None:
 
     run = make_run(clock=clock)
     asked.append(run)
-    with watchdog():
-        for number in range(5):
-            run.schedule(number)
-            run.subscribe(cid=f"c{number}")
-            run.registry.publish("t", number)
-            run.registry.inspect()
-        run.registry.join(PATIENCE)
-        asked.clear()
+    for number in range(5):
+        run.schedule(number)
+        run.subscribe(cid=f"c{number}")
+        run.registry.publish("t", number)
+        run.registry.inspect()
+    run.registry.join(PATIENCE)
+    asked.clear()
     assert results
     assert all(results)

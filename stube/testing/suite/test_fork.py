@@ -202,6 +202,65 @@ def test_a_child_forked_in_a_handler_delivers_no_event_of_its_parent(
     assert stats == str(Stats(accepted=7 + behind, delivered=7 + behind, subscriptions=4))
 
 
+_FORK_AND_RETURN = """
+parent = os.getpid()
+reading, writing = os.pipe()
+run = Driver(make())
+registry, virtual = run.registry, run.clock is not None
+children = []
+
+def tell():
+    try:
+        assert run.registry.settle(PATIENCE), "does not settle"
+        seen = []
+        registry.install_dispatch(lambda cid, event: seen.append(event.name))
+        stats = registry.stats()
+        registry.schedule_event(cid="child", instance_id="main", delay_ms=0, event="fresh")
+        assert registry.settle(PATIENCE), "does not settle after a timer of the child's own"
+        assert seen == ["fresh"], seen
+        wanted = stube.Stats(), stube.Stats(accepted=1, delivered=1)
+        assert (stats, registry.stats()) == wanted, (stats, registry.stats())
+        os.write(writing, b"whole")
+    except BaseException as exc:
+        os.write(writing, repr(exc).encode())
+    os._exit(0)
+
+def dispatch(cid, event):
+    child = os.fork()
+    if child:
+        children.append(child)
+        return
+    returned = threading.Event()
+    threading.Thread(target=lambda: (time.sleep(0.1), tell()), daemon=True).start()
+    if RAISES:
+        raise LookupError("in both processes")
+
+registry.install_dispatch(dispatch)
+import logging
+logging.getLogger("stube").setLevel(logging.CRITICAL + 1)
+registry.schedule_event(cid="c1", instance_id="main", delay_ms=0, event="fork")
+registry.settle(PATIENCE)
+if os.getpid() != parent:
+    tell()
+os.close(writing)
+print(read_all(reading, PATIENCE))
+os.waitpid(children[0], 0)
+print(registry.stats())
+registry.close()
+"""
+
+
+@guarantee("G25")
+@requires("fork")
+@pytest.mark.parametrize("raises", [False, True], ids=["returns", "raises"])
+def test_a_child_does_not_count_the_delivery_that_forked_it(
+    registry: Backend, stube_backend: Any, stube_options: Mapping[str, Any], raises: bool
+) -> None:
+    """Fault: when the handler that forked returns in the child, the child counts the delivery of its parent."""
+    printed = run_script(stube_backend, stube_options, f"RAISES = {raises}\n{_FORK_AND_RETURN}")
+    assert printed == f"whole\n{Stats(accepted=1, delivered=1)}\n"
+
+
 @guarantee("G25", "G23")
 @costly
 @requires("fork")

@@ -8,6 +8,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import pytest
@@ -389,6 +390,27 @@ def test_an_unreferenced_registry_still_delivers_its_timers(
     del registry
     gc.collect()
     assert arrived.wait(PATIENCE)
+
+
+@guarantee("G24", "G13")
+def test_close_inside_a_delivery_ends_the_threads(make_run: MakeRun) -> None:
+    """Fault: the delivery thread lives on after a delivery has closed the registry, until somebody closes it again."""
+    before = len(live_threads())
+    runs = [make_run() for _ in range(5)]
+    for run in runs:
+        run.recorder.on("close", partial(_close, run.registry))
+        run.schedule(HOUR)
+        run.schedule(0, "close")
+        assert run.registry.settle(PATIENCE)
+    deadline, pause = monotonic() + PATIENCE, threading.Event()
+    while len(live_threads()) > before and monotonic() < deadline:
+        pause.wait(0.005)  # a test has no event to wait for the end of a backend's thread
+    assert len(live_threads()) == before, f"still alive: {live_threads()}"
+    assert all(run.registry.stats().timers == 0 for run in runs)
+
+
+def _close(registry: Backend, cid: str, event: Event) -> None:
+    registry.close(PATIENCE)
 
 
 # The end of the program.

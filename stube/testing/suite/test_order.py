@@ -11,7 +11,7 @@ import pytest
 
 from stube import Event, Stats
 from stube.testing._contract.capabilities import requires
-from stube.testing._harness import Driver, first_difference, monotonic_ns, run_threads
+from stube.testing._harness import PATIENCE, Driver, first_difference, monotonic_ns, passes_through, run_threads
 from stube.testing.suite._fixtures import MakeRun, costly, guarantee
 
 
@@ -185,6 +185,140 @@ def test_a_coarse_clock_keeps_timers_of_one_instant_in_order(make_run: MakeRun) 
             run.schedule(20, (f"tie {attempt}", number))
         run.pass_time(60)
     assert first_difference([seen.event.payload for seen in run.recorder.of("c1")], [*range(100)] * 5) is None
+
+
+@guarantee("G2")
+@requires("own_clock")
+def test_timers_and_messages_that_tie_keep_acceptance_order(make_run: MakeRun) -> None:
+    """Fault: of a timer and a message with equal instants always the timer, or always the message, begins first.
+
+    The clock ticks every 20 ms, so that everything accepted within a tick has one instant. A timer that becomes due at
+    the instant of a message was accepted before it.
+    """
+    tick_ns = 20_000_000
+    run = make_run(clock=lambda: monotonic_ns() // tick_ns * tick_ns)
+    run.subscribe("t", cid="c1")
+    wanted: list[object] = []
+    with run.held("c1"):
+        for attempt in range(5):
+            for number in range(10):
+                wanted += [(attempt, number, "timer"), (attempt, number, "message")]
+                run.schedule(0, ("tick", wanted[-2]))
+                run.registry.publish("t", wanted[-1])
+    run.settle()
+    assert first_difference(run.recorder.payloads, wanted) is None
+
+
+@guarantee("G2")
+@requires("own_clock")
+def test_a_timer_begins_before_a_message_of_its_due_instant(make_run: MakeRun) -> None:
+    """Fault: a message goes before a timer that was accepted earlier and is due at the instant of the message."""
+    now = [10**9]
+    run = make_run(clock=lambda: now[0])
+    run.subscribe("t", cid="c1")
+    with run.held("c1"):
+        run.schedule(5, ("tick", "timer"))
+        now[0] += 5_000_000
+        run.registry.publish("t", "message")
+        run.schedule(0, ("tick", "later timer"))
+    run.settle()
+    assert run.recorder.payloads == ["timer", "message", "later timer"]
+
+
+@guarantee("G2")
+@requires("own_clock")
+@pytest.mark.parametrize("late", ["schedule_event", "publish"])
+def test_what_is_accepted_later_begins_later_whoever_read_the_clock_first(make_run: MakeRun, late: str) -> None:
+    """Fault: the clock is read before the lock is taken, and the reading is used although another thread's call with a
+    later reading was accepted in between.
+
+    A thread is stopped when it has read the clock, until a publication of another thread has been accepted.
+    """
+    halted, go_on, nested = threading.Event(), threading.Event(), threading.local()
+
+    def clock() -> int:
+        now = monotonic_ns()
+        if getattr(nested, "armed", False):
+            nested.armed = False
+            halted.set()
+            go_on.wait(PATIENCE)
+        return now
+
+    def call() -> None:
+        nested.armed = True
+        if late == "publish":
+            run.registry.publish("t", "late")
+        else:
+            run.schedule(0, ("tick", "late"))
+
+    run = make_run(clock=clock)
+    run.subscribe("t", cid="c1")
+    run.subscribe("u", cid="c1")
+    with run.held("c1"):
+        thread = threading.Thread(target=call, daemon=True)
+        thread.start()
+        assert halted.wait(PATIENCE), "the operation does not read the clock"
+        through = passes_through(lambda: run.registry.publish("u", "first"))
+        go_on.set()
+        thread.join(PATIENCE)
+    run.settle()
+    if through:  # a clock that is read under a lock has its own test
+        assert run.recorder.payloads == ["first", "late"]
+
+
+@guarantee("G2")
+@requires("own_clock")
+def test_a_stale_reading_of_the_delivery_thread_overtakes_no_timer(make_run: MakeRun) -> None:
+    """Fault: the delivery thread reads the clock, then a timer and after it a message are accepted, and the thread
+    takes the message, because by its old reading the timer is not due."""
+    mine = threading.get_ident()
+    armed, halted, go_on = threading.Event(), threading.Event(), threading.Event()
+
+    def clock() -> int:
+        now = monotonic_ns()
+        if armed.is_set() and threading.get_ident() != mine:
+            armed.clear()
+            halted.set()
+            go_on.wait(PATIENCE)
+        return now
+
+    run = make_run(clock=clock)
+    run.subscribe("t", cid="c1")
+    run.settle()
+    armed.set()
+    run.schedule(0, "wake")
+    if halted.wait(1.0):  # otherwise this backend's clock is read by callers only
+        run.schedule(0, ("tick", "timer"))
+        run.registry.publish("t", "message")
+    go_on.set()
+    run.settle()
+    assert run.recorder.names in (["wake"], ["wake", "tick", "said"])
+
+
+@guarantee("G2", "G4")
+def test_comings_and_goings_leave_the_other_subscribers_in_order(run: Driver) -> None:
+    """Fault: a topic that removes its dead entries, or grows, puts the live ones into another order, such as that of
+    their names or of a set.
+
+    More subscribers come and go than stay, several times over, before, between and behind those that stay.
+    """
+    stay = [f"i{number * 37 % 60}" for number in range(60)]
+    for number, instance_id in enumerate(stay):
+        run.subscribe("t", cid="c1", instance_id=f"gone {number}")
+        run.subscribe("t", cid="c1", instance_id=instance_id)
+    for number in range(60):
+        run.registry.unsubscribe(cid="c1", instance_id=f"gone {number}", topic="t")
+    for attempt in range(5):
+        for number in range(150):
+            run.subscribe("t", cid=f"c{number}", instance_id="guest")
+        for number in range(150):
+            run.registry.unsubscribe(cid=f"c{number}", instance_id="guest", topic="t")
+        assert run.registry.publish("t", attempt) == 60
+        run.settle()
+        heard = [seen.event.instance_id for seen in run.recorder.of("c1")]
+        assert first_difference(heard, stay) is None
+        assert first_difference([key[1] for key in run.registry.subscriptions()["t"]], stay) is None
+        run.recorder.clear()
 
 
 @guarantee("G2", "G5")

@@ -1,7 +1,6 @@
 """Re-entrancy: operations called inside a delivery, and at every line of another operation (G20).
 
-The call at a line stands for a signal handler or a finalizer, which may run between any two lines. These tests run in
-the main thread under a watchdog, so that a deadlock is a failure and not a hang.
+The call at a line stands for a signal handler or a finalizer, which may run between any two lines.
 """
 
 from __future__ import annotations
@@ -17,10 +16,9 @@ from types import FrameType
 from typing import Any, NamedTuple
 
 import pytest
-from typing_extensions import override
 
 from stube import Event, RegistryClosed, RegistryFull, TimerHandle
-from stube.testing._harness import PATIENCE, Driver, Effort, Injector, check_ledger, tracing, watchdog
+from stube.testing._harness import PATIENCE, Driver, Effort, Injector, check_ledger, tracing
 from stube.testing.suite._fixtures import HOUR, OPERATIONS, MakeRun, costly, guarantee
 
 
@@ -235,30 +233,29 @@ def test_any_operation_may_interrupt_any_other_at_any_line(run: Driver, stube_ef
     run.schedule(HOUR, cid="bystander")
     run.subscribe("bystander", cid="bystander")
     lines = 0
-    with watchdog(60):
-        for number, inner in enumerate(STEPS):
-            for at in stube_effort.lines(number):
-                outer_key, inner_key = f"outer {inner} {at}", f"inner {inner} {at}"
-                STEPS[outer].prepare(run, outer_key)
-                STEPS[inner].prepare(run, inner_key)
-                outer_result, inner_result, place = _interrupted(run, outer, inner, at, outer_key, inner_key)
-                if not place:
-                    STEPS[outer].check(run, outer_key, outer_result)
-                    break
-                told = f"{inner} inside {outer} at {place}"
-                if inner != "reset_state" and (inner, outer) != ("install_dispatch", "install_dispatch"):
-                    assert STEPS[outer].check(run, outer_key, outer_result) or inner == "install_dispatch", told
-                if outer not in ("reset_state", "install_dispatch") or inner == "reset_state":
-                    assert STEPS[inner].check(run, inner_key, inner_result), told
-                for key in (outer_key, inner_key):
-                    run.registry.cancel_timers(key)
-                    run.registry.remove_subscriptions_for_cid(key)
-                    run.registry.forget_pending_flow(key)
-                run.recorder.clear()
-                run.registry.install_dispatch(run.recorder)
-                stats = check_ledger(run.registry)
-                assert stats.timers == sum(len(info.timers) for info in run.registry.inspect().values()), told
-                lines += 1
+    for number, inner in enumerate(STEPS):
+        for at in stube_effort.lines(number):
+            outer_key, inner_key = f"outer {inner} {at}", f"inner {inner} {at}"
+            STEPS[outer].prepare(run, outer_key)
+            STEPS[inner].prepare(run, inner_key)
+            outer_result, inner_result, place = _interrupted(run, outer, inner, at, outer_key, inner_key)
+            if not place:
+                STEPS[outer].check(run, outer_key, outer_result)
+                break
+            told = f"{inner} inside {outer} at {place}"
+            if inner != "reset_state" and (inner, outer) != ("install_dispatch", "install_dispatch"):
+                assert STEPS[outer].check(run, outer_key, outer_result) or inner == "install_dispatch", told
+            if outer not in ("reset_state", "install_dispatch") or inner == "reset_state":
+                assert STEPS[inner].check(run, inner_key, inner_result), told
+            for key in (outer_key, inner_key):
+                run.registry.cancel_timers(key)
+                run.registry.remove_subscriptions_for_cid(key)
+                run.registry.forget_pending_flow(key)
+            run.recorder.clear()
+            run.registry.install_dispatch(run.recorder)
+            stats = check_ledger(run.registry)
+            assert stats.timers == sum(len(info.timers) for info in run.registry.inspect().values()), told
+            lines += 1
     assert lines >= len(STEPS), "hardly a line of the backend was traced"
     run.registry.reset_state()
     run.settle()
@@ -274,41 +271,32 @@ def test_an_operation_may_interrupt_another_on_the_same_names(run: Driver, stube
     Either operation may take effect last, so the test only checks that nothing breaks and the ledger counts every fate.
     """
     topics = ("c", "shared")
-    with watchdog(60):
-        for number, inner in enumerate(STEPS):
-            for at in stube_effort.lines(number):
-                for step in (outer, inner):
-                    STEPS[step].prepare(run, "c")
-                injector = Injector(at, partial(STEPS[inner].call, run, "c"))
-                _handles["c"] = _Twice(_handles["c"]) if "c" in _handles else None
-                with telling(f"{inner} inside {outer}", injector):
-                    with tracing(injector):
-                        STEPS[outer].call(run, "c")
-                    _handles.clear()
-                    told = f"{inner} inside {outer} at {injector.fired}"
-                    assert run.registry.settle(5), told
-                    stats = check_ledger(run.registry)
-                info = run.registry.inspect("c").get("c")
-                subscribed = sum(("c", "main") in run.registry.subscriptions().get(topic, {}) for topic in topics)
-                assert stats.timers == (0 if info is None else len(info.timers)), told
-                assert stats.subscriptions == subscribed == (0 if info is None else len(info.subscriptions)), told
-                assert run.registry.cancel_timers("c") == stats.timers, told
-                assert run.registry.remove_subscriptions_for_cid("c") == subscribed, told
-                run.registry.forget_pending_flow("c")
-                assert run.registry.inspect() == {}, told
-                assert run.registry.subscriptions() == {}, told
-                run.recorder.clear()
-                run.registry.install_dispatch(run.recorder)
-                if not injector.fired:
-                    break
-
-
-class _OfTheBackend(Injector):
-    """Skip the lines of `threading`: a call inside `Thread.start` may deadlock on one of Python's own locks."""
-
-    @override
-    def __call__(self, frame: FrameType, event: str, argument: Any) -> Any:
-        return None if frame.f_code.co_filename == threading.__file__ else super().__call__(frame, event, argument)
+    for number, inner in enumerate(STEPS):
+        for at in stube_effort.lines(number):
+            for step in (outer, inner):
+                STEPS[step].prepare(run, "c")
+            injector = Injector(at, partial(STEPS[inner].call, run, "c"))
+            _handles["c"] = _Twice(_handles["c"]) if "c" in _handles else None
+            with telling(f"{inner} inside {outer}", injector):
+                with tracing(injector):
+                    STEPS[outer].call(run, "c")
+                _handles.clear()
+                told = f"{inner} inside {outer} at {injector.fired}"
+                assert run.registry.settle(5), told
+                stats = check_ledger(run.registry)
+            info = run.registry.inspect("c").get("c")
+            subscribed = sum(("c", "main") in run.registry.subscriptions().get(topic, {}) for topic in topics)
+            assert stats.timers == (0 if info is None else len(info.timers)), told
+            assert stats.subscriptions == subscribed == (0 if info is None else len(info.subscriptions)), told
+            assert run.registry.cancel_timers("c") == stats.timers, told
+            assert run.registry.remove_subscriptions_for_cid("c") == subscribed, told
+            run.registry.forget_pending_flow("c")
+            assert run.registry.inspect() == {}, told
+            assert run.registry.subscriptions() == {}, told
+            run.recorder.clear()
+            run.registry.install_dispatch(run.recorder)
+            if not injector.fired:
+                break
 
 
 @guarantee("G20", "G10")
@@ -324,7 +312,7 @@ def test_an_operation_at_any_line_of_the_delivery_thread_takes_effect(make_run: 
             with suppress(RegistryClosed):  # raised at the last lines, which close the registry
                 run.registry.publish("t", "message")
 
-        injector = _OfTheBackend(at, publish)
+        injector = Injector(at, publish, library=False)
         threading.settrace(injector)  # for a thread that the backend starts; without one, this thread delivers
         try:
             run.schedule(0)
@@ -355,7 +343,7 @@ def test_reentrant_schedule_on_a_full_registry_is_accounted_for(make_run: MakeRu
                 handed_out.append(run.schedule(HOUR, cid="c2"))
 
         injector = Injector(at, schedule)
-        with watchdog(), tracing(injector):
+        with tracing(injector):
             OPERATIONS[outer](run.registry, "c1")
         if not injector.fired:
             return
@@ -376,7 +364,7 @@ def test_reentrant_calls_in_the_first_operation_keep_their_order(make_run: MakeR
             run.registry.publish("t", "message")
 
         injector = Injector(at, both)
-        with watchdog(), tracing(injector):
+        with tracing(injector):
             run.subscribe("other", cid="c2")
         if not injector.fired:
             return
@@ -410,18 +398,17 @@ def test_the_first_operation_may_be_interrupted(
 
     The deadline is 3 s for what takes a millisecond, because a deadlocked registry would never deliver.
     """
-    with watchdog(60):
-        for at in stube_effort.lines(_INNER.index(inner)):
-            run = make_run()
-            STEPS[outer].prepare(run, "outer")  # a publication without a subscriber would start nothing
-            _, _, place = _interrupted(run, outer, inner, at, "outer", "inner")
-            run.schedule(0, "after", cid="after")
-            assert run.registry.settle(3), f"does not deliver after {inner} inside {outer} at {place}"
-            assert [seen.event.name for seen in run.recorder.of("after")] == ["after"], place
-            check_ledger(run.registry)
-            assert run.registry.close(3), f"does not close after {inner} inside {outer} at {place}"
-            if not place:
-                break
+    for at in stube_effort.lines(_INNER.index(inner)):
+        run = make_run()
+        STEPS[outer].prepare(run, "outer")  # a publication without a subscriber would start nothing
+        _, _, place = _interrupted(run, outer, inner, at, "outer", "inner")
+        run.schedule(0, "after", cid="after")
+        assert run.registry.settle(3), f"does not deliver after {inner} inside {outer} at {place}"
+        assert [seen.event.name for seen in run.recorder.of("after")] == ["after"], place
+        check_ledger(run.registry)
+        assert run.registry.close(3), f"does not close after {inner} inside {outer} at {place}"
+        if not place:
+            break
 
 
 def _work(run: Driver, number: int) -> None:
@@ -487,12 +474,11 @@ def test_the_collector_may_run_a_finalizer_in_any_operation(run: Driver) -> None
     threshold = gc.get_threshold()
     gc.set_threshold(20, 1, 1)
     try:
-        with watchdog():
-            for number in range(1000):
-                Cycle(names[number % len(names)], f"c{number % 5}")
-                _work(run, number)
-                if run.clock is not None and number % 50 == 0:
-                    run.clock.advance(1)
+        for number in range(1000):
+            Cycle(names[number % len(names)], f"c{number % 5}")
+            _work(run, number)
+            if run.clock is not None and number % 50 == 0:
+                run.clock.advance(1)
     finally:
         gc.set_threshold(*threshold)
     run.settle()  # while another thread collects, the next line does nothing
@@ -534,12 +520,11 @@ def test_a_signal_handler_may_call_every_operation(run: Driver) -> None:
     disturber.start()
     number = 0
     try:
-        with watchdog():
-            while number < 300 or called < 300:
-                _work(run, number)
-                number += 1
-                if run.clock is not None and number % 50 == 0:
-                    run.clock.advance(1)
+        while number < 300 or called < 300:
+            _work(run, number)
+            number += 1
+            if run.clock is not None and number % 50 == 0:
+                run.clock.advance(1)
     finally:
         done.set()
         disturber.join(PATIENCE)

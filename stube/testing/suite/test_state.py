@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
 import pytest
 from typing_extensions import override
 
-from stube import RegistryClosed, RegistryFull, Stats
+from stube import Event, RegistryClosed, RegistryFull, Stats
 from stube.testing._contract.capabilities import requires
 from stube.testing._harness import (
     PATIENCE,
@@ -90,6 +91,54 @@ def test_unsubscribe_costs_the_same_for_an_instance_with_many_topics(run: Driver
 
     few, many = typical("few", 100), typical("many", 50_000)
     assert many < 25 * max(few, 2_000), f"{many / 1000} us out of 50,000 topics, {few / 1000} us out of 100"
+
+
+def _typical_cost(calls: Iterable[Callable[[], object]]) -> float:
+    """Return what a call costs in nanoseconds: the quarter of the calls that is cheaper costs less."""
+    figures = []
+    for call in calls:
+        start = monotonic_ns()
+        call()
+        figures.append(monotonic_ns() - start)
+    return sorted(figures)[len(figures) // 4]
+
+
+@guarantee("G14")
+@pytest.mark.parametrize("how", ["handle", "instance"])
+def test_cancelling_one_timer_costs_the_same_in_a_large_conversation(run: Driver, how: str) -> None:
+    """Fault: a cancel walks through all timers of the conversation. Beside 50,000 others a factor of 25 passes."""
+
+    def typical(cid: str, others: int) -> float:
+        for number in range(others):
+            run.schedule(HOUR + number, cid=cid, instance_id=f"other {number % 5000}")
+        handles = [run.schedule(HOUR, cid=cid, instance_id=f"i{number}") for number in range(41)]
+        for number in range(others):
+            run.schedule(HOUR + number, cid=cid, instance_id=f"other {number % 5000}")
+        if how == "handle":
+            return _typical_cost(handle.cancel for handle in handles)
+        return _typical_cost(partial(run.registry.cancel_timers, cid, instance_id=f"i{number}") for number in range(41))
+
+    few, many = typical("few", 10), typical("many", 25_000)
+    assert many < 25 * max(few, 2_000), f"{many / 1000} us beside 50,000 others, {few / 1000} us beside 20"
+    assert run.registry.cancel_timers("many") == 50_000
+
+
+@guarantee("G14")
+def test_unsubscribing_one_instance_costs_the_same_in_a_large_conversation(run: Driver) -> None:
+    """Fault: an unsubscribe walks through all subscriptions of the conversation. A factor of 25 passes."""
+
+    def typical(cid: str, others: int) -> float:
+        for number in range(others):
+            run.subscribe(f"t{number % 7}", cid=cid, instance_id=f"other {number}")
+        for number in range(41):
+            run.subscribe("t", cid=cid, instance_id=f"i{number}")
+        return _typical_cost(
+            partial(run.registry.unsubscribe, cid=cid, instance_id=f"i{number}") for number in range(41)
+        )
+
+    few, many = typical("few", 10), typical("many", 50_000)
+    assert many < 25 * max(few, 2_000), f"{many / 1000} us beside 50,000 others, {few / 1000} us beside 10"
+    assert run.registry.remove_subscriptions_for_cid("many") == 50_000
 
 
 @guarantee("G14")
@@ -456,6 +505,42 @@ def test_a_queued_message_counts_for_max_pending_until_it_begins(make_run: MakeR
     assert run.recorder.payloads == [0, 1, 2, 3]
     assert run.registry.publish("t", 4) == 1
     assert run.stats() == Stats(accepted=5, delivered=5, subscriptions=1)
+
+
+@guarantee("G22")
+def test_max_pending_bounds_timers_and_messages_together(make_run: MakeRun) -> None:
+    """Fault: there is room for as many timers and for as many messages; or a cancel, a delivery, a failure or a reset
+    gives back no room, or more than was taken."""
+    run = make_run(max_pending=6)
+
+    def fail(cid: str, event: Event) -> None:
+        raise LookupError(event.name)
+
+    def fill() -> None:
+        """Fill the registry, half with messages and half with timers, and see that nothing more has room."""
+        for number in range(3):
+            assert run.registry.publish("t", number) == 1
+            run.schedule(HOUR, cid="c2")
+        for _ in range(2):
+            with unchanged(run.registry), pytest.raises(RegistryFull, match="max_pending"):
+                run.registry.publish("t", "too much")
+            with unchanged(run.registry), pytest.raises(RegistryFull, match="max_pending"):
+                run.schedule(0, cid="c3")
+
+    run.recorder.on("fails", fail)
+    for name in ("said", "fails"):
+        run.subscribe("t", name)
+        with run.held("c1"):
+            fill()
+        run.settle()
+        assert run.registry.cancel_timers("c2") == 3
+    with run.held("c1"):
+        fill()
+        run.registry.reset_state()
+        run.subscribe("t")
+        fill()
+    run.settle()
+    assert run.stats() == Stats(accepted=24, delivered=6, failed=3, cancelled=6, dropped=6, timers=3, subscriptions=1)
 
 
 @guarantee("G22")

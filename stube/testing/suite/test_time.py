@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 import threading
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 from stube import Stats
-from stube.testing._contract.capabilities import requires
+from stube.testing._contract.capabilities import REAL_TIME, requires
 from stube.testing._harness import PATIENCE, Driver, first_difference, loop_is_needed, monotonic_ns, run_script
 from stube.testing.suite._fixtures import HOUR, MakeRun, guarantee, refused
 
@@ -126,6 +127,57 @@ def test_an_idle_registry_uses_no_cpu(run: Driver) -> None:
     assert used < 0.08
 
 
+@guarantee("G10")
+@requires("own_clock")
+def test_an_idle_registry_does_not_read_its_clock(make_run: MakeRun) -> None:
+    """Fault: the scheduler polls, every 2 or every 50 ms, which uses little CPU as long as it has little to look at.
+
+    In the best of five rounds of 0.3 s it may read the clock three times.
+    """
+    readings = [0]
+
+    def clock() -> int:
+        readings[0] += 1
+        return monotonic_ns()
+
+    run = make_run(clock=clock)
+    run.schedule(HOUR)
+    run.subscribe()
+    run.schedule(0)
+    run.settle()
+    read = []
+    for _ in range(5):
+        before = readings[0]
+        threading.Event().wait(0.3)
+        read.append(readings[0] - before)
+        if read[-1] <= 3:
+            return
+    pytest.fail(f"while nothing happened for 0.3 s, the clock was read {min(read)} times")
+
+
+@guarantee("G10")
+@requires(REAL_TIME)
+def test_an_idle_registry_wakes_no_thread(run: Driver) -> None:
+    """Fault: the scheduler polls without a look at its clock.
+
+    The system counts how often the threads of the process fell asleep: five times in the best of five rounds of 0.5 s
+    is allowed, because the thread of the test does so, too.
+    """
+    resource = pytest.importorskip("resource", reason="capability getrusage is not promised by this system")
+    run.schedule(HOUR)
+    run.subscribe()
+    run.schedule(0)
+    run.settle()
+    slept = []
+    for _ in range(5):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_nvcsw
+        threading.Event().wait(0.5)
+        slept.append(resource.getrusage(resource.RUSAGE_SELF).ru_nvcsw - before)
+        if slept[-1] <= 5:
+            return
+    pytest.fail(f"while nothing happened for 0.5 s, threads woke and slept again {min(slept)} times")
+
+
 @guarantee("G11")
 def test_a_delay_that_is_not_finite_is_a_value_error(run: Driver) -> None:
     """Case 19. Fault: NaN or infinity enters the order of the timers and breaks it for all of them."""
@@ -158,6 +210,62 @@ def test_enormous_delays_are_kept_and_disturb_no_other_timer(run: Driver) -> Non
     assert remaining[0] > 2**31 - 10_000
     assert run.registry.cancel_timers("c1") == 9
     assert run.stats() == Stats(accepted=10, delivered=1, cancelled=9)
+
+
+@guarantee("G11", "G10")
+def test_an_enormous_delay_lets_the_scheduler_sleep_and_wake(make_run: MakeRun) -> None:
+    """Case 18. Fault: the time until an enormous delay is too large for a wait, and ends the thread that waits.
+
+    The enormous delay is the only timer until the scheduler sleeps; then a short one must begin.
+    """
+    for delay in (2**31, 2**53, 10**18, 10**30, 10**400, 1.7e308, 2**63 / 10**6, 2**64, 2**64 / 10**6, 9.3e15):
+        run = make_run()
+        run.schedule(delay, "never")
+        run.settle()
+        if run.clock is None:
+            threading.Event().wait(0.010)  # no event says that the scheduler sleeps
+        run.schedule(1, "soon")
+        run.pass_time(1)
+        assert run.recorder.names == ["soon"], f"after a delay of {str(delay)[:20]} ms"
+        assert run.registry.close(PATIENCE)
+
+
+@guarantee("G11", "G9")
+@requires("own_clock")
+def test_the_smallest_delay_waits_for_the_next_nanosecond(make_run: MakeRun) -> None:
+    """Fault: a delay is rounded down, so that a tenth of a nanosecond is no delay. The clock stands still here."""
+    frozen = [monotonic_ns()]
+    run = make_run(clock=lambda: frozen[0] or monotonic_ns())
+    run.schedule(1e-7, "next nanosecond")
+    run.schedule(0, "now")
+    run.schedule(5e-324, "next nanosecond")
+    assert run.recorder.wait_for(1)
+    assert run.registry.settle(PATIENCE)
+    if run.clock is None:
+        threading.Event().wait(0.010)  # in which it would begin
+    assert run.recorder.names == ["now"]
+    frozen[0] = 0
+    assert run.recorder.wait_for(3)
+    run.settle()
+
+
+@guarantee("G11")
+@pytest.mark.parametrize("whole", [1000, 10**6])
+def test_a_fraction_of_a_long_delay_counts(run: Driver, whole: int) -> None:
+    """Fault: a delay is rounded to milliseconds, or as a float that has lost the fraction."""
+    delays = [whole + step * 1e-3 for step in range(1, 6)]
+    before = run.now_ms()
+    for delay in delays:
+        run.schedule(delay)
+    shown_from = run.now_ms()
+    left = [timer.remaining_ms for timer in run.registry.inspect("c1")["c1"].timers]
+    shown_until = run.now_ms()
+    assert len(left) == len(delays)
+    for delay, remaining in zip(delays, left, strict=True):
+        # It was scheduled between `before` and `shown_from`, and shown between that and `shown_until`.
+        assert delay - (shown_until - before) - 1e-5 <= remaining <= delay + 1e-5
+    for earlier, later in itertools.pairwise(left):
+        assert 0.001 - 1e-5 <= later - earlier <= 0.001 + (shown_from - before) + 1e-5
 
 
 @guarantee("G12")

@@ -1,0 +1,73 @@
+"""Ctrl-C in the middle of an operation: the operation breaks off, and the registry is consistent (G15, G20).
+
+A signal handler that raises may do so between any two lines of an operation. Whether the operation has taken effect by
+then is not promised. Promised is that everything the registry shows agrees, that no lock is held, and that every
+delivery has one fate.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from stube.testing._harness import PATIENCE, Driver, Injector, check_ledger, passes_through, tracing
+from stube.testing.suite._fixtures import HOUR, OPERATIONS, MakeRun, costly, guarantee
+
+
+class _Interrupt(KeyboardInterrupt):
+    """Raised at one line; no other code raises it."""
+
+
+def _raise() -> None:
+    raise _Interrupt
+
+
+@guarantee("G15", "G20")
+@costly
+@pytest.mark.parametrize("operation", [*OPERATIONS, "cancel"])
+def test_an_interrupt_at_any_line_leaves_the_registry_consistent(make_run: MakeRun, operation: str) -> None:
+    """Fault: an operation that Ctrl-C breaks off holds its lock, has changed one of two indexes, or has counted what it
+    has not done."""
+    for at in range(10_000):
+        run = make_run()
+        for cid in ("c1", "c2"):
+            run.registry.put_pending_flow(cid, "flow")
+            run.subscribe("t", cid=cid)
+            run.schedule(HOUR, cid=cid)
+        handle = run.schedule(HOUR, "by handle", cid="c1", instance_id="other")
+        run.settle()
+        injector = Injector(at, _raise, library=False)
+        try:
+            with tracing(injector):
+                handle.cancel() if operation == "cancel" else OPERATIONS[operation](run.registry, "c1")
+        except _Interrupt:
+            pass
+        if not injector.fired:
+            break
+        _check_consistent(run, f"{operation} interrupted at {injector.fired}")
+    assert at > 0, "no line of the backend was traced"
+
+
+def _check_consistent(run: Driver, told: str) -> None:
+    registry = run.registry
+    assert passes_through(lambda: registry.put_pending_flow("c3", 1)), f"{told}: a lock is held"
+    registry.install_dispatch(run.recorder)
+    run.settle()
+    stats = check_ledger(registry)
+    shown = registry.inspect()
+    listed = [(cid, topic) for topic, found in registry.subscriptions().items() for cid, _ in found]
+    assert stats.timers == sum(len(info.timers) for info in shown.values()), told
+    assert stats.pending_flows == sum(info.pending_flow for info in shown.values()), told
+    assert stats.subscriptions == len(listed) == sum(len(info.subscriptions) for info in shown.values()), told
+    assert stats.delivered + stats.failed == len(run.recorder.seen), told
+    run.recorder.clear()
+    for cid, info in shown.items():
+        assert registry.cancel_timers(cid) == len(info.timers), f"{told}: {cid}"
+        assert registry.remove_subscriptions_for_cid(cid) == len(info.subscriptions), f"{told}: {cid}"
+        assert registry.forget_pending_flow(cid) == info.pending_flow, f"{told}: {cid}"
+    assert (registry.inspect(), registry.subscriptions()) == ({}, {}), told
+    run.subscribe("t", cid="new")
+    run.schedule(0, cid="new")
+    assert registry.publish("t", "message") == 1, told
+    run.settle()
+    assert sorted(run.recorder.names) == ["said", "tick"], told
+    assert registry.close(PATIENCE), f"{told}: close"
