@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dis
 import os
 import sys
 import sysconfig
@@ -25,6 +26,8 @@ class Injector:
         within: a folder; only lines of files in it count. By default all lines count except those of `stube.testing`.
         library: whether lines of Python's own modules count. An action in the middle of one may meet a lock of Python's
             own: a thread that starts another one inside of `Thread.start` waits for itself.
+        raises: whether the action raises. Then lines are left out at which Python handles no signal, and whose
+            exception would leave a `with` block open: the end of such a block, and a `try:`.
         keep_error: keep an exception of the action in `error`. By default it is raised in the interrupted operation.
     """
 
@@ -35,12 +38,14 @@ class Injector:
         *,
         within: str | None = None,
         library: bool = True,
+        raises: bool = False,
         keep_error: bool = False,
     ) -> None:
         self._at = at
         self._actions = [action]  # popped, because several threads may come to the line
         self._within = within
         self._library = library
+        self._raises = raises
         self._keep_error = keep_error
         self.lines = 0
         """How many lines were counted up to now."""
@@ -62,7 +67,7 @@ class Injector:
             return operation()
 
     def _line(self, frame: FrameType, event: str, argument: Any) -> Any:
-        if event == "line":
+        if event == "line" and not (self._raises and _takes_no_signal(frame)):
             number, self.lines = self.lines, self.lines + 1
             if number >= self._at and not self.fired:
                 try:
@@ -81,6 +86,18 @@ class Injector:
             if not self._keep_error:
                 raise
             self.error = exc
+
+
+def _takes_no_signal(frame: FrameType) -> bool:
+    """Tell whether a line begins with an instruction that no signal handler interrupts.
+
+    Python handles a signal behind a call or a jump. At the end of a `with` block the instructions that follow the last
+    call load None three times and call `__exit__`; a `try:` is an instruction that does nothing. The compiler leaves
+    both out of the range whose exceptions the block catches.
+    """
+    ahead = [one for one in dis.get_instructions(frame.f_code) if one.offset >= frame.f_lasti]
+    loads = [(one.opname, one.argval) for one in ahead if one.opname not in ("NOP", "SWAP")][:3]
+    return ahead[0].opname == "NOP" or loads == [("LOAD_CONST", None)] * 3
 
 
 @contextmanager

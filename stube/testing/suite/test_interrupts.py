@@ -35,7 +35,7 @@ def test_an_interrupt_at_any_line_leaves_the_registry_consistent(make_run: MakeR
             run.schedule(HOUR, cid=cid)
         handle = run.schedule(HOUR, "by handle", cid="c1", instance_id="other")
         run.settle()
-        injector = Injector(at, _raise, library=False)
+        injector = Injector(at, _raise, library=False, raises=True)
         try:
             with tracing(injector):
                 handle.cancel() if operation == "cancel" else OPERATIONS[operation](run.registry, "c1")
