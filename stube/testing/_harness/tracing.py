@@ -28,6 +28,8 @@ class Injector:
             own: a thread that starts another one inside of `Thread.start` waits for itself.
         raises: whether the action raises. Then lines are left out at which Python handles no signal, and whose
             exception would leave a `with` block open: the end of such a block, and a `try:`.
+        then: the number of a later line, and what is performed there. It may be a line of what makes up for the first
+            action.
         keep_error: keep an exception of the action in `error`. By default it is raised in the interrupted operation.
     """
 
@@ -39,18 +41,18 @@ class Injector:
         within: str | None = None,
         library: bool = True,
         raises: bool = False,
+        then: tuple[int, Callable[[], object]] | None = None,
         keep_error: bool = False,
     ) -> None:
-        self._at = at
-        self._actions = [action]  # popped, because several threads may come to the line
+        self._due = [(at, action)] if then is None else [(at, action), then]
         self._within = within
         self._library = library
         self._raises = raises
         self._keep_error = keep_error
         self.lines = 0
         """How many lines were counted up to now."""
-        self.fired = ""
-        """The place of the line, once it was reached."""
+        self.places: list[str] = []
+        """The lines at which something was performed."""
         self.error: BaseException | None = None
 
     def __call__(self, frame: FrameType, event: str, argument: Any) -> Any:
@@ -61,6 +63,11 @@ class Injector:
             counts = False
         return self._line if counts else None
 
+    @property
+    def fired(self) -> str:
+        """The place of the line, once it was reached; until then empty."""
+        return self.places[0] if self.places else ""
+
     def run(self, operation: Callable[[], object]) -> object:
         """Call `operation` with this thread traced."""
         with tracing(self):
@@ -69,13 +76,13 @@ class Injector:
     def _line(self, frame: FrameType, event: str, argument: Any) -> Any:
         if event == "line" and not (self._raises and _takes_no_signal(frame)):
             number, self.lines = self.lines, self.lines + 1
-            if number >= self._at and not self.fired:
+            if self._due and number >= self._due[0][0]:
                 try:
-                    action = self._actions.pop()
+                    _, action = self._due.pop(0)
                 except IndexError:
                     return self._line  # another thread performs it
                 code = frame.f_code
-                self.fired = f"{os.path.basename(code.co_filename)}:{frame.f_lineno} ({code.co_name})"
+                self.places.append(f"{os.path.basename(code.co_filename)}:{frame.f_lineno} ({code.co_name})")
                 self._perform(action)
         return self._line
 

@@ -8,8 +8,8 @@ import threading
 import pytest
 
 from stube import Event, Stats, TimerHandle
-from stube.testing._harness import Driver, first_difference, run_threads
-from stube.testing.suite._fixtures import HOUR, guarantee
+from stube.testing._harness import Driver, Gate, Injector, first_difference, run_threads, tracing, wait_or_standstill
+from stube.testing.suite._fixtures import HOUR, costly, guarantee
 
 
 @guarantee("G5")
@@ -63,6 +63,48 @@ def test_a_timer_among_many_can_be_cancelled(run: Driver, how: str) -> None:
     assert not any(handle.cancel() for handle in (*handles, *others[::2]))
     assert sum(run.registry.cancel_timers(f"other {number}") for number in range(50)) == 10_000
     assert run.stats() == Stats(accepted=20_021, delivered=1, cancelled=20_020)
+
+
+@guarantee("G5", "G7")
+@costly
+@pytest.mark.parametrize("how", ["cancel_timers", "remove_subscriptions_for_cid", "unsubscribe"])
+def test_a_delivery_thread_sees_a_removal_in_one_step(run: Driver, how: str) -> None:
+    """Fault: an operation that removes several things removes them one after the other without a lock, and the delivery
+    thread finds the later one after the earlier one has gone.
+
+    Two deliveries of a conversation are held up. At each line of the operation that removes both, they are let go. So
+    none, the first or both begin, and what begins is not counted as removed.
+    """
+    for at in range(10_000):
+        cid = f"c{at}"
+        for name in ("first", "second"):
+            run.subscribe(name, name, cid=cid)
+        with run.held(cid) as gate:
+            for name in ("first", "second"):
+                if how == "cancel_timers":
+                    run.schedule(0, name, cid=cid)
+                else:
+                    run.registry.publish(name, 1)
+
+            def let_go(gate: Gate = gate, cid: str = cid) -> None:
+                gate.release()
+                wait_or_standstill(lambda: len(run.recorder.of(cid)) == 2)
+
+            injector = Injector(at, let_go, library=False)
+            with tracing(injector):
+                if how == "unsubscribe":
+                    run.registry.unsubscribe(cid=cid, instance_id="main")
+                else:
+                    getattr(run.registry, how)(cid)
+        run.settle()
+        begun = [seen.event.name for seen in run.recorder.of(cid)]
+        assert begun in ([], ["first"], ["first", "second"]), f"{begun} begins at {injector.fired}"
+        run.registry.remove_subscriptions_for_cid(cid)
+        if not injector.fired:
+            break
+    stats = run.stats()
+    assert stats.delivered == len(run.recorder.seen)
+    assert stats.delivered + stats.cancelled == 2 * (at + 1)
 
 
 @guarantee("G5")

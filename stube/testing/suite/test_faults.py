@@ -6,6 +6,7 @@ import asyncio
 import gc
 import inspect
 import logging
+import threading
 from typing import Any
 
 import pytest
@@ -15,7 +16,8 @@ from stube import (
     Event,
     Stats,
 )
-from stube.testing._harness import settle_awaiting
+from stube.testing._contract.capabilities import requires
+from stube.testing._harness import PATIENCE, Driver, settle_awaiting
 from stube.testing.plugin import MakeRegistry
 from stube.testing.suite._fixtures import HOUR, MakeRun, guarantee
 
@@ -64,6 +66,94 @@ def test_a_delivery_that_raises_stops_no_other(
     assert len(logged) == 1
     assert logged[0].exc_info is not None
     assert logged[0].exc_info[0] is error
+
+
+@guarantee("G19")
+def test_a_failure_is_logged_without_an_on_error(run: Driver, caplog: pytest.LogCaptureFixture) -> None:
+    """Fault: a failure is logged only where `on_error` is set, or only where it is not."""
+
+    def fail(cid: str, event: Event) -> None:
+        raise LookupError("the handler fails")
+
+    run.recorder.on("fail", fail)
+    with caplog.at_level(logging.DEBUG, "stube"):
+        for number in range(3):
+            run.schedule(0, ("fail", number))
+        run.settle()
+    logged = [record for record in caplog.records if record.name == "stube" and record.levelno >= logging.ERROR]
+    assert [record.exc_info is not None and record.exc_info[0] for record in logged] == [LookupError] * 3
+    assert run.stats() == Stats(accepted=3, failed=3)
+
+
+@guarantee("G19", "G21")
+def test_a_failed_delivery_runs_until_on_error_has_returned(make_run: MakeRun) -> None:
+    """Fault: the delivery is counted before `on_error` returns, so `settle` returns and the next delivery begins."""
+    entered, go_on = threading.Event(), threading.Event()
+
+    def on_error(cid: str, event: Event, exception: BaseException) -> None:
+        entered.set()
+        go_on.wait(PATIENCE)
+
+    def fail(cid: str, event: Event) -> None:
+        raise LookupError
+
+    run = make_run(on_error=on_error)
+    run.recorder.on("fail", fail)
+    run.schedule(0, "fail")
+    run.schedule(0, "next")
+    try:
+        with run.delivering():
+            assert entered.wait(PATIENCE)
+            stats, info = run.registry.stats(), run.registry.inspect("c1")["c1"]
+            assert (stats.running, info.running, stats.failed) == (1, 1, 0)
+            assert run.recorder.names == ["fail"]
+            go_on.set()
+    finally:
+        go_on.set()
+    run.settle()
+    assert run.recorder.names == ["fail", "next"]
+    assert run.stats() == Stats(accepted=2, delivered=1, failed=1)
+
+
+@guarantee("G19", "G17")
+@requires("by_reference")
+def test_the_report_of_a_failure_does_not_touch_the_payload(make_run: MakeRun) -> None:
+    """Fault: the event of a failed delivery is written into the log with its payload, whose `repr` may fail."""
+
+    class Hostile:
+        def _refuse(self, *args: Any) -> Any:
+            raise AssertionError("the registry looked into a payload")
+
+        __eq__ = __ne__ = __bool__ = __len__ = __iter__ = __copy__ = __deepcopy__ = __reduce_ex__ = _refuse
+        __repr__ = __str__ = __format__ = _refuse
+        __hash__ = _refuse
+
+    given: list[object] = []
+    logged: list[str] = []
+
+    class Handler(logging.Handler):
+        @override
+        def emit(self, record: logging.LogRecord) -> None:
+            logged.append(record.getMessage())
+
+    def fail(cid: str, event: Event) -> None:
+        raise LookupError("the handler fails")
+
+    run = make_run(on_error=lambda cid, event, exception: given.append(event.payload))
+    run.recorder.on("fail", fail)
+    run.recorder.on("said", fail)
+    run.subscribe("t")
+    payload = Hostile()
+    logger, handler = logging.getLogger("stube"), Handler()
+    logger.addHandler(handler)
+    try:
+        run.schedule(0, ("fail", payload))
+        run.registry.publish("t", payload)
+        run.settle()
+    finally:
+        logger.removeHandler(handler)
+    assert [each is payload for each in given] == [True, True]
+    assert len(logged) == 2
 
 
 @guarantee("G19")

@@ -12,7 +12,7 @@ import pytest
 from stube import Event, Stats
 from stube.testing._contract.capabilities import requires
 from stube.testing._harness import PATIENCE, Driver, first_difference, monotonic_ns, passes_through, run_threads
-from stube.testing.suite._fixtures import MakeRun, costly, guarantee
+from stube.testing.suite._fixtures import HOUR, MakeRun, costly, guarantee
 
 
 class _Due:
@@ -121,6 +121,36 @@ def test_at_most_one_delivery_of_a_conversation_runs_at_any_moment(run: Driver) 
     run.pass_time(3)
     assert run.recorder.overlaps == []
     assert run.stats() == Stats(accepted=180, delivered=180, subscriptions=2)
+
+
+@guarantee("G1", "G18")
+@pytest.mark.parametrize("how", ["reset_state", "cancel_timers", "remove_subscriptions_for_cid"])
+def test_what_is_forgotten_while_its_delivery_runs_gets_no_second_one_beside_it(run: Driver, how: str) -> None:
+    """Fault: forgetting a conversation also forgets that one of its deliveries runs, so that the next one begins."""
+    ended: list[bool] = []
+    gate = run.recorder.gate()
+
+    def stand(cid: str, event: Event) -> None:
+        gate.pass_through()
+        ended.append(True)
+
+    run.recorder.on("stand", stand)
+    run.recorder.on("tick", lambda cid, event: ended.append(False))
+    run.subscribe("t")
+    run.schedule(0, "stand")
+    with run.delivering():
+        gate.wait_entered()
+        run.schedule(HOUR)
+        if how == "reset_state":
+            run.registry.reset_state()
+        else:
+            getattr(run.registry, how)("c1")
+        run.schedule(0)
+        run.schedule(0, "elsewhere", cid="c2")
+        threading.Event().wait(0.005)  # in which it would begin
+        assert ended == []
+    run.settle()
+    assert ended == [True, False]
 
 
 @guarantee("G2")

@@ -201,6 +201,15 @@ STEPS: dict[str, Step] = {
     ),
 }
 _handles: dict[str, Any] = {}
+INNER: dict[str, Step] = {
+    **STEPS,
+    "inspect": Step(
+        _two_timers,
+        lambda run, key: (run.registry.stats(), run.registry.inspect(key)),
+        lambda run, key, result: len(result[1][key].timers) == 2,
+    ),
+}
+"""What interrupts: the operations, and a look at what the registry shows of itself."""
 
 
 @contextmanager
@@ -216,7 +225,7 @@ def telling(what: str, injector: Injector) -> Iterator[None]:
 def _interrupted(run: Driver, outer: str, inner: str, at: int, outer_key: str, inner_key: str) -> tuple[Any, Any, str]:
     """Call `outer` and, at its line number `at`, `inner`. Return both results and the place, empty if not reached."""
     results: list[Any] = []
-    injector = Injector(at, lambda: results.append(STEPS[inner].call(run, inner_key)))
+    injector = Injector(at, lambda: results.append(INNER[inner].call(run, inner_key)))
     with telling(f"{inner} inside {outer}", injector), tracing(injector):
         result = STEPS[outer].call(run, outer_key)
     return result, results[0] if results else None, injector.fired
@@ -233,11 +242,11 @@ def test_any_operation_may_interrupt_any_other_at_any_line(run: Driver, stube_ef
     run.schedule(HOUR, cid="bystander")
     run.subscribe("bystander", cid="bystander")
     lines = 0
-    for number, inner in enumerate(STEPS):
+    for number, inner in enumerate(INNER):
         for at in stube_effort.lines(number):
             outer_key, inner_key = f"outer {inner} {at}", f"inner {inner} {at}"
             STEPS[outer].prepare(run, outer_key)
-            STEPS[inner].prepare(run, inner_key)
+            INNER[inner].prepare(run, inner_key)
             outer_result, inner_result, place = _interrupted(run, outer, inner, at, outer_key, inner_key)
             if not place:
                 STEPS[outer].check(run, outer_key, outer_result)
@@ -246,7 +255,7 @@ def test_any_operation_may_interrupt_any_other_at_any_line(run: Driver, stube_ef
             if inner != "reset_state" and (inner, outer) != ("install_dispatch", "install_dispatch"):
                 assert STEPS[outer].check(run, outer_key, outer_result) or inner == "install_dispatch", told
             if outer not in ("reset_state", "install_dispatch") or inner == "reset_state":
-                assert STEPS[inner].check(run, inner_key, inner_result), told
+                assert INNER[inner].check(run, inner_key, inner_result), told
             for key in (outer_key, inner_key):
                 run.registry.cancel_timers(key)
                 run.registry.remove_subscriptions_for_cid(key)
@@ -271,11 +280,11 @@ def test_an_operation_may_interrupt_another_on_the_same_names(run: Driver, stube
     Either operation may take effect last, so the test only checks that nothing breaks and the ledger counts every fate.
     """
     topics = ("c", "shared")
-    for number, inner in enumerate(STEPS):
+    for number, inner in enumerate(INNER):
         for at in stube_effort.lines(number):
             for step in (outer, inner):
-                STEPS[step].prepare(run, "c")
-            injector = Injector(at, partial(STEPS[inner].call, run, "c"))
+                INNER[step].prepare(run, "c")
+            injector = Injector(at, partial(INNER[inner].call, run, "c"))
             _handles["c"] = _Twice(_handles["c"]) if "c" in _handles else None
             with telling(f"{inner} inside {outer}", injector):
                 with tracing(injector):
@@ -297,6 +306,39 @@ def test_an_operation_may_interrupt_another_on_the_same_names(run: Driver, stube
             run.registry.install_dispatch(run.recorder)
             if not injector.fired:
                 break
+
+
+@guarantee("G20")
+@costly
+@pytest.mark.parametrize("outer", ["schedule_event", "publish", "cancel_timers", "remove_subscriptions_for_cid"])
+def test_an_operation_may_be_interrupted_twice(run: Driver, stube_effort: Effort, outer: str) -> None:
+    """Fault: the interrupted operation makes up for the first call, and a second interruption meets it in the middle:
+    a deferred call is run twice, or lost, or the list of them changes while it is walked through."""
+    run.subscribe("t", cid="bystander")
+
+    def add(key: str) -> None:
+        run.schedule(HOUR, cid=key)
+        run.subscribe(key, cid=key)
+
+    for apart in (1, 2, 3, 5, 8, 13, 21, 34):
+        for at in stube_effort.lines(apart):
+            first, second = f"first {apart} {at}", f"second {apart} {at}"
+            STEPS[outer].prepare(run, "outer")
+            injector = Injector(at, partial(add, first), then=(at + apart, partial(add, second)))
+            with telling(f"two calls inside {outer}", injector), tracing(injector):
+                STEPS[outer].call(run, "outer")
+            if not injector.fired:
+                break
+            told = f"two calls inside {outer} at {' and '.join(injector.places)}"
+            for key in (first, second)[: len(injector.places)]:
+                assert (_timers(run, key), _subscribed(run, key)) == (1, True), told
+                assert run.registry.cancel_timers(key) == 1, told
+                assert run.registry.remove_subscriptions_for_cid(key) == 1, told
+            run.registry.cancel_timers("outer")
+            run.registry.remove_subscriptions_for_cid("outer")
+            run.settle()
+            check_ledger(run.registry)
+            assert list(run.registry.inspect()) == ["bystander"], told
 
 
 @guarantee("G20", "G10")

@@ -249,6 +249,21 @@ def test_the_smallest_delay_waits_for_the_next_nanosecond(make_run: MakeRun) -> 
     run.settle()
 
 
+@guarantee("G9")
+@requires("own_clock")
+def test_a_wait_that_ends_before_the_clock_says_so_begins_no_timer(make_run: MakeRun) -> None:
+    """Fault: after the wait for a timer the timer is due, whatever the clock shows. The clock stands still here."""
+    frozen = [monotonic_ns()]
+    run = make_run(clock=lambda: frozen[0] or monotonic_ns())
+    run.schedule(2, "early")
+    threading.Event().wait(0.030)  # in which it would begin
+    assert run.registry.settle(PATIENCE)
+    assert run.recorder.names == []
+    frozen[0] = 0
+    assert run.recorder.wait_for(1)
+    run.settle()
+
+
 @guarantee("G11")
 @pytest.mark.parametrize("whole", [1000, 10**6])
 def test_a_fraction_of_a_long_delay_counts(run: Driver, whole: int) -> None:
