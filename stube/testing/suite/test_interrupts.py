@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import pytest
 
-from stube.testing._harness import PATIENCE, Driver, Injector, check_ledger, passes_through, tracing
+from stube.testing._harness import PATIENCE, Driver, Injector, check_ledger, live_threads, passes_through, tracing
 from stube.testing.suite._fixtures import HOUR, OPERATIONS, MakeRun, costly, guarantee
 
 
@@ -45,6 +45,29 @@ def test_an_interrupt_at_any_line_leaves_the_registry_consistent(make_run: MakeR
             break
         _check_consistent(run, f"{operation} interrupted at {injector.fired}")
     assert at > 0, "no line of the backend was traced"
+
+
+@guarantee("G15", "G20", "G23")
+@costly
+@pytest.mark.parametrize("operation", ["schedule_event", "publish", "put_pending_flow"])
+def test_an_interrupt_at_any_line_of_the_first_operation_leaves_one_thread(make_run: MakeRun, operation: str) -> None:
+    """Fault: Ctrl-C while the delivery thread is being started leaves none, although the registry believes in one; or
+    one that nobody stops, and the next operation starts a second."""
+    before = len(live_threads())
+    for at in range(10_000):
+        run = make_run()
+        if operation == "publish":
+            run.subscribe("t", cid="c1")
+        injector = Injector(at, _raise, library=False, raises=True)
+        try:
+            with tracing(injector):
+                OPERATIONS[operation](run.registry, "c1")
+        except _Interrupt:
+            pass
+        if not injector.fired:
+            break
+        _check_consistent(run, f"the first {operation} interrupted at {injector.fired}")
+        assert len(live_threads()) <= before, f"{operation} interrupted at {injector.fired}: {live_threads()}"
 
 
 def _check_consistent(run: Driver, told: str) -> None:

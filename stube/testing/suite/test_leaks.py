@@ -5,15 +5,17 @@ from __future__ import annotations
 import contextvars
 import gc
 import logging
+import math
 import threading
 import tracemalloc
 import weakref
+from contextlib import suppress
 from typing import Any
 
 import pytest
 
-from stube import Event, Stats, TimerHandle
-from stube.testing._contract.capabilities import requires
+from stube import Event, RegistryFull, Stats, TimerHandle
+from stube.testing._contract.capabilities import REAL_TIME, requires
 from stube.testing._harness import PATIENCE, Driver, live_threads
 from stube.testing.suite._fixtures import AWKWARD_NAMES, HOUR, MakeRun, Payload, costly, guarantee
 
@@ -439,6 +441,53 @@ def test_a_reset_or_close_keeps_no_payload_alive(run: Driver, end: str) -> None:
     assert run.recorder.seen == []
     assert [reference() for reference in watched] == [None] * 5
     assert handle.cancel() is False
+
+
+@guarantee("G13", "G15")
+@requires("by_reference")
+def test_a_refused_operation_keeps_no_payload_alive(make_run: MakeRun) -> None:
+    """Fault: the error of a refused operation refers to itself through a variable, so that the payload stays until the
+    garbage collector runs. It does not run here."""
+    run = make_run(max_pending=2)
+    for cid in ("c1", "c2", "c3"):
+        run.subscribe("t", cid=cid)
+    gc.collect()
+    gc.disable()
+    try:
+        for refuse in (
+            lambda payload: run.registry.publish("t", payload),
+            lambda payload: run.schedule(math.inf, ("tick", payload)),
+            lambda payload: run.subscribe("", ("said", payload)),
+        ):
+            payload = Payload()
+            watched = weakref.ref(payload)
+            with suppress(RegistryFull, ValueError):
+                refuse(payload)
+            del payload
+            assert watched() is None
+    finally:
+        gc.enable()
+
+
+@guarantee("G13", "G21")
+@requires(REAL_TIME)  # on a virtual clock a timeout passes in no time
+def test_waiting_in_vain_leaves_nothing(run: Driver) -> None:
+    """Fault: a `settle` or `join` that gave up stays in the list of those to be woken. Of 3,000 of them, 64 KiB may
+    remain."""
+    run.schedule(HOUR)
+    with run.held():
+        run.registry.settle(0)
+        tracemalloc.start()
+        try:
+            before = tracemalloc.get_traced_memory()[0]
+            for _ in range(1500):
+                assert run.registry.settle(1e-6) is False
+                assert run.registry.join(1e-6) is False
+            gc.collect()
+            after = tracemalloc.get_traced_memory()[0]
+        finally:
+            tracemalloc.stop()
+    assert after - before < 2**16
 
 
 @guarantee("G13")

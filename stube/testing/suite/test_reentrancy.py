@@ -395,6 +395,54 @@ def test_reentrant_schedule_on_a_full_registry_is_accounted_for(make_run: MakeRu
     pytest.fail("the operation executes more than 10,000 lines")
 
 
+@guarantee("G20", "G22")
+def test_a_reentrant_schedule_takes_no_room_of_the_interrupted_one(make_run: MakeRun) -> None:
+    """Fault: the interrupted schedule has seen that there is room, the re-entrant one takes it, and both are accepted.
+
+    Both want the room for one more timer.
+    """
+    for at in range(10_000):
+        run = make_run(max_pending=2)
+        run.schedule(HOUR, cid="full")
+        handed_out: list[TimerHandle] = []
+
+        def schedule(cid: str, run: Driver = run, handed_out: list[TimerHandle] = handed_out) -> None:
+            with suppress(RegistryFull):
+                handed_out.append(run.schedule(HOUR, cid=cid))
+
+        injector = Injector(at, partial(schedule, "inner"))
+        with tracing(injector):
+            schedule("outer")
+        if not injector.fired:
+            return
+        stats = check_ledger(run.registry)
+        # A deferred schedule that finds no room cannot raise any more, so its timer is dropped.
+        assert (stats.timers, stats.accepted) == (2, 1 + len(handed_out)), injector.fired
+    pytest.fail("the operation executes more than 10,000 lines")
+
+
+@guarantee("G20", "G8")
+@pytest.mark.parametrize("outer", ["put_pending_flow", "schedule_event", "publish"])
+def test_a_reentrant_call_takes_or_leaves_the_baton(make_run: MakeRun, outer: str) -> None:
+    """Fault: a re-entrant `pending_flow` that was deferred takes the baton when nobody gets its result any more."""
+    for at in range(10_000):
+        run = make_run()
+        taken: list[object] = []
+
+        def take(run: Driver = run, taken: list[object] = taken) -> None:
+            run.registry.put_pending_flow("inner", "flow")
+            taken.append(run.registry.pending_flow("inner"))
+
+        injector = Injector(at, take)
+        with tracing(injector):
+            OPERATIONS[outer](run.registry, "outer")
+        if not injector.fired:
+            return
+        taken.append(run.registry.pending_flow("inner"))
+        assert sorted(map(str, taken)) == ["None", "flow"], injector.fired
+    pytest.fail("the operation executes more than 10,000 lines")
+
+
 @guarantee("G20")
 def test_reentrant_calls_in_the_first_operation_keep_their_order(make_run: MakeRun) -> None:
     """Fault: a re-entrant publish finds no subscriber, because the subscribe before it is a deferred call as well."""
