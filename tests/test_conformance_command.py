@@ -26,6 +26,7 @@ from stube.testing._conformance import runner, terminal
 from stube.testing._conformance.outcomes import Record, Story
 from stube.testing._conformance.page import page_of
 from stube.testing._conformance.report import Report, report_of, summary, write_report
+from stube.testing._contract.clauses import CLAUSES
 from stube.testing._harness import progress as progress_line
 
 ROOT = Path(__file__).parents[1]
@@ -356,6 +357,10 @@ def test_backend_without_capabilities_is_tested_for_mandatory_guarantees(conform
     last = ran.out.splitlines()[-1]
     assert last.startswith("outsider:Mute holds 1 of 2 guarantees and does not promise 1 (G25): ")
     assert re.search(r"^G25  fork                 not promised  0 of \d+ +the rest needs fork$", ran.out, re.MULTILINE)
+    assert "     not tested: The parent's registry is not affected.\n" in ran.out
+    assert list(CLAUSES["G25"]) == ran.report["guarantees"]["G25"]["untested"]
+    assert '<p class="dim">Not tested: The parent&#x27;s registry is not affected.</p>' in ran.page
+    assert ran.report["guarantees"]["G8"]["untested"] == []
 
 
 def test_too_many_lost_tests_end_the_run(conformance: Any, monkeypatch: pytest.MonkeyPatch) -> None:

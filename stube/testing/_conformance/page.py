@@ -125,6 +125,7 @@ def _row(number: str, one: GuaranteeReport, told: dict[str, str]) -> str:
     under = f'<p class="dim">{_prose(GUARANTEES[number].sentence)}</p>'
     if one["missing"]:
         under += f'<p class="dim">The tests that did not run need {escape(", ".join(one["missing"]))}.</p>'
+    under += "".join(f'<p class="dim">Not tested: {_prose(clause)}</p>' for clause in one["untested"])
     if one["story"] is not None:
         first = told.setdefault(one["story"]["test"], number)
         same = f'<p>The same test as under <a href="#{first}">{first}</a>.</p>'

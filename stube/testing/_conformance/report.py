@@ -4,8 +4,9 @@ A verdict is `held` if every test of the guarantee that the backend's capabiliti
 only a part of these tests ran and passed, `broken` if one failed, `not promised` if the whole guarantee depends on a
 capability that the backend does not name, and `unproven` if no test of a mandatory guarantee ran.
 
-Each verdict comes with the number of tests that ran, and the number that the suite has. Tests that were skipped for
-want of a capability do not change `held`, but the report counts them and names the capability.
+Each verdict comes with the number of tests that ran, the number that the suite has, and the clauses of which none ran.
+Tests that were skipped for want of a capability do not change `held`, but the report counts them and names the
+capability.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Final, TypedDict
 from stube import __version__
 from stube.testing._conformance.outcomes import Record, Story
 from stube.testing._contract.capabilities import CAPABILITIES, with_real_time
+from stube.testing._contract.clauses import CLAUSES
 from stube.testing._contract.guarantees import GUARANTEES, Guarantee
 
 __all__ = [
@@ -58,6 +60,8 @@ class GuaranteeReport(TypedDict):
     """How many tests the suite has for it, whether they ran or not."""
     missing: list[str]
     """The capabilities for which tests were skipped."""
+    untested: list[str]
+    """The clauses of which no test ran, if all tests were asked to run."""
     story: Story | None
     """The shortest story of a broken test."""
 
@@ -162,12 +166,15 @@ def _verdict(
 ) -> GuaranteeReport:
     passed = failed = skipped = 0
     missing: set[str] = set()
+    ran: set[str] = set()
     stories: list[Story] = []
     for record in records:
         if record["outcome"] == "skipped":
             skipped += 1
             missing.update(set(record["capabilities"]) - with_real_time(promised))
-        elif record["outcome"] == "passed":
+            continue
+        ran.add(record["name"].partition("[")[0])
+        if record["outcome"] == "passed":
             passed += 1
         else:
             failed += 1
@@ -189,8 +196,14 @@ def _verdict(
         "skipped": skipped,
         "total": total,
         "missing": sorted(missing),
+        "untested": _untested(guarantee.number, ran) if passed + failed + skipped >= total else [],
         "story": min(stories, key=lambda story: (len(story["finding"]), story["test"]), default=None),
     }
+
+
+def _untested(number: str, ran: Collection[str]) -> list[str]:
+    """Return the clauses of a guarantee of which none of these tests is."""
+    return [clause for clause, tests in CLAUSES[number].items() if not {*tests} & {*ran}]
 
 
 def summary(report: Report) -> str:

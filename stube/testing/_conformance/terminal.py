@@ -106,6 +106,7 @@ def table_of(report: Report, stream: TextIO) -> str:
     told: dict[str, str] = {}  # from a test to the guarantee with its story: a random program may break many of them
     for number, one in report["guarantees"].items():
         lines.append(_row(number, one, coloured=coloured))
+        lines += [line for clause in one["untested"] for line in _untested(clause)]
         story = one["story"]
         if story is not None:
             first = told.setdefault(story["test"], number)
@@ -125,6 +126,10 @@ def _row(number: str, one: GuaranteeReport, *, coloured: bool) -> str:
     missing = f"the rest needs {', '.join(one['missing'])}" if one["missing"] else ""
     ran = f"{one['passed'] + one['failed']} of {one['total']}"
     return f"{number:5}{one['title']:21}{cell}{ran:12}{one['failed'] or '':<8}{missing}".rstrip()
+
+
+def _untested(clause: str) -> list[str]:
+    return textwrap.wrap(f"not tested: {clause}", _WIDTH, initial_indent=" " * 5, subsequent_indent=" " * 7)
 
 
 def _number(guarantee: str) -> int:
