@@ -439,7 +439,7 @@ def test_a_thread_that_dies_during_a_test_is_part_of_its_finding(conformance: An
 
 def test_a_thread_that_hangs_is_shown_besides_the_one_that_waits_for_it(conformance: Any) -> None:
     """Fault: the stack of the test says `join`, and not where the other thread stands; or a parked thread's stack."""
-    ran = conformance("outsider:Unheard", "-k", "no_baton_is_lost", "--limit", "5", "-q")
+    ran = conformance("outsider:Unheard", "-k", "no_baton_is_lost", "--limit", "8", "-q")
     (story,) = outcomes(ran.report)["hung"]
     assert re.search(r"\ncalled by run_threads, stube/testing/_harness/threads\.py:\d+\n", story["finding"])
     assert re.search(

@@ -1,7 +1,8 @@
 """Write docs/clauses.md: `python tools/clauses_page.py [--check]`.
 
-The clauses come from `stube.testing._contract.clauses`, the faults from the docstrings of the tests. With `--check`
-nothing is written, and the exit code is 1 if the page differs from what would be written, or if a clause has no test.
+The clauses come from `clauses.toml` in `stube/testing/_contract`, the faults from the docstrings of the tests. With
+`--check` nothing is written, and the exit code is 1 if the page differs from what would be written, or if a clause has no
+test.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ The conformance suite goes through each [guarantee](guarantees.md) clause by cla
 faults that an honest author may make, and the test of `stube/testing/suite` that would name each of them. A report of
 `python -m stube conformance SPEC` says of which clauses no test ran on a backend, because it lacks a capability.
 
-This page is written by `tools/clauses_page.py` from `stube/testing/_contract/clauses.py` and the docstrings of the
+This page is written by `tools/clauses_page.py` from `stube/testing/_contract/clauses.toml` and the docstrings of the
 tests; a clause without a test fails the build."""
 
 

@@ -51,7 +51,7 @@ class Stacks:
         mine = threads.pop(test_thread, [])
         if not mine and threads:  # a system whose identifiers differ: pytest beneath it makes the stack the longest
             mine = threads.pop(max(threads, key=lambda ident: len(threads[ident])))
-        stack = list(_until_test(mine))
+        stack = list(_until_test(mine)) or mine  # pytest itself, where the test has not begun or has ended
         inside = [frame for frame in stack if frame.in_suite]
         self.where = place(inside[-1].file, inside[-1].line) if inside else ""
         """`file:line` of the suite; empty if the test was not in it."""

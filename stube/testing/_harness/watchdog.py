@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import bdb
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -28,6 +29,7 @@ _PERIOD: Final = 1.0  # seconds between two looks
 _STANDSTILL: Final = 1.2 * PATIENCE  # seconds; longer than any wait of a test
 _MOST_FRAMES: Final = 4  # of each thread
 _MOST_THREADS: Final = 6
+_OF_PYTEST: Final = re.compile(r"[\\/](_pytest|pluggy)[\\/]")
 _ELSEWHERE: Final = frozenset({subprocess.__file__, bdb.__file__})
 _PYDEVD: Final = "pydevd"  # the debugger of several editors, which stops threads outside of Python code
 
@@ -107,6 +109,8 @@ def _stacks(frame: FrameType | None) -> str:
 
 
 def _stack(name: str, frame: FrameType) -> str:
-    summary = traceback.extract_stack(frame)[: -_MOST_FRAMES - 1 : -1]
+    summary = traceback.extract_stack(frame)[::-1]
+    of_pytest = next((at for at, one in enumerate(summary) if _OF_PYTEST.search(one.filename)), None)
+    summary = summary[:of_pytest][:_MOST_FRAMES] or summary[:_MOST_FRAMES]
     places = [f"{one.name}, {os.path.basename(one.filename)}:{one.lineno}" for one in summary]
     return f"{name} is in {', called by '.join(places)}"

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from stube import Event, RegistryClosed, RegistryFull, TimerHandle
-from stube.testing._harness import PATIENCE, Driver, Effort, Injector, check_ledger, tracing
+from stube.testing._harness import PATIENCE, Driver, Effort, Injector, blaming, check_ledger, tracing
 from stube.testing.suite._fixtures import HOUR, OPERATIONS, MakeRun, costly, guarantee
 
 
@@ -439,7 +439,8 @@ def test_a_reentrant_call_takes_or_leaves_the_baton(make_run: MakeRun, outer: st
         if not injector.fired:
             return
         taken.append(run.registry.pending_flow("inner"))
-        assert sorted(map(str, taken)) == ["None", "flow"], injector.fired
+        with blaming("G8"):
+            assert sorted(map(str, taken)) == ["None", "flow"], injector.fired
     pytest.fail("the operation executes more than 10,000 lines")
 
 
