@@ -25,7 +25,8 @@ class RegistryClosed(StubeError, RuntimeError):  # noqa: N818 - a state that is 
 
 
 class RegistryFull(StubeError, RuntimeError):  # noqa: N818
-    """The timer or the publication would pass the registry's `max_pending`; nothing has changed."""
+    """The timer or the publication would pass the registry's `max_pending`, which the message names with its value;
+    nothing has changed."""
 
 
 class ConversationEnded(StubeError, RuntimeError):  # noqa: N818

@@ -58,8 +58,9 @@ class Registry(Protocol):
     Every operation may be called from any thread at any time and has taken effect when it returns (G21); also
     from inside a delivery, from a finalizer and from a signal handler (G20: one that interrupts an operation of
     the same registry on the same thread takes effect at the latest when that operation returns, and may return
-    0). Names (`cid`, `instance_id`, `topic`) are non-empty `str`; a subclass is taken as its plain string. A
-    wrong argument raises `TypeError` or `ValueError` at the call and nothing has changed (G15).
+    0). Names (`cid`, `instance_id`, `topic`) are non-empty `str`; a subclass is taken as its plain string, and
+    none of its methods is called. A wrong argument raises `TypeError` or `ValueError` at the call and nothing has
+    changed (G15).
 
     The deliveries of one conversation run one at a time (G1), in the order of their ready instants (G2): the due
     instant of a timer, the instant at which a publication was accepted; ties in the order of acceptance.
@@ -344,10 +345,10 @@ class Backend(Registry, Protocol):
         """Stop for good: discard what has not begun and wait until a running delivery has ended.
 
         Args:
-            timeout: seconds to wait at most; `None` for as long as it takes.
+            timeout: seconds to wait at most, any finite number; `None` for as long as it takes.
 
         Returns:
-            True when everything has stopped.
+            True when everything has stopped; False while a delivery still runs, such as the one that calls.
 
         Idempotent. May be called from inside a delivery, and then does not wait. Afterwards the adding
         operations and `install_dispatch` raise `RegistryClosed`; the removing ones, the baton's pop and the
@@ -370,7 +371,8 @@ class Backend(Registry, Protocol):
     def settle(self, timeout: float | None = 5.0) -> bool:
         """Wait until nothing is ready and nothing runs; whether that came about within `timeout` seconds.
 
-        Timers that are not due yet are left alone.
+        Timers that are not due yet are left alone. On return nothing is kept alive that was delivered or passed over
+        (G13). `timeout` is any finite number, or None for as long as it takes.
 
         Raises:
             RuntimeError: called from inside a delivery, which would wait for itself.

@@ -845,6 +845,9 @@ PAGE = """# Page
 
 By hand.
 
+<!-- capabilities: written by tools/guarantees_page.py -->
+<!-- end of capabilities -->
+
 <!-- backends: written by tools/guarantees_page.py -->
 old
 <!-- end of backends -->

@@ -30,6 +30,8 @@ from tests.test_docs import blocks_of
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "examples" / "acme_stube"
+GLOBEX = ROOT / "examples" / "globex_stube"
+BACKENDS = {"acme": "acme_stube:AcmeRegistry", "globex": "globex_stube:GlobexRegistry"}
 SOURCE = EXAMPLE / "acme_stube" / "__init__.py"
 PAGE = ROOT / "docs" / "write-a-backend.md"
 MOST_LINES = 100  # of code
@@ -62,10 +64,21 @@ def _private(source: str) -> Iterator[str]:
 
 @pytest.fixture
 def acme(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    """The example's module, imported from its sources."""
-    monkeypatch.syspath_prepend(str(EXAMPLE))
-    yield importlib.import_module("acme_stube")
-    del sys.modules["acme_stube"]
+    """The module of the first example, imported from its sources."""
+    yield from _imported("acme", monkeypatch)
+
+
+@pytest.fixture(params=BACKENDS)
+def example(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """The module of each example of a backend, imported from its sources."""
+    yield from _imported(request.param, monkeypatch)
+
+
+def _imported(name: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    monkeypatch.syspath_prepend(str(ROOT / "examples" / f"{name}_stube"))
+    yield importlib.import_module(f"{name}_stube")
+    for module in [module for module in sys.modules if module.partition(".")[0] == f"{name}_stube"]:
+        del sys.modules[module]
 
 
 def test_the_example_is_less_than_a_hundred_lines() -> None:
@@ -74,10 +87,18 @@ def test_the_example_is_less_than_a_hundred_lines() -> None:
     assert _lines_of_code(Module("acme_stube", ast.parse(source), source)) <= MOST_LINES
 
 
-@pytest.mark.parametrize("path", sorted(path.relative_to(EXAMPLE) for path in EXAMPLE.rglob("*.py")), ids=str)
+@pytest.mark.parametrize(
+    "path", sorted(path.relative_to(ROOT) for folder in (EXAMPLE, GLOBEX) for path in folder.rglob("*.py")), ids=str
+)
 def test_the_example_stands_on_public_names(path: Path) -> None:
     """Fault: there is no public way, so the model for outsiders uses private names, which may change at any time."""
-    assert list(_private((EXAMPLE / path).read_text(encoding="utf-8"))) == []
+    assert list(_private((ROOT / path).read_text(encoding="utf-8"))) == []
+
+
+@pytest.mark.parametrize("path", sorted(path.relative_to(ROOT) for path in GLOBEX.rglob("*.py")), ids=str)
+def test_globex_uses_nothing_of_the_engine(path: Path) -> None:
+    """Fault: the second example shows no other style, because the engine does its work."""
+    assert "stube_backends" not in (ROOT / path).read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -96,18 +117,22 @@ def test_a_private_name_is_found(source: str) -> None:
     assert list(_private(source))
 
 
-def test_the_entry_point_is_the_factory(acme: ModuleType) -> None:
+def test_the_entry_point_is_the_factory(example: ModuleType) -> None:
     """Fault: the name that is installed leads to no function, or to one whose options cannot be read."""
-    project = tomllib.loads((EXAMPLE / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    assert project["entry-points"] == {"stube.backends": {"acme": "acme_stube:AcmeRegistry"}}
-    assert acme.AcmeRegistry.__module__ == "acme_stube"
-    with stube.create_registry("acme_stube:AcmeRegistry", max_pending=1) as one:
-        assert isinstance(one, acme.AcmeRegistry)
+    name = example.__name__.removesuffix("_stube")
+    folder = ROOT / "examples" / example.__name__
+    project = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["entry-points"] == {"stube.backends": {name: BACKENDS[name]}}
+    made_by = getattr(example, BACKENDS[name].partition(":")[2])
+    assert made_by.__module__ == example.__name__
+    with stube.create_registry(BACKENDS[name], max_pending=1) as one:
+        assert isinstance(one, made_by)
+    assert (folder / example.__name__ / "py.typed").read_text(encoding="utf-8") == ""
 
 
-def test_the_examples_in_its_docstrings_run(acme: ModuleType) -> None:
+def test_the_examples_in_its_docstrings_run(example: ModuleType) -> None:
     """Fault: the first thing that a reader tries does not work."""
-    results = doctest.testmod(acme)
+    results = doctest.testmod(example)
     assert results.attempted > 0
     assert results.failed == 0
 
@@ -118,12 +143,12 @@ def test_the_parts_on_the_page_make_up_the_example() -> None:
         whole = (EXAMPLE / path).read_text(encoding="utf-8")
         assert _solid("".join(_parts(path))) == _solid(whole), path
     assert "py.typed" in PAGE.read_text(encoding="utf-8")
-    assert (EXAMPLE / "acme_stube" / "py.typed").read_text(encoding="utf-8") == ""
 
 
-def test_the_whole_test_file_of_an_outsider_is_an_import_and_a_fixture() -> None:
+@pytest.mark.parametrize("file", [EXAMPLE / "tests" / "test_acme.py", GLOBEX / "tests" / "test_globex.py"])
+def test_the_whole_test_file_of_an_outsider_is_an_import_and_a_fixture(file: Path) -> None:
     """Fault: the suite needs more from an author than a name, so that each author writes other tests."""
-    statements = ast.parse((EXAMPLE / "tests" / "test_acme.py").read_text(encoding="utf-8")).body
+    statements = ast.parse(file.read_text(encoding="utf-8")).body
     kinds = [type(statement) for statement in statements]
     assert kinds == [ast.Expr, ast.Import, ast.ImportFrom, ast.FunctionDef]
 

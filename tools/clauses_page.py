@@ -1,8 +1,8 @@
 """Write docs/clauses.md: `python tools/clauses_page.py [--check]`.
 
 The clauses come from `clauses.toml` in `stube/testing/_contract`, the faults from the docstrings of the tests. With
-`--check` nothing is written, and the exit code is 1 if the page differs from what would be written, or if a clause has no
-test.
+`--check` nothing is written, and the exit code is 1 if the page differs from what would be written, or if a clause has
+no test.
 """
 
 from __future__ import annotations

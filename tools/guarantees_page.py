@@ -1,6 +1,7 @@
 """Write the tables of docs/guarantees.md: `python tools/guarantees_page.py [REPORT.json ...] [--check]`.
 
-The texts of the guarantees come from `stube.testing.GUARANTEES`. The verdicts come from the reports that
+The texts of the guarantees come from `stube.testing.GUARANTEES`, those of the capabilities from
+`stube.testing._contract`. The verdicts come from the reports that
 `pytest --stube-report` and `stube conformance --json` write, one for each backend. Without a report the table of the
 backends is left unchanged. Everything outside the markers is written by hand.
 
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from stube.testing import GUARANTEES
+from stube.testing._contract.capabilities import CAPABILITIES
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 PAGE: Final = ROOT / "docs" / "guarantees.md"
@@ -30,6 +32,7 @@ STALE: Final = """\
 {} is stale. Write it again, and commit it:
   pytest tests/test_conformance.py tests/test_conformance_asyncio.py --stube-report reports
   stube conformance acme --json reports/acme.json        (with examples/acme_stube installed)
+  stube conformance globex --json reports/globex.json    (with examples/globex_stube installed)
   python tools/guarantees_page.py reports/*.json"""
 
 
@@ -43,6 +46,11 @@ def guarantees_table() -> str:
             lines += ["", f"## {theme}", "", "| | |", "|---|---|"]
         lines.append(f"| **{number}** {one.title} | {one.sentence} |")
     return "\n".join(lines[1:])
+
+
+def capabilities_table() -> str:
+    """Return what each capability promises."""
+    return "\n".join(["| | |", "|---|---|", *(f"| `{name}` | {text} |" for name, text in CAPABILITIES.items())])
 
 
 def backends_table(reports: Iterable[dict[str, Any]]) -> str:
@@ -64,6 +72,7 @@ def _capabilities(reports: Iterable[dict[str, Any]]) -> Iterator[str]:
 def with_tables(page: str, reports: Sequence[dict[str, Any]]) -> str:
     """Return the page with the text between its markers replaced."""
     page = _between(page, "guarantees", guarantees_table())
+    page = _between(page, "capabilities", capabilities_table())
     return _between(page, "backends", backends_table(reports)) if reports else page
 
 

@@ -24,7 +24,8 @@ CAPABILITIES: Final[Mapping[str, str]] = MappingProxyType(
         "virtual_time": "The clock moves only when the caller moves it. The backend is a `VirtualBackend`.",
         "own_clock": "The option `clock` takes a callable that returns monotonic nanoseconds.",
         "cross_process": "Payloads cross a process boundary. The call refuses a payload that cannot be serialized.",
-        "sizes": "`sizes()` returns the length of every internal container, which the leak tests compare.",
+        "sizes": "The method `sizes() -> Mapping[str, int]` returns the length of every internal container except "
+        "those that only wake a thread. When nothing is held, it returns what it returned at first.",
     }
 )
 """Every known capability and what it promises."""

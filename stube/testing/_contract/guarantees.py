@@ -38,7 +38,8 @@ _ALL: Final = (
         "Order",
         "A conversation's deliveries begin in the order of their ready instants: a timer's due instant, the instant "
         "at which a publication was accepted; ties in the order of acceptance. This also holds for deliveries that "
-        "became overdue behind a slow handler.",
+        "became overdue behind a slow handler. Instants of acceptance never run backwards: each is the larger of the "
+        "clock's reading and the latest instant that was accepted or delivered up to.",
     ),
     Guarantee(
         "G3",
@@ -114,8 +115,10 @@ _ALL: Final = (
         "proportional",
         "State",
         "Memory is proportional to what is pending. Removing something immediately frees its keys, containers and "
-        "payloads. (A message queued for a subscription that was then removed may stay until the delivery thread "
-        "reaches it.)",
+        "payloads; a container that becomes empty gives its memory back. What was delivered is freed when `settle` "
+        "returns. (A message queued for a subscription that was then removed may stay until the delivery thread "
+        "reaches it.) A registry that is dropped with nothing pending is collected, and its threads end; with timers "
+        "pending it delivers them first.",
     ),
     Guarantee(
         "G14",
@@ -124,7 +127,13 @@ _ALL: Final = (
         "The cost of subscribing, unsubscribing, cancelling and ending a conversation is proportional to what they "
         "touch. A publication costs its caller the same for any number of subscribers.",
     ),
-    Guarantee("G15", "whole or not at all", "State", "An operation that raises has changed nothing."),
+    Guarantee(
+        "G15",
+        "whole or not at all",
+        "State",
+        "An operation that raises has changed nothing. (An exception that a signal handler raises in the middle of an "
+        "operation interrupts it at that point. Everything that the registry shows agrees afterwards.)",
+    ),
     Guarantee(
         "G16",
         "snapshot",
@@ -136,7 +145,8 @@ _ALL: Final = (
         "G17",
         "by reference",
         "State",
-        "Within a process a payload is only passed on: it is never copied, compared, hashed or tested for truth.",
+        "Within a process a payload is only passed on: it is never copied, compared, hashed, tested for truth or "
+        "shown. Of a name that is an instance of a subclass of `str` no method is called.",
         "by_reference",
     ),
     Guarantee(
@@ -152,7 +162,8 @@ _ALL: Final = (
         "A delivery that raises any exception stops no other delivery. The failure is counted, logged once on `stube` "
         "and passed to `on_error`. Where dispatch runs on the caller's own thread or event loop, `KeyboardInterrupt` "
         "is counted and then raised. A backend that cannot await a returned coroutine closes it and counts the "
-        "delivery as failed.",
+        "delivery as failed. A `ConversationEnded` out of a delivery is no failure: it is logged at DEBUG, and the "
+        "delivery counts as delivered.",
     ),
     Guarantee(
         "G20",
@@ -160,7 +171,9 @@ _ALL: Final = (
         "Faults",
         "Every operation may be called from inside a delivery, from a finalizer, and from a signal handler that "
         "interrupts another operation of the same registry. Such a re-entrant call takes effect at the latest when the "
-        "interrupted operation returns, and may return 0. No user code and no logging runs under a lock.",
+        "interrupted operation returns, and may return 0; a re-entrant `pending_flow` that finds nothing leaves the "
+        "baton. While user code runs (dispatch, `on_error`, `clock`, a destructor, a log handler), every other thread "
+        "can complete every operation: none of it runs under a lock, or on a thread for which others wait.",
     ),
     Guarantee(
         "G21",
@@ -173,7 +186,8 @@ _ALL: Final = (
         "bounded",
         "Faults",
         "`max_pending` bounds timers and queued messages together. An operation that would exceed it raises "
-        "`RegistryFull` and changes nothing.",
+        "`RegistryFull`, which names `max_pending` and its value, and changes nothing. Messages of a removed "
+        "subscription count until the delivery thread reaches them.",
     ),
     Guarantee(
         "G23",
@@ -186,9 +200,9 @@ _ALL: Final = (
         "G24",
         "closing",
         "Life",
-        "`close()` is idempotent, bounded by its timeout, may be called inside a delivery, and returns whether "
-        "everything stopped. Afterwards operations that add raise `RegistryClosed`, and operations that remove do "
-        "nothing. A program that ends without `close()` exits promptly with code 0.",
+        "`close()` is idempotent, bounded by its timeout (any finite number of seconds, or None), may be called inside "
+        "a delivery, and returns whether everything stopped. Afterwards operations that add raise `RegistryClosed`, "
+        "and operations that remove do nothing. A program that ends without `close()` exits promptly with code 0.",
     ),
     Guarantee(
         "G25",
