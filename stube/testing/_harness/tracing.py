@@ -8,7 +8,8 @@ import sys
 import sysconfig
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import FrameType
+from functools import cache
+from types import CodeType, FrameType
 from typing import Any, Final
 
 __all__ = ["Injector", "tracing"]
@@ -74,7 +75,7 @@ class Injector:
             return operation()
 
     def _line(self, frame: FrameType, event: str, argument: Any) -> Any:
-        if event == "line" and not (self._raises and _takes_no_signal(frame)):
+        if event == "line" and not (self._raises and _takes_no_signal(frame.f_code, frame.f_lasti)):
             number, self.lines = self.lines, self.lines + 1
             if self._due and number >= self._due[0][0]:
                 try:
@@ -95,14 +96,15 @@ class Injector:
             self.error = exc
 
 
-def _takes_no_signal(frame: FrameType) -> bool:
+@cache
+def _takes_no_signal(code: CodeType, offset: int) -> bool:
     """Tell whether a line begins with an instruction that no signal handler interrupts.
 
     Python handles a signal behind a call or a jump. At the end of a `with` block the instructions that follow the last
     call load None three times and call `__exit__`; a `try:` is an instruction that does nothing. The compiler leaves
     both out of the range whose exceptions the block catches.
     """
-    ahead = [one for one in dis.get_instructions(frame.f_code) if one.offset >= frame.f_lasti]
+    ahead = [one for one in dis.get_instructions(code) if one.offset >= offset]
     loads = [(one.opname, one.argval) for one in ahead if one.opname not in ("NOP", "SWAP")][:3]
     return ahead[0].opname == "NOP" or loads == [("LOAD_CONST", None)] * 3
 
