@@ -24,10 +24,10 @@ def blame(error: BaseException, guarantees: Iterable[str]) -> BaseException:
 
 @contextmanager
 def blaming(*guarantees: str) -> Iterator[None]:
-    """Let an assertion that fails in the block blame these guarantees instead of all those of its test."""
+    """Let whatever fails in the block blame these guarantees instead of all those of its test."""
     try:
         yield
-    except AssertionError as exc:
+    except Exception as exc:
         blame(exc, guarantees)
         raise
 

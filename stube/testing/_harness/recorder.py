@@ -32,6 +32,8 @@ class Gate:
         self.key = key
         self.entered = threading.Event()
         self.released = threading.Event()
+        self.gave_up = False
+        """Whether a delivery was held for too long, because what should have released it waited for the delivery."""
 
     def release(self) -> None:
         """Let the held deliveries return. May be called again."""
@@ -44,7 +46,8 @@ class Gate:
     def pass_through(self) -> None:
         """Called by the delivery: report that it has entered, and wait until it is released."""
         self.entered.set()
-        self.released.wait(PATIENCE)
+        if not self.released.wait(6 * PATIENCE):  # longer than a test takes to prepare what shall wait
+            self.gave_up = True
 
 
 class Recorder:
@@ -106,6 +109,11 @@ class Recorder:
         key, arrived = f"sentinel-{self._made}", threading.Event()
         self._sentinels[key] = arrived
         return key, arrived
+
+    @property
+    def gave_up(self) -> bool:
+        """Whether a gate opened by itself."""
+        return any(gate.gave_up for gate in list(self._gates.values()))
 
     def release_all(self) -> None:
         """Open every gate, so that no delivery stays held after a failure."""

@@ -13,8 +13,13 @@ from stube.testing._harness.loops import loop_is_needed
 
 __all__ = ["run_script"]
 
+_LIMIT: Final = 15.0  # seconds; a script takes one, and several on a busy machine
+_EXIT_SECONDS: Final = 5.0  # more, for a script whose forked children keep its pipes open
+
 _PRELUDE: Final = """
-import json, os, signal, sys, threading, time, warnings
+import faulthandler, json, os, signal, sys, threading, time, warnings
+# A program that hangs says where, and ends. A forked child does not inherit that.
+faulthandler.dump_traceback_later(float(os.environ["STUBE_LIMIT"]), exit=True)
 # These scripts fork while threads run, on purpose.
 warnings.filterwarnings("ignore", message=".*fork.*", category=DeprecationWarning)
 import stube
@@ -50,19 +55,25 @@ def finish():
 """
 
 
-def run_script(spec: object, options: Mapping[str, Any], body: str, *, timeout: float = 60.0) -> str:
+def run_script(spec: object, options: Mapping[str, Any], body: str, *, limit: float = _LIMIT) -> str:
     """Run a scenario in a fresh interpreter and return what it printed.
 
     The script may use `make(**options)`, which makes the backend under test, and the other names of the prelude above.
-    Asserts that the script ends in time, with code 0 and with nothing on stderr.
+    Asserts that the script ends within `limit` seconds, with code 0 and with nothing on stderr.
     """
-    environment = dict(os.environ, PYTHONPATH=os.pathsep.join(path for path in sys.path if path))
+    environment = dict(os.environ, PYTHONPATH=os.pathsep.join(path or os.getcwd() for path in sys.path))
     environment.pop("PYTHONWARNINGS", None)
     # Not in the arguments, which every user of the machine can read, because a URL may hold a password.
     environment["STUBE_UNDER_TEST"] = json.dumps([spec, dict(options)])
+    environment["STUBE_LIMIT"] = str(limit)
     environment["STUBE_LOOP_IS_NEEDED"] = "yes" if loop_is_needed(spec, options) else ""
-    command = [sys.executable, "-X", "faulthandler", "-c", _PRELUDE + body]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout, check=False)
+    command = [sys.executable, "-P", "-X", "faulthandler", "-c", _PRELUDE + body]
+    try:
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=limit + _EXIT_SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired as exc:
+        raise AssertionError(f"the script did not end within {limit + _EXIT_SECONDS:g} s") from exc
     assert done.stderr == "", f"the script wrote on stderr:\n{done.stderr}"
     assert done.returncode == 0, f"the script ended with code {done.returncode}; it printed:\n{done.stdout}"
     return done.stdout

@@ -94,7 +94,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Refuse a marker that names no guarantee; deselect the tests that `--stube-guarantee` does not ask for.
 
-    If nothing but the suite is collected, its costly tests come last, so that most faults show within seconds.
+    The costly tests of the suite take the last places of its tests, so that most faults show within seconds.
     """
     from stube.testing._contract.guarantees import unknown_guarantee
 
@@ -109,11 +109,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if wrong is not None:
             raise pytest.UsageError(f"The marker of {item.nodeid} is wrong. {wrong}")
         (chosen if not wanted or wanted & set(numbers) else left_out).append(item)
-    if all("stube_backend" in getattr(item, "fixturenames", ()) for item in chosen):
-        chosen.sort(key=lambda item: item.get_closest_marker("stube_costly") is not None)
-    items[:] = chosen
+    items[:] = _quick_first(chosen)
     if left_out:
         config.hook.pytest_deselected(items=left_out)
+
+
+def _quick_first(items: list[pytest.Item]) -> list[pytest.Item]:
+    """Return the tests, those of the suite in the order of their costs, each other one in its place."""
+    of_the_suite = [item for item in items if item.get_closest_marker("guarantee") is not None]
+    ordered = iter(sorted(of_the_suite, key=lambda item: item.get_closest_marker("stube_costly") is not None))
+    return [next(ordered) if item.get_closest_marker("guarantee") is not None else item for item in items]
 
 
 @pytest.hookimpl(wrapper=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -10,7 +11,7 @@ from typing import Any, Final, Protocol, cast
 import pytest
 
 from stube import Backend
-from stube.testing._harness import HOUR, Driver, blaming
+from stube.testing._harness import HOUR, PATIENCE, Driver, blaming, live_threads, monotonic
 from stube.testing.plugin import MakeRegistry
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "picture",
     "refused",
     "run",
+    "threads_ended",
     "unchanged",
 ]
 
@@ -90,8 +92,17 @@ def run(registry: Backend) -> Iterator[Driver]:
 
 
 def _check_overlaps(driver: Driver) -> None:
+    assert not driver.recorder.gave_up, "a call waited for a delivery that the test held up"
     with blaming("G1"):
         assert not driver.recorder.overlaps, f"two deliveries at the same time in {driver.recorder.overlaps[0]!r}"
+
+
+def threads_ended(before: int) -> bool:
+    """Wait until no more threads live than before; return whether that came about. No event tells of a thread's end."""
+    deadline, pause = monotonic() + PATIENCE, threading.Event()
+    while len(live_threads()) > before and monotonic() < deadline:
+        pause.wait(0.002)
+    return len(live_threads()) <= before
 
 
 def picture(registry: Backend) -> tuple[object, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import fields
 from typing import Any
 
@@ -13,15 +14,17 @@ import stube
 from stube import (
     Backend,
     ConfigError,
+    ConversationInfo,
     Event,
     Registry,
+    RegistryFull,
     Stats,
     SubscriptionInfo,
     TimerInfo,
     UnknownBackendError,
 )
 from stube.testing._contract.capabilities import CAPABILITIES, REAL_TIME, requires
-from stube.testing._harness import PATIENCE, Driver, Injector, monotonic, passes_through, tracing
+from stube.testing._harness import PATIENCE, Driver, Injector, monotonic, monotonic_ns, passes_through, tracing
 from stube.testing.plugin import MakeRegistry
 from stube.testing.suite._fixtures import HOUR, OPERATIONS, MakeRun, costly, guarantee, refused
 
@@ -69,7 +72,7 @@ def test_an_unknown_option_is_refused(make_registry: MakeRegistry) -> None:
 def test_an_invalid_max_pending_is_refused(make_registry: MakeRegistry) -> None:
     """Case 26. Fault: the option is checked only when the bound is reached."""
     wrong: Any
-    for wrong in (-1, "many", 1.5, True, object()):
+    for wrong in (0, -1, "many", 1.5, True, object()):
         with refused(wrong, ConfigError, "max_pending"):
             make_registry(max_pending=wrong)
 
@@ -144,6 +147,26 @@ def test_settle_waits_for_ready_deliveries_but_not_for_timers(run: Driver) -> No
     stats = run.registry.stats()
     assert (stats.timers, stats.running, stats.queued, stats.delivered) == (1, 0, 0, 3)
     assert run.registry.settle(0)
+
+
+@guarantee("G21")
+def test_settle_and_join_wait_for_a_running_delivery(run: Driver) -> None:
+    """Fault: a registry counts as idle when nothing is queued, although a delivery runs; or `inspect` does not show a
+    conversation that has only a running delivery."""
+    gate = run.recorder.gate()
+    run.recorder.on("stand", lambda cid, event: gate.pass_through())
+    run.schedule(0, "stand")
+    with run.delivering():
+        gate.wait_entered()
+        assert run.registry.inspect() == run.registry.inspect("c1") == {"c1": ConversationInfo(running=1)}
+        assert run.registry.stats().running == 1
+        if run.clock is None:
+            for timeout in (0.02, -1.0):
+                for wait in (run.registry.settle, run.registry.join):
+                    with suppress(ValueError):  # a backend may refuse a negative timeout
+                        assert wait(timeout) is False
+    assert run.registry.settle(PATIENCE)
+    assert run.registry.inspect() == {}
 
 
 @guarantee("G21")
@@ -385,6 +408,44 @@ def test_the_ledger_of_one_registry_shows_nothing_of_another(make_run: MakeRun) 
     two.schedule(HOUR)  # which has room, although the other one has none
     assert two.registry.stats() == Stats(accepted=1, timers=1)
     assert one.stats() == Stats(accepted=9, delivered=1, failed=1, cancelled=1, dropped=1, timers=5)
+
+
+@guarantee("G26")
+def test_each_registry_has_its_own_options(make_run: MakeRun) -> None:
+    """Case 30. Fault: an option is an attribute of the class, so that the latest registry's holds for all."""
+    told: dict[str, list[str]] = {"one": [], "two": []}
+
+    def fail(cid: str, event: Event) -> None:
+        raise LookupError(event.name)
+
+    one = make_run(max_pending=2, on_error=lambda cid, event, exception: told["one"].append(cid))
+    two = make_run(max_pending=3, on_error=lambda cid, event, exception: told["two"].append(cid))
+    for name, run in (("of one", one), ("of two", two)):
+        run.recorder.on("fail", fail)
+        run.schedule(0, "fail", cid=name)
+        run.settle()
+    assert told == {"one": ["of one"], "two": ["of two"]}
+    for bound, run in ((2, one), (3, two)):
+        for _ in range(bound):
+            run.schedule(HOUR)
+        with pytest.raises(RegistryFull):
+            run.schedule(HOUR)
+
+
+@guarantee("G26", "G12")
+@requires("own_clock")
+def test_each_registry_has_its_own_clock(make_run: MakeRun) -> None:
+    """Case 30. Fault: the clock is an attribute of the class, so that the latest registry's holds for all."""
+    stands = monotonic_ns()
+    runs = [make_run(), make_run(clock=lambda: stands), make_run()]
+    for run in runs:
+        run.schedule(1)
+        run.schedule(0, "now")
+    for run in runs:
+        run.settle()
+    runs[0].pass_time(5)
+    runs[2].pass_time(5)
+    assert [sorted(run.recorder.names) for run in runs] == [["now", "tick"], ["now"], ["now", "tick"]]
 
 
 @guarantee("G26")

@@ -4,11 +4,22 @@ from __future__ import annotations
 
 import random
 import threading
+from collections.abc import Callable
 
 import pytest
 
 from stube import Event, Stats, TimerHandle
-from stube.testing._harness import Driver, Gate, Injector, first_difference, run_threads, tracing, wait_or_standstill
+from stube.testing._contract.capabilities import REAL_TIME, requires
+from stube.testing._harness import (
+    Driver,
+    Gate,
+    Injector,
+    first_difference,
+    monotonic_ns,
+    run_threads,
+    tracing,
+    wait_or_standstill,
+)
 from stube.testing.suite._fixtures import HOUR, costly, guarantee
 
 
@@ -382,6 +393,36 @@ def test_unsubscribe_does_not_wait_for_a_running_handler(run: Driver) -> None:
     run.settle()
     assert ended == [True]
     assert run.stats() == Stats(accepted=1, delivered=1)
+
+
+@guarantee("G6")
+@requires(REAL_TIME)  # on a virtual clock the time of a call says nothing about the delivery
+@pytest.mark.parametrize("how", ["cancel_timers", "handle", "unsubscribe", "remove", "forget", "reset"])
+def test_no_removal_waits_for_a_running_handler_for_a_while(run: Driver, how: str) -> None:
+    """Fault: a removal waits for the running delivery up to some timeout of its own.
+
+    Real time: in the best of five rounds the call must take less than 0.1 s.
+    """
+    taken = []
+    for _ in range(5):
+        run.subscribe("t")
+        run.registry.put_pending_flow("c1", "flow")
+        with run.held("c1"):
+            handle = run.schedule(HOUR)
+            calls: dict[str, Callable[[], object]] = {
+                "cancel_timers": lambda: run.registry.cancel_timers("c1"),
+                "handle": handle.cancel,
+                "unsubscribe": lambda: run.registry.unsubscribe(cid="c1", instance_id="main"),
+                "remove": lambda: run.registry.remove_subscriptions_for_cid("c1"),
+                "forget": lambda: run.registry.forget_pending_flow("c1"),
+                "reset": run.registry.reset_state,
+            }
+            start = monotonic_ns()
+            calls[how]()
+            taken.append((monotonic_ns() - start) / 1e9)
+        if taken[-1] < 0.1:
+            return
+    pytest.fail(f"{how} took {min(taken):.2f} s while a handler ran")
 
 
 @guarantee("G7")

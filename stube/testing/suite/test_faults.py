@@ -104,6 +104,7 @@ def test_a_failed_delivery_runs_until_on_error_has_returned(make_run: MakeRun) -
     try:
         with run.delivering():
             assert entered.wait(PATIENCE)
+            assert not run.recorder.wait_for(2, timeout=0.05), "the next delivery begins while on_error runs"
             stats, info = run.registry.stats(), run.registry.inspect("c1")["c1"]
             assert (stats.running, info.running, stats.failed) == (1, 1, 0)
             assert run.recorder.names == ["fail"]
@@ -190,6 +191,28 @@ def test_an_on_error_or_log_handler_that_raises_stops_no_delivery(make_run: Make
     assert sorted(called) == ["c1", "c1", "c2"]
     assert run.recorder.names.count("fine") == 2
     assert run.stats() == Stats(accepted=5, delivered=2, failed=3)
+
+
+@guarantee("G19")
+def test_on_error_is_called_once_for_each_failure(make_run: MakeRun) -> None:
+    """Fault: an `on_error` that raises is called again for the same failure, or never again for a later one."""
+    called: list[Any] = []
+
+    def on_error(cid: str, event: Event, exception: BaseException) -> None:
+        called.append(event.payload)
+        if called == [0]:
+            raise LookupError("on_error fails the first time")
+
+    def fail(cid: str, event: Event) -> None:
+        raise LookupError(cid)
+
+    run = make_run(on_error=on_error)
+    run.recorder.on("fail", fail)
+    for number in range(3):
+        run.schedule(0, ("fail", number))
+    run.settle()
+    assert called == [0, 1, 2]
+    assert run.stats() == Stats(accepted=3, failed=3)
 
 
 @guarantee("G19", "G20")

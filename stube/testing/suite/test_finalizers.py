@@ -12,7 +12,7 @@ from collections.abc import Callable
 import pytest
 from typing_extensions import override
 
-from stube import Event
+from stube import ConversationEnded, Event, RegistryFull
 from stube.testing._contract.capabilities import requires
 from stube.testing._harness import PATIENCE, Driver, check_ledger, passes_through
 from stube.testing.suite._fixtures import HOUR, OPERATIONS, MakeRun, guarantee
@@ -76,6 +76,26 @@ def _reset(run: Driver, payload: MakePayload) -> None:
     run.registry.reset_state()
 
 
+def _reset_a_baton(run: Driver, payload: MakePayload) -> None:
+    run.registry.put_pending_flow("victim", payload())
+    run.registry.reset_state()
+
+
+class _Callable:
+    """A dispatch that does nothing, and keeps a payload."""
+
+    def __init__(self, payload: object) -> None:
+        self.payload = payload
+
+    def __call__(self, cid: str, event: Event) -> None:
+        """Do nothing."""
+
+
+def _replace_the_dispatch(run: Driver, payload: MakePayload) -> None:
+    run.registry.install_dispatch(_Callable(payload()))
+    run.registry.install_dispatch(run.recorder)
+
+
 def _publish_without_subscribers(run: Driver, payload: MakePayload) -> None:
     run.registry.publish("nobody", payload())
 
@@ -107,6 +127,8 @@ RELEASES: list[Callable[[Driver, MakePayload], None]] = [
     _unsubscribe,
     _remove_subscriptions,
     _reset,
+    _reset_a_baton,
+    _replace_the_dispatch,
     _publish_without_subscribers,
     _deliver,
     _cancel_what_is_queued,
@@ -222,6 +244,53 @@ def test_dispatch_on_error_and_logging_never_run_under_a_lock(make_run: MakeRun)
     finally:
         logger.removeHandler(handler)
     assert results == [True] * 6
+
+
+@guarantee("G20")
+def test_whatever_is_logged_is_logged_without_a_lock(make_run: MakeRun) -> None:
+    """Fault: something that happens seldom is logged under the lock: the end of a conversation in its delivery, a full
+    registry, what a reset or a close drops, an `on_error` that fails."""
+    results: list[tuple[str, bool]] = []
+
+    class Handler(logging.Handler):
+        @override
+        def emit(self, record: logging.LogRecord) -> None:
+            through = passes_through(lambda: (run.registry.stats(), run.registry.forget_pending_flow("nobody")))
+            results.append((record.getMessage(), through))
+
+    def on_error(cid: str, event: Event, exception: BaseException) -> None:
+        raise LookupError("on_error fails")
+
+    def fail(cid: str, event: Event) -> None:
+        raise LookupError("the handler fails")
+
+    def end(cid: str, event: Event) -> None:
+        raise ConversationEnded("the conversation has ended")
+
+    run = make_run(on_error=on_error, max_pending=3)
+    run.recorder.on("fail", fail)
+    run.recorder.on("end", end)
+    logger, handler = logging.getLogger("stube"), Handler()
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG)
+    try:
+        for name in ("fail", "end"):
+            run.schedule(0, name)
+            run.settle()
+        for end_of_it in (run.registry.reset_state, run.registry.close):
+            run.subscribe("t")
+            for _ in range(3):
+                run.schedule(HOUR)
+            for call in (lambda: run.schedule(HOUR), lambda: run.registry.publish("t", 1)):
+                with pytest.raises(RegistryFull):
+                    call()
+            end_of_it()
+    finally:
+        logger.setLevel(level)
+        logger.removeHandler(handler)
+    assert [message for message, through in results if not through] == []
+    assert len(results) >= 2
 
 
 @guarantee("G20", "G12")

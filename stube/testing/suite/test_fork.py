@@ -14,8 +14,14 @@ from stube.testing._harness import run_script
 from stube.testing.suite._fixtures import costly, guarantee
 
 _FORK = """
-run = Driver(make(max_pending=4))
+failed = []
+run = Driver(make(max_pending=4, on_error=lambda cid, event, exception: failed.append(event.name)))
 registry = run.registry
+
+def fail(cid, event):
+    raise LookupError(event.name)
+
+run.recorder.on("fails", fail)
 registry.put_pending_flow("c1", "flow")
 registry.subscribe(cid="c1", instance_id="main", topic="t", event="said")
 of_the_parent = registry.schedule_event(cid="c1", instance_id="main", delay_ms=150, event="of the parent")
@@ -34,6 +40,11 @@ if child == 0:
         assert registry.publish("t", 1) == 1
         run.pass_time(5)
         assert sorted(run.recorder.names) == ["of the child", "said in the child"], run.recorder.names
+        import logging
+        logging.getLogger("stube").setLevel(logging.CRITICAL + 1)
+        run.schedule(0, "fails")
+        run.pass_time(5)
+        assert failed == ["fails"], "the child's on_error is another one"
         for number in range(4):
             run.schedule(3_600_000)
         try:

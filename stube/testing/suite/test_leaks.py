@@ -284,6 +284,50 @@ def test_payloads_of_cancelled_timers_are_released_immediately(run: Driver) -> N
 
 
 @guarantee("G13")
+@requires("by_reference")
+@pytest.mark.parametrize("how", ["cancel_timers", "instance", "handle"])
+def test_one_cancelled_timer_among_others_frees_its_payload(run: Driver, how: str) -> None:
+    """Fault: a cancelled timer is only marked, and keeps its payload until enough of the others have gone, too."""
+    for number in range(10):
+        run.schedule(HOUR + number, cid="stays")
+        run.schedule(HOUR + number, cid="c1", instance_id="stays")
+    payload = Payload()
+    watched = weakref.ref(payload)
+    handle = run.schedule(HOUR + 5, ("tick", payload), cid="c1")
+    del payload
+    if how == "handle":
+        assert handle.cancel()
+    elif how == "instance":
+        assert run.registry.cancel_timers("c1", instance_id="main") == 1
+    else:
+        assert run.registry.cancel_timers("c1") == 11
+    gc.collect()
+    assert watched() is None
+
+
+@guarantee("G13")
+@requires("by_reference")
+@pytest.mark.parametrize("how", ["unsubscribe", "instance", "remove"])
+def test_one_removed_subscription_among_others_frees_its_payload(run: Driver, how: str) -> None:
+    """Fault: a removed subscription is only marked in its topic, and keeps its event until the topic is cleared up."""
+    for number in range(10):
+        run.subscribe("t", cid=f"stays {number}")
+    payload = Payload()
+    watched = weakref.ref(payload)
+    run.subscribe("t", ("said", payload), cid="c1")
+    for number in range(10):
+        run.subscribe("t", cid=f"stays too {number}")
+    del payload
+    if how == "remove":
+        assert run.registry.remove_subscriptions_for_cid("c1") == 1
+    else:
+        topic = "t" if how == "unsubscribe" else None
+        assert run.registry.unsubscribe(cid="c1", instance_id="main", topic=topic) == 1
+    gc.collect()
+    assert watched() is None
+
+
+@guarantee("G13")
 @requires("sizes")
 @pytest.mark.parametrize("how", ["cancel_timers", "instance", "handle"])
 def test_cancelled_timers_leave_nothing_in_any_container(run: Driver, how: str) -> None:

@@ -28,7 +28,7 @@ from stube.testing._harness import (
     tracing,
 )
 from stube.testing.plugin import MakeRegistry
-from stube.testing.suite._fixtures import HOUR, OPERATIONS, MakeRun, costly, guarantee, unchanged
+from stube.testing.suite._fixtures import HOUR, OPERATIONS, MakeRun, costly, guarantee, threads_ended, unchanged
 
 # Starting.
 
@@ -121,6 +121,30 @@ def test_close_drops_what_has_not_begun_and_is_idempotent(run: Driver) -> None:
     assert run.registry.close(None) is True
     assert run.recorder.names == ["early"]
     assert run.registry.stats() == Stats(accepted=4, delivered=1, dropped=3)
+
+
+@guarantee("G24")
+@requires(REAL_TIME)  # on a virtual clock nothing becomes due by itself
+def test_close_does_not_wait_for_what_is_soon_due(make_run: MakeRun) -> None:
+    """Fault: `close` waits within its timeout for timers that are nearly due, and delivers them.
+
+    Real time: the timers are due in 0.4 s; in the best of three rounds the close must return within 0.2 s.
+    """
+    taken = []
+    for _ in range(3):
+        run = make_run()
+        run.subscribe("t")
+        for _ in range(3):
+            run.schedule(400, "soon")
+        start = monotonic()
+        assert run.registry.close(PATIENCE) is True
+        taken.append(monotonic() - start)
+        threading.Event().wait(0.01)
+        assert run.recorder.names == []
+        assert run.registry.stats() == Stats(accepted=3, dropped=3)
+        if taken[-1] < 0.2:
+            return
+    pytest.fail(f"close() took {min(taken):.2f} s, although nothing ran")
 
 
 @guarantee("G24")
@@ -402,10 +426,7 @@ def test_close_inside_a_delivery_ends_the_threads(make_run: MakeRun) -> None:
         run.schedule(HOUR)
         run.schedule(0, "close")
         assert run.registry.settle(PATIENCE)
-    deadline, pause = monotonic() + PATIENCE, threading.Event()
-    while len(live_threads()) > before and monotonic() < deadline:
-        pause.wait(0.005)  # a test has no event to wait for the end of a backend's thread
-    assert len(live_threads()) == before, f"still alive: {live_threads()}"
+    assert threads_ended(before), f"still alive: {live_threads()}"
     assert all(run.registry.stats().timers == 0 for run in runs)
 
 
@@ -472,6 +493,21 @@ class Last:
     def __del__(self):
         registry.cancel_timers('c')
         registry.forget_pending_flow('c')
+sys.last_object = Last()
+""",
+    "a finalizer behind everything": """
+entered = threading.Event()
+registry.install_dispatch(lambda cid, event: (entered.set(), threading.Event().wait()))
+for delay in (0, 3_600_000):
+    registry.schedule_event(cid='c', instance_id='i', delay_ms=delay, event='e')
+if 'virtual_time' in registry.capabilities:
+    threading.Thread(target=registry.settle, daemon=True).start()
+assert entered.wait(PATIENCE)
+class Last:
+    def __del__(self, registry=registry):
+        registry.cancel_timers('c')
+        registry.forget_pending_flow('c')
+        registry.stats()
 sys.last_object = Last()
 """,
     "an operation at exit": """

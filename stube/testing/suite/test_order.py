@@ -9,8 +9,8 @@ from collections.abc import Iterable
 
 import pytest
 
-from stube import Event, Stats
-from stube.testing._contract.capabilities import requires
+from stube import Event, Stats, TimerHandle
+from stube.testing._contract.capabilities import REAL_TIME, requires
 from stube.testing._harness import PATIENCE, Driver, first_difference, monotonic_ns, passes_through, run_threads
 from stube.testing.suite._fixtures import HOUR, MakeRun, costly, guarantee
 
@@ -151,6 +151,79 @@ def test_what_is_forgotten_while_its_delivery_runs_gets_no_second_one_beside_it(
         assert ended == []
     run.settle()
     assert ended == [True, False]
+
+
+@guarantee("G1", "G6")
+@requires(REAL_TIME)  # a virtual clock delivers on its caller's stack, which a handler holds up
+def test_nothing_begins_beside_a_handler_that_takes_long(run: Driver) -> None:
+    """Fault: a handler that takes longer than some timeout is left alone, and the next delivery begins beside it.
+
+    Real time: the handler takes 0.5 s.
+    """
+    run.subscribe("t")
+    gate = run.recorder.gate()
+    run.recorder.on("stand", lambda cid, event: gate.pass_through())
+    run.schedule(0, "stand")
+    with run.delivering():
+        gate.wait_entered()
+        run.schedule(0)
+        run.registry.publish("t", 1)
+        threading.Event().wait(0.5)
+        assert run.recorder.names == ["stand"]
+    run.settle()
+    assert run.recorder.names == ["stand", "tick", "said"]
+
+
+@guarantee("G2", "G4")
+def test_the_instances_of_a_conversation_hear_one_message_after_the_other(run: Driver) -> None:
+    """Fault: the targets of several messages take turns, or the second message goes before the rest of the first."""
+    for instance_id in ("i1", "i2", "i3"):
+        run.subscribe("t", instance_id=instance_id)
+    with run.held("c1"):
+        for message in range(3):
+            assert run.registry.publish("t", message) == 3
+    run.settle()
+    heard = [(seen.event.payload, seen.event.instance_id) for seen in run.recorder.seen]
+    assert heard == [(message, instance_id) for message in range(3) for instance_id in ("i1", "i2", "i3")]
+
+
+@guarantee("G2", "G4")
+def test_what_a_handler_publishes_comes_behind_what_waits(run: Driver) -> None:
+    """Fault: what is published inside a delivery goes to the head of the queue, because it is in a hurry."""
+    for topic in ("t", "u"):
+        run.subscribe(topic)
+
+    def publish(cid: str, event: Event) -> None:
+        for message in (1, 2, 3):
+            run.registry.publish("t", message)
+        run.schedule(0, ("tick", 4))
+
+    run.recorder.on("publish", publish)
+    with run.held("c1"):
+        run.schedule(0, "publish")
+        run.registry.publish("u", 0)
+    run.settle()
+    assert run.recorder.payloads[1:] == [0, 1, 2, 3, 4]
+
+
+@guarantee("G2", "G5")
+def test_cancelling_most_timers_keeps_the_rest_in_order(run: Driver) -> None:
+    """Fault: when many timers have been cancelled, the rest are put into another container, and their order is lost."""
+    numbers = list(range(600))
+    random.Random(5).shuffle(numbers)
+    due, victims = _Due(run), list[TimerHandle]()
+    with run.held("c1", advance_ms=130):
+        for number in numbers:
+            if number % 6:
+                victims.append(run.schedule(1 + number / 10, "victim"))
+            else:
+                due.schedule(1 + number / 10, number)
+        assert all(handle.cancel() for handle in victims)
+        if run.clock is None:
+            threading.Event().wait(0.070)
+    run.pass_time(130)
+    assert due.first_overtaken(run.recorder.payloads) is None
+    assert sorted(run.recorder.payloads) == list(range(0, 600, 6))
 
 
 @guarantee("G2")
@@ -298,26 +371,32 @@ def test_what_is_accepted_later_begins_later_whoever_read_the_clock_first(make_r
 
 @guarantee("G2")
 @requires("own_clock")
-def test_a_stale_reading_of_the_delivery_thread_overtakes_no_timer(make_run: MakeRun) -> None:
+@pytest.mark.parametrize("reading", [1, 2, 3])
+def test_a_stale_reading_of_the_delivery_thread_overtakes_no_timer(make_run: MakeRun, reading: int) -> None:
     """Fault: the delivery thread reads the clock, then a timer and after it a message are accepted, and the thread
-    takes the message, because by its old reading the timer is not due."""
+    takes the message, because by its old reading the timer is not due.
+
+    The thread is halted at its first, second or third reading. By one of them it learns that nothing else is ready.
+    """
     mine = threading.get_ident()
-    armed, halted, go_on = threading.Event(), threading.Event(), threading.Event()
+    left = [0]
+    halted, go_on = threading.Event(), threading.Event()
 
     def clock() -> int:
         now = monotonic_ns()
-        if armed.is_set() and threading.get_ident() != mine:
-            armed.clear()
-            halted.set()
-            go_on.wait(PATIENCE)
+        if left[0] and threading.get_ident() != mine:
+            left[0] -= 1
+            if not left[0]:
+                halted.set()
+                go_on.wait(PATIENCE)
         return now
 
     run = make_run(clock=clock)
     run.subscribe("t", cid="c1")
     run.settle()
-    armed.set()
+    left[0] = reading
     run.schedule(0, "wake")
-    if halted.wait(1.0):  # otherwise this backend's clock is read by callers only
+    if halted.wait(0.5):  # otherwise this backend's thread does not read its clock as often
         run.schedule(0, ("tick", "timer"))
         run.registry.publish("t", "message")
     go_on.set()
@@ -433,6 +512,17 @@ def test_timers_and_messages_of_one_instant_keep_acceptance_order(run: Driver) -
             run.registry.publish("u", number)
     run.settle()
     assert first_difference([(seen.event.name, seen.event.payload) for seen in run.recorder.seen], wanted) is None
+
+
+@guarantee("G2", "G11")
+def test_a_negative_delay_overtakes_nothing(run: Driver) -> None:
+    """Fault: a negative delay is an instant in the past, so its timer goes before what was accepted earlier."""
+    delays = [0, -1000.5, -5, 0, -(10**30), -1e-7, 0]
+    with run.held("c1"):
+        for number, delay in enumerate(delays):
+            run.schedule(delay, ("tick", number))
+    run.settle()
+    assert run.recorder.payloads == list(range(len(delays)))
 
 
 @guarantee("G2")

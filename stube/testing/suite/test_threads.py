@@ -83,6 +83,8 @@ RACES = [
     ("pending_flow", "forget_pending_flow"),
     ("forget_pending_flow", "pending_flow"),
     ("put_pending_flow", "pending_flow"),
+    ("pending_flow", "put_pending_flow"),
+    ("forget_pending_flow", "put_pending_flow"),
     ("schedule_event", "cancel_timers"),
     ("cancel_timers", "schedule_event"),
     ("cancel_timers", "cancel_timers"),
@@ -114,7 +116,7 @@ def test_racing_operations_are_atomic_at_every_line(run: Driver, first: str, sec
 def _race_at_every_line(run: Driver, first: str, second: str) -> None:
     registry = run.registry
     for at in range(10_000):
-        registry.put_pending_flow("c1", "flow")
+        registry.put_pending_flow("c1", "old" if "put_pending_flow" in (first, second) else "flow")
         run.schedule(HOUR, cid="c1")
         run.subscribe("t", cid="c1")
         accepted = registry.stats().accepted
@@ -147,6 +149,11 @@ def _race_at_every_line(run: Driver, first: str, second: str) -> None:
             assert sorted(str(result) for result in results.values()) in (
                 ["None", "flow"], ["False", "flow"], ["None", "True"],
             ), told  # fmt: skip
+        elif "put_pending_flow" in pair:
+            # The put comes first, and its flow is taken; or it comes last, and its flow is left.
+            took = results["second" if first == "put_pending_flow" else "first"]
+            left = registry.pending_flow("c1")
+            assert (took, left) in (("old", "flow"), ("flow", None), (True, "flow"), (True, None)), told
         elif pair == {"cancel_timers"}:
             assert sorted(results.values(), key=str) == [0, 1], told
         elif pair == {"schedule_event", "cancel_timers"}:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
+import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -128,8 +129,28 @@ def test_an_idle_registry_uses_no_cpu(run: Driver) -> None:
 
 
 @guarantee("G10")
+@pytest.mark.parametrize("by", ["a caller", "a handler"])
+def test_a_message_wakes_a_scheduler_that_sleeps_until_a_timer(run: Driver, by: str) -> None:
+    """Fault: a publication wakes only a scheduler that has no timer to sleep for; or one that a handler makes is
+    overlooked when the scheduler decides how long to sleep."""
+    run.subscribe("t")
+    run.recorder.on("publish", lambda cid, event: run.registry.publish("t", "message"))
+    run.schedule(HOUR, "late")
+    run.settle()
+    if run.clock is None:
+        threading.Event().wait(0.010)  # no event says that the scheduler sleeps
+    if by == "a caller":
+        run.registry.publish("t", "message")
+    else:
+        run.schedule(0, "publish", cid="c2")
+    run.settle()
+    assert run.recorder.names[-1] == "said"
+
+
+@guarantee("G10")
 @requires("own_clock")
-def test_an_idle_registry_does_not_read_its_clock(make_run: MakeRun) -> None:
+@pytest.mark.parametrize("pending", ["a timer", "nothing"])
+def test_an_idle_registry_does_not_read_its_clock(make_run: MakeRun, pending: str) -> None:
     """Fault: the scheduler polls, every 2 or every 50 ms, which uses little CPU as long as it has little to look at.
 
     In the best of five rounds of 0.3 s it may read the clock three times.
@@ -141,7 +162,8 @@ def test_an_idle_registry_does_not_read_its_clock(make_run: MakeRun) -> None:
         return monotonic_ns()
 
     run = make_run(clock=clock)
-    run.schedule(HOUR)
+    if pending == "a timer":
+        run.schedule(HOUR)
     run.subscribe()
     run.schedule(0)
     run.settle()
@@ -157,14 +179,16 @@ def test_an_idle_registry_does_not_read_its_clock(make_run: MakeRun) -> None:
 
 @guarantee("G10")
 @requires(REAL_TIME)
-def test_an_idle_registry_wakes_no_thread(run: Driver) -> None:
+@pytest.mark.parametrize("pending", ["a timer", "nothing"])
+def test_an_idle_registry_wakes_no_thread(run: Driver, pending: str) -> None:
     """Fault: the scheduler polls without a look at its clock.
 
     The system counts how often the threads of the process fell asleep: five times in the best of five rounds of 0.5 s
     is allowed, because the thread of the test does so, too.
     """
     resource = pytest.importorskip("resource", reason="capability getrusage is not promised by this system")
-    run.schedule(HOUR)
+    if pending == "a timer":
+        run.schedule(HOUR)
     run.subscribe()
     run.schedule(0)
     run.settle()
@@ -198,7 +222,8 @@ def test_a_delay_of_another_type_is_a_type_error(run: Driver) -> None:
 @guarantee("G11")
 def test_enormous_delays_are_kept_and_disturb_no_other_timer(run: Driver) -> None:
     """Case 18. Fault: a delay too large for a C long, a float or a `wait()` raises, fires now, or ends the loop."""
-    for delay in (2**31, 2**32, 2**53, 10**18, 10**30, 10**400, 1.7e308, 2**63 / 10**6, 2**64):
+    delays = [2**31, 2**32, 2**53, 10**18, 10**30, 10**400, 1.7e308, 2**63 / 10**6, 2**64]
+    for delay in delays:
         run.schedule(delay, "never")
     run.schedule(10, "soon")
     run.pass_time(10)
@@ -207,7 +232,8 @@ def test_enormous_delays_are_kept_and_disturb_no_other_timer(run: Driver) -> Non
     remaining = [timer.remaining_ms for timer in run.registry.inspect("c1")["c1"].timers]
     assert len(remaining) == 9
     assert remaining == sorted(remaining)
-    assert remaining[0] > 2**31 - 10_000
+    for delay, left in zip(sorted(delays), remaining, strict=True):
+        assert left == (math.inf if delay > sys.float_info.max else pytest.approx(float(delay), rel=1e-5))
     assert run.registry.cancel_timers("c1") == 9
     assert run.stats() == Stats(accepted=10, delivered=1, cancelled=9)
 
@@ -262,6 +288,20 @@ def test_a_wait_that_ends_before_the_clock_says_so_begins_no_timer(make_run: Mak
     frozen[0] = 0
     assert run.recorder.wait_for(1)
     run.settle()
+
+
+@guarantee("G11", "G9")
+@requires("own_clock")
+def test_a_delay_is_multiplied_as_a_float_and_rounded_up(make_run: MakeRun) -> None:
+    """Fault: the product is exact, so that 0.1 ms are 100,001 ns; or a nanosecond is added; or digits are lost on the
+    way through seconds. The clock stands still here."""
+    now = monotonic_ns()
+    run = make_run(clock=lambda: now)
+    for delay in (0.1, 0.5, 1.1, 1.5, 2.675, 1e-7, 0.000001, 3.0, 7, 123456.789, 1e9 + 0.3):
+        handle = run.schedule(delay)
+        (timer,) = run.registry.inspect()["c1"].timers
+        assert round(timer.remaining_ms * 1e6) == math.ceil(delay * 1e6), f"{delay} ms"
+        assert handle.cancel()
 
 
 @guarantee("G11")
@@ -332,6 +372,19 @@ run = Driver(make())
 run.schedule(20, "tick")
 run.pass_time(20)
 print(run.recorder.names)
+if run.clock is None:
+    # The timeouts of those who wait are measured by the same clock.
+    gate = run.recorder.gate()
+    run.recorder.on("stand", lambda cid, event: gate.pass_through())
+    run.schedule(0, "stand")
+    gate.wait_entered()
+    waits = [run.registry.settle, run.registry.join, run.registry.close]
+    threads = [threading.Thread(target=wait, args=(0.05,), daemon=True) for wait in waits]
+    for thread in threads:
+        thread.start()
+        thread.join(5)
+        assert not thread.is_alive(), "a timeout does not pass"
+    gate.release()
 run.registry.close()
 """,
     )
@@ -340,14 +393,16 @@ run.registry.close()
 
 @guarantee("G12", "G9")
 @requires("own_clock")
-def test_a_custom_clock_may_be_passed_in(make_run: MakeRun) -> None:
-    """Fault: the option is accepted and not used, or instants are assumed to be near those of `time.monotonic_ns`."""
-    calls = 0
+@pytest.mark.parametrize("begins_at", [10**9, 5 * 10**18])
+def test_a_custom_clock_may_be_passed_in(make_run: MakeRun, begins_at: int) -> None:
+    """Fault: the option is accepted and not used, or not everywhere, such as in `settle`; or instants are assumed to be
+    near those of `time.monotonic_ns`."""
+    calls, offset_ns = 0, begins_at - monotonic_ns()
 
     def clock() -> int:
         nonlocal calls
         calls += 1
-        return 5 * 10**18 + monotonic_ns()
+        return offset_ns + monotonic_ns()
 
     run = make_run(clock=clock)
     before = run.now_ms()
@@ -356,5 +411,7 @@ def test_a_custom_clock_may_be_passed_in(make_run: MakeRun) -> None:
     run.pass_time(10)
     assert run.recorder.names == ["soon"]
     assert run.recorder.seen[0].at_ms >= before + 10 - 1e-6
+    assert run.registry.settle(PATIENCE), "settle() waits for a timer that is not due by this clock"
+    assert run.registry.join(0.01) is False
     assert 0 < run.registry.inspect("c1")["c1"].timers[0].remaining_ms <= HOUR
     assert calls > 0
