@@ -9,6 +9,7 @@ import math
 import threading
 import tracemalloc
 import weakref
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -485,6 +486,47 @@ def test_a_reset_or_close_keeps_no_payload_alive(run: Driver, end: str) -> None:
     assert run.recorder.seen == []
     assert [reference() for reference in watched] == [None] * 5
     assert handle.cancel() is False
+
+
+@guarantee("G13")
+@requires("by_reference")
+@pytest.mark.parametrize("how", ["forget", "cancel", "unsubscribe", "deliver"])
+def test_what_is_removed_waits_for_no_garbage_collector(run: Driver, how: str) -> None:
+    """Fault: what is removed refers to itself in a circle, so that its payload stays until the garbage collector runs.
+    It does not run here. (What a reset or a close drops as a whole may wait for it.)"""
+    watched: list[weakref.ref[Payload]] = []
+
+    def payload() -> Payload:
+        made = Payload()
+        watched.append(weakref.ref(made))
+        return made
+
+    gc.collect()
+    gc.disable()
+    try:
+        if how == "forget":
+            run.registry.put_pending_flow("c1", payload())
+        if how == "cancel":
+            run.schedule(HOUR, ("tick", payload()))
+        if how == "unsubscribe":
+            run.subscribe("t", ("said", payload()))
+        if how == "deliver":
+            run.subscribe("t", "said")
+            run.schedule(0, ("tick", payload()))
+            run.registry.publish("t", payload())
+            run.settle()
+            run.recorder.clear()
+        removing: dict[str, Callable[[], object]] = {
+            "forget": lambda: run.registry.forget_pending_flow("c1"),
+            "cancel": lambda: run.registry.cancel_timers("c1"),
+            "unsubscribe": lambda: run.registry.unsubscribe(cid="c1", instance_id="main"),
+            "deliver": lambda: None,
+        }
+        removing[how]()
+        run.settle()
+        assert [reference() for reference in watched] == [None] * len(watched)
+    finally:
+        gc.enable()
 
 
 @guarantee("G13", "G15")

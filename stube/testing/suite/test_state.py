@@ -374,6 +374,32 @@ def test_a_timers_payload_is_passed_by_reference_and_never_touched(run: Driver) 
 
 
 @guarantee("G17")
+@requires("by_reference", "own_clock")
+def test_payloads_of_timers_that_tie_are_never_compared(make_run: MakeRun) -> None:
+    """Fault: a heap of (due, event) compares the payloads of two timers that are due at the same instant and have the
+    same event name. The clock stands still here while they are scheduled."""
+
+    class Hostile:
+        def _refuse(self, *args: Any) -> Any:
+            raise AssertionError("the registry compared a payload")
+
+        __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = _refuse
+        __hash__ = _refuse
+
+    stands = [monotonic_ns()]
+    run = make_run(clock=lambda: stands[0] or monotonic_ns())
+    payloads = [Hostile() for _ in range(20)]
+    for payload in payloads:
+        run.schedule(1, ("tick", payload))
+    victim = run.schedule(1, ("tick", Hostile()))
+    assert victim.cancel()
+    stands[0] = 0
+    assert run.recorder.wait_for(20)
+    run.settle()
+    assert [id(payload) for payload in run.recorder.payloads] == [id(payload) for payload in payloads]
+
+
+@guarantee("G17")
 @requires("by_reference")
 def test_a_baton_is_passed_by_reference_and_never_touched(run: Driver) -> None:
     """Fault: the flow is copied, compared with None by `==`, or tested for truth."""
