@@ -65,6 +65,14 @@ LEFT_OUT: Final[dict[str, tuple[LeftOut, ...]]] = {
             "tests/test_broken_engines.py::test_the_*_pass_on_a_copy_without_a_fault",
             "they ask whether the other faults are caught by more than a broken copy",
         ),
+        LeftOut(
+            "tests/test_outsider_faults.py::test_the_suite_names_every_other_fault",
+            "there are hundreds; a dozen of them stays in, and of all it is checked that their text is found",
+        ),
+        LeftOut(
+            "tests/test_outsider_faults.py::test_all_tests_that_name_a_fault_pass_without_one",
+            "it asks whether the other faults are named by more than a broken outsider",
+        ),
         *(
             LeftOut(f"tests/{test}", "a tool for testing is tried on what it must find and accept; it needs a minute")
             for test in (
@@ -88,6 +96,9 @@ LEFT_OUT: Final[dict[str, tuple[LeftOut, ...]]] = {
 
 FAST_FAULTS: Final = ("G1", "G2", "G3", "G4", "G5", "G6", "G8", "G10", "G15", "G20", "G21", "G24")
 """The guarantees whose first broken registry (`tests/broken_engines.py`) is tried in the fast tier, too."""
+
+FAST_OUTSIDER_FAULTS: Final = ("G1", "G3", "G5", "G7", "G9", "G11", "G14", "G17", "G18", "G19", "G22", "G25")
+"""The guarantees whose first fault in an outsider (`tests/outsiders/`) is tried in the fast tier, too."""
 
 
 def variants(tier: str | None, choice: Iterable[str] = VARIANTS) -> list[str]:
