@@ -13,7 +13,7 @@ FAULTS: Final[tuple[Fault, ...]] = (
         "two threads deliver",
         "        thread.start()\n",
         "        thread.start()\n        threading.Thread(target=_serve, args=(registry, bell), daemon=True).start()\n",
-        ("test_random_operations_of_many_threads_keep_every_guarantee",),
+        ("test_at_most_one_delivery_of_a_conversation_runs_at_any_moment",),
     ),
     Fault(
         "G1",
@@ -22,7 +22,7 @@ FAULTS: Final[tuple[Fault, ...]] = (
         "            result = call(cid, event)\n",
         "            threading.Thread(target=call, args=(cid, event), daemon=True).start()\n"
         "            result: object = None\n",
-        ("test_timers_in_random_histories_have_one_fate",),
+        ("test_at_most_one_delivery_of_a_conversation_runs_at_any_moment",),
     ),
     Fault(
         "G1",
@@ -39,7 +39,7 @@ FAULTS: Final[tuple[Fault, ...]] = (
         "a thread is started for every timer",
         "if state.bell is not None:",
         "if state.bell is not None and state.serving == 0:",
-        ("test_random_operations_of_many_threads_keep_every_guarantee",),
+        ("test_at_most_one_delivery_of_a_conversation_runs_at_any_moment",),
     ),
     Fault(
         "G2",
@@ -80,7 +80,7 @@ FAULTS: Final[tuple[Fault, ...]] = (
         "a ready timer goes before every message",
         "return (timer.due, timer.number) < (publication.instant, publication.number)",
         "return True",
-        ("test_random_operations_of_many_threads_keep_every_guarantee",),
+        ("test_timers_and_messages_that_tie_keep_acceptance_order",),
     ),
     Fault(
         "G2",
@@ -88,7 +88,7 @@ FAULTS: Final[tuple[Fault, ...]] = (
         "a message goes before every timer",
         "if timer is not None and (publication is None or self.comes_before(timer, publication)):",
         "if timer is not None and publication is None:",
-        ("test_random_operations_of_many_threads_keep_every_guarantee",),
+        ("test_timers_and_messages_that_tie_keep_acceptance_order",),
     ),
     Fault(
         "G2",
@@ -96,7 +96,7 @@ FAULTS: Final[tuple[Fault, ...]] = (
         "the clock is read outside the lock, and the reading is used unchanged",
         "return self.latest",
         "return now",
-        ("test_random_operations_of_many_threads_keep_every_guarantee",),
+        ("test_what_is_accepted_later_begins_later_whoever_read_the_clock_first[schedule_event]",),
     ),
     Fault(
         "G2",
@@ -113,7 +113,12 @@ FAULTS: Final[tuple[Fault, ...]] = (
         "the heap is not made a heap again after a compaction",
         "        heapify(heap)\n        self.heap = heap\n",
         "        self.heap = heap[::-1]\n",
-        ("test_random_operations_of_many_threads_keep_every_guarantee",),
+        (
+            "test_random_operations_of_many_threads_keep_every_guarantee",
+            "test_messages_in_random_histories_reach_the_right_subscribers",
+            "test_timers_in_random_histories_have_one_fate",
+            "test_random_programs_match_the_model_after_settling",
+        ),
     ),
     Fault(
         "G2",
@@ -121,7 +126,7 @@ FAULTS: Final[tuple[Fault, ...]] = (
         "timers are sorted by whole milliseconds",
         "heappush(contents.heap, (timer.due, timer.number, timer))",
         "heappush(contents.heap, (timer.due // 1_000_000, timer.number, timer))",
-        ("test_random_operations_of_many_threads_keep_every_guarantee",),
+        ("test_overdue_timers_behind_a_slow_handler_begin_in_due_order",),
     ),
     Fault(
         "G2",
@@ -129,7 +134,7 @@ FAULTS: Final[tuple[Fault, ...]] = (
         "timers are sorted by their delay",
         "heappush(contents.heap, (timer.due, timer.number, timer))",
         "heappush(contents.heap, (delay_ns, timer.number, timer))",
-        ("test_random_operations_of_many_threads_keep_every_guarantee",),
+        ("test_a_timer_begins_before_a_message_of_its_due_instant",),
     ),
     Fault(
         "G2",
@@ -140,7 +145,12 @@ FAULTS: Final[tuple[Fault, ...]] = (
         "        else:\n"
         "            contents.queue.rotate(-1)\n"
         "        return self.dispatch, cid, event\n",
-        ("test_random_operations_of_many_threads_keep_every_guarantee",),
+        (
+            "test_random_operations_of_many_threads_keep_every_guarantee",
+            "test_messages_in_random_histories_reach_the_right_subscribers",
+            "test_timers_in_random_histories_have_one_fate",
+            "test_random_programs_match_the_model_after_settling",
+        ),
     ),
     Fault(
         "G2",
@@ -200,7 +210,7 @@ FAULTS: Final[tuple[Fault, ...]] = (
         "the latest message is delivered first",
         "contents.queue.append(publication)",
         "contents.queue.appendleft(publication)",
-        ("test_random_operations_of_many_threads_keep_every_guarantee",),
+        ("test_one_publishers_messages_reach_every_subscriber_in_order",),
     ),
     Fault(
         "G4",
@@ -208,7 +218,10 @@ FAULTS: Final[tuple[Fault, ...]] = (
         "what a handler publishes goes before what waits",
         "contents.queue.append(publication)",
         "(contents.queue.appendleft if self.serving == threading.get_ident() else contents.queue.append)(publication)",
-        ("test_messages_in_random_histories_reach_the_right_subscribers",),
+        (
+            "test_messages_in_random_histories_reach_the_right_subscribers",
+            "test_random_operations_of_many_threads_keep_every_guarantee",
+        ),
     ),
     Fault(
         "G4",
@@ -226,7 +239,10 @@ FAULTS: Final[tuple[Fault, ...]] = (
         "        contents.queue.append(publication)\n"
         "        if len(contents.queue) == 2 and contents.queue[0].place:\n"
         "            contents.queue.rotate(1)\n",
-        ("test_messages_in_random_histories_reach_the_right_subscribers",),
+        (
+            "test_messages_in_random_histories_reach_the_right_subscribers",
+            "test_random_operations_of_many_threads_keep_every_guarantee",
+        ),
     ),
     Fault(
         "G5",
@@ -373,7 +389,7 @@ FAULTS: Final[tuple[Fault, ...]] = (
         "        self._change(lambda state, trash: [state.end_subscription(one, trash) for one in found if not "
         "one.ended], [])\n"
         "        return len(found)\n",
-        ("test_messages_in_random_histories_reach_the_right_subscribers",),
+        ("test_racing_operations_are_atomic_at_every_line[unsubscribe-remove_subscriptions_for_cid]",),
     ),
     Fault(
         "G7",
@@ -383,7 +399,7 @@ FAULTS: Final[tuple[Fault, ...]] = (
         "        made = self._state.contents.topics.get(names[2]) or _Topic(names[2])\n"
         "        self._change(lambda state, trash: state.contents.topics.update({names[2]: made}), None)\n"
         "        self._change(lambda state, trash: state.add_subscription(*names, spec, trash), None)\n",
-        ("test_messages_in_random_histories_reach_the_right_subscribers",),
+        ("test_a_close_at_any_line_of_an_adding_operation_is_atomic[subscribe]",),
     ),
     Fault(
         "G7",
@@ -418,7 +434,7 @@ FAULTS: Final[tuple[Fault, ...]] = (
         "        flow = self._read(lambda state: state.contents.flows.get(cid))\n"
         "        self.forget_pending_flow(cid)\n"
         "        return flow\n",
-        ("test_random_operations_of_many_threads_keep_every_guarantee",),
+        ("test_exactly_one_of_many_threads_takes_a_baton",),
     ),
     Fault(
         "G8",
@@ -426,7 +442,7 @@ FAULTS: Final[tuple[Fault, ...]] = (
         "a baton may be taken twice",
         "return self._perform(lambda state, trash: _pop(state.contents.flows, cid), lambda state: None)",
         "return self._perform(lambda state, trash: state.contents.flows.get(cid), lambda state: None)",
-        ("test_random_operations_of_many_threads_keep_every_guarantee",),
+        ("test_a_baton_is_taken_once",),
     ),
     Fault(
         "G8",
@@ -444,7 +460,7 @@ FAULTS: Final[tuple[Fault, ...]] = (
         "        trash.append(_pop(self.contents.flows, cid))\n"
         "        return found\n",
         "        trash.append(_pop(self.contents.flows, cid))\n        return True\n",
-        ("test_random_operations_of_many_threads_keep_every_guarantee",),
+        ("test_a_baton_is_taken_or_forgotten_never_both",),
     ),
     Fault(
         "G9",
@@ -509,7 +525,7 @@ FAULTS: Final[tuple[Fault, ...]] = (
         "the thread spins until the next timer",
         "return min(max(timer.due - now, 0), _LONGEST_NS) / 1e9",
         "return 0.0",
-        ("test_an_idle_registry_uses_no_cpu",),
+        ("test_an_idle_registry_does_not_read_its_clock",),
     ),
     Fault(
         "G10",
@@ -878,7 +894,7 @@ FAULTS: Final[tuple[Fault, ...]] = (
         "        trash.append(timer.spec)\n"
         "        self.contents.heap.remove((timer.due, timer.number, timer))\n"
         "        heapify(self.contents.heap)\n",
-        ("test_schedule_and_cancel_cost_the_same_with_many_timers",),
+        ("test_cancelling_one_timer_costs_the_same_in_a_large_conversation[handle]",),
     ),
     Fault(
         "G14",
@@ -920,7 +936,7 @@ FAULTS: Final[tuple[Fault, ...]] = (
         "the heap is compacted at every cancel",
         "if len(self.heap) > 2 * self.timers:",
         "if len(self.heap) > self.timers:",
-        ("test_schedule_and_cancel_cost_the_same_with_many_timers",),
+        ("test_cancelling_one_timer_costs_the_same_in_a_large_conversation[handle]",),
     ),
     Fault(
         "G14",
@@ -1719,7 +1735,7 @@ FAULTS: Final[tuple[Fault, ...]] = (
         "inspect(cid) raises for an unknown conversation",
         "for cid in cids if only is None else cids & {only}:",
         "for cid in cids if only is None else cids - (cids ^ {only}) or {[*cids].index(only)}:",
-        ("test_eight_threads_run_every_operation_concurrently",),
+        ("test_an_operation_of_any_thread_takes_effect_before_it_returns[reset_state]",),
         error="ValueError",
     ),
     Fault(
