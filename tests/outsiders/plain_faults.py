@@ -2012,14 +2012,6 @@ FAULTS: Final[tuple[Fault, ...]] = (
     ),
     Fault(
         "G23",
-        "creating a registry starts no thread",
-        "creating a registry starts its thread",
-        "        self._state = _State(_ignore, max_pending, closed=False)\n",
-        "        self._state = _State(_ignore, max_pending, closed=False)\n        self._require_thread(self._state)\n",
-        ("test_importing_and_creating_start_nothing",),
-    ),
-    Fault(
-        "G23",
         "importing starts no thread",
         "importing the module starts a thread",
         "atexit.register(_at_exit)\n",
