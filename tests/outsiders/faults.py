@@ -1,8 +1,9 @@
 """Small faults in backends that are not built on stube's engine, each with a test of the suite that names it.
 
 An honest author makes such faults: a missing check, `<` for `<=`, a forgotten index. The suite judges the backends of
-others, so it must name them. Each fault is a change of at most five lines in one file of an outsider, that is a module
-or package in this folder. The list of the outsider `plain` is `plain_faults.FAULTS`.
+others, so it must name them. Each fault is a change of at most five lines in one file of an outsider: of `plain`, the
+registry that most authors would write first (a lock, a heap, a deque and a thread), or of `globex`, an example of actors.
+Their lists are `plain_faults.FAULTS` and `globex_faults.FAULTS`.
 
 `python -m tests.outsiders.faults` prints all faults as a Markdown table, each with the test that names it and the
 seconds that it takes. `--whole` looks for that test without knowing it: it runs all tests of the fault's guarantee, as
@@ -52,7 +53,7 @@ class Fault:
     also: tuple[tuple[str, str], ...] = ()
     """Further places of the same file: what stands there and what takes its place."""
     file: str = ""
-    """The file, relative to this folder; empty for the only file of an outsider that is one module."""
+    """The file, relative to the outsider's folder; empty for the only file of an outsider that is one module."""
     quick: bool = True
     """Whether the tests repeat as rarely as with `--stube-quick`."""
     error: str = ""
@@ -79,13 +80,17 @@ class Outsider:
     """A backend that is not built on stube's engine: a module or package in this folder."""
 
     name: str
-    """The name of the module or package. The list of its faults is `FAULTS` in the module `<name>_faults`."""
+    """The list of its faults is `FAULTS` in the module `<name>_faults`."""
+    module: str
+    """The name of its module or package."""
     factory: str
+    folder: Path
+    """Where the module or package is."""
 
     @property
     def backend(self) -> str:
         """The spec for `create_registry`, where the folder with the module is on the path."""
-        return f"{self.name}:{self.factory}"
+        return f"{self.module}:{self.factory}"
 
     @property
     def faults(self) -> tuple[Fault, ...]:
@@ -94,9 +99,9 @@ class Outsider:
         return found
 
     def broken(self, fault: Fault) -> tuple[str, str]:
-        """Return the fault's file, relative to this folder, and its text with the fault in it."""
-        file = fault.file or f"{self.name}.py"
-        text = (FOLDER / file).read_text(encoding="utf-8")
+        """Return the fault's file, relative to the outsider's folder, and its text with the fault in it."""
+        file = fault.file or f"{self.module}.py"
+        text = (self.folder / file).read_text(encoding="utf-8")
         for old, new in fault.places:
             count = text.count(old)
             assert count == 1, f"{old!r} stands {count} times in {file}: the list of faults must follow it"
@@ -108,18 +113,21 @@ class Outsider:
         """Yield a folder that holds nothing but a copy of the outsider, with the fault in it."""
         with TemporaryDirectory() as name:
             folder = Path(name)
-            if (FOLDER / self.name).is_dir():
+            if (self.folder / self.module).is_dir():
                 ignored = shutil.ignore_patterns("__pycache__")
-                shutil.copytree(FOLDER / self.name, folder / self.name, ignore=ignored)
+                shutil.copytree(self.folder / self.module, folder / self.module, ignore=ignored)
             else:
-                shutil.copy(FOLDER / f"{self.name}.py", folder)
+                shutil.copy(self.folder / f"{self.module}.py", folder)
             if fault is not None:
                 file, text = self.broken(fault)
                 (folder / file).write_text(text, encoding="utf-8")
             yield folder
 
 
-OUTSIDERS: Final = (Outsider("plain", "PlainRegistry"),)
+OUTSIDERS: Final = (
+    Outsider("plain", "plain", "PlainRegistry", FOLDER),
+    Outsider("globex", "globex_stube", "GlobexRegistry", FOLDER.parents[1] / "examples" / "globex_stube"),
+)
 
 
 def preloaded(patience: float | None = QUICK_PATIENCE) -> PreloadedSuite:
