@@ -2,7 +2,8 @@
 
 An honest author makes such faults: a missing check, `<` for `<=`, a forgotten index. The suite judges the backends of
 others, so it must name them. Each fault is a change of at most five lines in one file of an outsider: of `plain`, the
-registry that most authors would write first (a lock, a heap, a deque and a thread), or of `globex`, an example of actors.
+registry that most authors would write first (a lock, a heap, a deque and a thread), or of `globex`, an example that has
+actors.
 Their lists are `plain_faults.FAULTS` and `globex_faults.FAULTS`.
 
 `python -m tests.outsiders.faults` prints all faults as a Markdown table, each with the test that names it and the

@@ -245,24 +245,33 @@ def test_a_waiter_in_join_wakes_when_the_timers_are_removed(run: Driver, how: st
 
 
 @guarantee("G24")
+@pytest.mark.parametrize("where", ["dispatch", "on_error"])
 @pytest.mark.parametrize("which", ["settle", "join"])
-def test_settle_and_join_inside_a_delivery_raise(run: Driver, which: str) -> None:
-    """Fault: the call waits for its own delivery, or delivers other events in the middle of a handler."""
+def test_settle_and_join_inside_a_delivery_raise(make_run: MakeRun, which: str, where: str) -> None:
+    """Fault: the call waits for its own delivery, or delivers other events in the middle of a handler. A delivery also
+    runs while `on_error` does."""
     errors: list[BaseException] = []
 
     def wait(cid: str, event: Event) -> None:
+        if where == "on_error":
+            raise LookupError("for on_error")
+        wait_here()
+
+    def wait_here() -> None:
         try:
             getattr(run.registry, which)(1)
         except RuntimeError as exc:
             errors.append(exc)
 
+    run = make_run(on_error=lambda cid, event, exception: wait_here())
     run.recorder.on("wait", wait)
     run.schedule(0, "wait")
     run.schedule(0, "after", cid="c2")
     run.settle()
     assert len(errors) == 1
     assert sorted(run.recorder.names) == ["after", "wait"]  # two conversations have no common order
-    assert run.stats() == Stats(accepted=2, delivered=2)
+    failed = int(where == "on_error")
+    assert run.stats() == Stats(accepted=2, delivered=2 - failed, failed=failed)
 
 
 # Stats and inspect.
@@ -446,6 +455,26 @@ def test_each_registry_has_its_own_clock(make_run: MakeRun) -> None:
     runs[0].pass_time(5)
     runs[2].pass_time(5)
     assert [sorted(run.recorder.names) for run in runs] == [["now", "tick"], ["now"], ["now", "tick"]]
+
+
+@guarantee("G26")
+@requires(REAL_TIME)  # a registry on a virtual clock delivers on its caller's thread
+def test_a_registry_that_is_stopped_in_a_delivery_stops_no_other(make_run: MakeRun) -> None:
+    """Case 30. Fault: dispatch runs under a lock of the module, or on a thread that all registries share."""
+    stopped, other = make_run(), make_run()
+    other.subscribe("t")
+    gate = stopped.recorder.gate()
+    stopped.recorder.on("stand", lambda cid, event: gate.pass_through())
+    stopped.schedule(0, "stand")
+    with stopped.delivering():
+        if "coroutine_dispatch" in other.registry.capabilities:
+            return  # both are served by one event loop, which a plain handler blocks
+        gate.wait_entered()
+        other.schedule(0)
+        other.registry.publish("t", 1)
+        other.schedule(5, "later")
+        assert other.registry.join(PATIENCE), "the other registry delivers nothing meanwhile"
+    assert other.stats() == Stats(accepted=3, delivered=3, subscriptions=1)
 
 
 @guarantee("G26")

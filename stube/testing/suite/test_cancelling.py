@@ -89,11 +89,11 @@ def test_a_delivery_thread_sees_a_removal_in_one_step(run: Driver, how: str) -> 
     for at in range(10_000):
         cid = f"c{at}"
         for name in ("first", "second"):
-            run.subscribe(name, name, cid=cid)
+            run.subscribe(name, name, cid=cid, instance_id="main" if how == "unsubscribe" else name)
         with run.held(cid) as gate:
             for name in ("first", "second"):
                 if how == "cancel_timers":
-                    run.schedule(0, name, cid=cid)
+                    run.schedule(0, name, cid=cid, instance_id=name)
                 else:
                     run.registry.publish(name, 1)
 

@@ -39,9 +39,12 @@ def test_a_delivery_that_raises_stops_no_other(
         # Where dispatch runs on the caller's own thread KeyboardInterrupt is raised again; that has its own tests.
         error = SystemExit
 
+    raised: list[BaseException] = []
+
     def fail(cid: str, event: Event) -> None:
         if cid == "a":
-            raise error("the handler of a fails")
+            raised.append(error("the handler of a fails"))
+            raise raised[0] from LookupError("its cause")
 
     run.recorder.on("said", fail)
     for cid in "abc":
@@ -61,7 +64,7 @@ def test_a_delivery_that_raises_stops_no_other(
     ]  # fmt: skip
     assert run.stats() == Stats(accepted=5, delivered=4, failed=1, subscriptions=3)
     assert [(cid, event) for cid, event, _ in errors] == [("a", Event("main", "said", "message"))]
-    assert type(errors[0][2]) is error
+    assert errors[0][2] is raised[0]
     logged = [record for record in caplog.records if record.name == "stube" and record.levelno >= logging.ERROR]
     assert len(logged) == 1
     assert logged[0].exc_info is not None

@@ -8,12 +8,24 @@ delivery has one fate.
 from __future__ import annotations
 
 import gc
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
 
-from stube.testing._harness import PATIENCE, Driver, Injector, check_ledger, live_threads, passes_through, tracing
+from stube.testing._contract.capabilities import REAL_TIME, requires
+from stube.testing._harness import (
+    PATIENCE,
+    Driver,
+    Injector,
+    check_ledger,
+    live_threads,
+    monotonic,
+    passes_through,
+    tracing,
+)  # fmt: skip
 from stube.testing.suite._fixtures import HOUR, OPERATIONS, MakeRun, costly, guarantee, threads_ended
 
 
@@ -81,6 +93,35 @@ def test_an_interrupt_at_any_line_of_the_first_operation_leaves_one_thread(make_
             break
         _check_consistent(run, f"the first {operation} interrupted at {injector.fired}")
         assert threads_ended(before), f"{operation} interrupted at {injector.fired}: {live_threads()}"
+
+
+@guarantee("G20", "G15")
+@requires(REAL_TIME)  # on a virtual clock who waits delivers
+@pytest.mark.parametrize("wait", ["settle", "join", "close"])
+def test_ctrl_c_reaches_who_waits(run: Driver, wait: str) -> None:
+    """Fault: a wait swallows KeyboardInterrupt, or goes on until its timeout."""
+    if threading.current_thread() is not threading.main_thread():
+        pytest.skip("signal handlers run in the main thread only")
+
+    def interrupt(number: int, frame: object) -> None:
+        raise _Interrupt
+
+    run.subscribe("t")
+    previous = signal.signal(signal.SIGINT, interrupt)
+    timer = threading.Timer(0.05, signal.raise_signal, (signal.SIGINT,))
+    try:
+        with run.held():
+            timer.start()
+            start = monotonic()
+            with pytest.raises(_Interrupt):
+                getattr(run.registry, wait)(PATIENCE)
+            assert monotonic() - start < PATIENCE / 2
+    finally:
+        timer.cancel()
+        signal.signal(signal.SIGINT, previous)
+    assert run.registry.settle(PATIENCE)
+    assert check_ledger(run.registry).delivered == 1
+    assert run.registry.close(PATIENCE)
 
 
 def _check_consistent(run: Driver, told: str) -> None:

@@ -330,6 +330,24 @@ def test_one_removed_subscription_among_others_frees_its_payload(run: Driver, ho
 
 @guarantee("G13")
 @requires("sizes")
+@pytest.mark.parametrize("kind", ["timer", "subscription"])
+def test_instances_of_a_living_conversation_leave_nothing(run: Driver, kind: str) -> None:
+    """Fault: the key of an instance stays for as long as its conversation has anything."""
+    run.schedule(HOUR, instance_id="stays")
+    run.subscribe("stays", instance_id="stays")
+    before = run.sizes()
+    for number in range(300):
+        instance_id = f"i{number}"
+        if kind == "timer":
+            assert run.schedule(HOUR, instance_id=instance_id).cancel()
+        else:
+            run.subscribe("t", instance_id=instance_id)
+            assert run.registry.unsubscribe(cid="c1", instance_id=instance_id) == 1
+    assert run.sizes() == before
+
+
+@guarantee("G13")
+@requires("sizes")
 @pytest.mark.parametrize("how", ["cancel_timers", "instance", "handle"])
 def test_cancelled_timers_leave_nothing_in_any_container(run: Driver, how: str) -> None:
     """Fault: an empty slot, an index of instances or a tombstone stays for each cancelled timer.

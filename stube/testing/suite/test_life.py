@@ -55,13 +55,14 @@ print("lazy")
 
 
 @guarantee("G23", "G15")
+@pytest.mark.parametrize("started", [0, 1])
 @pytest.mark.parametrize("operation", ["schedule_event", "publish", "subscribe", "put_pending_flow"])
 def test_an_operation_that_cannot_start_a_thread_changes_nothing(
-    registry: Backend, operation: str, monkeypatch: pytest.MonkeyPatch
+    registry: Backend, operation: str, started: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Case 27b. Fault: the timer is stored before the thread is started, so a failed call leaves it behind.
 
-    A backend that needs no thread for the operation simply performs it.
+    The first thread cannot be started, or the second. A backend that needs none for the operation simply performs it.
     """
     seen: list[Event] = []
     registry.install_dispatch(lambda cid, event: seen.append(event))
@@ -69,10 +70,13 @@ def test_an_operation_that_cannot_start_a_thread_changes_nothing(
     if operation == "publish":
         registry.subscribe(cid="c1", instance_id="main", topic="t", event="said")
         subscribed = 1
-    refused = 0
+    refused = begun = 0
 
-    def refuse(*args: object, **kwargs: object) -> None:
-        nonlocal refused
+    def refuse(real: Callable[..., object], *args: object, **kwargs: object) -> object:
+        nonlocal refused, begun
+        if begun < started:
+            begun += 1
+            return real(*args, **kwargs)
         refused += 1
         raise RuntimeError("can't start new thread")
 
@@ -80,7 +84,7 @@ def test_an_operation_that_cannot_start_a_thread_changes_nothing(
         for module in (threading, _thread):
             for name in ("_start_new_thread", "_start_joinable_thread", "start_new_thread", "start_joinable_thread"):
                 if hasattr(module, name):
-                    patch.setattr(module, name, refuse)
+                    patch.setattr(module, name, partial(refuse, getattr(module, name)))
         raised = False
         try:
             if operation == "schedule_event":

@@ -11,7 +11,16 @@ import pytest
 
 from stube import Event, Stats, TimerHandle
 from stube.testing._contract.capabilities import REAL_TIME, requires
-from stube.testing._harness import PATIENCE, Driver, first_difference, monotonic_ns, passes_through, run_threads
+from stube.testing._harness import (
+    PATIENCE,
+    Driver,
+    blaming,
+    first_difference,
+    join_or_standstill,
+    monotonic_ns,
+    passes_through,
+    run_threads,
+)  # fmt: skip
 from stube.testing.suite._fixtures import HOUR, MakeRun, costly, guarantee
 
 
@@ -396,9 +405,21 @@ def test_a_stale_reading_of_the_delivery_thread_overtakes_no_timer(make_run: Mak
     run.settle()
     left[0] = reading
     run.schedule(0, "wake")
+    found: list[object] = []
     if halted.wait(0.5):  # otherwise this backend's thread does not read its clock as often
         run.schedule(0, ("tick", "timer"))
         run.registry.publish("t", "message")
+
+        def wait() -> None:
+            found.extend([run.registry.settle(PATIENCE), len(run.recorder.names)])
+
+        waiter = threading.Thread(target=wait, daemon=True)
+        waiter.start()
+        join_or_standstill(waiter)
+        go_on.set()
+        waiter.join(PATIENCE)
+        with blaming("G21"):
+            assert found == [True, 3], "settle() returns before what is ready has been delivered"
     go_on.set()
     run.settle()
     assert run.recorder.names in (["wake"], ["wake", "tick", "said"])

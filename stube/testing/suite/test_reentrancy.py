@@ -78,6 +78,31 @@ def test_a_handler_may_call_every_operation(run: Driver, operation: str, cid: st
         assert len(run.recorder.seen) == before
 
 
+@guarantee("G3", "G1")
+@pytest.mark.parametrize("operation", [*OPERATIONS, "stats", "inspect", "close"])
+def test_no_operation_delivers_on_the_stack_of_its_caller(run: Driver, operation: str) -> None:
+    """Fault: an operation that a handler calls first delivers what waits, so that a handler begins inside another."""
+    begun: list[int] = []
+
+    def call(cid: str, event: Event) -> None:
+        before, mine = len(run.recorder.seen), threading.get_ident()
+        if operation in OPERATIONS:
+            OPERATIONS[operation](run.registry, "c1")
+        else:
+            getattr(run.registry, operation)()
+        begun.append(sum(seen.thread == mine for seen in run.recorder.seen[before:]))
+
+    run.recorder.on("call", call)
+    run.subscribe("t", cid="c2")
+    with run.held("c1", "c2"):
+        run.schedule(0, "call", cid="c1")
+        for cid in ("c1", "c2"):
+            run.schedule(0, cid=cid)
+        run.registry.publish("t", "message")
+    assert run.registry.settle(PATIENCE)
+    assert begun == [0]
+
+
 class Step(NamedTuple):
     """One operation: the preparation, the call, and the check once it has taken effect."""
 

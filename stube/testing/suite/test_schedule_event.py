@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from itertools import product
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -76,6 +76,30 @@ def test_a_str_subclass_is_stored_as_its_plain_string(run: Driver) -> None:
     seen = run.recorder.seen[0]
     assert (type(seen.cid), seen.cid) == (str, "c1")
     assert (type(seen.event.instance_id), seen.event.instance_id) == (str, "clock")
+
+
+@guarantee("G21")
+def test_the_name_of_an_event_is_stored_as_its_plain_string(run: Driver) -> None:
+    """Fault: the name in an event, or in a tuple, stays an instance of its subclass, and a host that compares types or
+    writes it down sees it; or a tuple of a subclass, such as a named one, is refused."""
+
+    class Name(str, enum.Enum):  # noqa: UP042 - unlike StrEnum, str() of this one is no plain value
+        TICK = "tick"
+
+    class Spec(NamedTuple):
+        name: str
+        payload: int
+
+    for event in (Name.TICK, (Name.TICK,), [Name.TICK, 1], Spec(Name.TICK, 1)):
+        run.recorder.clear()
+        run.subscribe("t", event)
+        shown: Any = run.registry.subscriptions()["t"]["c1", "main"]
+        assert type(shown if isinstance(shown, str) else shown[0]) is str, event
+        assert isinstance(shown, str) or type(shown) is tuple, event
+        run.registry.publish("t", 1)
+        run.schedule(0, event)
+        run.settle()
+        assert [(type(name), name) for name in run.recorder.names] == [(str, "tick")] * 2, event
 
 
 @guarantee("G17", "G20")

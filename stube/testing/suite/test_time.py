@@ -275,6 +275,22 @@ def test_the_smallest_delay_waits_for_the_next_nanosecond(make_run: MakeRun) -> 
     run.settle()
 
 
+@guarantee("G10", "G9")
+@requires("own_clock")
+def test_a_timer_begins_as_soon_as_the_clock_shows_its_instant(make_run: MakeRun) -> None:
+    """Fault: a timer begins only when the clock shows more than its due instant. The clock stands still here."""
+    now = [monotonic_ns()]
+    run = make_run(clock=lambda: now[0])
+    run.schedule(0, "at once")
+    run.settle()
+    assert run.recorder.names == ["at once"]
+    run.schedule(5, "exactly")
+    now[0] += 5_000_000
+    run.schedule(0, "wakes", cid="c2")
+    run.settle()
+    assert sorted(run.recorder.names) == ["at once", "exactly", "wakes"]
+
+
 @guarantee("G9")
 @requires("own_clock")
 def test_a_wait_that_ends_before_the_clock_says_so_begins_no_timer(make_run: MakeRun) -> None:
