@@ -281,19 +281,23 @@ def test_conformance_takes_its_arguments(conform: list[tuple[object, ...]]) -> N
     """Fault: an option is parsed but not passed on, or the exit code is lost."""
     assert cli.main(["conformance", "memory"]) == 1
     arguments = ["--guarantee", "G5", "--guarantee", "G7", "--json", "a", "--html", "b", "--limit", "2.5", "-q"]
-    arguments += ["--loop", "uvloop", "--dispatch", "coroutine"]
+    arguments += ["--loop", "uvloop", "--dispatch", "coroutine", "-k", "cancel", "-x", "--reproduce", "found"]
     assert cli.main(["conformance", "acme", *arguments]) == 1
     nothing: dict[str, object] = {
         "guarantees": [],
         "json_file": None,
         "html_file": None,
-        "limit": 120.0,
+        "reproductions": None,
+        "keyword": "",
+        "first_only": False,
+        "limit": 60.0,
         "quiet": False,
         "loop": "asyncio",
         "dispatch": "function",
     }
     options = {"json_file": Path("a"), "html_file": Path("b"), "limit": 2.5, "quiet": True}
     options |= {"loop": "uvloop", "dispatch": "coroutine"}
+    options |= {"keyword": "cancel", "first_only": True, "reproductions": Path("found")}
     assert conform == [("memory", nothing), ("acme", {"guarantees": ["G5", "G7"], **options})]
 
 

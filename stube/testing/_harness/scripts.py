@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -14,12 +15,10 @@ from stube.testing._harness.loops import loop_is_needed
 __all__ = ["run_script"]
 
 _LIMIT: Final = 15.0  # seconds; a script takes one, and several on a busy machine
-_EXIT_SECONDS: Final = 5.0  # more, for a script whose forked children keep its pipes open
+_EXIT_SECONDS: Final = 3.0  # for a script that hangs to say where
 
 _PRELUDE: Final = """
-import faulthandler, json, os, signal, sys, threading, time, warnings
-# A program that hangs says where, and ends. A forked child does not inherit that.
-faulthandler.dump_traceback_later(float(os.environ["STUBE_LIMIT"]), exit=True)
+import json, os, signal, sys, threading, time, warnings
 # These scripts fork while threads run, on purpose.
 warnings.filterwarnings("ignore", message=".*fork.*", category=DeprecationWarning)
 import stube
@@ -65,15 +64,25 @@ def run_script(spec: object, options: Mapping[str, Any], body: str, *, limit: fl
     environment.pop("PYTHONWARNINGS", None)
     # Not in the arguments, which every user of the machine can read, because a URL may hold a password.
     environment["STUBE_UNDER_TEST"] = json.dumps([spec, dict(options)])
-    environment["STUBE_LIMIT"] = str(limit)
     environment["STUBE_LOOP_IS_NEEDED"] = "yes" if loop_is_needed(spec, options) else ""
     command = [sys.executable, "-P", "-X", "faulthandler", "-c", _PRELUDE + body]
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            stdout, stderr = process.communicate(timeout=limit)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"the script did not end within {limit:g} s:\n{_stacks(process)}") from None
+    assert stderr == "", f"the script wrote on stderr:\n{stderr}"
+    assert process.returncode == 0, f"the script ended with code {process.returncode}; it printed:\n{stdout}"
+    return stdout
+
+
+def _stacks(process: subprocess.Popen[str]) -> str:
+    """End a script that hangs, and return where its threads stand, as its `faulthandler` writes it."""
+    process.send_signal(getattr(signal, "SIGABRT", signal.SIGTERM))
     try:
-        done = subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=limit + _EXIT_SECONDS, check=False
-        )
-    except subprocess.TimeoutExpired as exc:
-        raise AssertionError(f"the script did not end within {limit + _EXIT_SECONDS:g} s") from exc
-    assert done.stderr == "", f"the script wrote on stderr:\n{done.stderr}"
-    assert done.returncode == 0, f"the script ended with code {done.returncode}; it printed:\n{done.stdout}"
-    return done.stdout
+        return process.communicate(timeout=_EXIT_SECONDS)[1]
+    except subprocess.TimeoutExpired:  # its forked children keep the pipes open
+        process.kill()
+        return "its threads cannot be seen"
