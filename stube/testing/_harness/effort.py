@@ -36,5 +36,5 @@ class Effort(NamedTuple):
         return count(inner % self.stride, self.stride)
 
 
-FULL: Final = Effort(stride=1, exact_programs=250, settled_programs=150, histories=20, stress_seconds=2.0)
+FULL: Final = Effort(stride=1, exact_programs=250, settled_programs=100, histories=12, stress_seconds=1.2)
 QUICK: Final = Effort(stride=4, exact_programs=100, settled_programs=50, histories=5, stress_seconds=0.5)

@@ -108,7 +108,8 @@ def test_ctrl_c_reaches_who_waits(run: Driver, wait: str) -> None:
 
     run.subscribe("t")
     previous = signal.signal(signal.SIGINT, interrupt)
-    timer = threading.Timer(0.05, signal.raise_signal, (signal.SIGINT,))
+    # To this very thread, because another one would not be woken out of its wait.
+    timer = threading.Timer(0.05, signal.pthread_kill, (threading.get_ident(), signal.SIGINT))
     try:
         with run.held():
             timer.start()

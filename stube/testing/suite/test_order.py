@@ -167,7 +167,7 @@ def test_what_is_forgotten_while_its_delivery_runs_gets_no_second_one_beside_it(
 def test_nothing_begins_beside_a_handler_that_takes_long(run: Driver) -> None:
     """Fault: a handler that takes longer than some timeout is left alone, and the next delivery begins beside it.
 
-    Real time: the handler takes 0.5 s.
+    Real time: the handler takes 0.25 s.
     """
     run.subscribe("t")
     gate = run.recorder.gate()
@@ -177,7 +177,7 @@ def test_nothing_begins_beside_a_handler_that_takes_long(run: Driver) -> None:
         gate.wait_entered()
         run.schedule(0)
         run.registry.publish("t", 1)
-        threading.Event().wait(0.5)
+        threading.Event().wait(0.25)
         assert run.recorder.names == ["stand"]
     run.settle()
     assert run.recorder.names == ["stand", "tick", "said"]

@@ -246,7 +246,7 @@ class _Counting(RegistryProxy):
 @guarantee("G21", "G7", "G1")
 @costly
 def test_eight_threads_run_every_operation_concurrently(run: Driver, stube_effort: Effort) -> None:
-    """Case 13. Fault: any state is changed outside of its lock. The threads run for two seconds of real time."""
+    """Case 13. Fault: any state is changed outside of its lock. The threads run for a second of real time."""
     until = monotonic() + stube_effort.stress_seconds
     stop = threading.Event()
     registry = _Counting(run.registry)
