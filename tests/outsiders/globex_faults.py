@@ -1132,7 +1132,7 @@ FAULTS: Final[tuple[Fault, ...]] = (
         "After Ctrl-C a thread takes the answer of the last call for that of the next: it has one queue for all.",
         "        self.answered: SimpleQueue[None] = SimpleQueue()\n",
         "        self.answered = _ANSWERS.setdefault(threading.get_ident(), SimpleQueue())\n",
-        ("test_an_interrupt_at_any_line_leaves_the_registry_consistent[put_pending_flow]",),
+        ("test_an_interrupt_at_any_line_leaves_the_registry_consistent[put_pending_flow-c1]",),
         also=(("class Call:\n", "_ANSWERS: dict[int, Any] = {}\n\n\nclass Call:\n"),),
         file=_ACTOR,
     ),
@@ -1646,9 +1646,10 @@ FAULTS: Final[tuple[Fault, ...]] = (
         "A thread has one queue for all answers, so a signal handler takes that of the call it interrupts.",
         "        self.answered: SimpleQueue[None] = SimpleQueue()\n",
         "        self.answered = _ANSWERS.setdefault(threading.get_ident(), SimpleQueue())\n",
-        ("test_a_reentrant_call_takes_or_leaves_the_baton[put_pending_flow]",),
+        ("test_any_operation_may_interrupt_any_other_at_any_line[put_pending_flow]",),
         also=(("class Call:\n", "_ANSWERS: dict[int, Any] = {}\n\n\nclass Call:\n"),),
         file=_ACTOR,
+        error="TypeError",
     ),
     Fault(
         "G20",
@@ -1903,7 +1904,7 @@ FAULTS: Final[tuple[Fault, ...]] = (
         "            self.started = True\n",
         "            self.started = True\n"
         "            threading.Thread(target=self._run, name=self._name, daemon=True).start()\n",
-        ("test_an_operation_that_cannot_start_a_thread_changes_nothing[schedule_event]",),
+        ("test_an_operation_that_cannot_start_a_thread_changes_nothing[schedule_event-0]",),
         file=_ACTOR,
     ),
     Fault(
@@ -1916,7 +1917,7 @@ FAULTS: Final[tuple[Fault, ...]] = (
         "            self._token.put(None)\n"
         "            self.started = True\n"
         "            threading.Thread(target=self._run, name=self._name, daemon=True).start()\n",
-        ("test_an_operation_that_cannot_start_a_thread_changes_nothing[schedule_event]",),
+        ("test_an_operation_that_cannot_start_a_thread_changes_nothing[schedule_event-0]",),
         file=_ACTOR,
     ),
     Fault(
@@ -1976,7 +1977,7 @@ FAULTS: Final[tuple[Fault, ...]] = (
         '            raise RuntimeError("settle and join would wait for the delivery that calls them. '
         'Call them outside.")\n',
         "",
-        ("test_settle_and_join_inside_a_delivery_raise[settle]",),
+        ("test_settle_and_join_inside_a_delivery_raise[settle-dispatch]",),
         file=_OPERATIONS,
     ),
     Fault(
@@ -2165,7 +2166,11 @@ FAULTS: Final[tuple[Fault, ...]] = (
         "All registries share one mailbox.",
         "        self._mailbox: SimpleQueue[Call | None] = SimpleQueue()  # None",
         "        self._mailbox = _MAILBOX  # None",
-        ("test_a_registry_that_is_stopped_in_an_operation_stops_no_other[schedule_event]",),
+        (
+            "test_two_registries_share_nothing",
+            "test_the_ledger_of_one_registry_shows_nothing_of_another",
+            "test_a_registry_that_is_stopped_in_a_delivery_stops_no_other",
+        ),
         also=(("class Actor:\n", "_MAILBOX: SimpleQueue[Any] = SimpleQueue()\n\n\nclass Actor:\n"),),
         file=_ACTOR,
     ),

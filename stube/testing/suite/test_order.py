@@ -59,6 +59,8 @@ def test_dispatch_never_runs_inside_schedule_event(run: Driver, delay: float) ->
     inside = threading.local()
     on_stack: list[bool] = []
     run.recorder.on("tick", lambda cid, event: on_stack.append(getattr(inside, "call", False)))
+    run.schedule(0, "before")  # a delivery thread runs when the timer is scheduled
+    run.settle()
     inside.call = True
     run.schedule(delay)
     inside.call = False

@@ -109,7 +109,8 @@ def test_racing_operations_are_atomic_at_every_line(run: Driver, first: str, sec
     At each line that the first operation executes, another thread runs the second one on the same names. If that has to
     wait for a lock, the first operation continues, and the second one finishes after it.
     """
-    with blaming("G8" if "flow" in first else "G16" if "publish" in (first, second) else "G7"):
+    of_topics = {"publish", "subscriptions"} & {first, second}
+    with blaming("G8" if "flow" in first else "G16" if of_topics else "G7"):
         _race_at_every_line(run, first, second)
 
 
