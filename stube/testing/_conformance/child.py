@@ -10,7 +10,7 @@ line to the file that it names:
     {"event": "start", "id", "thread"}          the thread is the one that runs the test
     {"event": "died", "sentence"}               what ended a thread while the test runs
     {"event": "done", "id", "record"}
-    {"event": "end", "code"}                    pytest's exit code
+    {"event": "end"}
 
 The backend may deadlock here or end the process, at any moment. So every line is written immediately. When a test
 exceeds its limit, `faulthandler`, which needs no lock of the interpreter, writes the stacks of all threads to another
@@ -155,7 +155,7 @@ def main(arguments: Sequence[str]) -> int:
         ],
         plugins=[writer, Recording(writer.done)],
     )
-    writer.tell("end", code=int(code))
+    writer.tell("end")
     return int(code)
 
 

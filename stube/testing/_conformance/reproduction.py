@@ -2,7 +2,7 @@
 
 A test of the suite becomes a file with the test and what it uses of its own file, on the backend that failed. A random
 program becomes itself, because the comparison with the model has made it small. Each file is run once. If a program
-passes, because the fault needs an event loop or luck, the file of its test takes its place.
+passes, because the fault needs luck, the file of its test takes its place.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from stube.testing._conformance.report import Report
 __all__ = ["write_reproductions"]
 
 _SECONDS: Final = 60.0  # for one run of a file
+_FIND_BACKEND: Final = "sys.path.append(os.getcwd())  # where the module of the backend may be"
 _FIXTURES: Final = "from stube.testing.suite._fixtures import make_run, run  # fixtures"
 _IMPORTS: Final = ("import os", "import sys", "import pytest")
 
@@ -42,13 +43,17 @@ def write_reproductions(
     Yields:
         The guarantee, the file, and whether the file failed when it was run.
     """
+    promised = report["capabilities"]
+    served = "coroutine_dispatch" in promised and "virtual_time" not in promised
     for number, one in report["guarantees"].items():
         stories = [test["story"] for test in report["tests"] if test["story"] is not None and number in test["blamed"]]
         if not stories:
             continue
         file = folder / f"reproduce_{number}.py"
         title = f"{number}, {one['title']}, is broken by the backend {report['backend']}."
-        texts = sorted((text for story in stories for text in _texts(title, story, spec, environment)), key=len)
+        texts = sorted(
+            (text for story in stories for text in _texts(title, story, spec, environment, served=served)), key=len
+        )
         fails = False
         for text in texts[:2]:
             file.write_text(text, encoding="utf-8", errors="backslashreplace")
@@ -58,13 +63,14 @@ def write_reproductions(
         yield number, file, fails
 
 
-def _texts(title: str, story: Story, spec: str, environment: Mapping[str, str]) -> Iterator[str]:
-    """Yield the files that may show a story."""
+def _texts(title: str, story: Story, spec: str, environment: Mapping[str, str], *, served: bool) -> Iterator[str]:
+    """Yield the files that may show a story. A program runs no event loop for a backend that must be served by one."""
     import stube.testing.suite as suite
 
     heading = [title, "", *textwrap.wrap(f"{story['promise']}.", 110)]
-    if story["program"]:
-        yield _file([*heading, "", "Run it with Python; it fails at its last statement."], story["program"])
+    if story["program"] and not served:
+        program = f"import os\nimport sys\n\n{_FIND_BACKEND}\n\n{story['program']}"
+        yield _file([*heading, "", "Run it with Python; it fails at its last statement."], program)
     name = story["test"].partition("[")[0]
     function = inspect.unwrap(getattr(suite, name))
     module = sys.modules[function.__module__]
@@ -87,7 +93,7 @@ def _running(test: str, spec: str, environment: Mapping[str, str]) -> Iterator[s
     yield 'if __name__ == "__main__":'
     for name, value in environment.items():
         yield f"    os.environ[{name!r}] = {value!r}"
-    yield "    sys.path.append(os.getcwd())  # where the module of the backend may be"
+    yield f"    {_FIND_BACKEND}"
     yield f"    test = __file__ + {'::' + test!r}"
     yield '    options = ["-q", "-c", os.devnull, "--rootdir", os.path.dirname(os.path.abspath(__file__))]'
     yield '    plugins = ["-p", "no:cacheprovider", "-p", "stube.testing.plugin"]'

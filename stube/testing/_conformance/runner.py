@@ -39,7 +39,7 @@ _POLL_SECONDS: Final = 0.05  # seconds between two readings of the events of the
 _GRACE_SECONDS: Final = 10.0  # seconds beyond the limit, for a child whose own time limit has no effect
 _EXIT_SECONDS: Final = 5.0  # seconds for a child to end after the last test
 _MOST_LINES: Final = 3  # of what a process that crashed has printed
-_OF_PYTEST: Final = re.compile(r"[.sFEx]*\s*(\[ *\d+%\])?")  # the progress that pytest prints
+_PROGRESS: Final = re.compile(r"[.sFEx]*\s*(\[ *\d+%\])?")  # the progress that pytest prints
 _OUTPUT_BYTES: Final = 20_000  # how much of what a child prints is kept, for a child that ends before the first test
 _ROOT: Final = str(Path(__file__).resolve().parents[3])  # where this stube stands
 
@@ -91,6 +91,7 @@ class Runner:
         """How many tests the suite has for each guarantee, with those that were not asked for."""
         self.records: dict[str, Record] = {}
         """By node id, of the tests that are over."""
+        self._quick = 0  # how many of the tests are not costly; they run first
         self._begun: list[str] = []  # the node ids that the present child has begun
         self._test_thread = 0
         self._died: list[str] = []  # what ended a thread during the test that runs
@@ -143,7 +144,12 @@ class Runner:
         else:
             taken, when = self._begun[-1:], ""
         for identity in taken:
-            self.records[identity] = self._lost(identity, why, when)
+            self._keep(identity, self._lost(identity, why, when))
+
+    def _keep(self, identity: str, record: Record) -> None:
+        """Keep the record of a test that is over, and tell what it says about the backend."""
+        self.records[identity] = record
+        self._progress.judge(record, over=len(self.records), quick=self._quick, total=len(self.tests))
 
     def _lost(self, identity: str, why: _Ending, when: str) -> Record:
         facts = self.tests[identity]
@@ -245,6 +251,7 @@ class Runner:
                 if self.tests and not told["tests"].keys() <= self.tests.keys():
                     raise ConformanceError("The suite has other tests in each process. Make its parameters constant.")
                 self.tests = self.tests or told["tests"]
+                self._quick = sum(not facts["costly"] for facts in self.tests.values())
                 self.numbers = told["numbers"]
             case "start":
                 self._begun.append(told["id"])
@@ -252,8 +259,7 @@ class Runner:
             case "died":
                 self._died.append(told["sentence"])
             case "done":
-                self.records[told["id"]] = told["record"]
-                self._progress.judge(self.tests, self.records)
+                self._keep(told["id"], told["record"])
             case "end":
                 self._ended = True
 
@@ -296,7 +302,7 @@ class _Printed:
         """Return the last lines, without those that pytest prints. To be called when the child has ended."""
         self._reader.join(_EXIT_SECONDS)  # a process that escaped the child's group may still hold the pipe
         text = self._end.decode(errors="replace")
-        return [line.strip() for line in text.splitlines() if not _OF_PYTEST.fullmatch(line)][-_MOST_LINES:]
+        return [line.strip() for line in text.splitlines() if not _PROGRESS.fullmatch(line)][-_MOST_LINES:]
 
 
 def _has_failed(record: Record) -> bool:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from stube.testing._conformance.outcomes import SUITE, place
+from stube.testing._harness.watchdog import OF_PYTEST
 
 __all__ = ["Stacks"]
 
@@ -20,7 +21,6 @@ _MOST_FRAMES: Final = 8  # of a stack
 _MOST_THREADS: Final = 3  # besides the thread of the test
 _THREAD: Final = re.compile(r"^(?:Current t|T)hread 0x(?P<ident>[0-9a-f]+)")
 _FRAME: Final = re.compile(r'^  File "(?P<file>.*)", line (?P<line>\d+) in (?P<function>.*)$')
-_OF_PYTEST: Final = re.compile(r"[\\/](_pytest|pluggy)[\\/]")
 _OF_A_STARTED_THREAD: Final = (("_bootstrap", threading.__file__), ("_bootstrap_inner", threading.__file__))
 
 
@@ -83,7 +83,7 @@ def _threads(text: str) -> dict[int, list[_Frame]]:
 def _until_test(frames: list[_Frame]) -> Iterator[_Frame]:
     """Yield the frames down to the test or, in a fixture, to pytest."""
     for frame in frames:
-        if _OF_PYTEST.search(frame.file):
+        if OF_PYTEST.search(frame.file):
             return
         yield frame
         if frame.in_suite:

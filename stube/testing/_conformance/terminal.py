@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import os
 import textwrap
-from collections.abc import Mapping
 from typing import Final, TextIO
 
-from stube.testing._conformance.outcomes import Facts, Record, Story
+from stube.testing._conformance.outcomes import Record, Story
 from stube.testing._conformance.report import (
     BROKEN,
     HELD,
@@ -46,22 +45,20 @@ class Progress:
         self._told: set[str] = set()  # the broken guarantees that have been told
         self._judged = False
 
-    def judge(self, tests: Mapping[str, Facts], records: Mapping[str, Record]) -> None:
+    def judge(self, record: Record, *, over: int, quick: int, total: int) -> None:
         """Tell each guarantee as soon as it is found broken, and how all of them are once the quick tests are over.
 
         Args:
-            tests: the facts about every test.
-            records: of the tests that are over, in the order in which they ended.
+            record: of the test that has just ended.
+            over, quick, total: numbers of tests: those that are over, the quick ones, which run first, and all.
         """
         if self._quiet:
             return
-        *_, record = records.values()
         fresh = [number for number in record["blamed"] if number not in self._told]
         if fresh:
             self._told.update(fresh)
             self._line.say(f"{', '.join(fresh)} broken, as {record['name']} shows.")
-        quick = sum(not facts["costly"] for facts in tests.values())
-        if not self._judged and len(records) == quick < len(tests):
+        if not self._judged and quick <= over < total:
             self._judged = True
             broken = f"{', '.join(sorted(self._told, key=_number))} broken" if self._told else "nothing is broken"
             seconds = monotonic() - self._begin

@@ -23,13 +23,14 @@ from typing import Final
 from stube.testing._harness.clock import PATIENCE, monotonic
 from stube.testing._harness.standstill import is_runnable
 
-__all__ = ["Overdue", "timed_out", "watchdog"]
+__all__ = ["OF_PYTEST", "Overdue", "timed_out", "watchdog"]
 
 _PERIOD: Final = 1.0  # seconds between two looks
 _STANDSTILL: Final = 1.2 * PATIENCE  # seconds; longer than any wait of a test
 _MOST_FRAMES: Final = 4  # of each thread
 _MOST_THREADS: Final = 6
-_OF_PYTEST: Final = re.compile(r"[\\/](_pytest|pluggy)[\\/]")
+OF_PYTEST: Final = re.compile(r"[\\/](_pytest|pluggy)[\\/]")
+"""Found in the names of pytest's own files, with which the stack of a test ends."""
 _ELSEWHERE: Final = frozenset({subprocess.__file__, bdb.__file__})
 _PYDEVD: Final = "pydevd"  # the debugger of several editors, which stops threads outside of Python code
 
@@ -110,7 +111,7 @@ def _stacks(frame: FrameType | None) -> str:
 
 def _stack(name: str, frame: FrameType) -> str:
     summary = traceback.extract_stack(frame)[::-1]
-    of_pytest = next((at for at, one in enumerate(summary) if _OF_PYTEST.search(one.filename)), None)
+    of_pytest = next((at for at, one in enumerate(summary) if OF_PYTEST.search(one.filename)), None)
     summary = summary[:of_pytest][:_MOST_FRAMES] or summary[:_MOST_FRAMES]
     places = [f"{one.name}, {os.path.basename(one.filename)}:{one.lineno}" for one in summary]
     return f"{name} is in {', called by '.join(places)}"
