@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Final, cast
@@ -14,7 +14,7 @@ from stube import Backend, EventSpec, Stats, TimerHandle, VirtualBackend, is_vir
 from stube.testing._harness.clock import PATIENCE, monotonic_ns
 from stube.testing._harness.recorder import HOLD, SENTINEL, Gate, Recorder
 
-__all__ = ["Driver", "settle_awaiting", "settles"]
+__all__ = ["Driver", "settle_awaiting", "settles", "while_it_moves"]
 
 _DRIVER: Final = "stube-driver"
 
@@ -136,11 +136,20 @@ class Driver:
 
 def settles(registry: Backend) -> bool:
     """Settle a registry, for as long as its ledger moves. Return whether it has settled."""
-    before = None
-    while not registry.settle(PATIENCE):
-        before, latest = registry.stats(), before
-        if before == latest:
+    return while_it_moves(registry, registry.settle)
+
+
+def while_it_moves(registry: Backend, wait: Callable[[float], bool]) -> bool:
+    """Wait for as long as the ledger of a registry moves, `PATIENCE` seconds each time. Return whether it came about.
+
+    What is much may take long on a busy machine, and what is lost moves nothing.
+    """
+    before = registry.stats()
+    while not wait(PATIENCE):
+        latest = registry.stats()
+        if latest == before:
             return False
+        before = latest
     return True
 
 

@@ -18,6 +18,7 @@ from stube.testing._harness import (
     failures_unlogged,
     settles,
     switching_often,
+    while_it_moves,
 )
 from stube.testing._history.recorder import RecordedRegistry
 from stube.testing._history.records import History
@@ -161,11 +162,7 @@ class _Workload:
         self.recorded.schedule_event(
             cid=_CLOSING, instance_id=_CLOSING, delay_ms=_LONGEST_WAIT, event=(_CLOSING, _CLOSING)
         )
-        before = None
-        while not self._closed.wait(PATIENCE):
-            before, latest = self._registry.stats(), before
-            if before != latest:
-                continue  # it is late, because the machine is busy
+        if not while_it_moves(self._registry, self._closed.wait):
             raise blame(TimeoutError(f"a timer of {_LONGEST_WAIT} ms does not fire"), ["G10"])
         if not settles(self._registry):
             raise blame(TimeoutError(f"the registry does not settle: {self._registry.stats().equation}"), ["G10"])

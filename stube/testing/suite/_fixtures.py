@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ from dataclasses import replace
 from typing import Any, Final, Protocol, cast
 
 import pytest
+from typing_extensions import override
 
 from stube import Backend
 from stube.testing._harness import HOUR, PATIENCE, Driver, blaming, live_threads, monotonic
@@ -21,8 +23,10 @@ __all__ = [
     "OPERATIONS",
     "MakeRun",
     "Payload",
+    "Untouchable",
     "costly",
     "guarantee",
+    "logging_to",
     "make_run",
     "picture",
     "refused",
@@ -49,6 +53,37 @@ AWKWARD_NAMES: Final = [
     "é", "e\u0301", "🙂", "🙂:a", "\ud800", "None", "0", "A", "a" * 10_000,
 ]  # fmt: skip
 """Names that would collide if a backend built its keys by joining strings."""
+
+
+class Untouchable:
+    """A payload that fails the test if the registry does anything but pass it on."""
+
+    def _refuse(self, *args: Any) -> Any:
+        raise AssertionError("the registry looked into a payload: it compared, hashed, tested, copied or showed it")
+
+    __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = __bool__ = __len__ = __iter__ = __getitem__ = _refuse
+    __copy__ = __deepcopy__ = __reduce__ = __reduce_ex__ = __repr__ = __str__ = __format__ = _refuse
+    __hash__ = _refuse
+
+
+@contextmanager
+def logging_to(emit: Callable[[logging.LogRecord], object], level: int = logging.NOTSET) -> Iterator[None]:
+    """Hand every record of the logger `stube` to a function during the block, and let it log from this level on."""
+
+    class Handler(logging.Handler):
+        @override
+        def emit(self, record: logging.LogRecord) -> None:
+            emit(record)
+
+    logger, handler = logging.getLogger("stube"), Handler()
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(level or before)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+        logger.removeHandler(handler)
 
 
 class MakeRun(Protocol):

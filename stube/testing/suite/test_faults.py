@@ -10,7 +10,6 @@ import threading
 from typing import Any
 
 import pytest
-from typing_extensions import override
 
 from stube import (
     Event,
@@ -19,7 +18,7 @@ from stube import (
 from stube.testing._contract.capabilities import requires
 from stube.testing._harness import PATIENCE, Driver, settle_awaiting
 from stube.testing.plugin import MakeRegistry
-from stube.testing.suite._fixtures import HOUR, MakeRun, guarantee
+from stube.testing.suite._fixtures import HOUR, MakeRun, Untouchable, guarantee, logging_to
 
 
 class Unusual(BaseException):
@@ -124,21 +123,11 @@ def test_a_failed_delivery_runs_until_on_error_has_returned(make_run: MakeRun) -
 def test_the_report_of_a_failure_does_not_touch_the_payload(make_run: MakeRun) -> None:
     """Fault: the event of a failed delivery is written into the log with its payload, whose `repr` may fail."""
 
-    class Hostile:
-        def _refuse(self, *args: Any) -> Any:
-            raise AssertionError("the registry looked into a payload")
-
-        __eq__ = __ne__ = __bool__ = __len__ = __iter__ = __copy__ = __deepcopy__ = __reduce_ex__ = _refuse
-        __repr__ = __str__ = __format__ = _refuse
-        __hash__ = _refuse
-
     given: list[object] = []
     logged: list[str] = []
 
-    class Handler(logging.Handler):
-        @override
-        def emit(self, record: logging.LogRecord) -> None:
-            logged.append(record.getMessage())
+    def emit(record: logging.LogRecord) -> None:
+        logged.append(record.getMessage())
 
     def fail(cid: str, event: Event) -> None:
         raise LookupError("the handler fails")
@@ -147,15 +136,11 @@ def test_the_report_of_a_failure_does_not_touch_the_payload(make_run: MakeRun) -
     run.recorder.on("fail", fail)
     run.recorder.on("said", fail)
     run.subscribe("t")
-    payload = Hostile()
-    logger, handler = logging.getLogger("stube"), Handler()
-    logger.addHandler(handler)
-    try:
+    payload = Untouchable()
+    with logging_to(emit):
         run.schedule(0, ("fail", payload))
         run.registry.publish("t", payload)
         run.settle()
-    finally:
-        logger.removeHandler(handler)
     assert [each is payload for each in given] == [True, True]
     assert len(logged) == 2
 
@@ -169,19 +154,15 @@ def test_an_on_error_or_log_handler_that_raises_stops_no_delivery(make_run: Make
         called.append(cid)
         raise Unusual("on_error fails too")
 
-    class Handler(logging.Handler):
-        @override
-        def emit(self, record: logging.LogRecord) -> None:
-            raise Unusual("logging fails too")
+    def emit(record: logging.LogRecord) -> None:
+        raise Unusual("logging fails too")
 
     def fail(cid: str, event: Event) -> None:
         raise LookupError(cid)
 
     run = make_run(on_error=on_error)
     run.recorder.on("fail", fail)
-    logger, handler = logging.getLogger("stube"), Handler()
-    logger.addHandler(handler)
-    try:
+    with logging_to(emit):
         with run.held("c1", "c2"):
             for cid in ("c1", "c2", "c1"):
                 run.schedule(0, "fail", cid=cid)
@@ -189,8 +170,6 @@ def test_an_on_error_or_log_handler_that_raises_stops_no_delivery(make_run: Make
         run.settle()
         run.schedule(0, "fine", cid="c2")
         run.settle()
-    finally:
-        logger.removeHandler(handler)
     assert sorted(called) == ["c1", "c1", "c2"]
     assert run.recorder.names.count("fine") == 2
     assert run.stats() == Stats(accepted=5, delivered=2, failed=3)
@@ -227,25 +206,19 @@ def test_on_error_and_log_handlers_may_call_the_registry(make_run: MakeRun) -> N
         run.registry.stats()
         run.registry.cancel_timers("c2")
 
-    class Handler(logging.Handler):
-        @override
-        def emit(self, record: logging.LogRecord) -> None:
-            run.schedule(0, "from logging")
-            run.registry.inspect()
+    def emit(record: logging.LogRecord) -> None:
+        run.schedule(0, "from logging")
+        run.registry.inspect()
 
     def fail(cid: str, event: Event) -> None:
         raise LookupError(cid)
 
     run = make_run(on_error=on_error)
     run.recorder.on("fail", fail)
-    logger, handler = logging.getLogger("stube"), Handler()
-    logger.addHandler(handler)
-    try:
+    with logging_to(emit):
         run.schedule(HOUR, cid="c2")
         run.schedule(0, "fail")
         run.settle()
-    finally:
-        logger.removeHandler(handler)
     assert sorted(run.recorder.names) == ["fail", "from logging", "from on_error"]
     assert run.stats() == Stats(accepted=4, delivered=2, failed=1, cancelled=1)
 

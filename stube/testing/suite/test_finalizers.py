@@ -10,12 +10,11 @@ import weakref
 from collections.abc import Callable
 
 import pytest
-from typing_extensions import override
 
 from stube import ConversationEnded, Event, RegistryFull
 from stube.testing._contract.capabilities import requires
 from stube.testing._harness import PATIENCE, Driver, check_ledger, passes_through
-from stube.testing.suite._fixtures import HOUR, OPERATIONS, MakeRun, guarantee
+from stube.testing.suite._fixtures import HOUR, OPERATIONS, MakeRun, guarantee, logging_to
 
 
 class Finalized:
@@ -222,10 +221,8 @@ def test_dispatch_on_error_and_logging_never_run_under_a_lock(make_run: MakeRun)
     def through() -> None:
         results.append(passes_through(lambda: (run.registry.stats(), run.schedule(HOUR, cid="c2"))))
 
-    class Handler(logging.Handler):
-        @override
-        def emit(self, record: logging.LogRecord) -> None:
-            through()
+    def emit(record: logging.LogRecord) -> None:
+        through()
 
     def fail(cid: str, event: Event) -> None:
         through()
@@ -235,14 +232,10 @@ def test_dispatch_on_error_and_logging_never_run_under_a_lock(make_run: MakeRun)
     run.recorder.on("fail", fail)
     run.recorder.on("said", fail)
     run.subscribe("t", cid="c1")
-    logger, handler = logging.getLogger("stube"), Handler()
-    logger.addHandler(handler)
-    try:
+    with logging_to(emit):
         run.schedule(0, "fail")
         run.registry.publish("t", 1)
         run.settle()
-    finally:
-        logger.removeHandler(handler)
     assert results == [True] * 6
 
 
@@ -252,11 +245,9 @@ def test_whatever_is_logged_is_logged_without_a_lock(make_run: MakeRun) -> None:
     registry, what a reset or a close drops, an `on_error` that fails."""
     results: list[tuple[str, bool]] = []
 
-    class Handler(logging.Handler):
-        @override
-        def emit(self, record: logging.LogRecord) -> None:
-            through = passes_through(lambda: (run.registry.stats(), run.registry.forget_pending_flow("nobody")))
-            results.append((record.getMessage(), through))
+    def emit(record: logging.LogRecord) -> None:
+        through = passes_through(lambda: (run.registry.stats(), run.registry.forget_pending_flow("nobody")))
+        results.append((record.getMessage(), through))
 
     def on_error(cid: str, event: Event, exception: BaseException) -> None:
         raise LookupError("on_error fails")
@@ -270,11 +261,7 @@ def test_whatever_is_logged_is_logged_without_a_lock(make_run: MakeRun) -> None:
     run = make_run(on_error=on_error, max_pending=3)
     run.recorder.on("fail", fail)
     run.recorder.on("end", end)
-    logger, handler = logging.getLogger("stube"), Handler()
-    level = logger.level
-    logger.addHandler(handler)
-    logger.setLevel(logging.DEBUG)
-    try:
+    with logging_to(emit, logging.DEBUG):
         for name in ("fail", "end"):
             run.schedule(0, name)
             run.settle()
@@ -286,9 +273,6 @@ def test_whatever_is_logged_is_logged_without_a_lock(make_run: MakeRun) -> None:
                 with pytest.raises(RegistryFull):
                     call()
             end_of_it()
-    finally:
-        logger.setLevel(level)
-        logger.removeHandler(handler)
     assert [message for message, through in results if not through] == []
     assert len(results) >= 2
 

@@ -19,7 +19,7 @@ from stube import (
     Stats,
 )
 from stube.testing._harness import Driver, RegistryProxy, run_threads
-from stube.testing.suite._fixtures import HOUR, guarantee
+from stube.testing.suite._fixtures import HOUR, guarantee, logging_to
 
 
 @guarantee("G21")
@@ -164,27 +164,18 @@ def test_conversation_ended_raised_by_a_handler_is_no_failure(
 def test_conversation_ended_is_no_failure_when_logging_fails(run: Driver) -> None:
     """Fault: an exception of the log handler that records the end turns the delivery into a failure."""
 
-    class Handler(logging.Handler):
-        @override
-        def emit(self, record: logging.LogRecord) -> None:
-            raise LookupError("logging fails")
+    def emit(record: logging.LogRecord) -> None:
+        raise LookupError("logging fails")
 
     def leave(cid: str, event: Event) -> None:
         raise ConversationEnded(cid)
 
     run.recorder.on("leave", leave)
-    logger, handler = logging.getLogger("stube"), Handler()
-    level = logger.level
-    logger.addHandler(handler)
-    logger.setLevel(logging.DEBUG)
-    try:
+    with logging_to(emit, logging.DEBUG):
         run.subscribe("t", "leave")
         run.schedule(0, "leave")
         run.registry.publish("t", "message")
         run.settle()
-    finally:
-        logger.setLevel(level)
-        logger.removeHandler(handler)
     assert run.stats() == Stats(subscriptions=1, accepted=2, delivered=2)
 
 

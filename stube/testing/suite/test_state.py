@@ -5,10 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any
 
 import pytest
-from typing_extensions import override
 
 from stube import Event, RegistryClosed, RegistryFull, Stats
 from stube.testing._contract.capabilities import requires
@@ -22,7 +20,7 @@ from stube.testing._harness import (
     run_threads,
     tracing,
 )
-from stube.testing.suite._fixtures import HOUR, MakeRun, costly, guarantee, unchanged
+from stube.testing.suite._fixtures import HOUR, MakeRun, Untouchable, costly, guarantee, unchanged
 
 
 @guarantee("G14")
@@ -300,15 +298,7 @@ def test_subscriptions_never_raises_while_others_change_it(run: Driver) -> None:
 def test_a_message_is_passed_by_reference_and_never_touched(run: Driver) -> None:
     """Fault: `if msg:`, a comparison, a hash, a copy for each subscriber, or a `repr` for a log."""
 
-    class Hostile:
-        def _refuse(self, *args: Any) -> Any:
-            raise AssertionError("the registry looked into a message")
-
-        __eq__ = __ne__ = __lt__ = __gt__ = __bool__ = __len__ = __iter__ = __getitem__ = _refuse
-        __copy__ = __deepcopy__ = __reduce__ = __reduce_ex__ = __repr__ = __str__ = __format__ = _refuse
-        __hash__ = _refuse
-
-    messages = [Hostile() for _ in range(4)]
+    messages = [Untouchable() for _ in range(4)]
     for cid in ("c1", "c2"):
         run.subscribe("t", cid=cid)
     with run.held("c1", "c2"):
@@ -326,15 +316,7 @@ def test_a_message_is_passed_by_reference_and_never_touched(run: Driver) -> None
 def test_the_event_of_a_subscription_is_never_touched(run: Driver) -> None:
     """Fault: an event is compared with the one that it replaces, copied for a snapshot, hashed or tested for truth."""
 
-    class Hostile:
-        def _refuse(self, *args: Any) -> Any:
-            raise AssertionError("the registry looked into the event of a subscription")
-
-        __eq__ = __ne__ = __bool__ = __len__ = __iter__ = __copy__ = __deepcopy__ = __reduce_ex__ = _refuse
-        __repr__ = __str__ = __format__ = _refuse
-        __hash__ = _refuse
-
-    first, second = Hostile(), Hostile()
+    first, second = Untouchable(), Untouchable()
     for payload in (first, first, second):
         run.subscribe("t", ("said", payload))
     shown = run.registry.subscriptions()["t"]["c1", "main"]
@@ -354,15 +336,7 @@ def test_the_event_of_a_subscription_is_never_touched(run: Driver) -> None:
 def test_a_timers_payload_is_passed_by_reference_and_never_touched(run: Driver) -> None:
     """Fault: payloads take part in the order of the heap, are hashed into a set, copied or tested for truth."""
 
-    class Hostile:
-        def _refuse(self, *args: Any) -> Any:
-            raise AssertionError("the registry looked into a payload")
-
-        __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = __bool__ = __len__ = __iter__ = _refuse
-        __copy__ = __deepcopy__ = __reduce__ = __reduce_ex__ = __repr__ = __str__ = __format__ = _refuse
-        __hash__ = _refuse
-
-    payloads = [Hostile() for _ in range(5)]
+    payloads = [Untouchable() for _ in range(5)]
     for payload in payloads:
         run.schedule(HOUR, ("tick", payload))
     run.registry.cancel_timers("c1")
@@ -379,19 +353,12 @@ def test_payloads_of_timers_that_tie_are_never_compared(make_run: MakeRun) -> No
     """Fault: a heap of (due, event) compares the payloads of two timers that are due at the same instant and have the
     same event name. The clock stands still here while they are scheduled."""
 
-    class Hostile:
-        def _refuse(self, *args: Any) -> Any:
-            raise AssertionError("the registry compared a payload")
-
-        __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = _refuse
-        __hash__ = _refuse
-
     stands = [monotonic_ns()]
     run = make_run(clock=lambda: stands[0] or monotonic_ns())
-    payloads = [Hostile() for _ in range(20)]
+    payloads = [Untouchable() for _ in range(20)]
     for payload in payloads:
         run.schedule(1, ("tick", payload))
-    victim = run.schedule(1, ("tick", Hostile()))
+    victim = run.schedule(1, ("tick", Untouchable()))
     assert victim.cancel()
     stands[0] = 0
     assert run.recorder.wait_for(20)
@@ -404,17 +371,7 @@ def test_payloads_of_timers_that_tie_are_never_compared(make_run: MakeRun) -> No
 def test_a_baton_is_passed_by_reference_and_never_touched(run: Driver) -> None:
     """Fault: the flow is copied, compared with None by `==`, or tested for truth."""
 
-    class Hostile:
-        @override
-        def __eq__(self, other: object) -> bool:
-            raise AssertionError("compared")
-
-        def __bool__(self) -> bool:
-            raise AssertionError("tested")
-
-        __hash__ = None  # type: ignore[assignment]
-
-    first, second = Hostile(), Hostile()
+    first, second = Untouchable(), Untouchable()
     run.registry.put_pending_flow("c1", first)
     run.registry.put_pending_flow("c1", second)
     assert run.registry.pending_flow("c1") is second
