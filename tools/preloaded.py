@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Self
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 MEMORY: Final = 4 << 30  # bytes of address space; a changed copy that allocates without end stops here
@@ -144,20 +144,18 @@ def run_pytest(arguments: Sequence[str], plugins: Sequence[object] = ()) -> int:
     return int(pytest.main([*options, *arguments], plugins=list(plugins)))
 
 
-class Server:
-    """A process of its own that has pytest loaded, and a tree for its forks.
+class Answering:
+    """A process that answers requests, each a line of JSON, until it is left.
 
-    >>> with Server(folder) as server:  # doctest: +SKIP
-    ...     server.run({"stube/_clock.py": "..."}, ["tests/test_factory.py"], {}, limit=60)
+    Args:
+        command: what it runs.
+        more: further arguments of `subprocess.Popen`.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.tree = Tree.copied(folder)
-        self._process = subprocess.Popen(
-            [sys.executable, __file__, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+    def __init__(self, command: Sequence[str], **more: Any) -> None:
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **more)
 
-    def __enter__(self) -> Server:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -169,18 +167,34 @@ class Server:
         self._process.wait()
         self._process.stdout.close()
 
+    def ask(self, request: Mapping[str, object]) -> Any:
+        """Send a request and wait for the answer."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        print(json.dumps(request), file=self._process.stdin, flush=True)
+        return json.loads(self._process.stdout.readline())
+
+
+class Server(Answering):
+    """A process of its own that has pytest loaded, and a tree for its forks.
+
+    >>> with Server(folder) as server:  # doctest: +SKIP
+    ...     server.run({"stube/_clock.py": "..."}, ["tests/test_factory.py"], {}, limit=60)
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.tree = Tree.copied(folder)
+        super().__init__([sys.executable, __file__, str(folder)])
+
     def run(
         self, changes: Mapping[Path, str], arguments: Sequence[str], environment: Mapping[str, str], *, limit: float
     ) -> Ended:
         """Run pytest on the tree with these files changed; its exit code is the result."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
         for file, text in changes.items():
             self.tree.write(file, text)
         try:
             request = {"arguments": list(arguments), "environment": dict(environment), "limit": limit}
-            print(json.dumps(request), file=self._process.stdin, flush=True)
-            return Ended(*json.loads(self._process.stdout.readline()))
+            return Ended(*self.ask(request))
         finally:
             for file in changes:
                 self.tree.restore(file)

@@ -12,7 +12,6 @@ import importlib.util
 import json
 import os
 import resource
-import subprocess
 import sys
 import threading
 import time
@@ -21,12 +20,11 @@ from collections.abc import Generator, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import TracebackType
 from typing import Final, TextIO, TypedDict
 
 import pytest
 
-from tools.preloaded import MEMORY, ROOT, STACK, Running
+from tools.preloaded import MEMORY, ROOT, STACK, Answering, Running
 
 # Nothing of stube.testing is imported here, because pytest rewrites the assertions only of what it loads itself.
 
@@ -70,7 +68,7 @@ class Request(TypedDict):
     """Seconds after which the fork is killed."""
 
 
-class PreloadedSuite:
+class PreloadedSuite(Answering):
     """A process that has collected the suite for some backends, and runs parts of it in forks.
 
     Args:
@@ -81,22 +79,7 @@ class PreloadedSuite:
     def __init__(self, backends: Iterable[str], patience: float | None = QUICK_PATIENCE) -> None:
         command = [sys.executable, "-m", "tests.outsiders.preloaded_suite", json.dumps([list(backends), patience])]
         # Other plugins would take time and play no part.
-        environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
-        self._process = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-
-    def __enter__(self) -> PreloadedSuite:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.close()
-        self._process.wait()
-        self._process.stdout.close()
+        super().__init__(command, cwd=ROOT, env={**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"})
 
     def run(
         self,
@@ -113,8 +96,6 @@ class PreloadedSuite:
         Raises:
             TimeoutError: if the fork was killed. The time limit of a runner catches no fault.
         """
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
         request: Request = {
             "backend": backend,
             "folder": str(folder),
@@ -123,8 +104,7 @@ class PreloadedSuite:
             "quick": quick,
             "limit": limit,
         }
-        print(json.dumps(request), file=self._process.stdin, flush=True)
-        answer = json.loads(self._process.stdout.readline())
+        answer = self.ask({**request})
         if answer["stopped"]:
             ended = [each["test"] for each in answer["outcomes"]]
             raise TimeoutError(f"{answer['stopped']} after these tests: {ended}\n{answer['printed']}")

@@ -33,13 +33,11 @@ def test_schedule_and_cancel_cost_the_same_with_many_timers(run: Driver) -> None
     """
 
     def typical() -> float:
-        figures = []
-        for number in range(200):
-            start = monotonic_ns()
+        def schedule_and_cancel(number: int) -> None:
             run.schedule(HOUR + number, cid="mine")
             run.registry.cancel_timers("mine")
-            figures.append(monotonic_ns() - start)
-        return sorted(figures)[len(figures) // 4]
+
+        return _typical_cost(partial(schedule_and_cancel, number) for number in range(200))
 
     alone = typical()
     _grow(lambda number: run.schedule(HOUR + number % 1000, cid=f"c{number % 1000}"), 100_000, "a timer")
@@ -57,15 +55,13 @@ def test_subscribe_and_unsubscribe_cost_the_same_in_a_large_topic(run: Driver) -
     """
 
     def typical() -> float:
-        figures = []
-        for number in range(200):
-            start = monotonic_ns()
+        def come_and_go(number: int) -> None:
             run.subscribe("crowd", cid="mine", instance_id=f"i{number}")
             run.subscribe("crowd", cid="mine", instance_id="other")
             run.registry.unsubscribe(cid="mine", instance_id=f"i{number}", topic="crowd")
             run.registry.remove_subscriptions_for_cid("mine")
-            figures.append(monotonic_ns() - start)
-        return sorted(figures)[len(figures) // 4]
+
+        return _typical_cost(partial(come_and_go, number) for number in range(200))
 
     alone = typical()
     _grow(lambda number: run.subscribe("crowd", cid=f"c{number}"), 100_000, "a subscription")
@@ -197,12 +193,7 @@ def test_publish_costs_its_caller_the_same_for_many_subscribers(make_run: MakeRu
     run = make_run(max_pending=None)
 
     def typical(topic: str) -> float:
-        figures = []
-        for number in range(41):
-            start = monotonic_ns()
-            run.registry.publish(topic, number)
-            figures.append(monotonic_ns() - start)
-        return sorted(figures)[len(figures) // 4]
+        return _typical_cost(partial(run.registry.publish, topic, number) for number in range(41))
 
     run.subscribe("one", cid="c0")
     with run.held("c0"):
