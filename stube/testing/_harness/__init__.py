@@ -9,7 +9,7 @@ from __future__ import annotations
 from stube.testing._harness.blame import blame, blamed_by, blaming
 from stube.testing._harness.clock import PATIENCE, monotonic, monotonic_ns, perf_counter_ns
 from stube.testing._harness.differences import first_difference
-from stube.testing._harness.driver import Driver, settle_awaiting, settles, while_it_moves
+from stube.testing._harness.driver import Driver, settle_awaiting, settles, while_it_advances
 from stube.testing._harness.effort import FULL, QUICK, Effort
 from stube.testing._harness.ledger import check_ledger
 from stube.testing._harness.logs import failures_unlogged
@@ -81,5 +81,5 @@ __all__ = [
     "timed_out",
     "wait_or_standstill",
     "watchdog",
-    "while_it_moves",
+    "while_it_advances",
 ]

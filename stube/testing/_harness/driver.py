@@ -14,9 +14,10 @@ from stube import Backend, EventSpec, Stats, TimerHandle, VirtualBackend, is_vir
 from stube.testing._harness.clock import PATIENCE, monotonic_ns
 from stube.testing._harness.recorder import HOLD, SENTINEL, Gate, Recorder
 
-__all__ = ["Driver", "settle_awaiting", "settles", "while_it_moves"]
+__all__ = ["Driver", "settle_awaiting", "settles", "while_it_advances"]
 
 _DRIVER: Final = "stube-driver"
+_ROUNDS: Final = 4  # looks within `PATIENCE` whether less is pending
 
 
 class Driver:
@@ -135,22 +136,28 @@ class Driver:
 
 
 def settles(registry: Backend) -> bool:
-    """Settle a registry, for as long as its ledger moves. Return whether it has settled."""
-    return while_it_moves(registry, registry.settle)
+    """Settle a registry, for as long as it gets less to do. Return whether it has settled."""
+    return while_it_advances(registry, registry.settle)
 
 
-def while_it_moves(registry: Backend, wait: Callable[[float], bool]) -> bool:
-    """Wait for as long as the ledger of a registry moves, `PATIENCE` seconds each time. Return whether it came about.
+def while_it_advances(registry: Backend, wait: Callable[[float], bool]) -> bool:
+    """Wait for as long as less and less is pending. Return whether it came about.
 
-    What is much may take long on a busy machine, and what is lost moves nothing.
+    What is much may take long on a busy machine. What is lost stays pending, and what is delivered without end is not
+    less in the end. It gives up `PATIENCE` seconds after the last change, which is before the watchdog does.
     """
-    before = registry.stats()
-    while not wait(PATIENCE):
-        latest = registry.stats()
-        if latest == before:
+    least, rounds = _pending(registry.stats()), 0
+    while not wait(PATIENCE / _ROUNDS):
+        pending, rounds = _pending(registry.stats()), rounds + 1
+        if pending < least:
+            least, rounds = pending, 1  # it may have changed at the beginning of the round
+        elif rounds >= _ROUNDS:
             return False
-        before = latest
     return True
+
+
+def _pending(stats: Stats) -> int:
+    return stats.timers + stats.queued + stats.running
 
 
 def settle_awaiting(registry: Backend) -> None:

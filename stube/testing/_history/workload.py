@@ -18,7 +18,7 @@ from stube.testing._harness import (
     failures_unlogged,
     settles,
     switching_often,
-    while_it_moves,
+    while_it_advances,
 )
 from stube.testing._history.recorder import RecordedRegistry
 from stube.testing._history.records import History
@@ -162,7 +162,7 @@ class _Workload:
         self.recorded.schedule_event(
             cid=_CLOSING, instance_id=_CLOSING, delay_ms=_LONGEST_WAIT, event=(_CLOSING, _CLOSING)
         )
-        if not while_it_moves(self._registry, self._closed.wait):
+        if not while_it_advances(self._registry, self._closed.wait):
             raise blame(TimeoutError(f"a timer of {_LONGEST_WAIT} ms does not fire"), ["G10"])
         if not settles(self._registry):
             raise blame(TimeoutError(f"the registry does not settle: {self._registry.stats().equation}"), ["G10"])
