@@ -29,7 +29,6 @@ OWN: Final = "test_sharded.py::"
 OWN_FILES: Final = ("test_sharded.py", "test_aio.py")
 MOST_LINES: Final = 5
 
-CLOCK: Final = Path("stube/testing/_harness/clock.py")
 _LIMIT: Final = 120  # seconds; a test that hangs has not caught anything
 
 
@@ -534,10 +533,11 @@ class Workshop:
     def catch(self, fault: Fault | None, tests: Iterable[str], backends: Sequence[str]) -> list[Outcome]:
         """Return how `tests` end on a copy of the packages with that fault; None for a copy without any."""
         changes: dict[Path, str] = {}
+        environment = dict(self._environment)
         if fault is not None:
             changes[fault.path] = fault.broken()
             # What must happen at once and does not is waited for in vain; in this way an assertion says so sooner.
-            changes[CLOCK] = _replaced(CLOCK, "PATIENCE: Final = 10.0", "PATIENCE: Final = 3.0")
+            environment["STUBE_TEST_PATIENCE"] = "3"
         arguments = [
             "-p",
             "stube.testing.plugin",
@@ -547,7 +547,7 @@ class Workshop:
         ]
         arguments += [f"{_folder_of(test)}/{test}" for test in tests]
         self._outcomes.unlink(missing_ok=True)
-        ended = self._server.run(changes, arguments, self._environment, limit=_LIMIT)
+        ended = self._server.run(changes, arguments, environment, limit=_LIMIT)
         printed = self._server.tree.output.read_text(encoding="utf-8", errors="replace")
         assert not ended.timed_out, f"it did not end within {_LIMIT} s:\n{printed}"
         assert self._outcomes.exists(), f"nothing ran:\n{printed}"

@@ -146,10 +146,7 @@ def name_fault(suite: PreloadedSuite, outsider: Outsider, fault: Fault) -> list[
 
 def is_named(fault: Fault, outcomes: Sequence[Outcome]) -> bool:
     """Tell whether a test has blamed the guarantee that the fault breaks, by an assertion or the expected exception."""
-    return any(
-        fault.guarantee in each.blamed and (each.error == fault.error if fault.error else each.by_assertion)
-        for each in outcomes
-    )
+    return any(fault.guarantee in each.blamed and (each.by_assertion or each.error == fault.error) for each in outcomes)
 
 
 # The table

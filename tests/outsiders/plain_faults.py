@@ -443,7 +443,7 @@ FAULTS: Final[tuple[Fault, ...]] = (
         "        trash.append(_pop(self.contents.flows, cid))\n"
         "        return found\n",
         "        trash.append(_pop(self.contents.flows, cid))\n        return True\n",
-        ("test_a_baton_is_taken_or_forgotten_never_both",),
+        ("test_forget_pending_flow_returns_whether_there_was_a_baton",),
     ),
     Fault(
         "G9",

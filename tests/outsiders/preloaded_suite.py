@@ -8,7 +8,6 @@ starts this file as a program and sends it requests over a pipe. POSIX only.
 from __future__ import annotations
 
 import gc
-import importlib.util
 import json
 import os
 import resource
@@ -28,8 +27,8 @@ from tools.preloaded import MEMORY, ROOT, STACK, Answering, Running
 
 # Nothing of stube.testing is imported here, because pytest rewrites the assertions only of what it loads itself.
 
-QUICK_PATIENCE: Final = 3.0
-"""Seconds that a test waits for what must happen. Where a fault prevents it, an assertion says so sooner."""
+QUICK_PATIENCE: Final = 1.5
+"""Seconds that a test waits for what a fault prevents, so that an assertion says so soon."""
 
 
 @dataclass(frozen=True)
@@ -77,9 +76,12 @@ class PreloadedSuite(Answering):
     """
 
     def __init__(self, backends: Iterable[str], patience: float | None = QUICK_PATIENCE) -> None:
-        command = [sys.executable, "-m", "tests.outsiders.preloaded_suite", json.dumps([list(backends), patience])]
         # Other plugins would take time and play no part.
-        super().__init__(command, cwd=ROOT, env={**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"})
+        environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+        if patience is not None:
+            environment["STUBE_TEST_PATIENCE"] = str(patience)
+        command = [sys.executable, "-m", "tests.outsiders.preloaded_suite", *backends]
+        super().__init__(command, cwd=ROOT, env=environment)
 
     def run(
         self,
@@ -240,22 +242,8 @@ def _outcome(item: pytest.Item, failure: pytest.ExceptionInfo[BaseException] | N
     )
 
 
-def _be_less_patient(seconds: float) -> None:
-    """Load the module that says how long a test waits, with another number, before anything else loads it."""
-    name = "stube.testing._harness.clock"
-    spec = importlib.util.spec_from_file_location(name, ROOT / f"{name.replace('.', '/')}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    vars(module)["PATIENCE"] = seconds
-    sys.modules[name] = module
-
-
-def main(backends: Sequence[str], patience: float | None) -> int:
+def main(backends: Sequence[str]) -> int:
     """Collect the suite as the conformance command does, and answer requests until the pipe is closed."""
-    if patience is not None:
-        _be_less_patient(patience)
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     with TemporaryDirectory() as folder:
@@ -275,4 +263,4 @@ def main(backends: Sequence[str], patience: float | None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*json.loads(sys.argv[1])))
+    sys.exit(main(sys.argv[1:]))

@@ -25,7 +25,7 @@ from stube.testing._harness.standstill import is_runnable
 
 __all__ = ["OF_PYTEST", "Overdue", "timed_out", "watchdog"]
 
-_PERIOD: Final = 1.0  # seconds between two looks
+_PERIOD: Final = 0.1 * PATIENCE  # seconds between two looks
 _STANDSTILL: Final = 1.2 * PATIENCE  # seconds; longer than any wait of a test
 _MOST_FRAMES: Final = 4  # of each thread
 _MOST_THREADS: Final = 6

@@ -20,6 +20,8 @@ from stube.testing._harness import (
     PATIENCE,
     Driver,
     Injector,
+    blame,
+    blamed_by,
     check_ledger,
     live_threads,
     monotonic,
@@ -71,7 +73,8 @@ def test_an_interrupt_at_any_line_leaves_the_registry_consistent(make_run: MakeR
             handle.cancel() if operation == "cancel" else OPERATIONS[operation](run.registry, cid)
         if not injector.fired:
             break
-        _check_consistent(run, f"{operation} interrupted at {injector.fired}")
+        with _told(f"{operation} interrupted at {injector.fired}"):
+            _check_consistent(run)
     assert at > 0, "no line of the backend was traced"
 
 
@@ -91,8 +94,9 @@ def test_an_interrupt_at_any_line_of_the_first_operation_leaves_one_thread(make_
             OPERATIONS[operation](run.registry, "c1")
         if not injector.fired:
             break
-        _check_consistent(run, f"the first {operation} interrupted at {injector.fired}")
-        assert threads_ended(before), f"{operation} interrupted at {injector.fired}: {live_threads()}"
+        with _told(f"the first {operation} interrupted at {injector.fired}"):
+            _check_consistent(run)
+            assert threads_ended(before), live_threads()
 
 
 @guarantee("G20", "G15")
@@ -125,29 +129,40 @@ def test_ctrl_c_reaches_who_waits(run: Driver, wait: str) -> None:
     assert run.registry.close(PATIENCE)
 
 
-def _check_consistent(run: Driver, told: str) -> None:
+@contextmanager
+def _told(when: str) -> Iterator[None]:
+    """Say of a failure in the block when it happened; a call that raises is one, too, whatever it raises."""
+    try:
+        yield
+    except Exception as error:
+        what = str(error) if isinstance(error, AssertionError) else f"then a call raised {error!r}"
+        found, told = blamed_by(error), AssertionError(f"{when}: {what}")
+        raise (told if found is None else blame(told, found)) from error
+
+
+def _check_consistent(run: Driver) -> None:
     registry = run.registry
-    assert passes_through(lambda: registry.put_pending_flow("c3", 1)), f"{told}: a lock is held"
+    assert passes_through(lambda: registry.put_pending_flow("c3", 1)), "a lock is held"
     registry.install_dispatch(run.recorder)
     run.settle()
     stats = check_ledger(registry)
     shown = registry.inspect()
     listed = [(cid, topic) for topic, found in registry.subscriptions().items() for cid, _ in found]
-    assert stats.timers == sum(len(info.timers) for info in shown.values()), told
-    assert stats.pending_flows == sum(info.pending_flow for info in shown.values()), told
-    assert stats.subscriptions == len(listed) == sum(len(info.subscriptions) for info in shown.values()), told
-    assert stats.delivered + stats.failed == len(run.recorder.seen), told
-    assert (stats.queued, stats.running) == (0, 0), told
-    assert not any(info.queued or info.running for info in shown.values()), told
+    assert stats.timers == sum(len(info.timers) for info in shown.values())
+    assert stats.pending_flows == sum(info.pending_flow for info in shown.values())
+    assert stats.subscriptions == len(listed) == sum(len(info.subscriptions) for info in shown.values())
+    assert stats.delivered + stats.failed == len(run.recorder.seen)
+    assert (stats.queued, stats.running) == (0, 0)
+    assert not any(info.queued or info.running for info in shown.values())
     run.recorder.clear()
     for cid, info in shown.items():
-        assert registry.cancel_timers(cid) == len(info.timers), f"{told}: {cid}"
-        assert registry.remove_subscriptions_for_cid(cid) == len(info.subscriptions), f"{told}: {cid}"
-        assert registry.forget_pending_flow(cid) == info.pending_flow, f"{told}: {cid}"
-    assert (registry.inspect(), registry.subscriptions()) == ({}, {}), told
+        assert registry.cancel_timers(cid) == len(info.timers), cid
+        assert registry.remove_subscriptions_for_cid(cid) == len(info.subscriptions), cid
+        assert registry.forget_pending_flow(cid) == info.pending_flow, cid
+    assert (registry.inspect(), registry.subscriptions()) == ({}, {})
     run.subscribe("t", cid="new")
     run.schedule(0, cid="new")
-    assert registry.publish("t", "message") == 1, told
+    assert registry.publish("t", "message") == 1
     run.settle()
-    assert sorted(run.recorder.names) == ["said", "tick"], told
-    assert registry.close(PATIENCE), f"{told}: close"
+    assert sorted(run.recorder.names) == ["said", "tick"]
+    assert registry.close(PATIENCE)
