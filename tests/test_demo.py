@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -809,32 +809,23 @@ FAULTS = {
 }
 
 
-@pytest.fixture(scope="module")
-def checks() -> Iterator[dict[str, Future[subprocess.CompletedProcess[str]]]]:
-    """Run the self-checks of broken registries, three at a time: more would slow down each other's clocks."""
+def test_self_check_names_the_wrong_figures() -> None:
+    """Three self-checks of broken registries run at a time: more would slow down each other's clocks."""
 
-    def run(fault: str) -> subprocess.CompletedProcess[str]:
+    def run(fault: str) -> tuple[int, str, str]:
         spec = f"tests.broken_registries:{fault.capitalize()}"
         with _stube("demo", "--self-check", "--registry", spec, "--clients", "4") as process, ExitStack() as stack:
             stack.callback(process.kill)
             out, err = process.communicate(timeout=60)
-            return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+            return process.returncode, out, err
 
     with ThreadPoolExecutor(3) as pool:
-        yield {fault: pool.submit(run, fault) for fault in FAULTS}
-        pool.shutdown(cancel_futures=True)
-
-
-@pytest.mark.parametrize("fault", FAULTS)
-def test_self_check_names_the_wrong_figures(
-    checks: dict[str, Future[subprocess.CompletedProcess[str]]], fault: str
-) -> None:
-    done = checks[fault].result()
-    assert done.returncode == 1, done.stderr
-    rows = [line for line in done.stdout.splitlines() if line.endswith("  NO")]
-    assert {re.split(r"\s{2,}", row)[0] for row in rows} >= FAULTS[fault]
-    verdict = done.stdout.splitlines()[-1]
-    assert all(f"{figure} (expected " in verdict for figure in FAULTS[fault])
+        for fault, (code, out, err) in zip(FAULTS, pool.map(run, FAULTS), strict=True):
+            assert code == 1, f"{fault}: {err}"
+            rows = [line for line in out.splitlines() if line.endswith("  NO")]
+            assert {re.split(r"\s{2,}", row)[0] for row in rows} >= FAULTS[fault], fault
+            verdict = out.splitlines()[-1]
+            assert all(f"{figure} (expected " in verdict for figure in FAULTS[fault]), fault
 
 
 def test_self_check_never_hangs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -73,6 +73,14 @@ LEFT_OUT: Final[dict[str, tuple[LeftOut, ...]]] = {
             "tests/test_outsider_faults.py::test_all_tests_that_name_a_fault_pass_without_one",
             "it asks whether the other faults are named by more than a broken outsider",
         ),
+        LeftOut(
+            "tests/test_examples.py::test_the_example_passes_a_selection_of_the_suite",
+            "`.ci/run` runs the whole suite on the example, as it is installed",
+        ),
+        LeftOut(
+            "tests/test_conformance_command.py::test_the_shortest_random_program_is_a_program_that_shows_it",
+            "it needs five seconds, and differs from another test only in how the program was found",
+        ),
         *(
             LeftOut(f"tests/{test}", "a tool for testing is tried on what it must find and accept; it needs a minute")
             for test in (

@@ -186,8 +186,8 @@ def _rows(chosen: Iterable[tuple[Outsider, Fault]], processes: int, whole: bool)
 
         def row(each: tuple[Outsider, Fault]) -> str:
             suite = idle.get()
+            begin = time.monotonic()
             try:
-                begin = time.monotonic()
                 test, message = (_whole if whole else _known)(suite, *each)
                 seconds = time.monotonic() - begin
             except TimeoutError as exc:

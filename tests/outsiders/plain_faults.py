@@ -1030,6 +1030,7 @@ FAULTS: Final[tuple[Fault, ...]] = (
         "        if not state.whole:\n            state.recover(trash)\n",
         "",
         ("test_an_interrupt_at_any_line_leaves_the_registry_consistent[unsubscribe-c1]",),
+        quick=False,
     ),
     Fault(
         "G15",
@@ -1038,6 +1039,7 @@ FAULTS: Final[tuple[Fault, ...]] = (
         "        timer.pending, contents.timers, self.cancelled = False, contents.timers - 1, self.cancelled + 1\n",
         "        timer.pending = False\n        contents.timers -= 1\n        self.cancelled += 1\n",
         ("test_an_interrupt_at_any_line_leaves_the_registry_consistent[cancel_timers-c1]",),
+        quick=False,
     ),
     Fault(
         "G15",
@@ -1047,6 +1049,7 @@ FAULTS: Final[tuple[Fault, ...]] = (
         "self.accepted + 1, 0\n",
         "        timer.home, self.room = contents, 0\n        contents.timers += 1\n        self.accepted += 1\n",
         ("test_an_interrupt_at_any_line_leaves_the_registry_consistent[schedule_event-c1]",),
+        quick=False,
     ),
     Fault(
         "G15",
@@ -1055,6 +1058,7 @@ FAULTS: Final[tuple[Fault, ...]] = (
         "        self.contents, self.closed, self.dropped = new, closed, self.dropped + gone\n",
         "        self.dropped += gone\n        self.contents, self.closed = new, closed\n",
         ("test_an_interrupt_at_any_line_leaves_the_registry_consistent[reset_state-c1]",),
+        quick=False,
     ),
     Fault(
         "G15",
@@ -1069,6 +1073,7 @@ FAULTS: Final[tuple[Fault, ...]] = (
                 "                self._run_postponed(state, trash)\n                state.lock.release()\n",
             ),
         ),
+        quick=False,
     ),
     Fault(
         "G16",

@@ -209,7 +209,8 @@ def _chosen(items: Iterable[pytest.Item], request: Request) -> list[pytest.Item]
 
 
 def _backend_of(item: pytest.Item) -> str | None:
-    return str(item.callspec.params.get("stube_backend")) if hasattr(item, "callspec") else None
+    callspec = getattr(item, "callspec", None)
+    return None if callspec is None else str(callspec.params.get("stube_backend"))
 
 
 def _is_called(item: pytest.Item, name: str) -> bool:

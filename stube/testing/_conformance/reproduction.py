@@ -160,7 +160,7 @@ def _names_bound(node: ast.stmt) -> Iterator[str]:
 
 def _imports(imported: Mapping[str, ast.Import | ast.ImportFrom]) -> list[str]:
     """Return the lines that import these names, each by the statement that imports it in the suite."""
-    whole = set(_IMPORTS)
+    whole: set[str] = set(_IMPORTS)
     parts: dict[str, list[str]] = {}
     for name, node in imported.items():
         alias = next(alias for alias in node.names if (alias.asname or alias.name.partition(".")[0]) == name)

@@ -43,10 +43,11 @@ _PROGRESS: Final = re.compile(r"[.sFEx]*\s*(\[ *\d+%\])?")  # the progress that 
 _OUTPUT_BYTES: Final = 20_000  # how much of what a child prints is kept, for a child that ends before the first test
 _ROOT: Final = str(Path(__file__).resolve().parents[3])  # where this stube stands
 
-# Variables that change how Python, pytest or the suite work. `CI` lets pytest print whole differences, which takes minutes.
+# Variables that change how Python, pytest or the suite work. `CI` lets pytest print whole differences, in minutes.
 _FOREIGN: Final = re.compile(
-    r"(PYTEST|HYPOTHESIS)_.*|CI|BUILD_NUMBER|STUBE_TEST_PATIENCE|PYTHON(ASYNCIODEBUG|BREAKPOINT|DEVMODE|FAULTHANDLER|INSPECT|MALLOC|"
-    r"OPTIMIZE|PROFILEIMPORTTIME|STARTUP|TRACEMALLOC|VERBOSE|WARNINGS)"
+    r"(PYTEST|HYPOTHESIS)_.*|CI|BUILD_NUMBER|STUBE_TEST_PATIENCE|"
+    r"PYTHON(ASYNCIODEBUG|BREAKPOINT|DEVMODE|FAULTHANDLER|INSPECT|MALLOC|OPTIMIZE|PROFILEIMPORTTIME|STARTUP|TRACEMALLOC|"
+    r"VERBOSE|WARNINGS)"
 )
 
 

@@ -86,6 +86,7 @@ def test_a_delivery_thread_sees_a_removal_in_one_step(run: Driver, how: str) -> 
     Two deliveries of a conversation are held up. At each line of the operation that removes both, they are let go. So
     none, the first or both begin, and what begins is not counted as removed.
     """
+    at = 0
     for at in range(10_000):
         cid = f"c{at}"
         for name in ("first", "second"):
