@@ -378,6 +378,15 @@ FAULTS: Final[tuple[Fault, ...]] = (
         ("test_threads.py::test_an_operation_of_any_thread_takes_effect_before_it_returns",),
     ),
     Fault(
+        "G21",
+        "a close after the last delivery ends the delivery thread before it has woken who waits in settle",
+        ENGINE + "_thread_driver.py",
+        "if core.retired or (core.engine.closed and not core.waiters):",
+        "if core.retired or core.engine.closed:",
+        ("test_life.py::test_another_thread_comes_in_at_any_line_of_the_delivery_thread",),
+        ("memory",),
+    ),
+    Fault(
         "G22",
         "one timer more than max_pending is accepted",
         ENGINE + "_engine.py",

@@ -21,6 +21,8 @@ Races of the loop, see `_serve`:
 7. The registry is dropped while the loop sleeps: the loop refers to the driver weakly, and the callback of the weak
    reference wakes it (G13). While something is pending or runs, `Core.keepalive` holds the registry, which holds the
    driver; it is cleared, under the lock, when the last of it is over.
+8. A close comes after the look that found nothing ready, and somebody waits in `settle`: the loop looks once more, and
+   that look releases who waits, because nothing is pending in a closed registry (G21).
 """
 
 from __future__ import annotations
@@ -252,7 +254,7 @@ class ThreadDriver(Driver):
         core = self.core
         while True:
             self._deliverer.deliver(self._clock(), self._nothing_ready_locked)
-            if core.engine.closed or core.retired:
+            if core.retired or (core.engine.closed and not core.waiters):
                 return None
             until = core.sleep_until
             if until == FOREVER:

@@ -8,7 +8,9 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
+from queue import Queue
 from typing import Any
 
 import pytest
@@ -18,7 +20,9 @@ from stube.testing._contract.capabilities import REAL_TIME, requires
 from stube.testing._harness import (
     PATIENCE,
     Driver,
+    Effort,
     Injector,
+    blaming,
     create,
     join_or_standstill,
     live_threads,
@@ -321,6 +325,55 @@ def test_a_close_at_any_line_of_an_adding_operation_is_atomic(make_run: MakeRun,
         assert (stats.timers, stats.queued, stats.subscriptions, stats.pending_flows) == (0, 0, 0, 0), injector.fired
         assert run.registry.inspect() == {}, injector.fired
         assert run.registry.subscriptions() == {}, injector.fired
+
+
+@guarantee("G24", "G5", "G21")
+@costly
+@requires(REAL_TIME)  # on a virtual clock the caller itself delivers
+@pytest.mark.parametrize("how", ["close", "reset_state", "cancel_timers"])
+def test_another_thread_comes_in_at_any_line_of_the_delivery_thread(
+    make_run: MakeRun, stube_effort: Effort, how: str
+) -> None:
+    """Fault: a close between the last delivery and the sleep ends the delivery thread, while somebody waits in `settle`
+    and is woken by nobody; or a timer is cancelled between the look that finds it due and its delivery, which begins.
+
+    A delivery thread that is only woken, such as that of an event loop, cannot be halted here.
+    """
+    at = 0
+    for at in stube_effort.lines(["close", "reset_state", "cancel_timers"].index(how)):
+        run = make_run()
+        removed: list[int] = []
+        came: Queue[threading.Thread] = Queue()
+
+        def come_in(run: Driver = run, removed: list[int] = removed, came: Queue[threading.Thread] = came) -> None:
+            def end() -> None:
+                if how == "cancel_timers":
+                    removed.append(run.registry.cancel_timers("c1"))
+                else:
+                    run.registry.close(0) if how == "close" else run.registry.reset_state()
+
+            other = threading.Thread(target=end, daemon=True)
+            other.start()
+            join_or_standstill(other)
+            came.put(other)
+
+        injector = Injector(at, come_in, library=False)
+        threading.settrace(injector)  # for a thread that the backend starts
+        try:
+            with suppress(RegistryClosed):  # the delivery thread starts before the timer is accepted
+                run.schedule(0)
+            settled = run.registry.settle(PATIENCE)
+        finally:
+            threading.settrace(None)
+        if not injector.fired:
+            break
+        with blaming("G21", "G24"):
+            assert settled, f"who waits is not woken after {how} at {injector.fired}"
+        came.get(timeout=PATIENCE).join(PATIENCE)
+        stats = run.stats()
+        assert stats.delivered == len(run.recorder.seen), f"{how} at {injector.fired}"
+        assert sum(removed) == stats.cancelled, f"{how} at {injector.fired}"
+        assert run.registry.close(PATIENCE), f"{how} at {injector.fired}"
 
 
 @guarantee("G24", "G15")

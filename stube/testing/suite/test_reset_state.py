@@ -104,6 +104,7 @@ def test_a_reset_during_a_fan_out_drops_the_remaining_targets(run: Driver) -> No
     assert run.registry.publish("t", "message") == 20
     run.settle()
     heard = len(run.recorder.cids)
+    assert len(shown) == heard, "settle() does not wait for the delivery that runs during the reset"
     # Another delivery thread may enter a handler that it had begun before the reset; each thread at most one.
     assert not set(first) & set(late)
     assert len(late) == len(set(late))

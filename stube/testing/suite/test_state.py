@@ -256,6 +256,37 @@ def test_publish_targets_the_subscribers_at_the_call(run: Driver) -> None:
     assert run.stats() == Stats(accepted=9, delivered=6, cancelled=3, subscriptions=3)
 
 
+@guarantee("G16")
+@pytest.mark.parametrize("where", [0, 30, 59])
+def test_a_handler_may_change_its_topic_in_the_middle_of_a_message(run: Driver, where: int) -> None:
+    """Fault: a topic that removes its dead entries, or grows, changes the list that a delivery is walking through, so
+    that it skips a subscriber who stays, or reaches one twice. Some have left before, most go now, and others come."""
+    for number in range(60):
+        for name in ("before", "gone", "also gone"):
+            run.subscribe("t", "gone", cid=f"{name} {number}")
+        run.subscribe("t", "heard", cid=f"stays {number}")
+    for number in range(60):
+        run.registry.remove_subscriptions_for_cid(f"before {number}")
+
+    def change(cid: str, event: Event) -> None:
+        if cid == f"stays {where}":
+            for number in range(60):
+                run.registry.remove_subscriptions_for_cid(f"gone {number}")
+                run.registry.remove_subscriptions_for_cid(f"also gone {number}")
+            for number in range(120):
+                run.subscribe("t", "late", cid=f"late {number}")
+
+    run.recorder.on("heard", change)
+    assert run.registry.publish("t", "message") == 180
+    run.settle()
+    heard = sorted(seen.cid for seen in run.recorder.seen if seen.event.name == "heard")
+    assert first_difference(heard, sorted(f"stays {number}" for number in range(60))) is None
+    assert "late" not in run.recorder.names
+    stats = run.stats()
+    assert stats.delivered + stats.cancelled == 180
+    assert run.registry.publish("t", "second") == 180
+
+
 @guarantee("G16", "G21")
 def test_subscriptions_never_raises_while_others_change_it(run: Driver) -> None:
     """Fault: "dictionary changed size during iteration"; or the result shows an empty topic."""
