@@ -856,6 +856,14 @@ FAULTS: Final[tuple[Fault, ...]] = (
         ("test_a_replaced_baton_is_not_kept_alive",),
     ),
     Fault(
+        "G13",
+        "a cancelled timer leaves every container",
+        "a delivery leaves the cancelled timers in the heap",
+        "        contents.next_timer()  # removes this one from the heap\n        contents.compact_heap()\n",
+        "        contents.next_timer()  # removes this one from the heap\n",
+        ("test_cancelled_timers_do_not_outlive_the_live_ones",),
+    ),
+    Fault(
         "G14",
         "cancelling costs what it touches",
         "a cancel removes the timer from the heap by searching it",

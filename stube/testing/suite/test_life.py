@@ -112,6 +112,49 @@ def test_an_operation_that_cannot_start_a_thread_changes_nothing(
 # Closing.
 
 
+@guarantee("G23", "G7")
+@costly
+@requires(REAL_TIME)  # on a virtual clock there is no thread
+@pytest.mark.parametrize("operation", ["schedule_event", "publish"])
+def test_the_first_operations_of_two_threads_start_one_thread(
+    make_run: MakeRun, stube_effort: Effort, operation: str
+) -> None:
+    """Fault: whether there is a thread is asked without a lock, so that two callers at the same time start two: then
+    deliveries run at the same time, or one of the threads never ends. The second caller comes at each line of the
+    first one's operation."""
+    before = len(live_threads())
+    alone = make_run()
+    alone.schedule(0)
+    alone.settle()
+    enough = len(live_threads())
+    assert alone.registry.close(PATIENCE)
+    assert threads_ended(before), live_threads()
+    at = 0
+    for at in stube_effort.lines(["schedule_event", "publish"].index(operation)):
+        run = make_run()
+        run.subscribe("t")
+        others: list[threading.Thread] = []
+
+        def come_in(run: Driver = run, others: list[threading.Thread] = others) -> None:
+            others.append(threading.Thread(target=run.schedule, args=(0, "second"), daemon=True))
+            others[0].start()
+            join_or_standstill(others[0])
+
+        injector = Injector(at, come_in, library=False)
+        with tracing(injector):
+            run.schedule(0, "first") if operation == "schedule_event" else run.registry.publish("t", "first")
+        for other in others:
+            other.join(PATIENCE)
+        run.settle()
+        assert len(run.recorder.seen) == 1 + len(others), injector.fired
+        assert threads_ended(enough), f"the second at {injector.fired}: {live_threads()}"
+        assert run.registry.close(PATIENCE), injector.fired
+        assert threads_ended(before), f"the second at {injector.fired}: {live_threads()}"
+        if not injector.fired:
+            break
+    assert at > 0, "no line of the backend was traced"
+
+
 @guarantee("G24")
 def test_close_drops_what_has_not_begun_and_is_idempotent(run: Driver) -> None:
     """Fault: `close` waits for the timers, delivers the rest, does not count it as dropped, or fails when repeated."""

@@ -63,8 +63,8 @@ def test_fractions_of_a_millisecond_count(run: Driver) -> None:
 def test_a_new_earliest_timer_wakes_the_scheduler(run: Driver) -> None:
     """Case 9. Fault: the scheduler sleeps until the timer that was the earliest when it fell asleep.
 
-    On a real clock a timer of 20 ms must begin within 100 ms in the best of ten rounds. A scheduler that is not woken
-    takes 60 s.
+    On a real clock a timer of 20 ms must begin within 100 ms in the best of five to ten rounds. A scheduler that is not
+    woken takes 60 s; in the first round it may not have fallen asleep.
     """
     run.schedule(60_000, "late", cid="c2")
     run.settle()
@@ -77,7 +77,7 @@ def test_a_new_earliest_timer_wakes_the_scheduler(run: Driver) -> None:
         run.pass_time(20)
         assert len(run.recorder.seen) == number + 1
         best = min(best, run.recorder.seen[-1].at_ms - start)
-        if best < 100:
+        if number >= 4 and best < 100:
             break
     assert best < 100
     assert run.recorder.names[-1] == "early"
