@@ -199,6 +199,25 @@ def test_the_instances_of_a_conversation_hear_one_message_after_the_other(run: D
 
 
 @guarantee("G2", "G4")
+@pytest.mark.parametrize("middle", ["i1", "i2", "i3"])
+def test_a_message_published_in_the_middle_of_another_comes_behind_it(run: Driver, middle: str) -> None:
+    """Fault: a queue whose first message is being delivered takes a second one before it, or between its targets."""
+    for instance_id in ("i1", "i2", "i3"):
+        run.subscribe("t", instance_id=instance_id)
+
+    def publish(cid: str, event: Event) -> None:
+        if event.payload == 0 and event.instance_id == middle:
+            for message in (1, 2):
+                assert run.registry.publish("t", message) == 3
+
+    run.recorder.on("said", publish)
+    run.registry.publish("t", 0)
+    run.settle()
+    heard = [(seen.event.payload, seen.event.instance_id) for seen in run.recorder.seen]
+    assert heard == [(message, instance_id) for message in range(3) for instance_id in ("i1", "i2", "i3")]
+
+
+@guarantee("G2", "G4")
 def test_what_a_handler_publishes_comes_behind_what_waits(run: Driver) -> None:
     """Fault: what is published inside a delivery goes to the head of the queue, because it is in a hurry."""
     for topic in ("t", "u"):
