@@ -50,7 +50,7 @@ NOT_A_NAME: Final[list[tuple[Any, type[Exception]]]] = [
 
 AWKWARD_NAMES: Final = [
     "a", "a:b", "a::b", "a:", ":a", "a*", "*", "a b", " a", "a ", "a\0b", "\0", "a/b", "a.b", "{a}", "[a]", "a,b",
-    "é", "e\u0301", "🙂", "🙂:a", "\ud800", "None", "0", "A", "a" * 10_000,
+    " ", "\n", "é", "e\u0301", "🙂", "🙂:a", "\ud800", "None", "0", "A", "a" * 10_000,
 ]  # fmt: skip
 """Names that would collide if a backend built its keys by joining strings."""
 

@@ -24,7 +24,18 @@ from stube import (
     UnknownBackendError,
 )
 from stube.testing._contract.capabilities import CAPABILITIES, REAL_TIME, requires
-from stube.testing._harness import PATIENCE, Driver, Injector, monotonic, monotonic_ns, passes_through, tracing
+from stube.testing._harness import (
+    PATIENCE,
+    Driver,
+    Effort,
+    Gate,
+    Injector,
+    monotonic,
+    monotonic_ns,
+    passes_through,
+    tracing,
+    wait_or_standstill,
+)
 from stube.testing.plugin import MakeRegistry
 from stube.testing.suite._fixtures import HOUR, OPERATIONS, MakeRun, costly, guarantee, refused
 
@@ -227,11 +238,17 @@ def test_join_waits_for_timers_and_all_that_handlers_schedule(run: Driver) -> No
 @requires(REAL_TIME)  # on a virtual clock `join` moves the clock itself
 @pytest.mark.parametrize("how", ["cancel_timers", "cancel", "reset_state", "close"])
 def test_a_waiter_in_join_wakes_when_the_timers_are_removed(run: Driver, how: str) -> None:
-    """Fault: a cancel, a reset or a close does not wake a waiter in `join`, so that it sleeps for an hour."""
+    """Fault: a cancel, a reset or a close does not wake a waiter in `join`, so that it sleeps for an hour; or of three
+    waiters only one."""
     handle = run.schedule(HOUR)
     result: list[bool] = []
-    waiter = threading.Thread(target=lambda: result.append(run.registry.join(PATIENCE + HOUR)), daemon=True)
-    waiter.start()
+
+    def wait() -> None:
+        result.append(run.registry.join(PATIENCE + HOUR))
+
+    waiters = [threading.Thread(target=wait, daemon=True) for _ in range(3)]
+    for waiter in waiters:
+        waiter.start()
     threading.Event().wait(0.02)  # no event says that it waits; if it does not wait yet, the test proves less
     ways: dict[str, Callable[[], object]] = {
         "cancel_timers": lambda: run.registry.cancel_timers("c1"),
@@ -240,8 +257,35 @@ def test_a_waiter_in_join_wakes_when_the_timers_are_removed(run: Driver, how: st
         "close": run.registry.close,
     }
     ways[how]()
-    waiter.join(PATIENCE)
-    assert result == [True]
+    for waiter in waiters:
+        waiter.join(PATIENCE)
+    assert result == [True] * 3
+
+
+@guarantee("G21", "G10")
+@requires(REAL_TIME)  # on a virtual clock who waits delivers
+@costly
+@pytest.mark.parametrize("wait", ["settle", "join"])
+def test_the_last_delivery_may_end_at_any_line_of_a_wait(run: Driver, stube_effort: Effort, wait: str) -> None:
+    """Fault: `settle` looks, finds a delivery, and only then says that it waits; the delivery ends in between, and
+    wakes nobody."""
+    for at in stube_effort.lines(["settle", "join"].index(wait)):
+        with run.held("c1") as gate:
+            # Lets go when the wait has come to rest before this line.
+            last = threading.Timer(0.05, gate.release)
+
+            def end(gate: Gate = gate) -> None:
+                gate.release()
+                wait_or_standstill(lambda: run.registry.stats().running == 0)
+
+            injector = Injector(at, end, library=False)
+            last.start()
+            with tracing(injector):
+                ended = getattr(run.registry, wait)(PATIENCE)
+            last.cancel()
+        assert ended, f"{wait}() is not woken when the delivery ends at {injector.fired}"
+        if not injector.fired:
+            return
 
 
 @guarantee("G24")
@@ -272,6 +316,25 @@ def test_settle_and_join_inside_a_delivery_raise(make_run: MakeRun, which: str, 
     assert sorted(run.recorder.names) == ["after", "wait"]  # two conversations have no common order
     failed = int(where == "on_error")
     assert run.stats() == Stats(accepted=2, delivered=2 - failed, failed=failed)
+
+
+@guarantee("G24")
+@pytest.mark.parametrize("which", ["settle", "join"])
+def test_settle_and_join_raise_inside_a_delivery_that_has_closed(run: Driver, which: str) -> None:
+    """Fault: whether the caller is inside a delivery is no longer known after the close, and it waits for itself; or
+    it is told that nothing is pending."""
+    raised: list[bool] = []
+
+    def close(cid: str, event: Event) -> None:
+        run.registry.close()
+        with pytest.raises(RuntimeError):
+            getattr(run.registry, which)(1)
+        raised.append(True)
+
+    run.recorder.on("close", close)
+    run.schedule(0, "close")
+    run.settle()
+    assert raised == [True]
 
 
 # Stats and inspect.
@@ -365,11 +428,12 @@ def test_inspect_shows_everything_that_each_conversation_holds(run: Driver) -> N
     assert HOUR - 60_000 < early.remaining_ms <= HOUR < late.remaining_ms <= 2 * HOUR
     assert set(run.registry.inspect("timers")) == {"timers"}
     assert run.registry.inspect("never") == {}
+    run.subscribe("t", "said", cid="listens", instance_id="i2")
     with run.held("listens"):
         run.registry.publish("t", 1)
         run.registry.publish("t", 2)
         info = run.registry.inspect("listens")["listens"]
-        assert (info.queued, info.running) == (2, 1)
+        assert (info.queued, info.running) == (4, 1)
     run.settle()
     info = run.registry.inspect("listens")["listens"]
     assert (info.queued, info.running, info.timers) == (0, 0, ())
@@ -473,6 +537,26 @@ def test_a_registry_that_is_stopped_in_a_delivery_stops_no_other(make_run: MakeR
         other.schedule(5, "later")
         assert other.registry.join(PATIENCE), "the other registry delivers nothing meanwhile"
     assert other.stats() == Stats(accepted=3, delivered=3, subscriptions=1)
+
+
+@guarantee("G26", "G24")
+def test_a_delivery_may_wait_for_another_registry_and_close_it(make_run: MakeRun) -> None:
+    """Fault: what tells that the caller is inside a delivery is shared, so that `settle` of another registry raises, or
+    its `close` does not wait."""
+    one, other = make_run(), make_run()
+    if "coroutine_dispatch" in other.registry.capabilities:
+        pytest.skip("capability threads is not promised: one event loop serves both, and a plain handler blocks it")
+    results: list[object] = []
+
+    def wait(cid: str, event: Event) -> None:
+        other.schedule(0)
+        results.extend([other.registry.settle(PATIENCE), len(other.recorder.seen), other.registry.join(PATIENCE)])
+        results.append(other.registry.close(PATIENCE))
+
+    one.recorder.on("wait", wait)
+    one.schedule(0, "wait")
+    one.settle()
+    assert results == [True, 1, True, True]
 
 
 @guarantee("G26")

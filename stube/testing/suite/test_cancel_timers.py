@@ -44,8 +44,9 @@ def test_cancel_timers_with_an_instance_cancels_only_its_timers(run: Driver) -> 
 
 @guarantee("G5")
 def test_a_handle_cancels_its_own_timer_once(run: Driver) -> None:
-    """Fault: `cancel()` returns True twice, or for a timer that has fired or that `cancel_timers` has cancelled."""
-    first, second = run.schedule(HOUR, "first"), run.schedule(HOUR, "second")
+    """Fault: `cancel()` returns True twice, or for a timer that has fired or that `cancel_timers` has cancelled; or it
+    cancels the oldest timer of its instance."""
+    second, first = run.schedule(HOUR, "second"), run.schedule(HOUR, "first")
     third, fired = run.schedule(HOUR, "third"), run.schedule(0, "fired")
     run.settle()
     assert first.cancel() is True

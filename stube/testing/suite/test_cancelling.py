@@ -76,6 +76,28 @@ def test_a_timer_among_many_can_be_cancelled(run: Driver, how: str) -> None:
     assert run.stats() == Stats(accepted=20_021, delivered=1, cancelled=20_020)
 
 
+@guarantee("G5", "G10")
+def test_thousands_of_cancelled_deliveries_hold_up_no_live_one(run: Driver) -> None:
+    """Fault: what looks for the next live timer or target calls itself for each cancelled one, or gives up after some
+    of them and sleeps."""
+    for _ in range(6000):  # so that a heap has no reason to drop its cancelled timers
+        run.schedule(HOUR, cid="c3")
+    for number in range(2000):
+        run.subscribe("t", cid=f"gone {number}")
+    run.subscribe("t", "heard", cid="c2")
+    with run.held("c1", "c2", advance_ms=5):
+        for _ in range(2000):
+            run.schedule(1, "victim")
+        run.schedule(2, "live")
+        assert run.registry.publish("t", "message") == 2001
+        assert run.registry.cancel_timers("c1", instance_id="main") == 2001
+        run.schedule(2, "live")
+        for number in range(2000):
+            run.registry.remove_subscriptions_for_cid(f"gone {number}")
+    run.pass_time(5)
+    assert sorted(run.recorder.names) == ["heard", "live"]
+
+
 @guarantee("G5", "G7")
 @costly
 @pytest.mark.parametrize("how", ["cancel_timers", "remove_subscriptions_for_cid", "unsubscribe"])

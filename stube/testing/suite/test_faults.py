@@ -10,11 +10,9 @@ import threading
 from typing import Any
 
 import pytest
+from typing_extensions import override
 
-from stube import (
-    Event,
-    Stats,
-)
+from stube import Event, RegistryClosed, RegistryFull, Stats
 from stube.testing._contract.capabilities import requires
 from stube.testing._harness import PATIENCE, Driver, settle_awaiting
 from stube.testing.plugin import MakeRegistry
@@ -25,13 +23,32 @@ class Unusual(BaseException):
     """An exception that does not derive from `Exception`."""
 
 
+class UnshownError(Exception):
+    """An exception that cannot be shown."""
+
+    @override
+    def __str__(self) -> str:
+        raise LookupError("this exception has no text")
+
+    @override
+    def __repr__(self) -> str:
+        raise LookupError("this exception has no text")
+
+
+_ERRORS = [
+    *(LookupError, AssertionError, RegistryFull, RegistryClosed, UnshownError),
+    *(Unusual, SystemExit, GeneratorExit, KeyboardInterrupt),
+]
+
+
 @guarantee("G19")
 @pytest.mark.parametrize("cause", ["message", "timer"])
-@pytest.mark.parametrize("error", [LookupError, AssertionError, Unusual, SystemExit, GeneratorExit, KeyboardInterrupt])
+@pytest.mark.parametrize("error", _ERRORS)
 def test_a_delivery_that_raises_stops_no_other(
     make_run: MakeRun, caplog: pytest.LogCaptureFixture, error: type[BaseException], cause: str
 ) -> None:
-    """Case 23. Fault: `except Exception` around dispatch, or one `try` around the whole batch."""
+    """Case 23. Fault: `except Exception` around dispatch, or one `try` around the whole batch; an error of stube's own
+    counts as the end of the conversation; or the text of the exception is asked for outside of every `try`."""
     errors: list[tuple[str, Event, BaseException]] = []
     run = make_run(on_error=lambda cid, event, exc: errors.append((cid, event, exc)))
     if error is KeyboardInterrupt and run.registry.capabilities & {"virtual_time", "coroutine_dispatch"}:
@@ -68,6 +85,22 @@ def test_a_delivery_that_raises_stops_no_other(
     assert len(logged) == 1
     assert logged[0].exc_info is not None
     assert logged[0].exc_info[0] is error
+
+
+@guarantee("G19")
+def test_what_a_handler_returns_does_not_matter(run: Driver) -> None:
+    """Fault: False counts as a failure; or whatever has a method `close` is taken for a coroutine and closed."""
+
+    class Closable:
+        def close(self) -> None:
+            raise AssertionError("the result of a handler was closed")
+
+    results = [False, 0, "", [], NotImplemented, LookupError("no failure"), Closable()]
+    run.registry.install_dispatch(lambda cid, event: event.payload)
+    for result in results:
+        run.schedule(0, ("tick", result))
+    run.settle()
+    assert run.registry.stats() == Stats(accepted=len(results), delivered=len(results))
 
 
 @guarantee("G19")
@@ -173,6 +206,46 @@ def test_an_on_error_or_log_handler_that_raises_stops_no_delivery(make_run: Make
     assert sorted(called) == ["c1", "c1", "c2"]
     assert run.recorder.names.count("fine") == 2
     assert run.stats() == Stats(accepted=5, delivered=2, failed=3)
+
+
+@guarantee("G19")
+def test_a_failure_is_logged_once_even_if_on_error_raises(make_run: MakeRun) -> None:
+    """Fault: the `try` that catches what `on_error` raises logs the handler's exception again."""
+    failure = LookupError("the handler fails")
+    logged: list[object] = []
+
+    def on_error(cid: str, event: Event, exception: BaseException) -> None:
+        raise Unusual("on_error fails too")
+
+    def fail(cid: str, event: Event) -> None:
+        raise failure
+
+    run = make_run(on_error=on_error)
+    run.recorder.on("fail", fail)
+    with logging_to(lambda record: logged.append(record.exc_info and record.exc_info[1])):
+        run.schedule(0, "fail")
+        run.settle()
+    assert [error is failure for error in logged].count(True) == 1
+
+
+@guarantee("G19", "G24")
+def test_a_delivery_that_closes_the_registry_and_fails_is_reported(make_run: MakeRun) -> None:
+    """Fault: nobody hears of a failure once the registry is closed, or it is not counted."""
+    errors: list[BaseException] = []
+    logged: list[logging.LogRecord] = []
+    run = make_run(on_error=lambda cid, event, exception: errors.append(exception))
+
+    def fail(cid: str, event: Event) -> None:
+        run.registry.close()
+        raise LookupError("the handler fails")
+
+    run.recorder.on("fail", fail)
+    with logging_to(logged.append):
+        run.schedule(0, "fail")
+        run.settle()
+    assert [type(error) for error in errors] == [LookupError]
+    assert len(logged) == 1
+    assert run.registry.stats() == Stats(accepted=1, failed=1)
 
 
 @guarantee("G19")

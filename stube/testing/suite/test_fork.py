@@ -22,8 +22,10 @@ def fail(cid, event):
     raise LookupError(event.name)
 
 run.recorder.on("fails", fail)
-registry.put_pending_flow("c1", "flow")
-registry.subscribe(cid="c1", instance_id="main", topic="t", event="said")
+without_thread = make()
+for one in (registry, without_thread):
+    one.put_pending_flow("c1", "flow")
+    one.subscribe(cid="c1", instance_id="main", topic="t", event="said")
 of_the_parent = registry.schedule_event(cid="c1", instance_id="main", delay_ms=150, event="of the parent")
 run.settle()
 reading, writing = os.pipe()
@@ -31,6 +33,7 @@ child = os.fork()
 if child == 0:
     try:
         assert registry.stats() == stube.Stats(), registry.stats()
+        assert without_thread.stats() == stube.Stats(), without_thread.stats()
         own = run.schedule(3_600_000)
         assert of_the_parent.cancel() is False and own.cancel() is True, "a handle reaches beyond the fork"
         assert registry.subscriptions() == {} and registry.inspect() == {}
@@ -78,10 +81,41 @@ registry.close()
 def test_a_forked_child_has_an_empty_usable_registry(
     registry: Backend, stube_backend: Any, stube_options: Mapping[str, Any]
 ) -> None:
-    """Fault: the child takes its delivery thread for alive, its lock stays held, or timers fire twice."""
+    """Fault: the child takes its delivery thread for alive, its lock stays held, or timers fire twice; or a registry
+    that has needed no thread yet keeps what it holds."""
     printed = run_script(stube_backend, stube_options, _FORK)
     stats = Stats(accepted=2, delivered=2, subscriptions=1)
     assert printed == f"whole\n['of the parent']\n{stats}\n"
+
+
+_FORK_WITH_CLOCK = """
+readings = []
+
+def clock():
+    readings.append(os.getpid())
+    return time.monotonic_ns()
+
+run = Driver(make(clock=clock))
+run.schedule(0)
+run.settle()
+child = os.fork()
+if child == 0:
+    try:
+        run.schedule(3_600_000)
+    finally:
+        os._exit(0 if os.getpid() in readings else 7)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+run.registry.close()
+"""
+
+
+@guarantee("G25", "G12")
+@requires("fork", "own_clock")
+def test_a_forked_child_reads_the_clock_of_its_parent(
+    registry: Backend, stube_backend: Any, stube_options: Mapping[str, Any]
+) -> None:
+    """Fault: the registry is made anew in the child, without its options."""
+    assert run_script(stube_backend, stube_options, _FORK_WITH_CLOCK) == "0\n"
 
 
 _FORK_INSIDE = """

@@ -108,7 +108,7 @@ def test_an_ended_conversation_leaves_nothing_and_accepts_nothing(run: Driver) -
 
 
 @guarantee("G7", "G5")
-def test_a_self_rearming_timer_stops_when_its_conversation_ends(run: Driver, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_self_rearming_timer_stops_when_its_conversation_ends(run: Driver) -> None:
     """Case 14b. Fault: a timer that its handler schedules again while the conversation ends never stops firing.
 
     The handler waits before it schedules again, until another thread has ended the conversation. The
@@ -124,16 +124,13 @@ def test_a_self_rearming_timer_stops_when_its_conversation_ends(run: Driver, cap
     run.recorder.on("tick", tick)
     conversation.subscribe("t", "said")
     run.schedule(0)  # not by the handle, which may have ended when this returns
-    with caplog.at_level(logging.DEBUG, "stube"):
-        with run.delivering():
-            gate.wait_entered()
-            run_threads(conversation.end)
-        run.settle()
+    with run.delivering():
+        gate.wait_entered()
+        run_threads(conversation.end)
+    run.settle()
     assert run.registry.inspect() == {}
     assert run.recorder.names == ["tick"]
     assert run.stats() == Stats(accepted=1, delivered=1)
-    records = [record for record in caplog.records if record.name == "stube"]
-    assert [record.levelno for record in records] == [logging.DEBUG]
     run.pass_time(5)
     assert run.recorder.names == ["tick"]
 
@@ -142,7 +139,8 @@ def test_a_self_rearming_timer_stops_when_its_conversation_ends(run: Driver, cap
 def test_conversation_ended_raised_by_a_handler_is_no_failure(
     make_registry: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Fault: a conversation that ends while its handler re-arms a timer is logged and passed to `on_error`."""
+    """Fault: a conversation that ends while its handler re-arms a timer is logged as an error and passed to `on_error`;
+    or nobody can find out what became of the delivery. It is logged at DEBUG."""
     errors: list[BaseException] = []
     run = Driver(make_registry(on_error=lambda cid, event, exception: errors.append(exception)))
     conversation = Conversations(run.registry).open("c1")
@@ -152,11 +150,11 @@ def test_conversation_ended_raised_by_a_handler_is_no_failure(
         conversation.schedule("tick", 0)
 
     run.recorder.on("tick", tick)
-    run.schedule(0)  # not by the handle, which may have ended when this returns
-    with caplog.at_level(logging.INFO, "stube"):
+    with caplog.at_level(logging.DEBUG, "stube"):
+        run.schedule(0)  # not by the handle, which may have ended when this returns
         run.settle()
     assert errors == []
-    assert [record for record in caplog.records if record.name == "stube"] == []
+    assert [record.levelno for record in caplog.records if record.name == "stube"] == [logging.DEBUG]
     assert run.stats() == Stats(accepted=1, delivered=1)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from stube import Event, RegistryFull, Stats, TimerHandle
+from stube import ConversationEnded, Event, RegistryFull, Stats, TimerHandle
 from stube.testing._contract.capabilities import REAL_TIME, requires
 from stube.testing._harness import PATIENCE, Driver, live_threads
 from stube.testing.suite._fixtures import AWKWARD_NAMES, HOUR, MakeRun, Payload, costly, guarantee
@@ -138,7 +138,8 @@ def test_what_a_handler_returns_is_not_kept_alive(run: Driver) -> None:
 @guarantee("G13")
 @requires("by_reference")
 def test_the_context_of_a_caller_is_not_kept_alive(run: Driver) -> None:
-    """Fault: the context of a caller that schedules a timer, or that starts the delivery thread, is copied and kept."""
+    """Fault: the context of a caller that schedules a timer, or that starts the delivery thread, is copied and kept; or
+    its thread is, as a key of what belongs to each caller."""
     variable: contextvars.ContextVar[Payload] = contextvars.ContextVar("variable")
     watched: list[weakref.ref[Payload]] = []
 
@@ -152,9 +153,15 @@ def test_the_context_of_a_caller_is_not_kept_alive(run: Driver) -> None:
         run.registry.publish("t", 1)
 
     contextvars.Context().run(call)
+    caller = threading.Thread(target=run.schedule, args=(0,))
+    thread = weakref.ref(caller)
+    caller.start()
+    caller.join(PATIENCE)
+    del caller
     run.settle()
     gc.collect()
     assert watched[0]() is None
+    assert thread() is None
     assert run.registry.cancel_timers("c1") == 1
 
 
@@ -596,12 +603,15 @@ def test_waiting_in_vain_leaves_nothing(run: Driver) -> None:
 
 @guarantee("G13")
 @requires("by_reference")
-def test_a_failed_delivery_keeps_no_payload_alive(make_run: MakeRun, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("error", [LookupError, ConversationEnded])
+def test_a_failed_delivery_keeps_no_payload_alive(
+    make_run: MakeRun, caplog: pytest.LogCaptureFixture, error: type[Exception]
+) -> None:
     """Fault: a local variable of the loop, or a list, keeps the exception, whose traceback keeps the event."""
     run = make_run(on_error=lambda cid, event, exception: None)
 
     def fail(cid: str, event: Event) -> None:
-        raise LookupError
+        raise error("the handler fails")
 
     run.recorder.on("fail", fail)
     # pytest's log handler would keep the exception alive.

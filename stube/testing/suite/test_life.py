@@ -266,6 +266,8 @@ def test_close_waits_for_a_running_delivery_within_its_timeout(run: Driver) -> N
         assert run.registry.close(timeout=0.2) is False
         assert 0.19 <= monotonic() - start < 5
         assert run.registry.close(timeout=0) is False
+        assert run.registry.settle(0) is False, "a closed registry counts as idle while a delivery runs"
+        assert run.registry.stats().running == 1
         with pytest.raises(RegistryClosed):
             run.schedule(0)
     assert run.registry.close(PATIENCE) is True

@@ -333,6 +333,32 @@ def test_a_message_is_passed_by_reference_and_never_touched(run: Driver) -> None
         assert heard == [id(message) for message in (*messages, messages[0])]
 
 
+class _Text(str):
+    """What is handed in as a payload stays what it is."""
+
+    __slots__ = ()
+
+
+@guarantee("G17")
+@requires("by_reference")
+@pytest.mark.parametrize("payload", [[1], {"a": [1]}, {1}, bytearray(b"a"), (1, [2]), 10**30, _Text("text")], ids=repr)
+def test_a_payload_of_any_type_is_passed_by_reference(run: Driver, payload: object) -> None:
+    """Fault: lists become tuples when an event is made to be hashed, or a payload that waits already is not queued
+    again. Each is handed in twice."""
+    run.subscribe("t", ("heard", payload))
+    run.subscribe("t", "heard", instance_id="other")
+    with run.held("c1"):
+        for _ in range(2):
+            run.schedule(0, ("tick", payload))
+            run.registry.publish("t", payload)
+    run.settle()
+    assert len(run.recorder.payloads) == 6
+    assert all(each is payload for each in run.recorder.payloads)
+    assert run.registry.inspect()["c1"].subscriptions[0].event[1] is payload
+    run.registry.put_pending_flow("c1", payload)
+    assert run.registry.pending_flow("c1") is payload
+
+
 @guarantee("G17", "G20")
 @requires("by_reference")
 def test_the_event_of_a_subscription_is_never_touched(run: Driver) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from stube import Stats
+from stube import Event, Stats
 from stube.testing._contract.capabilities import REAL_TIME, requires
 from stube.testing._harness import PATIENCE, Driver, first_difference, loop_is_needed, monotonic_ns, run_script
 from stube.testing.suite._fixtures import HOUR, MakeRun, guarantee, refused
@@ -57,6 +57,23 @@ def test_fractions_of_a_millisecond_count(run: Driver) -> None:
         if run.recorder.payloads == wanted:
             break
     assert run.recorder.payloads == wanted
+
+
+@guarantee("G9")
+@requires(REAL_TIME)  # a virtual clock stands still while it delivers
+def test_a_delay_counts_from_the_call_and_not_from_the_delivery_that_makes_it(run: Driver) -> None:
+    """Fault: the clock is read once for each delivery, so that what a slow handler schedules begins early."""
+    called_at: list[float] = []
+
+    def slow(cid: str, event: Event) -> None:
+        threading.Event().wait(0.030)
+        called_at.append(run.now_ms())
+        run.schedule(20, "later")
+
+    run.recorder.on("slow", slow)
+    run.schedule(0, "slow")
+    assert run.recorder.wait_for(2)
+    assert run.recorder.seen[1].at_ms - called_at[0] >= 20
 
 
 @guarantee("G10")
