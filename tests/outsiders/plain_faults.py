@@ -2406,4 +2406,39 @@ FAULTS: Final[tuple[Fault, ...]] = (
             ),
         ),
     ),
+    Fault(
+        "G21",
+        "settle and join wait for what they promise",
+        "a waiter looks first and registers then, so that what ends in between does not wake it",
+        "        state.waiters[id(bell)] = bell\n        try:\n            while True:\n"
+        "                idle = self._is_idle(timers_too)\n",
+        "        try:\n            while True:\n                idle = self._is_idle(timers_too)\n"
+        "                state.waiters[id(bell)] = bell\n",
+        ("test_the_last_delivery_may_end_at_any_line_of_a_wait[settle]",),
+        quick=False,
+    ),
+    Fault(
+        "G13",
+        "a delivered payload is freed",
+        "the latest ConversationEnded is kept",
+        "        except ConversationEnded:\n",
+        "        except ConversationEnded as exc:\n            self._ended = exc\n",
+        ("test_a_failed_delivery_keeps_no_payload_alive",),
+    ),
+    Fault(
+        "G17",
+        "the payload of a timer is passed on",
+        "lists inside an event become tuples, so that it can be hashed",
+        '    return (_name(event[0], "the event\'s name"), *event[1:])',
+        '    return (_name(event[0], "the event\'s name"), *(tuple(x) if type(x) is list else x for x in event[1:]))',
+        ("test_a_payload_of_any_type_is_passed_by_reference",),
+    ),
+    Fault(
+        "G26",
+        "one that is stopped stops no other",
+        "settle raises inside a delivery of another registry",
+        'if state.serving == threading.get_ident():\n            raise RuntimeError("settle and join',
+        'if threading.current_thread().name == "stube-plain":\n            raise RuntimeError("settle and join',
+        ("test_a_delivery_may_wait_for_another_registry_and_close_it",),
+    ),
 )

@@ -280,10 +280,14 @@ def test_the_last_delivery_may_end_at_any_line_of_a_wait(run: Driver, stube_effo
 
             injector = Injector(at, end, library=False)
             last.start()
+            start = monotonic()
             with tracing(injector):
                 ended = getattr(run.registry, wait)(PATIENCE)
+            seconds = monotonic() - start
             last.cancel()
-        assert ended, f"{wait}() is not woken when the delivery ends at {injector.fired}"
+        # Who is not woken finds at the end of its timeout that there is nothing to wait for.
+        woken = ended and seconds < PATIENCE / 2
+        assert woken, f"{wait}() is not woken when the delivery ends at {injector.fired}"
         if not injector.fired:
             return
 

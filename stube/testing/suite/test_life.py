@@ -407,13 +407,15 @@ def test_another_thread_comes_in_at_any_line_of_the_delivery_thread(
         try:
             with suppress(RegistryClosed):  # the delivery thread starts before the timer is accepted
                 run.schedule(0)
-            settled = run.registry.settle(PATIENCE)
+            start = monotonic()
+            # Who is not woken may find at the end of its timeout that there is nothing to wait for.
+            woken = run.registry.settle(PATIENCE) and monotonic() - start < PATIENCE / 2
         finally:
             threading.settrace(None)
         if not injector.fired:
             break
         with blaming("G21", "G24"):
-            assert settled, f"who waits is not woken after {how} at {injector.fired}"
+            assert woken, f"who waits is not woken after {how} at {injector.fired}"
         came.get(timeout=PATIENCE).join(PATIENCE)
         stats = run.stats()
         assert stats.delivered == len(run.recorder.seen), f"{how} at {injector.fired}"
