@@ -163,7 +163,6 @@ class _Server:
             for stream in (1, 2):
                 os.dup2(output, stream)
             sys.path.insert(0, request["folder"])
-            os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
             session.config.option.stube_quick = request["quick"]
             for item in _chosen(session.items, request):
                 item.config.hook.pytest_runtest_protocol(item=item, nextitem=None)

@@ -18,7 +18,9 @@ _LIMIT: Final = 15.0  # seconds; a script takes one, and several on a busy machi
 _EXIT_SECONDS: Final = 3.0  # for a script that hangs to say where
 
 _PRELUDE: Final = """
-import json, os, signal, sys, threading, time, warnings
+import json, os, sys
+sys.path[:] = json.loads(os.environ.pop("STUBE_PATHS"))
+import signal, threading, time, warnings
 # These scripts fork while threads run, on purpose.
 warnings.filterwarnings("ignore", message=".*fork.*", category=DeprecationWarning)
 import stube
@@ -60,8 +62,10 @@ def run_script(spec: object, options: Mapping[str, Any], body: str, *, limit: fl
     The script may use `make(**options)`, which makes the backend under test, and the other names of the prelude above.
     Asserts that the script ends within `limit` seconds, with code 0 and with nothing on stderr.
     """
-    environment = dict(os.environ, PYTHONPATH=os.pathsep.join(path or os.getcwd() for path in sys.path))
+    environment = dict(os.environ)
     environment.pop("PYTHONWARNINGS", None)
+    # Not in PYTHONPATH, because a `sitecustomize` of the current folder would be run as soon as Python starts.
+    environment["STUBE_PATHS"] = json.dumps([path or os.getcwd() for path in sys.path])
     # Not in the arguments, which every user of the machine can read, because a URL may hold a password.
     environment["STUBE_UNDER_TEST"] = json.dumps([spec, dict(options)])
     environment["STUBE_LOOP_IS_NEEDED"] = "yes" if loop_is_needed(spec, options) else ""
