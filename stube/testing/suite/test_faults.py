@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from typing_extensions import override
 
-from stube import Event, RegistryClosed, RegistryFull, Stats
+from stube import ConversationEnded, Event, RegistryClosed, RegistryFull, Stats
 from stube.testing._contract.capabilities import requires
 from stube.testing._harness import PATIENCE, Driver, settle_awaiting
 from stube.testing.plugin import MakeRegistry
@@ -105,18 +105,20 @@ def test_what_a_handler_returns_does_not_matter(run: Driver) -> None:
 
 @guarantee("G19")
 def test_a_failure_is_logged_without_an_on_error(run: Driver, caplog: pytest.LogCaptureFixture) -> None:
-    """Fault: a failure is logged only where `on_error` is set, or only where it is not."""
+    """Fault: a failure is logged only where `on_error` is set, or only where it is not; or a name is part of the
+    message's format, so that a name with a percent sign cannot be logged."""
 
     def fail(cid: str, event: Event) -> None:
         raise LookupError("the handler fails")
 
-    run.recorder.on("fail", fail)
+    run.recorder.on("fail %d %s", fail)
     with caplog.at_level(logging.DEBUG, "stube"):
         for number in range(3):
-            run.schedule(0, ("fail", number))
+            run.schedule(0, ("fail %d %s", number), cid="100%")
         run.settle()
     logged = [record for record in caplog.records if record.name == "stube" and record.levelno >= logging.ERROR]
     assert [record.exc_info is not None and record.exc_info[0] for record in logged] == [LookupError] * 3
+    assert all("fail %d %s" in record.getMessage() for record in logged)
     assert run.stats() == Stats(accepted=3, failed=3)
 
 
@@ -226,6 +228,26 @@ def test_a_failure_is_logged_once_even_if_on_error_raises(make_run: MakeRun) -> 
         run.schedule(0, "fail")
         run.settle()
     assert [error is failure for error in logged].count(True) == 1
+
+
+@guarantee("G19")
+@pytest.mark.parametrize("how", ["while handling it", "caused by it"])
+def test_an_error_that_follows_the_end_of_a_conversation_is_a_failure(make_run: MakeRun, how: str) -> None:
+    """Fault: whether the delivery has failed is asked of the exception's context or cause."""
+    errors: list[BaseException] = []
+    run = make_run(on_error=lambda cid, event, exception: errors.append(exception))
+
+    def fail(cid: str, event: Event) -> None:
+        try:
+            raise ConversationEnded(cid)
+        except ConversationEnded as ended:
+            raise LookupError("the handler fails") from (ended if how == "caused by it" else None)
+
+    run.recorder.on("fail", fail)
+    run.schedule(0, "fail")
+    run.settle()
+    assert [type(error) for error in errors] == [LookupError]
+    assert run.stats() == Stats(accepted=1, failed=1)
 
 
 @guarantee("G19", "G24")

@@ -56,6 +56,10 @@ if child == 0:
             pass
         else:
             raise AssertionError("the child has other options")
+        grandchild = os.fork()
+        if grandchild == 0:
+            os._exit(0 if registry.stats() == stube.Stats() else 7)
+        assert os.waitpid(grandchild, 0)[1] == 0, "the child's child has what the child holds"
         run.pass_time(0) if run.clock is not None else threading.Event().wait(0.25)
         assert run.recorder.names.count("of the parent") == 0
         assert run.registry.close()

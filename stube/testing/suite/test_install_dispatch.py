@@ -52,6 +52,23 @@ def test_dispatch_is_looked_up_when_a_delivery_begins(run: Driver) -> None:
     assert run.recorder.names == []
 
 
+@guarantee("G21", "G19")
+def test_a_dispatch_that_a_failing_handler_installed_stays(run: Driver) -> None:
+    """Fault: the dispatch of the failed delivery is put back."""
+    later: list[str] = []
+
+    def replace(cid: str, event: Event) -> None:
+        run.registry.install_dispatch(lambda cid, event: later.append(event.name))
+        raise LookupError("the handler fails")
+
+    run.recorder.on("replace", replace)
+    run.schedule(0, "replace")
+    run.settle()
+    run.schedule(0, "after")
+    run.settle()
+    assert later == ["after"]
+
+
 @guarantee("G20", "G21")
 def test_a_handler_may_replace_the_dispatch(run: Driver) -> None:
     """Fault: the loop reads the dispatch once per batch, so the rest of the batch goes to the old one."""

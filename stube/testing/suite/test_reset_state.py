@@ -80,6 +80,17 @@ def test_a_handler_that_resets_runs_to_its_end(run: Driver) -> None:
     assert run.stats() == Stats(accepted=4, delivered=2, dropped=2)
 
 
+@guarantee("G18", "G5")
+def test_a_handle_from_before_a_reset_cancels_nothing_behind_it(run: Driver) -> None:
+    """Fault: a handle finds its timer by a number, and the numbers start again at a reset."""
+    handles = [run.schedule(HOUR, "early") for _ in range(3)]
+    run.registry.reset_state()
+    for _ in range(3):
+        run.schedule(HOUR, "late")
+    assert [handle.cancel() for handle in handles] == [False] * 3
+    assert run.registry.cancel_timers("c1") == 3
+
+
 @guarantee("G18", "G20")
 def test_a_reset_during_a_fan_out_drops_the_remaining_targets(run: Driver) -> None:
     """Fault: the remaining targets of a fan-out outlive the reset, or are counted twice; or `inspect` no longer shows

@@ -341,7 +341,9 @@ class _Text(str):
 
 @guarantee("G17")
 @requires("by_reference")
-@pytest.mark.parametrize("payload", [[1], {"a": [1]}, {1}, bytearray(b"a"), (1, [2]), 10**30, _Text("text")], ids=repr)
+@pytest.mark.parametrize(
+    "payload", [[1], {"a": [1]}, {1}, bytearray(b"a"), (1, [2]), (None,), 10**30, _Text("a")], ids=repr
+)
 def test_a_payload_of_any_type_is_passed_by_reference(run: Driver, payload: object) -> None:
     """Fault: lists become tuples when an event is made to be hashed, or a payload that waits already is not queued
     again. Each is handed in twice."""
@@ -551,6 +553,25 @@ def test_one_conversation_may_use_all_of_max_pending(make_run: MakeRun) -> None:
                 assert not fits(other)
         assert run.registry.cancel_timers(cid) == 30
     assert [fits(f"s{number}") for number in range(31)] == [True] * 30 + [False]
+
+
+@guarantee("G22")
+def test_who_has_gone_takes_no_room(make_run: MakeRun) -> None:
+    """Fault: a publication needs room for the places that ended subscriptions left in its topic; or a cancelled timer
+    keeps its room as long as it lies in a heap."""
+    run = make_run(max_pending=3)
+    for number in range(5):
+        run.subscribe("t", cid=f"c{number}")
+    for number in (1, 3):
+        run.registry.remove_subscriptions_for_cid(f"c{number}")
+    run.schedule(HOUR, cid="c9").cancel()
+    assert run.registry.publish("t", 1) == 3
+    run.settle()
+    for handle in [run.schedule(HOUR, cid="c9") for _ in range(3)]:
+        assert handle.cancel()
+    assert [run.schedule(HOUR, cid="c9") is not None for _ in range(3)] == [True] * 3
+    with pytest.raises(RegistryFull):
+        run.schedule(HOUR, cid="c9")
 
 
 @guarantee("G22", "G15")

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
+from enum import IntEnum
 from fractions import Fraction
 from typing import Any
 
@@ -225,6 +226,23 @@ def test_a_delay_that_is_not_finite_is_a_value_error(run: Driver) -> None:
     for delay in (math.nan, math.inf, -math.inf):
         with refused(delay, ValueError, "delay_ms", registry=run.registry):
             run.schedule(delay)
+
+
+@guarantee("G11")
+def test_a_delay_may_be_of_a_subclass_of_int_or_float(run: Driver) -> None:
+    """Fault: the type of a delay is compared instead of asked for, so that a constant of an `IntEnum` is refused, or a
+    number of another library that derives from float."""
+
+    class Milliseconds(float):
+        __slots__ = ()
+
+    class Delay(IntEnum):
+        SHORT = 1
+
+    run.schedule(Milliseconds(1))
+    run.schedule(Delay.SHORT)
+    run.pass_time(1)
+    assert run.stats() == Stats(accepted=2, delivered=2)
 
 
 @guarantee("G11", "G15")
