@@ -274,7 +274,7 @@ def test_the_last_delivery_may_end_at_any_line_of_a_wait(run: Driver, stube_effo
     for at in stube_effort.lines(["settle", "join"].index(wait)):
         with run.held("c1") as gate:
             # Lets go when the wait has come to rest before this line.
-            last = threading.Timer(0.05, gate.release)
+            last = threading.Timer(0.01, gate.release)
 
             def end(gate: Gate = gate) -> None:
                 gate.release()
