@@ -27,6 +27,7 @@ from stube.testing.suite._fixtures import AWKWARD_NAMES, HOUR, NOT_A_NAME, guara
         (("tick", None), "tick", None),
         (("tick", 1, 2), "tick", (1, 2)),
         (["tick", 1, 2], "tick", (1, 2)),
+        (("tick", 1, None, 3), "tick", (1, None, 3)),
         (("tick", (1, 2)), "tick", (1, 2)),
         (("tick", ()), "tick", ()),
         (("tick", [1, 2]), "tick", [1, 2]),
@@ -37,7 +38,8 @@ from stube.testing.suite._fixtures import AWKWARD_NAMES, HOUR, NOT_A_NAME, guara
 def test_a_timer_delivers_the_name_and_the_payload_of_its_spec(
     run: Driver, spec: EventSpec, name: str, payload: Any
 ) -> None:
-    """Fault: no payload and None are mixed up, one payload is wrapped in a tuple, or two are not."""
+    """Fault: no payload and None are mixed up, one payload is wrapped in a tuple, two are not, or a third
+    one is lost."""
     handle = run.schedule(0, spec, cid="c1", instance_id="clock")
     assert isinstance(handle, TimerHandle)
     run.settle()

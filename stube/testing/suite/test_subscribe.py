@@ -51,10 +51,12 @@ def test_a_subscriber_receives_no_earlier_message(run: Driver) -> None:
 
 @guarantee("G2")
 def test_subscribing_again_replaces_the_event_and_keeps_the_place(run: Driver) -> None:
-    """Fault: a second subscription is added, or the replaced one moves to the end."""
+    """Fault: a second subscription is added, or the replaced one moves to the end; or an event of the same name counts
+    as the same event."""
     for cid in ("c1", "c2", "c3"):
         run.subscribe("t", "old", cid=cid)
     run.subscribe("t", "new", cid="c2")
+    run.subscribe("t", ["newest", 0], cid="c1")
     run.subscribe("t", ["newest", 1], cid="c1")
     assert run.registry.subscriptions()["t"] == {
         ("c1", "main"): ("newest", 1),
