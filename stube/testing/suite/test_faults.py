@@ -272,7 +272,8 @@ def test_a_delivery_that_closes_the_registry_and_fails_is_reported(make_run: Mak
 
 @guarantee("G19")
 def test_on_error_is_called_once_for_each_failure(make_run: MakeRun) -> None:
-    """Fault: an `on_error` that raises is called again for the same failure, or never again for a later one."""
+    """Fault: an `on_error` that raises is called again for the same failure, or never again for a later one; or a
+    dispatch that has failed often is given up."""
     called: list[Any] = []
 
     def on_error(cid: str, event: Event, exception: BaseException) -> None:
@@ -285,11 +286,13 @@ def test_on_error_is_called_once_for_each_failure(make_run: MakeRun) -> None:
 
     run = make_run(on_error=on_error)
     run.recorder.on("fail", fail)
-    for number in range(3):
+    for number in range(300):
         run.schedule(0, ("fail", number))
+    run.schedule(0, "fine")
     run.settle()
-    assert called == [0, 1, 2]
-    assert run.stats() == Stats(accepted=3, failed=3)
+    assert called == list(range(300))
+    assert run.recorder.names[-1] == "fine"
+    assert run.stats() == Stats(accepted=301, failed=300, delivered=1)
 
 
 @guarantee("G19", "G20")
