@@ -2441,4 +2441,65 @@ FAULTS: Final[tuple[Fault, ...]] = (
         'if threading.current_thread().name == "stube-plain":\n            raise RuntimeError("settle and join',
         ("test_a_delivery_may_wait_for_another_registry_and_close_it",),
     ),
+    Fault(
+        "G21",
+        "a second baton replaces the first",
+        "a second baton that is not true does not replace the first",
+        "        self.contents.flows[cid] = flow_id\n",
+        "        self.contents.flows[cid] = flow_id or self.contents.flows.get(cid, flow_id)\n",
+        ("test_a_second_put_replaces_the_first",),
+    ),
+    Fault(
+        "G21",
+        "deliveries go to the dispatch that is installed",
+        "what a handler has installed is undone when it raises",
+        "            self._report(cid, event, exc)\n            return False\n",
+        "            self._report(cid, event, exc)\n            self._state.dispatch = dispatch\n"
+        "            return False\n",
+        ("test_a_dispatch_that_a_failing_handler_installed_stays",),
+    ),
+    Fault(
+        "G21",
+        "settle and join wait for what they promise",
+        "a closed registry counts as idle while a delivery runs",
+        "        if self.running or self.tidying or self.contents.queue:",
+        "        if (self.running and not self.closed) or self.tidying or self.contents.queue:",
+        ("test_a_closed_registry_is_not_idle_while_a_delivery_runs",),
+    ),
+    Fault(
+        "G2",
+        "ties in the order of acceptance",
+        "timers of one instant that are due much later are in reverse order",
+        "heappush(contents.heap, (timer.due, timer.number, timer))",
+        "late = timer.due - now > 10**12\n        "
+        "heappush(contents.heap, (timer.due, -timer.number if late else timer.number, timer))",
+        ("test_a_nanosecond_makes_a_difference_late_in_the_clocks_life",),
+    ),
+    Fault(
+        "G17",
+        "a message is passed on",
+        "a message that is the mark of no payload becomes None",
+        "        publication = _Publication(msg)\n",
+        "        publication = _Publication(None if msg is NO_PAYLOAD else msg)\n",
+        ("test_a_message_is_passed_by_reference_and_never_touched",),
+    ),
+    Fault(
+        "G14",
+        "subscribing costs what it touches",
+        "a subscription whose event is replaced is searched in its topic",
+        "            present.spec = spec  # commit\n",
+        "            present = present.topic.order[present.topic.order.index(present)]\n"
+        "            present.spec = spec  # commit\n",
+        ("test_subscribe_and_unsubscribe_cost_the_same_in_a_large_topic",),
+    ),
+    Fault(
+        "G19",
+        "ConversationEnded is no failure",
+        "an exception that derives from ConversationEnded is a failure",
+        "        except ConversationEnded:\n",
+        "        except ConversationEnded as exc:\n"
+        "            if type(exc) is not ConversationEnded:\n                self._report(cid, event, exc)\n"
+        "                return False\n",
+        ("test_an_error_that_derives_from_conversation_ended_is_no_failure",),
+    ),
 )

@@ -230,6 +230,26 @@ def test_a_failure_is_logged_once_even_if_on_error_raises(make_run: MakeRun) -> 
     assert [error is failure for error in logged].count(True) == 1
 
 
+class _Left(ConversationEnded):
+    """How a host may call the end of its conversations."""
+
+
+@guarantee("G19")
+def test_an_error_that_derives_from_conversation_ended_is_no_failure(make_run: MakeRun) -> None:
+    """Fault: the type of the exception is compared."""
+    errors: list[BaseException] = []
+    run = make_run(on_error=lambda cid, event, exception: errors.append(exception))
+
+    def leave(cid: str, event: Event) -> None:
+        raise _Left(cid)
+
+    run.recorder.on("leave", leave)
+    run.schedule(0, "leave")
+    run.settle()
+    assert errors == []
+    assert run.stats() == Stats(accepted=1, delivered=1)
+
+
 @guarantee("G19")
 @pytest.mark.parametrize("how", ["while handling it", "caused by it"])
 def test_an_error_that_follows_the_end_of_a_conversation_is_a_failure(make_run: MakeRun, how: str) -> None:

@@ -276,6 +276,50 @@ def test_close_waits_for_a_running_delivery_within_its_timeout(run: Driver) -> N
     assert (stats.accepted, stats.delivered, stats.dropped) == (3, 1, 2)
 
 
+@guarantee("G24", "G21")
+@requires(REAL_TIME)  # on a virtual clock the caller itself delivers
+def test_a_closed_registry_is_not_idle_while_a_delivery_runs(run: Driver) -> None:
+    """Fault: nothing is pending in a closed registry, so `settle` does not ask whether a delivery runs. It is one of a
+    message that has another target."""
+    gate = run.recorder.gate()
+    run.recorder.on("said", lambda cid, event: gate.pass_through())
+    for instance_id in ("i1", "i2"):
+        run.subscribe("t", instance_id=instance_id)
+    run.registry.publish("t", 1)
+    with run.delivering():
+        gate.wait_entered()
+        assert run.registry.close(0) is False
+        for wait in (run.registry.settle, run.registry.join):
+            assert wait(0) is False
+        assert run.registry.stats().running == 1
+    assert run.registry.close(PATIENCE) is True
+    assert run.registry.settle(0) is True
+
+
+@guarantee("G24")
+def test_a_later_thread_may_have_the_number_of_the_ended_delivery_thread(run: Driver) -> None:
+    """Fault: a closed registry remembers the number of its delivery thread. The system gives it to a later thread,
+    whose `settle` raises, and whose `close` does not wait."""
+    numbers: list[int] = []
+    found: list[bool] = []
+    run.recorder.on("tick", lambda cid, event: numbers.append(threading.get_ident()))
+    run.schedule(0)
+    run.settle()
+    assert run.registry.close(PATIENCE)
+
+    def wait() -> None:
+        if threading.get_ident() == numbers[0]:
+            found.extend([run.registry.settle(1), run.registry.join(1), run.registry.close(1)])
+
+    for _ in range(50):
+        later = threading.Thread(target=wait)
+        later.start()
+        later.join(PATIENCE)
+        if found:
+            break
+    assert found in ([], [True, True, True])
+
+
 @guarantee("G24", "G20")
 def test_close_inside_a_delivery_does_not_wait_for_itself(run: Driver) -> None:
     """Case 27. Fault: the handler that closes the registry waits for its own end."""

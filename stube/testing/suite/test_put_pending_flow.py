@@ -29,12 +29,14 @@ def test_a_baton_may_be_falsy_and_is_there_immediately(run: Driver, flow: Any) -
 
 @guarantee("G21")
 def test_a_second_put_replaces_the_first(run: Driver) -> None:
-    """Fault: batons are queued, or the first one stays."""
-    run.registry.put_pending_flow("c1", "old")
-    run.registry.put_pending_flow("c1", "new")
-    assert run.registry.stats().pending_flows == 1
-    assert run.registry.pending_flow("c1") == "new"
-    assert run.registry.pending_flow("c1") is None
+    """Fault: batons are queued, or the first one stays, such as beside a second one that is not true."""
+    flow: object
+    for flow in ("new", "", 0, False):
+        run.registry.put_pending_flow("c1", "old")
+        run.registry.put_pending_flow("c1", flow)
+        assert run.registry.stats().pending_flows == 1
+        assert run.registry.pending_flow("c1") is flow
+        assert run.registry.pending_flow("c1") is None
 
 
 @guarantee("G15")

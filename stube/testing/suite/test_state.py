@@ -8,7 +8,7 @@ from functools import partial
 
 import pytest
 
-from stube import Event, RegistryClosed, RegistryFull, Stats
+from stube import NO_PAYLOAD, Event, RegistryClosed, RegistryFull, Stats
 from stube.testing._contract.capabilities import requires
 from stube.testing._harness import (
     PATIENCE,
@@ -58,6 +58,7 @@ def test_subscribe_and_unsubscribe_cost_the_same_in_a_large_topic(run: Driver) -
         def come_and_go(number: int) -> None:
             run.subscribe("crowd", cid="mine", instance_id=f"i{number}")
             run.subscribe("crowd", cid="mine", instance_id="other")
+            run.subscribe("crowd", "replaced", cid="mine", instance_id="other")
             run.registry.unsubscribe(cid="mine", instance_id=f"i{number}", topic="crowd")
             run.registry.remove_subscriptions_for_cid("mine")
 
@@ -331,6 +332,10 @@ def test_a_message_is_passed_by_reference_and_never_touched(run: Driver) -> None
     for cid in ("c1", "c2"):
         heard = [id(seen.event.payload) for seen in run.recorder.of(cid)]
         assert heard == [id(message) for message in (*messages, messages[0])]
+    run.recorder.clear()
+    assert run.registry.publish("t", NO_PAYLOAD) == 2
+    run.settle()
+    assert [payload is NO_PAYLOAD for payload in run.recorder.payloads] == [True, True]
 
 
 class _Text(str):

@@ -60,6 +60,18 @@ def test_fractions_of_a_millisecond_count(run: Driver) -> None:
     assert run.recorder.payloads == wanted
 
 
+@guarantee("G10", "G21")
+@requires("own_clock")
+def test_settle_waits_for_a_timer_that_is_due_at_this_very_instant(make_run: MakeRun) -> None:
+    """Fault: a timer counts as ready when its instant is over; the clock stands still here."""
+    run = make_run(clock=lambda: 10**9)
+    run.recorder.on("tick", lambda cid, event: threading.Event().wait(0.01))
+    for _ in range(20):
+        run.schedule(0)
+        assert run.registry.settle(PATIENCE)
+        assert run.registry.stats().timers == run.registry.stats().running == 0
+
+
 @guarantee("G9")
 @requires(REAL_TIME)  # a virtual clock stands still while it delivers
 def test_a_delay_counts_from_the_call_and_not_from_the_delivery_that_makes_it(run: Driver) -> None:
