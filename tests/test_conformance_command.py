@@ -353,11 +353,12 @@ def test_backend_without_capabilities_is_tested_for_mandatory_guarantees(conform
     assert ran.code == 0, ran.out
     verdicts = {number: one["verdict"] for number, one in ran.report["guarantees"].items()}
     assert verdicts == {"G8": "held", "G25": "not promised"}
-    assert ran.report["guarantees"]["G25"]["missing"] == ["fork"]
+    assert ran.report["guarantees"]["G25"]["missing"] == ["fork", "own_clock"]
     assert ran.report["capabilities"] == []
     last = ran.out.splitlines()[-1]
     assert last.startswith("outsider:Mute holds 1 of 2 guarantees and does not promise 1 (G25): ")
-    assert re.search(r"^G25  fork                 not promised  0 of \d+ +the rest needs fork$", ran.out, re.MULTILINE)
+    row = r"^G25  fork                 not promised  0 of \d+ +the rest needs fork, own_clock$"
+    assert re.search(row, ran.out, re.MULTILINE)
     assert "     not tested: The parent's registry is not affected.\n" in ran.out
     assert list(CLAUSES["G25"]) == ran.report["guarantees"]["G25"]["untested"]
     assert '<p class="dim">Not tested: The parent&#x27;s registry is not affected.</p>' in ran.page

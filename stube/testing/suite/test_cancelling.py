@@ -159,10 +159,9 @@ def test_a_handler_can_cancel_due_timers_of_another_conversation(run: Driver) ->
     run.pass_time(5)
     delivered = len(run.recorder.of("c2"))
     assert counts[0] + delivered == 1
-    # Only another delivery thread may have begun it before the cancel, which then did not count it.
+    # It may have begun before the cancel, which then did not count it; another delivery thread may have claimed it.
     canceller = run.recorder.of("c1")[0].thread
-    assert begun_at_return == [False] or run.recorder.of("c2")[0].thread != canceller
-    assert all(seen.thread != canceller for seen in run.recorder.of("c2"))
+    assert begun_at_return == [True] or all(seen.thread != canceller for seen in run.recorder.of("c2"))
     assert run.stats() == Stats(accepted=2, delivered=1 + delivered, cancelled=counts[0])
 
 
