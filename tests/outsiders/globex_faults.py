@@ -203,7 +203,7 @@ FAULTS: Final[tuple[Fault, ...]] = (
         "        else:\n"
         "            self._publications.rotate(-1)\n"
         "        if subscription",
-        ("test_random_operations_of_many_threads_keep_every_guarantee",),
+        ("test_the_instances_of_a_conversation_hear_one_message_after_the_other",),
         file=_STATE,
     ),
     # G5
@@ -375,10 +375,7 @@ FAULTS: Final[tuple[Fault, ...]] = (
         "        if names[:2] in known:\n"
         "            self._actor.remove(0, State.unsubscribe, *names)\n"
         "        self._actor.add(None, State.subscribe, *names, spec)\n",
-        (
-            "test_random_operations_of_many_threads_keep_every_guarantee",
-            "test_messages_in_random_histories_reach_the_right_subscribers",
-        ),
+        ("test_a_message_finds_its_subscriber_at_any_line_of_a_replacement",),
         file=_OPERATIONS,
     ),
     Fault(

@@ -413,7 +413,7 @@ FAULTS: Final[tuple[Fault, ...]] = (
         "        flow = self._read(lambda state: state.contents.flows.get(cid))\n"
         "        self.forget_pending_flow(cid)\n"
         "        return flow\n",
-        ("test_exactly_one_of_many_threads_takes_a_baton",),
+        ("test_racing_operations_are_atomic_at_every_line[pending_flow-pending_flow]",),
     ),
     Fault(
         "G8",

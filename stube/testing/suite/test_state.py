@@ -257,6 +257,35 @@ def test_publish_targets_the_subscribers_at_the_call(run: Driver) -> None:
     assert run.stats() == Stats(accepted=9, delivered=6, cancelled=3, subscriptions=3)
 
 
+@guarantee("G16", "G7")
+@costly
+def test_a_message_finds_its_subscriber_at_any_line_of_a_replacement(run: Driver) -> None:
+    """Fault: subscribing again ends the old subscription and adds a new one in two steps, between which another thread
+    publishes to nobody."""
+    at = 0
+    for at in range(10_000):
+        topic, targeted = f"t{at}", list[int]()
+        run.subscribe(topic, "old")
+        publisher = threading.Thread(
+            target=lambda topic=topic, targeted=targeted: targeted.append(run.registry.publish(topic, "message")),
+            daemon=True,
+        )
+
+        def publish(publisher: threading.Thread = publisher) -> None:
+            publisher.start()
+            join_or_standstill(publisher)
+
+        injector = Injector(at, publish, library=False)
+        with tracing(injector):
+            run.subscribe(topic, "new")
+        if not injector.fired:
+            break
+        publisher.join(PATIENCE)
+        assert targeted == [1], f"nobody is subscribed at {injector.fired}"
+    run.settle()
+    assert len(run.recorder.seen) == at > 0
+
+
 @guarantee("G16")
 @pytest.mark.parametrize("where", [0, 30, 59])
 def test_a_handler_may_change_its_topic_in_the_middle_of_a_message(run: Driver, where: int) -> None:
