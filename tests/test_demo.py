@@ -810,7 +810,10 @@ FAULTS = {
 
 
 def test_self_check_names_the_wrong_figures() -> None:
-    """Three self-checks of broken registries run at a time: more would slow down each other's clocks."""
+    """Fault: the self-check passes a broken registry, or names another figure than the wrong one.
+
+    Three run at a time, because more would slow down each other's clocks.
+    """
 
     def run(fault: str) -> tuple[int, str, str]:
         spec = f"tests.broken_registries:{fault.capitalize()}"

@@ -58,7 +58,7 @@ class Fault:
     quick: bool = True
     """Whether the tests repeat as rarely as with `--stube-quick`."""
     error: str = ""
-    """The exception that an operation raises and must not; it fails the test instead of an assertion."""
+    """The exception that an operation raises and must not; it may fail the test instead of an assertion."""
 
     @property
     def places(self) -> tuple[tuple[str, str], ...]:
