@@ -67,7 +67,7 @@ class Losing(Faulty):
 
     @override
     def altered(self, dispatch: Dispatch) -> Dispatch:
-        return lambda cid, event: None if self.every(20) else dispatch(cid, event)
+        return lambda cid, event: None if self.every(5) else dispatch(cid, event)
 
 
 class Miscounting(Faulty):
@@ -418,7 +418,7 @@ def faulty(*, fault: str, on_error: OnError | None = None, max_pending: int | No
 def test_a_fault_is_found_and_named(fault: type[Faulty]) -> None:
     """Fault: chaos that any registry survives, because a book is not kept or not compared."""
     told = ""
-    for seed in (1, 3, 5, 7, 10, 11):
+    for seed in (10, 1, 6, 3, 12, 11):  # the even ones do not reset, so there the fates of all deliveries are known
         try:
             chaos(f"{__name__}:faulty", {"fault": fault.__name__}, seed=seed, patience=2)
         except ChaosFailed as exc:
