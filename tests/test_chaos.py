@@ -307,12 +307,19 @@ class Unclosing(Faulty):
 
 
 class Waiting(Faulty):
-    """`settle` inside a delivery returns immediately."""
+    """`settle` and `join` inside a delivery return immediately."""
 
     @override
     def settle(self, timeout: float | None = 5.0) -> bool:
         try:
             return super().settle(timeout)
+        except RuntimeError:
+            return True
+
+    @override
+    def join(self, timeout: float | None = None) -> bool:
+        try:
+            return super().join(timeout)
         except RuntimeError:
             return True
 
@@ -400,7 +407,7 @@ FAULTS: dict[type[Faulty], tuple[str, ...]] = {
     Hanging: ("hangs:", "self.over.wait()"),
     Restless: ("the registry does not settle after the last operation: ",),
     Unclosing: ("close() says that not everything has stopped",),
-    Waiting: ("G24: settle() inside a delivery did not raise.",),
+    Waiting: ("G24: ", "() inside a delivery did not raise."),
     Hiding: ("shows no running delivery, and was asked by one.",),
     Held: ("G21: no operation of worker",),
     Raising: ("raised:", "LookupError: no such baton"),

@@ -77,7 +77,7 @@ _STEPS: Final[Mapping[str, float]] = {
     "forget": 2,
     "end": 0.7,
     "read everything": 4,
-    "settle or join": 0.5,
+    "settle or join": 2,
     "install": 1,
     "reset": 0.2,
 }
