@@ -473,7 +473,7 @@ FAULTS: Final[tuple[Fault, ...]] = (
         "A timer may begin up to a millisecond early.",
         "elif timer is not None and timer.order[0] <= now:",
         "elif timer is not None and timer.order[0] <= now + 999_999:",
-        ("test_no_timer_begins_early_and_none_is_lost",),
+        ("test_a_delay_begins_when_it_is_asked_for_and_passes_to_the_nanosecond",),
         file=_STATE,
     ),
     Fault(
@@ -482,7 +482,7 @@ FAULTS: Final[tuple[Fault, ...]] = (
         "A timer is due when the millisecond in which it is due has come.",
         "elif timer is not None and timer.order[0] <= now:",
         "elif timer is not None and timer.order[0] // 1_000_000 <= now // 1_000_000:",
-        ("test_no_timer_begins_early_and_none_is_lost",),
+        ("test_a_delay_begins_when_it_is_asked_for_and_passes_to_the_nanosecond",),
         file=_STATE,
     ),
     Fault(
@@ -491,7 +491,7 @@ FAULTS: Final[tuple[Fault, ...]] = (
         "A delay begins at the latest instant that is known, not at the present one.",
         "timer.order = due, _ = self._instant(now) + delay,",
         "timer.order = due, _ = (self.latest or self._instant(now)) + delay,",
-        ("test_no_timer_begins_early_and_none_is_lost",),
+        ("test_a_delay_begins_when_it_is_asked_for_and_passes_to_the_nanosecond",),
         file=_STATE,
     ),
     Fault(

@@ -455,7 +455,7 @@ FAULTS: Final[tuple[Fault, ...]] = (
         "a timer begins up to a millisecond early",
         "if timer is not None and timer.due > instant:",
         "if timer is not None and timer.due > instant + 1_000_000:",
-        ("test_no_timer_begins_early_and_none_is_lost",),
+        ("test_a_delay_begins_when_it_is_asked_for_and_passes_to_the_nanosecond",),
     ),
     Fault(
         "G9",
@@ -463,7 +463,7 @@ FAULTS: Final[tuple[Fault, ...]] = (
         "a delay is counted from the latest accepted instant instead of the clock",
         "timer.due = self.accept_at(now) + delay_ns",
         "timer.due = (self.latest or self.accept_at(now)) + delay_ns",
-        ("test_no_timer_begins_early_and_none_is_lost",),
+        ("test_a_delay_begins_when_it_is_asked_for_and_passes_to_the_nanosecond",),
     ),
     Fault(
         "G9",
@@ -471,7 +471,7 @@ FAULTS: Final[tuple[Fault, ...]] = (
         "the thread sleeps whole milliseconds, then begins the timer",
         "if timer is not None and timer.due > instant:",
         "if timer is not None and timer.due // 1_000_000 > instant // 1_000_000:",
-        ("test_no_timer_begins_early_and_none_is_lost",),
+        ("test_a_delay_begins_when_it_is_asked_for_and_passes_to_the_nanosecond",),
     ),
     Fault(
         "G9",
@@ -479,7 +479,7 @@ FAULTS: Final[tuple[Fault, ...]] = (
         "delays are rounded to the nearest millisecond",
         "return max(0, math.ceil(nanoseconds))",
         "return max(0, round(exact) * 1_000_000)",
-        ("test_no_timer_begins_early_and_none_is_lost",),
+        ("test_a_delay_begins_when_it_is_asked_for_and_passes_to_the_nanosecond",),
     ),
     Fault(
         "G9",
@@ -1790,7 +1790,7 @@ FAULTS: Final[tuple[Fault, ...]] = (
         "settle does not wait for timers that are due",
         "return timer is None or timer.due > now",
         "return True",
-        ("test_settle_waits_for_ready_deliveries_but_not_for_timers",),
+        ("test_settle_waits_for_a_timer_that_is_due_at_this_very_instant",),
     ),
     Fault(
         "G21",

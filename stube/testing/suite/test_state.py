@@ -81,7 +81,7 @@ def test_unsubscribe_costs_the_same_for_an_instance_with_many_topics(run: Driver
             start = monotonic_ns()
             assert run.registry.unsubscribe(cid=cid, instance_id="main", topic=f"topic {number}") == 1
             figures.append(monotonic_ns() - start)
-        return sorted(figures)[len(figures) // 4]
+        return min(figures)
 
     few, many = typical("few", 100), typical("many", 50_000)
     assert many < 25 * max(few, 2_000), f"{many / 1000} us out of 50,000 topics, {few / 1000} us out of 100"
@@ -109,13 +109,16 @@ def _grow(add: Callable[[int], object], count: int, what: str) -> None:
 
 
 def _typical_cost(calls: Iterable[Callable[[], object]]) -> float:
-    """Return what a call costs in nanoseconds: the quarter of the calls that is cheaper costs less."""
+    """Return what the cheapest call costs in nanoseconds.
+
+    A busy machine makes calls slower and none cheaper, and an algorithm of linear cost makes every call slower.
+    """
     figures = []
     for call in calls:
         start = monotonic_ns()
         call()
         figures.append(monotonic_ns() - start)
-    return sorted(figures)[len(figures) // 4]
+    return min(figures)
 
 
 @guarantee("G14")
@@ -175,7 +178,7 @@ def test_removing_a_conversation_costs_the_same_in_a_large_registry(run: Driver)
             start = monotonic_ns()
             assert run.registry.remove_subscriptions_for_cid("mine") == 2
             figures.append(monotonic_ns() - start)
-        return sorted(figures)[len(figures) // 4]
+        return min(figures)
 
     alone = typical()
     _grow(lambda number: run.subscribe("crowd", cid=f"c{number}"), 100_000, "a subscription")

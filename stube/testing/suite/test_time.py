@@ -60,6 +60,29 @@ def test_fractions_of_a_millisecond_count(run: Driver) -> None:
     assert run.recorder.payloads == wanted
 
 
+@guarantee("G9")
+@requires("own_clock")
+def test_a_delay_begins_when_it_is_asked_for_and_passes_to_the_nanosecond(make_run: MakeRun) -> None:
+    """Fault: it begins at the latest instant that the registry has seen; or an instant is compared, or a delay counted,
+    in whole milliseconds."""
+    instant = 10**9
+    run = make_run(clock=lambda: instant)
+
+    def deliver(name: str) -> list[str]:
+        run.schedule(0, name)
+        assert run.registry.settle(PATIENCE)
+        return run.recorder.names
+
+    assert deliver("before a pause") == ["before a pause"]
+    instant += 10**9
+    run.schedule(500.5, "timer")
+    assert deliver("at once") == ["before a pause", "at once"]
+    instant += 500_499_999
+    assert deliver("early by 1 ns") == ["before a pause", "at once", "early by 1 ns"]
+    instant += 1
+    assert deliver("in time") == ["before a pause", "at once", "early by 1 ns", "timer", "in time"]
+
+
 @guarantee("G10", "G21")
 @requires("own_clock")
 def test_settle_waits_for_a_timer_that_is_due_at_this_very_instant(make_run: MakeRun) -> None:
