@@ -43,9 +43,10 @@ class Event:
         name: what happened; the name of the event spec.
         payload: what came with it, by reference; `NO_PAYLOAD` when nothing did.
         signals: what a browser posted along; for a host that builds events itself. Empty otherwise.
+        due: the instant that the delivery was meant for; a registry sets it.
 
-    Immutable: one `Event` may be handed to many conversations. Equal to an event with equal fields. It matches
-    by position as name, payload, instance:
+    Immutable: one `Event` may be handed to many conversations. Equal to an event with equal fields, whatever the
+    instants for which they were meant. It matches by position as name, payload, instance:
 
     >>> match Event("main", "tick", 3):
     ...     case Event("tick", count):
@@ -57,7 +58,7 @@ class Event:
 
     # Read-only properties over private slots: four plain stores are the cheapest construction that Python
     # has (a frozen dataclass costs three times as much), and an event is built for nearly every delivery.
-    __slots__ = ("_instance_id", "_name", "_payload", "_signals")
+    __slots__ = ("_due", "_instance_id", "_name", "_payload", "_signals")
     __match_args__ = ("name", "payload", "instance_id")
 
     def __init__(
@@ -66,11 +67,13 @@ class Event:
         name: str,
         payload: Any = NO_PAYLOAD,
         signals: Mapping[str, Any] = _NO_SIGNALS,
+        due: int | None = None,
     ) -> None:
         self._instance_id = instance_id
         self._name = name
         self._payload = payload
         self._signals = signals
+        self._due = due
 
     @property
     def instance_id(self) -> str:
@@ -92,6 +95,15 @@ class Event:
         """The signals that a browser posted along; empty for timers and publications."""
         return self._signals
 
+    @property
+    def due(self) -> int | None:
+        """The ready instant of the delivery, in nanoseconds on the clock of the registry (`Backend.now_ns`).
+
+        Of a timer the instant at which it was due, however late it begins; of a message the instant at which its
+        publication was accepted. None for an event that a host built.
+        """
+        return self._due
+
     def _key(self) -> tuple[Any, ...]:
         return (self._instance_id, self._name, self._payload, self._signals)
 
@@ -106,14 +118,18 @@ class Event:
     @override
     def __reduce__(self) -> tuple[Any, ...]:
         # A mapping proxy cannot be pickled, so the default stays a default.
-        arguments = self._key() if self._signals else self._key()[:3]
-        return (Event, arguments)
+        return (_restored, (*self._key()[:3], self._signals or None, self._due))
 
     @override
     def __repr__(self) -> str:
         signals = f", signals={dict(self._signals)!r}" if self._signals else ""
         payload = "" if self._payload is NO_PAYLOAD else f", {self._payload!r}"
         return f"Event({self._instance_id!r}, {self._name!r}{payload}{signals})"
+
+
+def _restored(instance_id: str, name: str, payload: Any, signals: Mapping[str, Any] | None, due: int | None) -> Event:
+    """Build a copied or unpickled event."""
+    return Event(instance_id, name, payload, signals or _NO_SIGNALS, due)
 
 
 Dispatch: TypeAlias = Callable[[str, Event], None]

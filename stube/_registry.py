@@ -387,6 +387,21 @@ class Backend(Registry, Protocol):
         """
         ...
 
+    @property
+    def now_ns(self) -> int:
+        """The present instant on the registry's clock, in nanoseconds; that of `Event.due`. Any thread; O(1).
+
+        >>> from stube import create_registry
+        >>> with create_registry("virtual") as registry:
+        ...     registry.install_dispatch(lambda cid, event: print(event.due, registry.now_ns))
+        ...     _ = registry.schedule_event(cid="c1", instance_id="main", delay_ms=5, event="tick")
+        ...     registry.advance(6)
+        ...     registry.now_ns
+        5000000 5000000
+        6000000
+        """
+        ...
+
     def stats(self) -> Stats:
         """The ledger at one instant (on a sharded or distributed backend: nearly one). O(1)."""
         ...

@@ -570,7 +570,7 @@ class _State:
 
     def begin_timer(self, timer: _Timer, trash: _Trash) -> _Job:
         contents = self.contents
-        event = Event(timer.instance_id, _event_name(timer.spec), _event_payload(timer.spec))
+        event = Event(timer.instance_id, _event_name(timer.spec), _event_payload(timer.spec), due=timer.due)
         timers, cid = contents.timers - 1, timer.cid
         # commit
         timer.pending, contents.timers, self.running, self.running_cid = False, timers, 1, cid
@@ -594,7 +594,8 @@ class _State:
         if subscription.ended:
             publication.place, contents.queued, self.cancelled = place, queued, self.cancelled + 1  # commit
             return None
-        event = Event(subscription.instance_id, _event_name(subscription.spec), publication.message)
+        name, message, due = _event_name(subscription.spec), publication.message, publication.instant
+        event = Event(subscription.instance_id, name, message, due=due)
         publication.place, contents.queued, self.running, self.running_cid = place, queued, 1, cid  # commit
         if place == publication.length:
             trash.append(contents.queue.popleft())
@@ -815,6 +816,11 @@ class PlainRegistry(Backend):
     @override
     def join(self, timeout: float | None = None) -> bool:
         return self._wait_until_idle(timeout, timers_too=True)
+
+    @property
+    @override
+    def now_ns(self) -> int:
+        return self._clock()
 
     @override
     def stats(self) -> Stats:

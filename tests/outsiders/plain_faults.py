@@ -34,6 +34,30 @@ FAULTS: Final[tuple[Fault, ...]] = (
     ),
     Fault(
         "G2",
+        "an event shows the instant for which its delivery was meant",
+        "the event of a timer counts in milliseconds",
+        "_event_payload(timer.spec), due=timer.due)",
+        "_event_payload(timer.spec), due=timer.due // 10**6)",
+        ("test_an_event_shows_the_instant_for_which_it_was_meant",),
+    ),
+    Fault(
+        "G2",
+        "an event shows the instant for which its delivery was meant",
+        "the event of a message shows when the delivery begins",
+        "publication.message, publication.instant\n",
+        "publication.message, max(publication.instant, self.latest)\n",
+        ("test_an_event_that_begins_late_shows_the_instant_for_which_it_was_meant",),
+    ),
+    Fault(
+        "G12",
+        "the present instant is that of the registry's clock",
+        "now_ns shows the default clock",
+        "    def now_ns(self) -> int:\n        return self._clock()\n",
+        "    def now_ns(self) -> int:\n        return monotonic_ns()\n",
+        ("test_the_present_instant_is_that_of_the_registrys_clock",),
+    ),
+    Fault(
+        "G2",
         "ties in the order of acceptance",
         "timers of one instant begin in reverse order",
         "heappush(contents.heap, (timer.due, timer.number, timer))",
@@ -255,14 +279,14 @@ FAULTS: Final[tuple[Fault, ...]] = (
         "            publication.place, contents.queued, self.cancelled = place, queued, self.cancelled + 1  # "
         "commit\n"
         "            return None\n"
-        "        event = Event(subscription.instance_id, _event_name(subscription.spec), publication.message)\n",
+        "        name, message, due = _event_name(subscription.spec), publication.message, publication.instant\n",
         "        present = contents.subscriptions_of(subscription.cid, subscription.instance_id, "
         "subscription.topic.name)\n"
         "        if not present:\n"
         "            publication.place, contents.queued, self.cancelled = place, queued, self.cancelled + 1  # "
         "commit\n"
         "            return None\n"
-        "        event = Event(subscription.instance_id, _event_name(present[0].spec), publication.message)\n",
+        "        name, message, due = _event_name(present[0].spec), publication.message, publication.instant\n",
         ("test_subscribing_anew_does_not_revive_old_messages[unsubscribe]",),
     ),
     Fault(
@@ -1673,10 +1697,10 @@ FAULTS: Final[tuple[Fault, ...]] = (
         "G21",
         "of a subscription's event only the name is used",
         "a message is delivered with the payload of the event",
-        "        event = Event(subscription.instance_id, _event_name(subscription.spec), publication.message)\n",
+        "        name, message, due = _event_name(subscription.spec), publication.message, publication.instant\n",
         "        payload = _event_payload(subscription.spec)\n"
         "        payload = publication.message if payload is NO_PAYLOAD else payload\n"
-        "        event = Event(subscription.instance_id, _event_name(subscription.spec), payload)\n",
+        "        name, message, due = _event_name(subscription.spec), payload, publication.instant\n",
         ("test_the_message_replaces_the_payload_of_the_spec['hello'-('said', 1)]",),
     ),
     Fault(

@@ -51,11 +51,11 @@ def name_of(event: PlainEvent) -> str:
     return name
 
 
-def event_with_payload(instance_id: str, spec: Sequence[Any]) -> Event:
+def event_with_payload(instance_id: str, spec: Sequence[Any], due: int) -> Event:
     """Return the event that a timer delivers whose spec is no plain name."""
     if len(spec) == 1:
-        return Event(instance_id, spec[0])
-    return Event(instance_id, spec[0], spec[1] if len(spec) == 2 else spec[1:])
+        return Event(instance_id, spec[0], due=due)
+    return Event(instance_id, spec[0], spec[1] if len(spec) == 2 else spec[1:], due=due)
 
 
 def public_event(event: PlainEvent) -> EventSpec:

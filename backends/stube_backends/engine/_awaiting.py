@@ -133,7 +133,7 @@ class AwaitingDeliverer:
         try:
             for target, name in fan_out.claim_each(core.wait_for_lock):
                 failed += 1  # until its fate is sent
-                if not (yield target.cid, Event(target.instance_id, name, fan_out.message)):
+                if not (yield target.cid, Event(target.instance_id, name, fan_out.message, due=fan_out.due)):
                     failed, delivered = failed - 1, delivered + 1
         finally:
             if not core.retired:

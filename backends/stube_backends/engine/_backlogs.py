@@ -153,7 +153,7 @@ class Backlogs:
     def _overflow(self, cid: str, backlog: Backlog, end: Callable[[str], list[Any]]) -> None:
         oldest = backlog.messages[0]
         target = oldest.entries[0]
-        event = Event(target.instance_id, target.name or "", oldest.message)
+        event = Event(target.instance_id, target.name or "", oldest.message, due=oldest.due)
         held: list[Any] = []
         first, backlog.overflowing = not backlog.overflowing, True
         ends = self.limits.on_full == "end"

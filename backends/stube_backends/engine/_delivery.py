@@ -87,9 +87,9 @@ class Deliverer:
                 assert spec is not None
                 claims.running_cid = cid = group.cid
                 if type(spec) is str:
-                    event = Event(group.instance_id, spec)
+                    event = Event(group.instance_id, spec, due=timer.due)
                 else:
-                    event = event_with_payload(group.instance_id, spec)
+                    event = event_with_payload(group.instance_id, spec, timer.due)
                 try:
                     result = core.dispatch(cid, event)
                     if result is not None:
@@ -112,7 +112,7 @@ class Deliverer:
         for each).
         """
         core = self._core
-        message = fan_out.message
+        message, due = fan_out.message, fan_out.due
         iterator = fan_out.iterator
         begun = fan_out.begun  # by an earlier call, which an exception ended
         delivered = failed = 0
@@ -129,7 +129,7 @@ class Deliverer:
                                     continue
                                 return delivered + failed
                             name, instance_id = target_name, target.instance_id
-                            event = Event(instance_id, name, message)
+                            event = Event(instance_id, name, message, due=due)
                         result = core.dispatch(target.cid, event)  # type: ignore[arg-type]
                         if result is not None:
                             refuse_result(result)

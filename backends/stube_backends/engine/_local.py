@@ -232,6 +232,11 @@ class LocalRegistry(Backend):
     def join(self, timeout: float | None = None) -> bool:
         return self._driver.wait(timeout, timers_too=True)
 
+    @property
+    @override
+    def now_ns(self) -> int:
+        return self._clock()
+
     @override
     def stats(self) -> Stats:
         core = self._driver.enter()

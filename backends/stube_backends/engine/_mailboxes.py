@@ -112,7 +112,7 @@ class MailboxClaims:
                     ledger.cancelled += 1
                     self.garbage.append(entry)
                     continue
-                event = Event(target.instance_id, target.name, entry.message)
+                event = Event(target.instance_id, target.name, entry.message, due=entry.due)
             ledger.running += 1
             box.running = True
             return event

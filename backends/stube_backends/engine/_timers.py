@@ -70,9 +70,9 @@ class Timer:
         self.group = self.event = None  # from now on the handle keeps nothing alive
         assert group is not None
         if type(spec) is str:
-            return group.cid, Event(group.instance_id, spec)
+            return group.cid, Event(group.instance_id, spec, due=self.due)
         assert spec is not None
-        return group.cid, event_with_payload(group.instance_id, spec)
+        return group.cid, event_with_payload(group.instance_id, spec, self.due)
 
     def cancel(self) -> bool:
         """See `stube.TimerHandle`."""

@@ -260,6 +260,7 @@ class FanOut:
         "cancelled",
         "decided",
         "dropped",
+        "due",
         "iterator",
         "message",
         "stopped",
@@ -271,6 +272,7 @@ class FanOut:
     def __init__(self, publication: Publication, targets: list[Subscription]) -> None:
         self.topic_name = publication.topic_name
         self.message = publication.message
+        self.due = publication.due
         self.targets = targets
         self.total = len(targets)
         self.iterator = iter(targets)

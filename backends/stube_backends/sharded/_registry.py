@@ -196,6 +196,11 @@ class ShardedRegistry(Backend):
     def join(self, timeout: float | None = None) -> bool:
         return self._wait(timeout, timers_too=True)
 
+    @property
+    @override
+    def now_ns(self) -> int:
+        return self._clock()
+
     @override
     def stats(self) -> Stats:
         return _sum([shard.stats() for shard in self._shards])

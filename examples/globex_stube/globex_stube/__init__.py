@@ -155,6 +155,11 @@ class GlobexRegistry(Backend):
             raise RuntimeError("settle and join would wait for the delivery that calls them. Call them outside.")
         return self._actor.wait_until_idle(self._hooks.clock(), timeout, timers_too=timers_too)
 
+    @property
+    @override
+    def now_ns(self) -> int:
+        return self._hooks.clock()
+
     @override
     def stats(self) -> Stats:
         return self._actor.read(State.stats)

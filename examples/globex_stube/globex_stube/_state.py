@@ -337,7 +337,7 @@ class State:
         name, payload = (spec, ()) if isinstance(spec, str) else (spec[0], spec[1:])
         self._remove_timer(timer)
         value = payload if len(payload) > 1 else payload[0] if payload else NO_PAYLOAD
-        return self._begin(timer.cid, Event(timer.instance_id, name, value))
+        return self._begin(timer.cid, Event(timer.instance_id, name, value, due=timer.order[0]))
 
     def _begin_target(self, publication: Publication) -> Delivery | None:
         """Begin the delivery to the next target; None if its subscription has ended."""
@@ -349,7 +349,8 @@ class State:
             self._cancelled += 1
             return None
         name = subscription.spec if isinstance(subscription.spec, str) else subscription.spec[0]
-        return self._begin(subscription.cid, Event(subscription.instance_id, name, publication.message))
+        event = Event(subscription.instance_id, name, publication.message, due=publication.order[0])
+        return self._begin(subscription.cid, event)
 
     def _begin(self, cid: str, event: Event) -> Delivery:
         assert self.hooks is not None  # it is there as long as something is pending

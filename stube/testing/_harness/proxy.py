@@ -102,6 +102,10 @@ class RegistryProxy:
     def join(self, timeout: float | None = 5.0) -> bool:
         return self.registry.join(timeout)
 
+    @property
+    def now_ns(self) -> int:
+        return self.registry.now_ns
+
     def stats(self) -> Stats:
         return self.registry.stats()
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from stube import Event, Stats
+from stube import NO_PAYLOAD, Event, Stats
 from stube.testing._contract.capabilities import REAL_TIME, requires
 from stube.testing._harness import PATIENCE, Driver, first_difference, loop_is_needed, monotonic_ns, run_script
 from stube.testing.suite._fixtures import HOUR, MakeRun, guarantee, refused
@@ -93,6 +93,71 @@ def test_settle_waits_for_a_timer_that_is_due_at_this_very_instant(make_run: Mak
         run.schedule(0)
         assert run.registry.settle(PATIENCE)
         assert run.registry.stats().timers == run.registry.stats().running == 0
+
+
+@guarantee("G2")
+def test_an_event_shows_the_instant_for_which_it_was_meant(run: Driver) -> None:
+    """Fault: `due` is missing from one kind of event, is the instant at which the delivery begins, counts from another
+    beginning, or is in another unit; or `now_ns` shows another clock."""
+    registry, shown = run.registry, dict[Any, int]()
+    run.recorder.on("tick", lambda cid, event: shown.setdefault(event.payload, registry.now_ns))
+    run.recorder.on("said", lambda cid, event: shown.setdefault((event.instance_id, event.payload), registry.now_ns))
+    run.subscribe()
+    run.subscribe(instance_id="other")
+    before = registry.now_ns
+    run.schedule(0, ("tick", "now"))
+    run.schedule(5, ("tick", "in 5 ms"))
+    run.schedule(20.5, "tick")
+    registry.publish("t", "message")
+    after = registry.now_ns
+    run.pass_time(30)
+    due = {
+        (event.instance_id, event.payload) if event.name == "said" else event.payload: event.due
+        for event in (seen.event for seen in run.recorder.seen)
+    }
+    waits = {"now": 0, ("main", "message"): 0, ("other", "message"): 0, "in 5 ms": 5_000_000, NO_PAYLOAD: 20_500_000}
+    assert due.keys() == waits.keys()
+    for payload, wait in waits.items():
+        instant = due[payload]
+        assert type(instant) is int
+        assert before + wait <= instant <= after + wait, payload
+        assert instant <= shown[payload] <= registry.now_ns, payload
+    assert due["main", "message"] == due["other", "message"]
+    dues = [seen.event.due or 0 for seen in run.recorder.seen]
+    assert dues == sorted(dues)
+
+
+@guarantee("G2")
+@requires("own_clock")
+def test_an_event_that_begins_late_shows_the_instant_for_which_it_was_meant(make_run: MakeRun) -> None:
+    """Fault: an event shows the instant at which it begins, or that of the event before it."""
+    instant = 10**9
+    run = make_run(clock=lambda: instant)
+    run.subscribe()
+    run.subscribe(cid="c2")
+    with run.held():
+        for number in range(70):
+            run.schedule(3 + number / 1000, ("tick", number), cid=f"c{number % 3}")
+        instant += 1_000_000
+        run.registry.publish("t", "message")
+        instant += 10**9
+    run.settle()
+    due = {(seen.cid, seen.event.payload): seen.event.due for seen in run.recorder.seen}
+    ticks = {(f"c{number % 3}", number): 1_003_000_000 + number * 1000 for number in range(70)}
+    assert due == ticks | {("c1", "message"): 1_001_000_000, ("c2", "message"): 1_001_000_000}
+
+
+@guarantee("G12")
+@requires("own_clock")
+def test_the_present_instant_is_that_of_the_registrys_clock(make_run: MakeRun) -> None:
+    """Fault: `now_ns` shows another clock, or the latest instant at which something was accepted."""
+    instant = 10**9
+    run = make_run(clock=lambda: instant)
+    for _ in range(3):
+        assert run.registry.now_ns == instant
+        run.schedule(0)
+        instant += 10**9
+    run.settle()
 
 
 @guarantee("G9")
