@@ -10,9 +10,10 @@ from types import TracebackType
 from typing import Any, Self
 
 from stube._errors import ConversationEnded
-from stube._events import EventSpec
+from stube._events import Event, EventSpec
 from stube._registry import Registry, TimerHandle
 from stube._typing import override
+from stube.arguments import delay_in_nanoseconds, exact_milliseconds, plain_event, plain_name
 
 __all__ = ["Conversation", "Conversations"]
 
@@ -40,8 +41,9 @@ class Conversation:
     # Numbered races that the order of the lines avoids:
     # 1. A timer that cannot be stopped: `_ended` is set once and never unset. Every adding method reads it AFTER it has
     #    added, and end() sets it BEFORE it removes. In each order, one of the two sees the other.
-    # 2. A successor under the same cid: `Conversations.open` makes one only when `_lock` is free. end() removes, and an
-    #    adding method undoes, under that lock, so neither of them removes anything of a successor.
+    # 2. A successor under the same cid: `Conversations.open` makes one only when `_lock` is free. What removes does so
+    #    under that lock, and not after the end, so no method removes anything of a successor.
+    # 3. Two threads re-arm the same timer: each cancels and schedules under `_lock`, so that one timer is left.
     __slots__ = ("_cid", "_conversations", "_ended", "_lock")
 
     def __init__(self, conversations: Conversations, cid: str) -> None:
@@ -72,13 +74,60 @@ class Conversation:
 
     def take_flow(self) -> Any | None:
         """Take the baton; None if it was taken, was never put, or the conversation has ended."""
-        return self._conversations.registry.pending_flow(self._cid)
+        with self._lock:
+            return None if self._ended else self._conversations.registry.pending_flow(self._cid)
 
-    def schedule(self, event: EventSpec, delay: float | timedelta, *, instance_id: str = "main") -> TimerHandle:
-        """Deliver `event` once, `delay` from now: milliseconds or a `timedelta`. See `Registry.schedule_event`."""
+    def schedule(
+        self,
+        event: EventSpec,
+        delay: float | timedelta,
+        *,
+        instance_id: str = "main",
+        since: Event | None = None,
+        replace: bool = False,
+    ) -> TimerHandle:
+        """Deliver `event` once, `delay` from now. See `Registry.schedule_event`.
+
+        Args:
+            event: a name, or `(name, *payload)`.
+            delay: milliseconds or a `timedelta`.
+            instance_id: the component that gets it.
+            since: count from the instant for which this event was meant (`Event.due`), and not from now, so that a
+                handler that is late does not delay what it schedules. What has been missed by now is skipped: it is due
+                a whole number of delays after `since`, the first one that is not over. For a handler that schedules its
+                own next tick.
+            replace: cancel the other timers of the instance in the same step. For a time-out that starts again with
+                each sign of life. A full registry gives the new timer the room of the old one.
+
+        Raises:
+            ConversationEnded: the conversation has ended.
+            TypeError, ValueError: as `Registry.schedule_event`; `since` is no event of a registry; or the registry does
+                not show the present instant. Nothing has changed.
+
+        >>> from stube import Conversations, create_registry
+        >>> with create_registry("virtual") as registry:
+        ...     conversation = Conversations(registry).open("c1")
+        ...     def dispatch(cid, event):
+        ...         print(registry.now_ms, event.name)
+        ...         if event.name == "tick":
+        ...             _ = conversation.schedule("tick", 100, since=event)
+        ...     registry.install_dispatch(dispatch)
+        ...     _ = conversation.schedule("tick", 100)
+        ...     _ = conversation.schedule("idle", 150, instance_id="idle")
+        ...     _ = conversation.schedule("idle", 250, instance_id="idle", replace=True)
+        ...     registry.advance(300)
+        100.0 tick
+        200.0 tick
+        250.0 idle
+        300.0 tick
+        """
         registry = self._registry_if_live()
         # True division rounds once, and 1 ms is exact: a whole number of milliseconds stays whole.
         delay_ms = delay / _ONE_MILLISECOND if isinstance(delay, timedelta) else delay
+        if since is not None:
+            delay_ms = _left_of(registry, since, delay_ms)
+        if replace:
+            return self._replace(registry, event, delay_ms, instance_id)
         handle = registry.schedule_event(cid=self._cid, instance_id=instance_id, delay_ms=delay_ms, event=event)
         if self._ended:
             handle.cancel()
@@ -97,11 +146,18 @@ class Conversation:
 
     def unsubscribe(self, topic: str | None = None, *, instance_id: str = "main") -> int:
         """Remove one subscription of the instance, or all; return how many. Silent after the end."""
-        return self._conversations.registry.unsubscribe(cid=self._cid, instance_id=instance_id, topic=topic)
+        with self._lock:
+            if self._ended:
+                return 0
+            return self._conversations.registry.unsubscribe(cid=self._cid, instance_id=instance_id, topic=topic)
 
-    def cancel_timers(self) -> int:
-        """Cancel every timer of the conversation; return how many this call cancelled. Silent after the end."""
-        return self._conversations.registry.cancel_timers(self._cid)
+    def cancel_timers(self, *, instance_id: str | None = None) -> int:
+        """Cancel every timer of the conversation, or of one instance; return how many this call cancelled. Silent after
+        the end."""
+        with self._lock:
+            if self._ended:
+                return 0
+            return self._conversations.registry.cancel_timers(self._cid, instance_id=instance_id)
 
     def end(self) -> None:
         """End the conversation: after the return no delivery of it begins, and nothing of it remains.
@@ -136,6 +192,16 @@ class Conversation:
     def __repr__(self) -> str:
         return f"<Conversation {self._cid!r}{' ended' if self._ended else ''}>"
 
+    def _replace(self, registry: Registry, event: EventSpec, delay_ms: float, instance_id: str) -> TimerHandle:
+        """Cancel the timers of an instance and schedule another one. What is wrong is refused before that."""
+        event, instance_id = plain_event(event), plain_name("instance_id", instance_id)
+        delay_in_nanoseconds(delay_ms)
+        with self._lock:
+            if self._ended:
+                raise self._error()
+            registry.cancel_timers(self._cid, instance_id=instance_id)
+            return registry.schedule_event(cid=self._cid, instance_id=instance_id, delay_ms=delay_ms, event=event)
+
     def _registry_if_live(self) -> Registry:
         if self._ended:
             raise self._error()
@@ -146,6 +212,21 @@ class Conversation:
             f"The conversation {self._cid!r} has ended, so nothing can be added to it. "
             "Open a new one, or let the handler that added to it return."
         )
+
+
+def _left_of(registry: Registry, since: Event, delay_ms: float) -> float:
+    """Return the milliseconds from now until the first whole number of delays after `since` that is not over."""
+    if not isinstance(since, Event) or since.due is None:
+        raise TypeError(
+            f"since must be an event that a registry delivered, not {since!r}. Leave it out to count from now."
+        )
+    now = getattr(registry, "now_ns", None)
+    if type(now) is not int:
+        raise TypeError(f"since needs a registry that shows the present instant, and {registry!r} has no now_ns.")
+    delay = delay_in_nanoseconds(delay_ms)
+    missed = max(0, now - since.due - delay)
+    left = since.due + delay - now + (-(-missed // delay) * delay if delay else missed)
+    return exact_milliseconds(left)
 
 
 class Conversations:

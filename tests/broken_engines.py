@@ -236,7 +236,7 @@ FAULTS: Final[tuple[Fault, ...]] = (
     Fault(
         "G11",
         "infinity and NaN count as no delay",
-        ENGINE + "_arguments.py",
+        "stube/arguments.py",
         "        if not isfinite(delay_ms):\n",
         "        if not isfinite(delay_ms):\n            return 0\n        if False:\n",
         ("test_time.py::test_a_delay_that_is_not_finite_is_a_value_error",),
@@ -244,7 +244,7 @@ FAULTS: Final[tuple[Fault, ...]] = (
     Fault(
         "G11",
         "True counts as one millisecond",
-        ENGINE + "_arguments.py",
+        "stube/arguments.py",
         "    if isinstance(delay_ms, int) and not isinstance(delay_ms, bool):\n",
         "    if isinstance(delay_ms, int):\n",
         ("test_time.py::test_a_delay_of_another_type_is_a_type_error",),

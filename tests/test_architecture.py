@@ -182,6 +182,7 @@ def public_names_only(module: Module) -> Iterator[str]:
         else:
             allowed = not _within(one.target, "stube", "stube_backends") or _within(one.target, home)
             # These are public as well.
+            allowed = allowed or one.target == "stube.arguments"
             allowed = allowed or (home == "stube.demo" and one.module == "stube.asgi")
             allowed = allowed or (home == "stube.demo" and one.target == "stube.testing" and one.name in TESTING)
             allowed = allowed or home in LENT.get(one.module, ())

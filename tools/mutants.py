@@ -47,6 +47,7 @@ from typing import Any, Final, NamedTuple
 from tools.preloaded import ROOT, Ended, Running, Tree, preload, run_pytest
 
 ENGINE: Final = Path("backends", "stube_backends", "engine")
+ARGUMENTS: Final = Path("stube", "arguments.py")  # of the core, and tested with the engine, whose checks it has
 ACCEPTED: Final = ROOT / "tools" / "mutants.toml"
 MODULES: Final = (  # all but `_claims`, a protocol, in which there is no code to change
     "_engine",
@@ -71,6 +72,7 @@ MODULES: Final = (  # all but `_claims`, a protocol, in which there is no code t
     "_options",
     "_process",
     "_arguments",
+    "arguments",
     "_inspection",
     "_recovery",
 )
@@ -123,7 +125,7 @@ class Mutant:
 def mutants_of(module: str) -> list[Mutant]:
     """Return every mutant of a module, in the order of its lines. Two with the same text are one."""
     cst: Any = import_module("libcst")
-    source = (ROOT / ENGINE / f"{module}.py").read_text(encoding="utf-8")
+    source = (ROOT / file_of(module)).read_text(encoding="utf-8")
     tree = cst.parse_module(source)
     origin = _digest([source])
     lines = source.splitlines()
@@ -239,13 +241,17 @@ class Recorder:
         self._codes.add(frame.f_code)
 
     def called(self) -> list[str]:
-        inside = [code for code in self._codes if str(ENGINE) in code.co_filename]
+        inside = [code for code in self._codes if str(ENGINE) in code.co_filename or _is_arguments(code)]
         return sorted(f"{Path(code.co_filename).stem}.{code.co_qualname.replace('.<locals>', '')}" for code in inside)
 
 
-def module_file(mutant: Mutant) -> Path:
-    """Return the file that a mutant replaces."""
-    return ENGINE / f"{mutant.module}.py"
+def _is_arguments(code: CodeType) -> bool:
+    return code.co_filename.endswith(str(ARGUMENTS))
+
+
+def file_of(module: str) -> Path:
+    """Return the file of a module, which its mutants replace."""
+    return ARGUMENTS if module == ARGUMENTS.stem else ENGINE / f"{module}.py"
 
 
 def start(tree: Tree, arguments: Sequence[str], *, own: bool, profiled: bool = False) -> Running:
@@ -288,7 +294,7 @@ def stages(tree: Tree, modules: Iterable[str], *, fast: bool = False) -> Iterato
     With `fast` there is one stage for the suite, which runs as `make test` runs it.
     """
     own = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob(OWN))
-    own_digest = _digest(_texts(OWN, f"{ENGINE}/*.py"))
+    own_digest = _digest(_texts(OWN, f"{ENGINE}/*.py", str(ARGUMENTS)))
     own_seconds = _remembered(tree, f"own-{own_digest}", lambda: _measured(tree, own, own=True)["seconds"])
     called = _remembered(tree, f"called-{own_digest}", lambda: _measured(tree, own, own=True, profiled=True)["called"])
     yield Stage("own", own, sum(own_seconds.values()), _digest(_texts(OWN)), reached=frozenset(called))
@@ -358,14 +364,14 @@ def run_stage(stage: Stage, mutants: Sequence[Mutant], trees: Sequence[Tree], re
                 if (file := mutant.by.partition("::")[0]) in stage.arguments:
                     deadly[mutant.module] = file
                 record(mutant)
-                tree.restore(module_file(mutant))
+                tree.restore(file_of(mutant.module))
                 del busy[tree]
                 done += 1
                 if done % 50 == 0 or done == total:
                     _say(f"{stage.name}: {done} of {total}; {_figures(mutants)}")
             if waiting:
                 mutant = waiting.pop(0)
-                tree.write(module_file(mutant), mutant.source)
+                tree.write(file_of(mutant.module), mutant.source)
                 arguments = stage.arguments.copy()
                 if mutant.module in deadly:  # these tests will most likely kill it, as they killed its neighbour
                     arguments.insert(0, arguments.pop(arguments.index(deadly[mutant.module])))
@@ -393,7 +399,7 @@ def _judge(mutant: Mutant, stage: Stage, result: Mapping[str, Any]) -> None:
 
 def changed_since(when: str) -> set[str]:
     """Return the modules of the engine that a commit has changed since then."""
-    command = ["git", "log", f"--since={when}", "--name-only", "--format=", "--", str(ENGINE)]
+    command = ["git", "log", f"--since={when}", "--name-only", "--format=", "--", str(ENGINE), str(ARGUMENTS)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     return {Path(line).stem for line in done.stdout.splitlines()} & set(MODULES)
 

@@ -15,14 +15,8 @@ from typing_extensions import override
 
 import stube
 from stube import VirtualBackend
-from stube_backends.engine._arguments import (
-    checked_timeout,
-    delay_in_nanoseconds,
-    milliseconds,
-    name_of,
-    plain_event,
-    plain_name,
-)
+from stube.arguments import checked_timeout, delay_in_nanoseconds, milliseconds, plain_event, plain_name
+from stube_backends.engine._arguments import name_of
 
 
 class Name(str):

@@ -12,10 +12,11 @@ from typing import Any, Final
 from typing_extensions import override
 
 from stube import Dispatch, Event
+from stube.arguments import checked_timeout
 from stube_backends.aio._link import LoopLink
 from stube_backends.aio._runners import Runners
 from stube_backends.engine import EARLIEST, Core, Driver, Engine, Failures, Options, refuse_inside, wait_until_idle
-from stube_backends.engine._arguments import checked_timeout, must_be_awaited
+from stube_backends.engine._arguments import must_be_awaited
 from stube_backends.engine._core import FOREVER, REENTRANT, Waiter
 from stube_backends.engine._mailboxes import AGAIN, Mailbox, MailboxClaims
 from stube_backends.engine._waiting import delist_locked, enlist_locked, release_waiters_locked, set_sleep_locked

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from typing_extensions import override
 
 from stube import AsyncBackend, Dispatch
+from stube.arguments import checked_timeout
 from stube_backends.aio._driver import AnyDispatch, LoopDriver
 from stube_backends.engine import LocalRegistry, OnError, OnFull, Options
-from stube_backends.engine._arguments import checked_timeout
 
 
 class AsyncioRegistry(LocalRegistry, AsyncBackend):

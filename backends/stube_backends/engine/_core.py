@@ -39,7 +39,7 @@ from operator import call
 from typing import Any, Final, NamedTuple, Protocol
 
 from stube import Dispatch, Event, StubeError
-from stube_backends.engine._arguments import PlainEvent
+from stube.arguments import PlainEvent
 from stube_backends.engine._deferred import DeferredCalls
 from stube_backends.engine._engine import Engine
 from stube_backends.engine._recovery import rebuild

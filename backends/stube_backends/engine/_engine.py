@@ -23,7 +23,7 @@ from typing import Any, Final, Generic, NoReturn, TypeAlias
 from typing_extensions import TypeVar, override
 
 from stube import EventSpec, RegistryClosed, RegistryFull, Stats
-from stube_backends.engine._arguments import PlainEvent
+from stube.arguments import PlainEvent
 from stube_backends.engine._backlogs import Backlogs, Limits, Overflow
 from stube_backends.engine._claims import Claims
 from stube_backends.engine._ledger import Ledger

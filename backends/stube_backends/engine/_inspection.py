@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from stube import ConversationInfo, SubscriptionInfo, TimerInfo
-from stube_backends.engine._arguments import milliseconds, public_event
+from stube.arguments import milliseconds
+from stube_backends.engine._arguments import public_event
 from stube_backends.engine._engine import Engine
 from stube_backends.engine._topics import Publication
 

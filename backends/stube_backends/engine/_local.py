@@ -12,13 +12,7 @@ from typing import Any
 from typing_extensions import override
 
 from stube import Backend, ConversationInfo, Dispatch, EventSpec, RegistryFull, Stats, TimerHandle
-from stube_backends.engine._arguments import (
-    PlainEvent,
-    checked_timeout,
-    delay_in_nanoseconds,
-    plain_event,
-    plain_name,
-)
+from stube.arguments import PlainEvent, checked_timeout, delay_in_nanoseconds, plain_event, plain_name
 from stube_backends.engine._backlogs import Overflow
 from stube_backends.engine._core import REENTRANT, Core, ignore
 from stube_backends.engine._driver import Driver, refuse_missing_members

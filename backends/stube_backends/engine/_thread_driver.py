@@ -38,7 +38,8 @@ from typing import Any, Final
 from typing_extensions import override
 
 from stube import Dispatch, Event
-from stube_backends.engine._arguments import checked_dispatch, checked_timeout
+from stube.arguments import checked_timeout
+from stube_backends.engine._arguments import checked_dispatch
 from stube_backends.engine._core import FOREVER, REENTRANT, Core
 from stube_backends.engine._delivery import Deliverer
 from stube_backends.engine._driver import LONGEST_SLEEP, Driver, refuse_inside, sleep_seconds

@@ -8,7 +8,8 @@ from typing import Any, Final, Protocol
 from typing_extensions import override
 
 from stube import Event
-from stube_backends.engine._arguments import PlainEvent, event_with_payload, name_of
+from stube.arguments import PlainEvent
+from stube_backends.engine._arguments import event_with_payload, name_of
 from stube_backends.engine._tables import free_if_empty
 
 PENDING_ADMISSION: Final = object()

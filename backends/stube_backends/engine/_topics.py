@@ -14,7 +14,8 @@ from operator import length_hint
 from typing import Any, Final
 
 from stube import EventSpec
-from stube_backends.engine._arguments import PlainEvent, name_of, public_event
+from stube.arguments import PlainEvent
+from stube_backends.engine._arguments import name_of, public_event
 from stube_backends.engine._tables import free_if_empty
 
 _SMALL: Final = 32  # live subscriptions

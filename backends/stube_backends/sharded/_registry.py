@@ -11,8 +11,8 @@ from typing import Any, Final
 from typing_extensions import override
 
 from stube import Backend, ConversationInfo, Dispatch, EventSpec, RegistryFull, Stats, TimerHandle, monotonic_ns
+from stube.arguments import checked_timeout, plain_name
 from stube_backends.engine import Core, LocalRegistry, OnError, OnFull, Options, refuse_inside
-from stube_backends.engine._arguments import checked_timeout, plain_name
 from stube_backends.engine._core import REENTRANT, ShardGroup, run_all_locked
 from stube_backends.engine._engine import raise_closed_to_dispatch
 from stube_backends.sharded._room import Room, share_of

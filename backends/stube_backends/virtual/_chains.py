@@ -8,7 +8,8 @@ from typing import Any, Final
 from typing_extensions import override
 
 from stube import VirtualTimeError
-from stube_backends.engine._arguments import milliseconds, name_of
+from stube.arguments import milliseconds
+from stube_backends.engine._arguments import name_of
 from stube_backends.engine._order import ReadyOrder, SerialClaims
 from stube_backends.engine._timers import DueBatch, Timer
 from stube_backends.engine._topics import FanOut

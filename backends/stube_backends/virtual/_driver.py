@@ -11,8 +11,8 @@ from typing import Any, Final
 from typing_extensions import override
 
 from stube import Dispatch, VirtualTimeError
+from stube.arguments import checked_timeout
 from stube_backends.engine import EARLIEST, Core, Deliverer, Driver, Engine, Failures, OnError
-from stube_backends.engine._arguments import checked_timeout
 from stube_backends.engine._awaiting import AwaitingDeliverer, HandlerHangs
 from stube_backends.engine._core import REENTRANT
 from stube_backends.virtual._chains import WatchedClaims, describe_next

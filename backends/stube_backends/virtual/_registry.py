@@ -11,8 +11,8 @@ from typing import Final
 from typing_extensions import override
 
 from stube import Delivery, Dispatch, Event, VirtualBackend, VirtualTimeError
+from stube.arguments import checked_timeout, delay_in_nanoseconds, milliseconds
 from stube_backends.engine import Engine, LocalRegistry, OnError, OnFull, Options
-from stube_backends.engine._arguments import checked_timeout, delay_in_nanoseconds, milliseconds
 from stube_backends.virtual._chains import WatchedClaims
 from stube_backends.virtual._clock import Clock
 from stube_backends.virtual._driver import MANY, VirtualDriver

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from stube import Delivery, Dispatch, Event
-from stube_backends.engine._arguments import milliseconds, must_be_awaited
+from stube.arguments import milliseconds
+from stube_backends.engine._arguments import must_be_awaited
 from stube_backends.virtual._clock import Clock
 
 _LENGTH: Final = 10_000  # deliveries

@@ -11,15 +11,18 @@ import pytest
 from typing_extensions import override
 
 from stube import (
+    NO_PAYLOAD,
     Backend,
     Conversation,
     ConversationEnded,
     Conversations,
     Event,
+    RegistryFull,
     Stats,
 )
+from stube.testing._contract.capabilities import requires
 from stube.testing._harness import Driver, RegistryProxy, run_threads
-from stube.testing.suite._fixtures import HOUR, guarantee, logging_to
+from stube.testing.suite._fixtures import HOUR, MakeRun, guarantee, logging_to
 
 
 @guarantee("G21")
@@ -50,6 +53,111 @@ def test_a_conversation_handle_does_what_the_operations_do(run: Driver) -> None:
     assert conversation.unsubscribe("t") == 1
     assert conversation.unsubscribe(instance_id="other") == 1
     assert run.stats() == Stats(accepted=4, delivered=2, cancelled=2)
+
+
+@guarantee("G21")
+def test_a_handle_cancels_the_timers_of_one_instance(run: Driver) -> None:
+    """Fault: the instance is ignored, or another conversation's timers are cancelled as well."""
+    conversations = Conversations(run.registry)
+    conversation = conversations.open("c1")
+    for instance_id in ("one", "one", "two"):
+        conversation.schedule("tick", HOUR, instance_id=instance_id)
+    conversations.open("c2").schedule("tick", HOUR, instance_id="one")
+    assert conversation.cancel_timers(instance_id="one") == 2
+    assert conversation.cancel_timers(instance_id="one") == 0
+    assert {cid: len(info.timers) for cid, info in run.registry.inspect().items()} == {"c1": 1, "c2": 1}
+    assert conversation.cancel_timers() == 1
+
+
+@guarantee("G21")
+def test_a_time_out_that_starts_again_replaces_the_one_before(run: Driver) -> None:
+    """Fault: the old timer is left, another instance's timer is cancelled, or the new one is cancelled as well."""
+    conversation = Conversations(run.registry).open("c1")
+    conversation.schedule("other", 2, instance_id="other")
+    first = conversation.schedule("idle", HOUR, instance_id="idle")
+    for number, delay in enumerate((HOUR, HOUR, 1)):
+        conversation.schedule(("idle", number), delay, instance_id="idle", replace=True)
+    assert not first.cancel()
+    run.pass_time(2)
+    assert run.recorder.payloads == [2, NO_PAYLOAD]
+    assert run.stats() == Stats(accepted=5, delivered=2, cancelled=3)
+
+
+@guarantee("G15", "G22")
+def test_a_replacement_that_is_refused_changes_nothing(make_run: MakeRun) -> None:
+    """Fault: the old timer is cancelled before the new one is checked. In a full registry the new one has its room."""
+    run = make_run(max_pending=1)
+    conversation = Conversations(run.registry).open("c1")
+    conversation.schedule("idle", HOUR)
+    wrong = (((), 1, "main"), ("idle", float("nan"), "main"), ("idle", 1, ""), ("idle", "1", "main"))
+    for event, delay, instance_id in wrong:
+        with pytest.raises((TypeError, ValueError)):
+            conversation.schedule(event, delay, instance_id=instance_id, replace=True)  # type: ignore[arg-type]
+    with pytest.raises(RegistryFull):
+        conversation.schedule("idle", 1, instance_id="other", replace=True)
+    assert run.registry.stats() == Stats(timers=1, accepted=1)
+    conversation.schedule("again", HOUR, replace=True)
+    assert [timer.event for timer in run.registry.inspect()["c1"].timers] == ["again"]
+    conversation.end()
+    with pytest.raises(ConversationEnded):
+        conversation.schedule("idle", 1, replace=True)
+    assert run.registry.stats() == Stats(accepted=2, cancelled=2)
+
+
+@guarantee("G21")
+@requires("own_clock")
+def test_a_tick_counts_from_the_instant_for_which_the_one_before_was_meant(make_run: MakeRun) -> None:
+    """Fault: a late handler delays what it schedules, so that a clock drifts; or missed ticks come in a burst."""
+    instant, dues = 10**9, list[int]()
+    run = make_run(clock=lambda: instant)
+    conversation = Conversations(run.registry).open("c1")
+
+    def tick(cid: str, event: Event) -> None:
+        dues.append(event.due or 0)
+        if len(dues) < 7:
+            conversation.schedule("tick", 100.5, since=event)
+
+    run.recorder.on("tick", tick)
+    conversation.schedule("tick", 100.5)
+    # In time; 40 ms late; at the very instant of the next one but one, twice; late by a nanosecond.
+    for step in (100_500_000, 140_500_000, 261_500_000, 201_000_000, 100_500_001):
+        instant += step
+        run.settle()
+    assert dues == [10**9 + number * 100_500_000 for number in (1, 2, 3, 5, 6, 7, 8)]
+
+
+@guarantee("G21")
+def test_what_counts_from_an_event_is_refused_where_it_cannot(run: Driver) -> None:
+    """Fault: an event that a host built counts from the clock's beginning; or a delay of 0 is a division by zero."""
+    conversation = Conversations(run.registry).open("c1")
+    for wrong in (Event("main", "click"), "tick", 5):
+        with pytest.raises(TypeError, match="an event that a registry delivered"):
+            conversation.schedule("tick", 1, since=wrong)  # type: ignore[arg-type]
+    assert run.registry.stats().timers == 0
+    run.recorder.on("tick", lambda cid, event: conversation.schedule("no delay", 0, since=event))
+    conversation.schedule("tick", 0)
+    run.settle()
+    run.settle()
+    assert run.recorder.names == ["tick", "no delay"]
+
+
+@guarantee("G21")
+def test_an_ended_handle_changes_nothing_of_its_successor(run: Driver) -> None:
+    """Case 41. Fault: a method of a handle that has ended acts on the conversation that has its name now."""
+    conversations = Conversations(run.registry)
+    old = conversations.open("t")
+    old.end()
+    conversation = conversations.open("t")
+    conversation.put_flow("flow")
+    conversation.schedule("tick", HOUR)
+    conversation.subscribe("topic", "said")
+    before = run.registry.inspect()
+    assert (old.cancel_timers(), old.cancel_timers(instance_id="main"), old.unsubscribe()) == (0, 0, 0)
+    assert (old.unsubscribe("topic"), old.take_flow()) == (0, None)
+    old.end()
+    assert run.registry.inspect().keys() == before.keys()
+    assert run.registry.inspect()["t"].pending_flow
+    assert (conversation.cancel_timers(), conversation.unsubscribe(), conversation.take_flow()) == (1, 1, "flow")
 
 
 @guarantee("G21")
