@@ -20,7 +20,7 @@ def boot(conversation: Conversation, flow_id: str) -> None:
 def dispatch(cid: str, event: Event) -> None:
     if conversation := host.conversations.get(cid):
         if event.name == "tick":
-            conversation.schedule(("tick", event.payload + 1), 1000)
+            conversation.schedule(("tick", event.payload + 1), 1000, since=event)
         host.send(conversation, event.name, str(event.payload))
 
 

@@ -25,7 +25,7 @@ def dispatch(cid: str, event: Event) -> None:  # on the registry's thread, so it
             conversation.end()
         return
     if event.name == "tick":
-        conversation.schedule(("tick", event.payload + 1), 1000)
+        conversation.schedule(("tick", event.payload + 1), 1000, since=event)
     try:
         outbox.put_nowait(f"event: {event.name}\ndata: {' '.join(str(event.payload).split())}\n\n".encode())
     except queue.Full:

@@ -479,7 +479,7 @@ def test_frozen_handler_that_awaits_delays_no_other() -> None:
                 freezing = asyncio.create_task(demo.dispatch_awaiting(frozen.cid, stube.Event("freezer", "freeze")))
                 while not demo._freezer.is_frozen(frozen.cid):
                     await asyncio.sleep(0)
-                await demo.dispatch_awaiting(other.cid, stube.Event("clock", "tick", (1, 0.0)))
+                await demo.dispatch_awaiting(other.cid, stube.Event("clock", "tick", 1, due=registry.now_ns))
                 clocks = [timer for timer in registry.inspect(other.cid)[other.cid].timers if timer.event != "sweep"]
                 assert [timer.event[1] for timer in clocks] == [2]
                 assert not freezing.done()

@@ -16,7 +16,7 @@ class Figures:
 
     Args:
         history: the calls and deliveries up to now.
-        tick_ms: the step of the clocks; two ticks of one conversation must be at least this far apart.
+        tick_ms: the step of the clocks; two ticks of one conversation must be due at least this far apart.
     """
 
     def __init__(self, history: History, *, tick_ms: float) -> None:
@@ -38,9 +38,11 @@ class Figures:
 
 
 def _early(runs: list[Run], tick_ns: float) -> int:
-    """Return how many ticks came too early. A tick schedules the next one, so the next delay begins after it."""
-    ticks = [run.clock for run in runs if run.name == "tick" and run.clock is not None]
-    return sum(after - before < tick_ns for before, after in pairwise(ticks))
+    """Return how many ticks came too early: before they were due, or due less than a step after the one before."""
+    ticks = [run for run in runs if run.name == "tick" and run.clock is not None and run.due is not None]
+    begun_early = sum(run.clock < run.due for run in ticks if run.clock is not None and run.due is not None)
+    dues = [run.due for run in ticks if run.due is not None]
+    return begun_early + sum(after - before < tick_ns for before, after in pairwise(dues))
 
 
 def _most_inside(runs: list[Run]) -> int:

@@ -107,7 +107,7 @@ class Demo:
         between its lines.
         """
         conversation.subscribe(ROOM, "said", instance_id="chat")
-        self._schedule_tick(conversation, 1)
+        conversation.schedule(("tick", 1), self._tick_ms, instance_id="clock")
         self._schedule_idle(conversation)
         self._show(conversation, "hello", {"name": name_of(conversation.cid)})
 
@@ -124,11 +124,11 @@ class Demo:
         if conversation is None:
             return
         match event:
-            case stube.Event("tick", (int(number), float())):
+            case stube.Event("tick", int(number)):
                 # The clock's state is in the payload of its timer, so there is nothing to store or to clean up.
                 # If the conversation has ended by now, this raises ConversationEnded, which the registry counts as
                 # delivered.
-                self._schedule_tick(conversation, number + 1)
+                conversation.schedule(("tick", number + 1), self._tick_ms, instance_id="clock", since=event)
                 self._show_tick(conversation, number)
             case stube.Event("said", message):
                 self._show(conversation, "said", message)
@@ -167,25 +167,15 @@ class Demo:
             self._show(conversation, "thawed", {"seconds": round(monotonic() - begin, 1)})
 
     def _note(self, event: stube.Event) -> None:
-        match event:
-            case stube.Event("tick", (_, float(due))):
-                self._meter.note(due)
-            case _:
-                self._meter.note(None)
-
-    def _schedule_tick(self, conversation: stube.Conversation, number: int) -> None:
-        due = self._now_ms() + self._tick_ms
-        conversation.schedule(("tick", number, due), self._tick_ms, instance_id="clock")
+        self._meter.note(event.due / 1e6 if event.name == "tick" and event.due is not None else None)
 
     def _schedule_idle(self, conversation: stube.Conversation) -> None:
         """Start the timer that tells a page that it has been silent, or start it again."""
-        # Cancelled first, so that the new timer has the room of the old one in a full registry.
-        self.registry.cancel_timers(conversation.cid, instance_id="idle")
-        conversation.schedule("idle", self._idle_ms, instance_id="idle")
+        conversation.schedule("idle", self._idle_ms, instance_id="idle", replace=True)
 
     def _now_ms(self) -> float:
         """Return the time on the clock of the registry's timers. Thread-safe."""
-        return stube.monotonic_ns() / 1e6 if self._virtual is None else self._virtual.now_ms
+        return self.registry.now_ns / 1e6
 
     def _show_tick(self, conversation: stube.Conversation, number: int) -> None:
         # On a virtual clock half an hour may pass in a moment: 1800 ticks, of which a page needs only the last.

@@ -461,7 +461,9 @@ def test_a_handle_asks_its_owner_only_until_the_timer_is_over() -> None:
 def test_a_claim_returns_the_delivery_and_empties_the_timer(spec: Any, event: Event) -> None:
     """Fault: the claim returns another event, or the handle keeps a payload or a registry alive (G13)."""
     timer = Timer.pending_admission(spec, Group("c", "i", Owner()))
-    assert timer.claim() == ("c", event)
+    timer.due = 7
+    cid, claimed = timer.claim()
+    assert (cid, claimed, claimed.due) == ("c", event, 7)
     assert (timer.event, timer.group, timer.cancel()) == (None, None, False)
 
 

@@ -547,7 +547,7 @@ def test_claiming_a_message_reads_its_name_once() -> None:
 
     registry = VirtualRegistry()
     publication = Publication()
-    publication.topic_name, publication.message = "t", 1
+    publication.topic_name, publication.message, publication.due = "t", 1, 0
     claims = registry._driver._awaiting._claims_of_fan_out(FanOut(publication, [Leaving()]))  # type: ignore[list-item]
     assert next(claims) == ("c1", Event("main", "said", 1))
     claims.close()

@@ -39,7 +39,8 @@ _ALL: Final = (
         "A conversation's deliveries begin in the order of their ready instants: a timer's due instant, the instant "
         "at which a publication was accepted; ties in the order of acceptance. This also holds for deliveries that "
         "became overdue behind a slow handler. Instants of acceptance never run backwards: each is the larger of the "
-        "clock's reading and the latest instant that was accepted or delivered up to.",
+        "clock's reading and the latest instant that was accepted or delivered up to. An event shows its "
+        "ready instant as `event.due`, in nanoseconds.",
     ),
     Guarantee(
         "G3",
@@ -108,7 +109,7 @@ _ALL: Final = (
         "own clock",
         "Time",
         "A change of the wall clock has no effect, nor has replacing attributes of the `time` module. `clock=` may be "
-        "passed in.",
+        "passed in. `now_ns` is the present instant on this clock.",
     ),
     Guarantee(
         "G13",

@@ -185,6 +185,7 @@ class RecordedRegistry(RegistryProxy):
             "",
             "",
             self._clock(),
+            event.due,
         ]
         self._rows().runs.append(row)
         return row

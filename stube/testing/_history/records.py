@@ -99,6 +99,8 @@ class Run:
     """The name of the exception that left dispatch, if one did."""
     clock: int | None = None
     """The reading of the registry's clock, in nanoseconds, taken after `began_at`; None if it was not read."""
+    due: int | None = None
+    """The instant on the same clock for which the delivery was meant, as its event showed it."""
 
     @override
     def __str__(self) -> str:

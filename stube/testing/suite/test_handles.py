@@ -79,7 +79,7 @@ def test_a_time_out_that_starts_again_replaces_the_one_before(run: Driver) -> No
         conversation.schedule(("idle", number), delay, instance_id="idle", replace=True)
     assert not first.cancel()
     run.pass_time(2)
-    assert run.recorder.payloads == [2, NO_PAYLOAD]
+    assert set(run.recorder.payloads) == {2, NO_PAYLOAD}
     assert run.stats() == Stats(accepted=5, delivered=2, cancelled=3)
 
 
