@@ -71,16 +71,18 @@ def steps_of(mode: Mode, *, only_targets: bool = False, only: Sequence[str] | No
 
 # Seconds for one round of a target beside all its peers; one second for any other target.
 _ROUND_S: Final = {
-    "schedule": 3.0,
-    "schedule-a-million": 6.0,
-    "cancel": 3.0,
-    "firing": 6.0,
+    "schedule": 10.0,
+    "schedule-a-million": 12.0,
+    "cancel": 6.0,
+    "firing": 9.0,
     "lateness": 7.0,
     "deliveries": 9.0,
     "deliveries-few": 3.0,
     "publish": 7.0,
     "join-leave": 5.0,
     "end": 4.0,
+    "fairness": 7.0,
+    "life": 3.0,
     "virtual-time": 4.0,
     "blocking": 15.0,
 }

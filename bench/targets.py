@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from bench.measuring import Effort, Row
-from bench.rows import conversations, idle, lateness, memory, sharding, timers, topics, virtual_time
+from bench.rows import conversations, fairness, idle, lateness, lives, memory, sharding, timers, topics, virtual_time
 from bench.subjects import installed
 from bench.units import ratio, shown
 
@@ -59,6 +59,8 @@ TARGETS: Final = (
     Target("join-leave", topics.join_and_leave),
     Target("batons", conversations.batons),
     Target("end", conversations.end),
+    Target("fairness", fairness.clocks, ("memory", "sharded", "asyncio"), _NONE),
+    Target("life", lives.lives),
     Target("virtual-time", virtual_time.in_and_fired, _VIRTUAL, _NONE),
     Target("virtual-day", virtual_time.a_day, _VIRTUAL, _NONE),
     Target("one-caller", sharding.one_caller, ("sharded",), ("sharded://?shards=8",)),

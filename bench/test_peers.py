@@ -8,6 +8,7 @@ import pytest
 
 import bench.peers.emitters as emitters
 from bench.measuring import Plan
+from bench.peers.by_hand import ByHand
 from bench.peers.emitters import BareEmitter, Blinker, Channels, Emitter, FanOutPeer, Psygnal, ThreadPool
 from bench.peers.presence import present
 from bench.peers.timers import (
@@ -58,11 +59,26 @@ def test_a_timer_peer_files_every_handle_and_cancels_by_conversation(kind: type[
 @pytest.mark.parametrize("kind", present(FIRING), ids=lambda kind: kind.name)
 def test_a_timer_peer_fires_every_timer(kind: type[TimerPeer]) -> None:
     """Fault: `fire` of a peer returns before all timers have fired."""
-    peer = kind()
+    peer: Any = kind()
     try:
         peer.fill(Plan(20, 0.0001, 0.001, 4))
         peer.fire()
-        assert _pending(peer) == 0
+        assert dict(peer.handles) == {}, "the dict of a conversation without a timer is kept"
+    finally:
+        peer.close()
+
+
+def test_the_host_by_hand_builds_and_ends_conversations() -> None:
+    """Fault: it keeps less than its user needs to end a conversation; or its end leaves something."""
+    peer = ByHand()
+    try:
+        names = peer.build([("lobby", "room 1", 60.0), ("lobby", "room 2", 60.0)])
+        assert [len(peer.timers[cid]) for cid in names] == [2, 2]
+        assert peer.topics == {"lobby": set(names), "room 1": {names[0]}, "room 2": {names[1]}}
+        peer.end_all(names[:1])
+        assert peer.topics == {"lobby": {names[1]}, "room 2": {names[1]}}
+        peer.end_all(names[1:])
+        assert [peer.flows, peer.timers, peer.topics, peer.topics_of] == [{}, {}, {}, {}]
     finally:
         peer.close()
 

@@ -1,8 +1,9 @@
 """Other libraries that keep timers: each peer with the dict of handles per conversation that its user would keep.
 
 None of these has conversations. To end one, a user stores every handle under the conversation's name, removes it when
-the timer fires, and cancels the handles one by one. In each peer `fill` is a loop of its own rather than a function
-that is called for every timer, because this is the least that any user would pay.
+the timer fires, with the dict of a conversation that has no other, and cancels the handles one by one. In each peer
+`fill` is a loop of its own rather than a function that is called for every timer, because this is the least that any
+user would pay.
 """
 
 from __future__ import annotations
@@ -77,7 +78,10 @@ class Asyncio:
         self.left = 0
 
     def _fired(self, cid: str, instance_id: str, name: str, key: int) -> None:
-        del self.handles[cid][key]
+        mine = self.handles[cid]
+        del mine[key]
+        if not mine:
+            del self.handles[cid]
         self.left -= 1
         if not self.left:
             self.loop.stop()
@@ -132,7 +136,10 @@ class Scheduler:
         self.handles: defaultdict[str, dict[int, sched.Event]] = defaultdict(dict)
 
     def _fired(self, cid: str, instance_id: str, name: str, key: int) -> None:
-        del self.handles[cid][key]
+        mine = self.handles[cid]
+        del mine[key]
+        if not mine:
+            del self.handles[cid]
 
     def fill(self, plan: Plan) -> None:
         enter, handles, fired = self.scheduler.enter, self.handles, self._fired
@@ -226,7 +233,10 @@ class BackgroundScheduler:
 
     def _fired(self, cid: str, instance_id: str, name: str, key: int) -> None:
         with self.lock:
-            del self.handles[cid][key]
+            mine = self.handles[cid]
+            del mine[key]
+            if not mine:
+                del self.handles[cid]
             self.left -= 1
             if not self.left:
                 self.over.set()
@@ -277,7 +287,10 @@ class TwistedClock:
         self.latest = 0.0
 
     def _fired(self, cid: str, instance_id: str, name: str, key: int) -> None:
-        del self.handles[cid][key]
+        mine = self.handles[cid]
+        del mine[key]
+        if not mine:
+            del self.handles[cid]
 
     def fill(self, plan: Plan) -> None:
         for key, (cid, delay) in enumerate(plan.in_seconds):
@@ -317,7 +330,10 @@ class VirtualTime:
 
         def fired(_: Any, state: Any) -> None:
             cid, _, _, key = state
-            del handles[cid][key]
+            mine = handles[cid]
+            del mine[key]
+            if not mine:
+                del handles[cid]
 
         for key, (cid, delay) in enumerate(plan.in_seconds):
             handles[cid][key] = schedule(delay, fired, (cid, "main", "tick", key))

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
-from bench.measuring import Effort, Plan, Row, interleaved, row, rows_beside, seconds
+from bench.measuring import Effort, Plan, Row, interleaved, rows_beside, seconds
 from bench.peers.presence import present
 from bench.peers.timers import (
     Asyncio,
@@ -41,76 +41,81 @@ Figure = Callable[[Plan], float]
 
 
 def schedule(backend: str, effort: Effort) -> Iterator[Row]:
-    """Measure schedules per second up to 100,000 pending timers, with all validation, grouping and re-entrancy."""
+    """Measure schedules per second up to 100,000 pending timers, with all validation, grouping and re-entrancy: in 1000
+    conversations, and in the shape of life, a conversation each."""
     count = effort.size(100_000)
     others = (Uvloop, Scheduler, ThreadTimers, BackgroundScheduler, TwistedClock)
-    return _beside(
-        f"schedule_event, {count:,} pending over 1-600 s",
+    shapes = ((count, 1000, 1.5, 2.0), (count, count, 1.5, 1.8), (3 * count, 3 * count, 1.5, 1.8))
+    for pending, conversations, must, aim in shapes:
+        yield from _beside(
+            f"schedule_event, {pending:,} pending over 1-600 s, {_in(pending, conversations)}",
+            effort,
+            backend,
+            Plan(pending, 1, 600, conversations),
+            own=partial(schedule_rate, backend),
+            peer=peer_schedule_rate,
+            peers=[Asyncio, *(others if effort.every_peer and conversations == 1000 else ())],
+            must=must,
+            aim=aim,
+        )
+
+
+def schedule_a_million(backend: str, effort: Effort) -> Iterator[Row]:
+    """Measure the same at 1,000,000 pending."""
+    count = effort.size(1_000_000)
+    yield from _beside(
+        f"schedule_event, {count:,} pending over 1-600 s, {_in(count, 1000)}",
         effort,
         backend,
         Plan(count, 1, 600),
         own=partial(schedule_rate, backend),
         peer=peer_schedule_rate,
-        peers=[Asyncio, *(others if effort.every_peer else ())],
-        must=1.5,
-        aim=2.0,
-    )
-
-
-def schedule_a_million(backend: str, effort: Effort) -> Iterator[Row]:
-    """Measure the same at 1,000,000 pending, beside itself at 10,000."""
-    many, few = effort.size(1_000_000), effort.size(10_000)
-    large, small = Plan(many, 1, 600), Plan(few, 1, 600)
-
-    def small_rate() -> float:  # ten times, because one time is too short to measure
-        return 10 / sum(1 / schedule_rate(backend, small) for _ in range(10))
-
-    bodies: dict[str, Callable[[], float]] = {"own": partial(schedule_rate, backend, large), "itself": small_rate}
-    figures = interleaved(effort.rounds, bodies)
-    yield row(
-        f"schedule_event, {many:,} pending",
-        backend,
-        figures["own"],
-        "1/s",
-        peer=f"itself at {few:,}",
-        beside=figures["itself"],
-        must=0.7,
-        aim=0.9,
+        peers=[Asyncio],
+        must=1.3,
+        aim=1.8,
     )
 
 
 def cancel(backend: str, effort: Effort) -> Iterator[Row]:
-    """Measure timers cancelled per second by ending 1000 conversations; their payloads are freed on return."""
+    """Measure timers cancelled per second by ending conversations, of 100 timers each and of one; their payloads are
+    freed on return."""
     count = effort.size(100_000)
     others = (Uvloop, CancelledScheduler, ThreadTimers, BackgroundScheduler, TwistedClock)
-    return _beside(
-        f"cancel_timers, {count:,} timers of 1000 conversations",
-        effort,
-        backend,
-        Plan(count, 1, 600),
-        own=partial(cancel_rate, backend),
-        peer=peer_cancel_rate,
-        peers=[Asyncio, *(others if effort.every_peer else ())],
-        must=1.0,
-        aim=1.5,
-    )
+    for conversations, must, aim in ((1000, 1.0, 1.5), (count, 0.6, 0.65)):
+        yield from _beside(
+            f"cancel_timers, {count:,} timers {_in(count, conversations)}",
+            effort,
+            backend,
+            Plan(count, 1, 600, conversations),
+            own=partial(cancel_rate, backend),
+            peer=peer_cancel_rate,
+            peers=[Asyncio, *(others if effort.every_peer and conversations == 1000 else ())],
+            must=must,
+            aim=aim,
+        )
 
 
 def fire(backend: str, effort: Effort) -> Iterator[Row]:
-    """Measure overdue timers delivered per second, those of one conversation in order."""
+    """Measure overdue timers delivered per second, those of one conversation in order: of 1000 conversations, and of a
+    conversation each."""
     count = effort.size(100_000)
     others = (Asyncio, FiringScheduler, PausedScheduler, TwistedClock)
-    return _beside(
-        f"firing {count:,} overdue timers",
-        effort,
-        backend,
-        Plan(count, 0.0001, 0.010),
-        own=partial(fire_rate, backend),
-        peer=peer_fire_rate,
-        peers=[Uvloop, *(others if effort.every_peer else ())],
-        must=2.0,
-        aim=3.0,
-    )
+    for conversations, must, aim in ((1000, 1.7, 2.0), (count, 1.4, 1.8)):
+        yield from _beside(
+            f"firing {count:,} overdue timers {_in(count, conversations)}",
+            effort,
+            backend,
+            Plan(count, 0.0001, 0.010, conversations),
+            own=partial(fire_rate, backend),
+            peer=peer_fire_rate,
+            peers=[Uvloop, *(others if effort.every_peer and conversations == 1000 else ())],
+            must=must,
+            aim=aim,
+        )
+
+
+def _in(count: int, conversations: int) -> str:
+    return "in a conversation each" if conversations == count else f"in {conversations:,} conversations"
 
 
 def _beside(
