@@ -67,7 +67,7 @@ wheel: $(VENV)/has-dev ## build the sdist, from it the wheel, in dist/, and chec
 	@rm dist/build.log
 	@$(PY) tools/check_wheel.py dist/*.whl
 
-bench: $(VENV)/has-bench ## measure everything, beside what else there is, and write bench/RESULTS.md; 25 minutes
+bench: $(VENV)/has-bench ## measure everything, beside what else there is, and write bench/RESULTS.md; 50 minutes
 	@$(PY) bench/run.py $(ARGS)
 
 bench-quick: $(VENV)/has-bench ## a first look at that within two minutes, written elsewhere

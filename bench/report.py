@@ -180,7 +180,9 @@ class Page:
                 f"**This is a {self.results['mode']} run: small sizes and few rounds, to test that everything can be "
                 "measured. Its figures are only hints.**"
             )
-        yield _machine(self.results["machine"], self.results["made"], self.results["rounds"])
+        yield _machine(
+            self.results["machine"], self.results["made"], self.results["rounds"], self.results.get("runs", 1)
+        )
 
     def _analysis(self) -> Iterator[str]:
         text = _without_title(self.analysis)
@@ -265,7 +267,7 @@ def _summary(targets: Sequence[Target]) -> str:
     return line if not missed else f"{line} Missed: {'; '.join(missed)}."
 
 
-def _machine(machine: Mapping[str, Any], made: str = "", rounds: int | None = None) -> str:
+def _machine(machine: Mapping[str, Any], made: str = "", rounds: int | None = None, runs: int = 1) -> str:
     lock = "with the GIL" if machine["gil"] else "without the GIL"
     lines = [
         f"{machine['cpu']}, {machine['cores']} cores, {machine['system']}",
@@ -274,6 +276,8 @@ def _machine(machine: Mapping[str, Any], made: str = "", rounds: int | None = No
     ]
     if made:
         lines.append(f"measured on {made}" + ("" if rounds is None else f", in {rounds} rounds"))
+    if runs > 1:
+        lines.append(f"the targets in {runs} runs of these rounds, of which the tables show the worse one")
     return "\n".join(f"- {line}" for line in lines)
 
 

@@ -51,13 +51,14 @@ PARTS: Final[Mapping[str, Any]] = {
 """The parts of a file of results, all of them empty."""
 
 
-def empty(mode: str, rounds: int) -> Results:
+def empty(mode: str, rounds: int, runs: int = 1) -> Results:
     """Return results of this machine and day, without a figure."""
     return {
         "format": FORMAT,
         "mode": mode,
         "made": date.today().isoformat(),
         "rounds": rounds,
+        "runs": runs,
         "machine": machine(),
         **deepcopy(dict(PARTS)),
     }
@@ -80,13 +81,31 @@ def merged(results: Results, kind: str, found: Any) -> Results:
 
 
 def _with_rows(results: Results, rows: list[Results]) -> Results:
-    """File each row that has a must or an aim as a target, and any other one as a comparison."""
-    has_target = [row for row in rows if row["must"] is not None or row["aim"] is not None]
-    others = [row for row in rows if row["must"] is None and row["aim"] is None]
-    return results | {
-        "targets": [*results["targets"], *has_target],
-        "comparisons": [*results["comparisons"], *others],
-    }
+    """File each row that has a must or an aim as a target, and any other one as a comparison. Of a target that has been
+    measured before, the worse of the two rows is kept, so that it is met only if it is met each time."""
+    targets = {_name(row): row for row in results["targets"]}
+    for row in rows:
+        if row["must"] is not None or row["aim"] is not None:
+            name = _name(row)
+            targets[name] = _worse(targets[name], row) if name in targets else row
+    known = {_name(row) for row in results["comparisons"]}
+    others = [row for row in rows if row["must"] is None and row["aim"] is None and _name(row) not in known]
+    return results | {"targets": [*targets.values()], "comparisons": [*results["comparisons"], *others]}
+
+
+def _name(row: Results) -> tuple[str, str, str | None]:
+    return row["work"], row["backend"], row.get("peer")
+
+
+def _worse(one: Results, other: Results) -> Results:
+    """Return the row whose judged value is the worse one, with the spread of both."""
+    value = "ratio" if one["judged"] == "ratio" else "figure"
+    better = max if one["sense"] == ">=" else min
+    worse = other if better(one[value], other[value]) == one[value] else one
+    if one["spread"] is None or other["spread"] is None:
+        return worse
+    spread = [min(one["spread"][0], other["spread"][0]), max(one["spread"][1], other["spread"][1])]
+    return worse | {"spread": spread}
 
 
 def _operation(benchmark: Mapping[str, Any]) -> Results:

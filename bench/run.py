@@ -1,6 +1,6 @@
 """Measure everything and write one file of results, `bench/results.json`, with the report beside it.
 
-    python bench/run.py                       everything, about 20 minutes on two quiet cores
+    python bench/run.py                       everything, about 50 minutes on two quiet cores
     python bench/run.py --quick               a first look within two minutes, into a scratch folder
     python bench/run.py --only-targets --into FOLDER        only the targets, for example for the next line
     python bench/run.py --merge-free-threaded FILE          include the figures of a run on a free-threaded Python
@@ -75,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _measured(steps: Sequence[Step], mode: Mode) -> Results:
     """Run all steps and return their results; print a line for each, with an estimate of the time left."""
-    results = empty(mode.name, mode.rounds)
+    results = empty(mode.name, mode.rounds, mode.runs)
     progress = _Progress(steps)
     with tempfile.TemporaryDirectory(prefix="stube-bench-") as scratch:
         for number, step in enumerate(steps):

@@ -287,7 +287,8 @@ def test_everything_that_was_measured_is_on_the_page(page: Maker) -> None:
     """Fault: a table is missing, or shows one backend's figure under another's name."""
     text = page()
     assert "- A processor, 2 cores, Linux\n- CPython 3.11.7, with the GIL; uvloop 0.23.0\n" in text
-    assert "- measured on 2026-11-25, in 5 rounds" in text
+    assert "- measured on 2026-11-25, in 5 rounds\n" in text
+    assert "runs of these rounds" not in text
     assert cells(text, "threading.Timer") == [
         "threading.Timer",
         "50 /s",
@@ -350,6 +351,12 @@ def test_a_quick_run_says_so(page: Maker, results: Results) -> None:
     assert "This is a" not in page()
     results["mode"] = "quick"
     assert "**This is a quick run: small sizes and few rounds, " in page()
+
+
+def test_the_page_says_that_the_worse_run_is_shown(page: Maker, results: Results) -> None:
+    """Fault: a reader takes the worse of two runs for the median of all rounds."""
+    results["runs"] = 2
+    assert "- the targets in 2 runs of these rounds, of which the tables show the worse one" in page()
 
 
 def test_the_same_results_give_the_same_bytes(whole: Maker, tmp_path: Path) -> None:

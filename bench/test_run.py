@@ -20,6 +20,7 @@ KEYS = [
     "mode",
     "made",
     "rounds",
+    "runs",
     "machine",
     "targets",
     "comparisons",
@@ -44,9 +45,23 @@ def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_rows_with_a_target_are_apart_from_comparisons() -> None:
     """Fault: a missed target is filed among the comparisons, where it is not reported."""
-    rows = [_row(must=1.5), _row(aim=1.0), _row()]
+    rows = [_row(must=1.5), _row(aim=1.0, work="v"), _row()]
     results = merged(empty("full", 5), "rows", rows)
     assert (results["targets"], results["comparisons"]) == (rows[:2], rows[2:])
+
+
+@pytest.mark.parametrize(("sense", "worse"), [(">=", 1.4), ("<=", 1.6)])
+@pytest.mark.parametrize("ratios", [(1.4, 1.6), (1.6, 1.4)])
+def test_of_two_runs_the_worse_one_counts(ratios: tuple[float, float], sense: str, worse: float) -> None:
+    """Fault: a target that is met in one run of two is reported as met; or it is listed twice."""
+    results = empty("full", 5, 2)
+    for ratio in ratios:
+        spread = [ratio - 0.2, ratio + 0.2]
+        row = _row(ratio=ratio, spread=spread, judged="ratio", sense=sense, must=1.5, peer="p", met=ratio == worse)
+        results = merged(results, "rows", [row, _row(peer="p", work="other"), _row(work="w", peer="another")])
+    (target,) = results["targets"]
+    assert (target["ratio"], target["spread"]) == (worse, [1.4 - 0.2, 1.6 + 0.2])
+    assert [row["work"] for row in results["comparisons"]] == ["other", "w"]
 
 
 def test_parts_add_up() -> None:
@@ -172,6 +187,7 @@ def test_every_step_has_a_name_of_its_own(mode: Any) -> None:
     """Fault: a step runs twice, or a mode omits one."""
     names = [step.name for step in steps_of(mode)]
     assert len(set(names)) == len(names)
+    assert ("firing, memory, run 2" in names) == (mode.runs == 2)
     assert {"firing, memory", "virtual-day, virtual", "lateness by load", "wake-ups", "operations, memory"} <= set(
         names
     )
