@@ -1530,7 +1530,7 @@ def test_no_context_of_a_caller_is_kept_or_seen(registry: AsyncioRegistry, kind:
 
 
 class EarlyLoop(asyncio.SelectorEventLoop):
-    """A loop whose timers fire two milliseconds early, and that counts how many it was given."""
+    """A loop whose timers fire fifty milliseconds early, and that counts how many it was given."""
 
     armed = 0
 
@@ -1539,7 +1539,7 @@ class EarlyLoop(asyncio.SelectorEventLoop):
         self, delay: float, callback: Any, *args: Any, **options: Any
     ) -> asyncio.TimerHandle:
         self.armed += 1
-        return super().call_later(delay - 0.002, callback, *args, **options)
+        return super().call_later(delay - 0.05, callback, *args, **options)
 
 
 def test_early_timers_of_a_loop_cause_no_early_delivery_and_no_busy_loop(registry: AsyncioRegistry) -> None:
@@ -1549,9 +1549,9 @@ def test_early_timers_of_a_loop_cause_no_early_delivery_and_no_busy_loop(registr
     async def main() -> int:
         loop = asyncio.get_running_loop()
         assert isinstance(loop, EarlyLoop)
-        for number in range(50):
-            due = loop.time() + number / 1000
-            registry.schedule_event(cid=f"c{number}", instance_id="main", delay_ms=number, event=("tick", due))
+        for number in range(5):
+            due = loop.time() + number / 10
+            registry.schedule_event(cid=f"c{number}", instance_id="main", delay_ms=100 * number, event=("tick", due))
         registry.install_dispatch(lambda cid, event: early.append(loop.time() - event.payload))
         before = loop.armed
         assert await registry.joined(PATIENCE)
@@ -1559,9 +1559,9 @@ def test_early_timers_of_a_loop_cause_no_early_delivery_and_no_busy_loop(registr
 
     with asyncio.Runner(loop_factory=EarlyLoop) as runner:
         armed = runner.run(main())
-    assert len(early) == 50
+    assert len(early) == 5
     assert min(early) >= 0
-    assert armed < 50 * 10
+    assert armed < 5 * 20  # each timer twice as late as the one before; a busy loop sets thousands within these 200 ms
 
 
 def test_no_timer_begins_early_on_any_loop(registry: AsyncioRegistry, run: Any) -> None:

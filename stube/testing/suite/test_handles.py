@@ -119,11 +119,34 @@ def test_a_tick_counts_from_the_instant_for_which_the_one_before_was_meant(make_
 
     run.recorder.on("tick", tick)
     conversation.schedule("tick", 100.5)
-    # In time; 40 ms late; at the very instant of the next one but one, twice; late by a nanosecond.
-    for step in (100_500_000, 140_500_000, 261_500_000, 201_000_000, 100_500_001):
+    # In time; 40 ms late; past two ticks; in time again; at the very instant of the next one; late by a nanosecond.
+    for step in (100_500_000, 140_500_000, 231_500_000, 30_000_000, 201_000_000, 100_500_001):
         instant += step
         run.settle()
     assert dues == [10**9 + number * 100_500_000 for number in (1, 2, 3, 5, 6, 7, 8)]
+
+
+@guarantee("G2")
+@requires("own_clock")
+def test_ticks_that_are_late_together_count_each_from_its_own_instant(make_run: MakeRun) -> None:
+    """Fault: of timers that are delivered together, one shows the instant of another."""
+    instant = 10**9
+    run = make_run(clock=lambda: instant)
+    conversations = Conversations(run.registry)
+
+    def tick(cid: str, event: Event) -> None:
+        conversations.open(cid).schedule("next", 50, since=event)
+
+    run.recorder.on("tick", tick)
+    with run.held():
+        for number in range(20):
+            conversations.open(f"c{number}").schedule("tick", 1 + number)
+        instant += 40_000_000
+    run.settle()
+    instant += 50_000_000
+    run.settle()
+    due = {seen.cid: seen.event.due for seen in run.recorder.seen if seen.event.name == "next"}
+    assert due == {f"c{number}": 10**9 + (51 + number) * 1_000_000 for number in range(20)}
 
 
 @guarantee("G21")
