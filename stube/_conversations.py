@@ -216,13 +216,17 @@ class Conversation:
 
 def _left_of(registry: Registry, since: Event, delay_ms: float) -> float:
     """Return the milliseconds from now until the first whole number of delays after `since` that is not over."""
-    if not isinstance(since, Event) or since.due is None:
-        raise TypeError(
-            f"since must be an event that a registry delivered, not {since!r}. Leave it out to count from now."
-        )
+    wrong = f"since must be an event that a registry delivered, not {since!r}. Leave it out to count from now."
+    if not isinstance(since, Event):
+        raise TypeError(wrong)
+    if since.due is None:
+        raise ValueError(wrong)
     now = getattr(registry, "now_ns", None)
     if type(now) is not int:
-        raise TypeError(f"since needs a registry that shows the present instant, and {registry!r} has no now_ns.")
+        raise TypeError(
+            f"since needs a registry that shows the present instant, and {registry!r} has no now_ns. "
+            "Leave it out to count from now, or use a registry that is a stube.Backend."
+        )
     delay = delay_in_nanoseconds(delay_ms)
     missed = max(0, now - since.due - delay)
     left = since.due + delay - now + (-(-missed // delay) * delay if delay else missed)

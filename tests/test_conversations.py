@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from typing_extensions import override
 
 import stube
 
@@ -101,3 +102,36 @@ def test_error_of_on_end_reaches_the_caller_and_nothing_is_left() -> None:
             conversation.end()
         conversation.end()
         assert registry.inspect() == {}
+
+
+def test_a_registry_of_the_twelve_operations_alone_cannot_count_from_an_event() -> None:
+    """Fault: the handle counts from the beginning of some other clock, or the error says nothing of what to do."""
+
+    class Twelve:
+        @override
+        def __repr__(self) -> str:
+            return "Twelve()"
+
+    conversation = stube.Conversations(Twelve()).open("c1")  # type: ignore[arg-type]
+    with pytest.raises(TypeError) as raised:
+        conversation.schedule("tick", 100, since=stube.Event("main", "tick", due=5))
+    assert str(raised.value) == (
+        "since needs a registry that shows the present instant, and Twelve() has no now_ns. "
+        "Leave it out to count from now, or use a registry that is a stube.Backend."
+    )
+
+
+def test_two_threads_that_replace_a_timer_leave_one() -> None:
+    """Fault: both cancel before either schedules, so that two time-outs fire."""
+    with stube.create_registry("memory") as registry, ThreadPoolExecutor(2) as pool:
+        conversation = stube.Conversations(registry).open("c1")
+        for _ in range(200):
+            barrier = threading.Barrier(2)
+
+            def replace(barrier: Any = barrier) -> None:
+                barrier.wait(20)
+                conversation.schedule("idle", 3_600_000, replace=True)
+
+            for done in [pool.submit(replace) for _ in range(2)]:
+                done.result(20)
+            assert registry.stats().timers == 1
