@@ -361,16 +361,16 @@ def test_cancelled_timers_leave_nothing_in_any_container(run: Driver, how: str) 
 
     Timers of another conversation stay in the same slots, so that the backend cannot discard a whole container.
     """
-    delays = [0.5, 1, 7, 1000, 60_000, HOUR, 10**9, 10**15, 10**30]
-    for delay in delays[3:]:
+    delays = [4000, 60_000, HOUR, 10**9, 10**15, 10**30]  # none is due within this test, on a busy machine neither
+    for delay in delays:
         run.schedule(delay, cid="other")
     before = run.sizes()
     for number in range(300):
-        handles = [run.schedule(delay, cid=f"c{number}", instance_id=f"i{delay}") for delay in delays[3:]]
+        handles = [run.schedule(delay, cid=f"c{number}", instance_id=f"i{delay}") for delay in delays]
         if how == "handle":
             assert all(handle.cancel() for handle in handles)
         elif how == "instance":
-            for delay in delays[3:]:
+            for delay in delays:
                 assert run.registry.cancel_timers(f"c{number}", instance_id=f"i{delay}") == 1
         else:
             assert run.registry.cancel_timers(f"c{number}") == len(handles)
