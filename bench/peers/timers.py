@@ -60,6 +60,14 @@ class TimerPeer(Protocol):
         ...
 
 
+def _forget(handles: dict[str, dict[int, Any]], cid: str, key: int) -> None:
+    """Remove the handle of a timer that fires. The peers of the targets have these lines in place of the call."""
+    mine = handles[cid]
+    del mine[key]
+    if not mine:
+        del handles[cid]
+
+
 class Asyncio:
     """The event loop of the standard library.
 
@@ -136,10 +144,7 @@ class Scheduler:
         self.handles: defaultdict[str, dict[int, sched.Event]] = defaultdict(dict)
 
     def _fired(self, cid: str, instance_id: str, name: str, key: int) -> None:
-        mine = self.handles[cid]
-        del mine[key]
-        if not mine:
-            del self.handles[cid]
+        _forget(self.handles, cid, key)
 
     def fill(self, plan: Plan) -> None:
         enter, handles, fired = self.scheduler.enter, self.handles, self._fired
@@ -233,10 +238,7 @@ class BackgroundScheduler:
 
     def _fired(self, cid: str, instance_id: str, name: str, key: int) -> None:
         with self.lock:
-            mine = self.handles[cid]
-            del mine[key]
-            if not mine:
-                del self.handles[cid]
+            _forget(self.handles, cid, key)
             self.left -= 1
             if not self.left:
                 self.over.set()
@@ -287,10 +289,7 @@ class TwistedClock:
         self.latest = 0.0
 
     def _fired(self, cid: str, instance_id: str, name: str, key: int) -> None:
-        mine = self.handles[cid]
-        del mine[key]
-        if not mine:
-            del self.handles[cid]
+        _forget(self.handles, cid, key)
 
     def fill(self, plan: Plan) -> None:
         for key, (cid, delay) in enumerate(plan.in_seconds):
@@ -330,10 +329,7 @@ class VirtualTime:
 
         def fired(_: Any, state: Any) -> None:
             cid, _, _, key = state
-            mine = handles[cid]
-            del mine[key]
-            if not mine:
-                del handles[cid]
+            _forget(handles, cid, key)
 
         for key, (cid, delay) in enumerate(plan.in_seconds):
             handles[cid][key] = schedule(delay, fired, (cid, "main", "tick", key))

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from statistics import median
 from typing import Final
 
 from bench.measuring import Effort, Row, clock, interleaved, quantile, row
@@ -37,8 +38,7 @@ def clocks(backend: str, effort: Effort) -> Iterator[Row]:
         sense="<=",
         must=1.0,
         aim=0.2,
-        detail=f"{sorted(late['with'])[len(late['with']) // 2]:.2g} ms with them, "
-        f"{sorted(late['without'])[len(late['without']) // 2]:.2g} ms without",
+        detail=f"{median(late['with']):.2g} ms with them, {median(late['without']):.2g} ms without",
     )
 
 

@@ -45,35 +45,26 @@ def schedule(backend: str, effort: Effort) -> Iterator[Row]:
     conversations, and in the shape of life, a conversation each."""
     count = effort.size(100_000)
     others = (Uvloop, Scheduler, ThreadTimers, BackgroundScheduler, TwistedClock)
-    shapes = ((count, 1000, 1.5, 2.0), (count, count, 1.5, 1.8), (3 * count, 3 * count, 1.5, 1.8))
-    for pending, conversations, must, aim in shapes:
-        yield from _beside(
-            f"schedule_event, {pending:,} pending over 1-600 s, {_in(pending, conversations)}",
-            effort,
-            backend,
-            Plan(pending, 1, 600, conversations),
-            own=partial(schedule_rate, backend),
-            peer=peer_schedule_rate,
-            peers=[Asyncio, *(others if effort.every_peer and conversations == 1000 else ())],
-            must=must,
-            aim=aim,
-        )
+    for pending, conversations, must, aim in (
+        (count, 1000, 1.5, 2.0),
+        (count, count, 1.5, 1.8),
+        (3 * count, 3 * count, 1.5, 1.8),
+    ):
+        plan = Plan(pending, 1, 600, conversations)
+        yield from _schedule(backend, effort, plan, others if conversations == 1000 else (), must, aim)
 
 
 def schedule_a_million(backend: str, effort: Effort) -> Iterator[Row]:
     """Measure the same at 1,000,000 pending."""
-    count = effort.size(1_000_000)
-    yield from _beside(
-        f"schedule_event, {count:,} pending over 1-600 s, {_in(count, 1000)}",
-        effort,
-        backend,
-        Plan(count, 1, 600),
-        own=partial(schedule_rate, backend),
-        peer=peer_schedule_rate,
-        peers=[Asyncio],
-        must=1.3,
-        aim=1.8,
-    )
+    return _schedule(backend, effort, Plan(effort.size(1_000_000), 1, 600), (), 1.3, 1.8)
+
+
+def _schedule(
+    backend: str, effort: Effort, plan: Plan, others: Sequence[type[TimerPeer]], must: float, aim: float
+) -> Iterator[Row]:
+    work = f"schedule_event, {plan.count:,} pending over 1-600 s, {_in(plan)}"
+    own = partial(schedule_rate, backend)
+    return _beside(work, effort, backend, plan, own, peer_schedule_rate, Asyncio, others, must, aim)
 
 
 def cancel(backend: str, effort: Effort) -> Iterator[Row]:
@@ -81,18 +72,10 @@ def cancel(backend: str, effort: Effort) -> Iterator[Row]:
     freed on return."""
     count = effort.size(100_000)
     others = (Uvloop, CancelledScheduler, ThreadTimers, BackgroundScheduler, TwistedClock)
-    for conversations, must, aim in ((1000, 1.0, 1.5), (count, 0.6, 0.65)):
-        yield from _beside(
-            f"cancel_timers, {count:,} timers {_in(count, conversations)}",
-            effort,
-            backend,
-            Plan(count, 1, 600, conversations),
-            own=partial(cancel_rate, backend),
-            peer=peer_cancel_rate,
-            peers=[Asyncio, *(others if effort.every_peer and conversations == 1000 else ())],
-            must=must,
-            aim=aim,
-        )
+    for conversations, besides, must, aim in ((1000, others, 1.0, 1.5), (count, (), 0.6, 0.65)):
+        plan = Plan(count, 1, 600, conversations)
+        work, own = f"cancel_timers, {count:,} timers {_in(plan)}", partial(cancel_rate, backend)
+        yield from _beside(work, effort, backend, plan, own, peer_cancel_rate, Asyncio, besides, must, aim)
 
 
 def fire(backend: str, effort: Effort) -> Iterator[Row]:
@@ -100,22 +83,14 @@ def fire(backend: str, effort: Effort) -> Iterator[Row]:
     conversation each."""
     count = effort.size(100_000)
     others = (Asyncio, FiringScheduler, PausedScheduler, TwistedClock)
-    for conversations, must, aim in ((1000, 1.7, 2.0), (count, 1.4, 1.8)):
-        yield from _beside(
-            f"firing {count:,} overdue timers {_in(count, conversations)}",
-            effort,
-            backend,
-            Plan(count, 0.0001, 0.010, conversations),
-            own=partial(fire_rate, backend),
-            peer=peer_fire_rate,
-            peers=[Uvloop, *(others if effort.every_peer and conversations == 1000 else ())],
-            must=must,
-            aim=aim,
-        )
+    for conversations, besides, must, aim in ((1000, others, 1.7, 2.0), (count, (), 1.4, 1.8)):
+        plan = Plan(count, 0.0001, 0.010, conversations)
+        work, own = f"firing {count:,} overdue timers {_in(plan)}", partial(fire_rate, backend)
+        yield from _beside(work, effort, backend, plan, own, peer_fire_rate, Uvloop, besides, must, aim)
 
 
-def _in(count: int, conversations: int) -> str:
-    return "in a conversation each" if conversations == count else f"in {conversations:,} conversations"
+def _in(plan: Plan) -> str:
+    return "in a conversation each" if len(plan.names) == plan.count else f"in {len(plan.names):,} conversations"
 
 
 def _beside(
@@ -123,24 +98,24 @@ def _beside(
     effort: Effort,
     backend: str,
     plan: Plan,
-    *,
     own: Figure,
     peer: Callable[[type[TimerPeer], Plan], float],
-    peers: Sequence[type[TimerPeer]],
+    target: type[TimerPeer],
+    others: Sequence[type[TimerPeer]],
     must: float,
     aim: float,
 ) -> Iterator[Row]:
-    """Yield the rows of one figure beside peers; the target is the one beside the first peer."""
+    """Yield the rows of one figure beside the peer of the target, and beside others if every peer is measured."""
     bodies = {"own": partial(own, plan)}
     details = {}
-    for kind in present(peers):
+    for kind in present([target, *(others if effort.every_peer else ())]):
         fewer = plan
         if kind.most is not None and kind.most < plan.count:
             fewer = plan.first(kind.most)
             details[kind.name] = f"the peer with {kind.most:,} timers"
         bodies[kind.name] = partial(peer, kind, fewer)
     figures = interleaved(effort.rounds, bodies)
-    yield from rows_beside(work, backend, figures, "1/s", target=peers[0].name, must=must, aim=aim, details=details)
+    yield from rows_beside(work, backend, figures, "1/s", target=target.name, must=must, aim=aim, details=details)
 
 
 def schedule_rate(backend: str, plan: Plan) -> float:
