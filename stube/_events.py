@@ -56,7 +56,7 @@ class Event:
     NO_PAYLOAD
     """
 
-    # Read-only properties over private slots: four plain stores are the cheapest construction that Python
+    # Read-only properties over private slots: five plain stores are the cheapest construction that Python
     # has (a frozen dataclass costs three times as much), and an event is built for nearly every delivery.
     __slots__ = ("_due", "_instance_id", "_name", "_payload", "_signals")
     __match_args__ = ("name", "payload", "instance_id")

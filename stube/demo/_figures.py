@@ -39,10 +39,11 @@ class Figures:
 
 def _early(runs: list[Run], tick_ns: float) -> int:
     """Return how many ticks came too early: before they were due, or due less than a step after the one before."""
-    ticks = [run for run in runs if run.name == "tick" and run.clock is not None and run.due is not None]
-    begun_early = sum(run.clock < run.due for run in ticks if run.clock is not None and run.due is not None)
-    dues = [run.due for run in ticks if run.due is not None]
-    return begun_early + sum(after - before < tick_ns for before, after in pairwise(dues))
+    ticks = [
+        (run.clock, run.due) for run in runs if run.name == "tick" and run.clock is not None and run.due is not None
+    ]
+    begun_early = sum(clock < due for clock, due in ticks)
+    return begun_early + sum(after - before < tick_ns for (_, before), (_, after) in pairwise(ticks))
 
 
 def _most_inside(runs: list[Run]) -> int:

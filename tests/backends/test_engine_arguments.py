@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import inspect
+import random
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from functools import partial
@@ -15,7 +16,14 @@ from typing_extensions import override
 
 import stube
 from stube import VirtualBackend
-from stube.arguments import checked_timeout, delay_in_nanoseconds, milliseconds, plain_event, plain_name
+from stube.arguments import (
+    checked_timeout,
+    delay_in_nanoseconds,
+    exact_milliseconds,
+    milliseconds,
+    plain_event,
+    plain_name,
+)
 from stube_backends.engine._arguments import name_of
 
 
@@ -191,6 +199,15 @@ def test_nanoseconds_are_converted_to_milliseconds() -> None:
 
 
 # Timeouts
+
+
+def test_milliseconds_come_back_as_the_nanoseconds_of_which_they_were_made() -> None:
+    """Fault: a division rounds, so that a clock which counts in nanoseconds is late by one now and then."""
+    chance = random.Random(13)
+    spans = [0, 1, 1_500_001, 5_000_000, *(chance.randrange(10 ** chance.randrange(1, 15)) for _ in range(20_000))]
+    assert [span for span in spans if delay_in_nanoseconds(exact_milliseconds(span)) != span] == []
+    for span in (2**53 + 1, 10**16 + 1, 10**17 + 999_999):
+        assert 0 <= delay_in_nanoseconds(exact_milliseconds(span)) - span <= 100_000
 
 
 def test_a_timeout_is_a_number_of_seconds_or_none() -> None:
