@@ -843,7 +843,7 @@ FAULTS: Final[tuple[Fault, ...]] = (
         "            return flow\n"
         "\n"
         "        return self._perform(take, lambda state: None)\n",
-        ("test_an_ended_conversation_leaves_nothing_and_accepts_nothing",),
+        ("test_conversations_that_took_their_batons_leave_nothing",),
     ),
     Fault(
         "G13",
