@@ -56,6 +56,7 @@ MODULES: Final = (  # all but `_claims`, a protocol, in which there is no code t
     "_topics",
     "_wheel",
     "_timers",
+    "_records",
     "_order",
     "_ledger",
     "_mailboxes",

@@ -2,22 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any
 
 from stube import Backend, TimerHandle
 from stube_backends.engine import Engine
-from stube_backends.engine._timers import Timer
 from stube_backends.engine._topics import FanOut
-
-
-class UnusedOwner:
-    """The owner of timers that a test does not cancel through their handles."""
-
-    def cancel_timer(self, timer: Timer) -> bool:
-        raise AssertionError(f"{timer!r} was cancelled through its handle")
-
-
-OWNER: Final = UnusedOwner()
 
 
 def begun_fan_out(size: int) -> tuple[Engine, FanOut]:

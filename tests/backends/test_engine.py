@@ -12,7 +12,7 @@ from stube_backends.engine._inspection import sizes
 from stube_backends.engine._timers import DueBatch, Timer
 from stube_backends.engine._topics import BEING_REMOVED, FanOut
 from stube_backends.engine._wheel import SLOT_BITS
-from tests.backends.helpers import OWNER, begun_fan_out
+from tests.backends.helpers import begun_fan_out
 
 
 class Program:
@@ -39,7 +39,7 @@ class Program:
         delay = self.random.choice((0, 0, 1, 5, 1 << SLOT_BITS, (1 << SLOT_BITS) + 3, 1 << (SLOT_BITS + 3)))
         self.sequence += 1
         number = self.sequence
-        self.handles[number] = self.engine.schedule(OWNER, cid, instance_id, delay, ("e", number), self.now)
+        self.handles[number] = self.engine.schedule(cid, instance_id, delay, ("e", number), self.now)
         self.timers[number] = (self.now + delay, number, cid, instance_id)
 
     def cancel(self) -> None:
@@ -97,7 +97,7 @@ class Program:
                 assert isinstance(work, Timer | DueBatch)
                 timer = work.timers.pop() if isinstance(work, DueBatch) else work
                 assert timer.event == ("e", number)
-                timer.event = timer.group = None
+                timer.event = timer.record = None
                 if isinstance(work, DueBatch):
                     work.delivered += 1  # the next call of `begin` returns this batch again, while it has timers
                 else:
@@ -140,7 +140,7 @@ def test_random_programs_keep_every_invariant_and_the_order(seed: int) -> None:
 def test_tombstones_never_outnumber_the_live_timers_of_the_open_slot() -> None:
     """Fault: the wheel never compacts the open slot, so the tombstones of cancelled timers accumulate (G13)."""
     engine = Engine(None)
-    timers = [engine.schedule(OWNER, "c", "i", 1000 + n, "e", 0) for n in range(1000)]
+    timers = [engine.schedule("c", "i", 1000 + n, "e", 0) for n in range(1000)]
     assert engine.claims.begin(10) is None  # opens the slot
     for kept, timer in enumerate(timers[:-1]):
         engine.cancel(timer)
@@ -182,10 +182,10 @@ def test_a_target_that_has_begun_frees_its_room_immediately() -> None:
         engine.subscribe(f"c{n}", "i", "t", "said")
     engine.publish("t", "m", 0)
     with pytest.raises(RegistryFull):
-        engine.schedule(OWNER, "c", "i", 0, "e", 0)
+        engine.schedule("c", "i", 0, "e", 0)
     fan_out = engine.claims.begin(0)
     assert isinstance(fan_out, FanOut)
     next(fan_out.iterator)
-    engine.schedule(OWNER, "c", "i", 0, "e", 0)
+    engine.schedule("c", "i", 0, "e", 0)
     with pytest.raises(RegistryFull):
-        engine.schedule(OWNER, "c", "i", 0, "e", 0)
+        engine.schedule("c", "i", 0, "e", 0)

@@ -23,7 +23,6 @@ from stube_backends.engine._topics import BEING_REMOVED, FanOut
 from stube_backends.engine._wheel import SLOT_BITS
 from stube_backends.memory import MemoryRegistry
 from stube_backends.sharded import ShardedRegistry
-from tests.backends.helpers import OWNER
 
 SLOT: Final = 1 << SLOT_BITS
 
@@ -134,10 +133,8 @@ class BatchGoesOn:
     def __init__(self) -> None:
         self.engine = engine = Engine(None)
         names = ["a", "a", "b", "a"]
-        self.timers = [
-            engine.schedule(OWNER, cid, "1", SLOT + number, "tick", 0) for number, cid in enumerate(names, 1)
-        ]
-        self.later = engine.schedule(OWNER, "a", "1", 5 * SLOT, "tick", 0)
+        self.timers = [engine.schedule(cid, "1", SLOT + number, "tick", 0) for number, cid in enumerate(names, 1)]
+        self.later = engine.schedule("a", "1", 5 * SLOT, "tick", 0)
         engine.subscribe("a", "1", "t", "said")
         assert engine.claims.begin(SLOT) is None  # opens the slot
         batch = engine.claims.begin(SLOT + 9)
@@ -148,13 +145,13 @@ class BatchGoesOn:
     def step(self) -> None:
         over = "t" not in self.engine.topics.topics or self.engine.closed
         claimed = {*map(id, self.delivered)}
-        ended = [timer for timer in (*self.timers, self.later) if timer.group is None and id(timer) not in claimed]
+        ended = [timer for timer in (*self.timers, self.later) if timer.record is None and id(timer) not in claimed]
         if self.batch.timers:
             timer = self.batch.timers.pop()
             self.batch.delivered += 1
-            group = timer.group
-            assert group is not None, "a timer that is over was handed out"
-            if group.cid == "a":
+            record = timer.record
+            assert record is not None, "a timer that is over was handed out"
+            if record.cid == "a":
                 assert not ended, "a timer begins after a handle has shown that another cancelled timer is over"
                 assert not over, "a timer begins after the topic that was dropped with it was seen to be gone"
             self.delivered.append(timer)
@@ -208,7 +205,7 @@ def test_the_delivery_thread_waits_for_a_target_that_is_leaving(by_reset: bool) 
     assert entered.wait(PATIENCE)
 
     def leave_slowly() -> None:
-        engine.topics.by_cid["leaves"]["main"]["t"].name = BEING_REMOVED
+        engine.records.by_cid["leaves"].all_subscriptions()[0].name = BEING_REMOVED
         release.set()
         threading.Event().wait(0.05)
         assert seen == [("first", "said to first")]

@@ -184,9 +184,9 @@ class Hooked(Engine[HookedClaims]):
             hook()
 
     @override
-    def schedule(self, owner: Any, cid: str, instance_id: str, delay: int, event: Any, now: int) -> Timer:
+    def schedule(self, cid: str, instance_id: str, delay: int, event: Any, now: int) -> Timer:
         self._call_hook()
-        return super().schedule(owner, cid, instance_id, delay, event, now)
+        return super().schedule(cid, instance_id, delay, event, now)
 
     @override
     def publish(self, topic_name: str, message: Any, now: int, *, checked: bool = False) -> int:

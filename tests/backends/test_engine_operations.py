@@ -7,6 +7,7 @@ the suite cannot reach, such as a bound that is met exactly, or a timer that is 
 from __future__ import annotations
 
 import sys
+from functools import partial
 from typing import Any
 
 import pytest
@@ -15,8 +16,9 @@ from typing_extensions import override
 from stube import ConversationInfo, RegistryClosed, RegistryFull, Stats, SubscriptionInfo, TimerInfo
 from stube_backends.engine import Engine
 from stube_backends.engine._inspection import inspect, sizes
-from stube_backends.engine._timers import Group, Timer
-from stube_backends.engine._topics import FanOut, Publication
+from stube_backends.engine._records import Record
+from stube_backends.engine._timers import Timer
+from stube_backends.engine._topics import FanOut, Publication, Topic
 from stube_backends.engine._wheel import SLOT_BITS
 from tests.backends.helpers import begun_fan_out
 
@@ -59,11 +61,18 @@ def full(held: int, wanted: int, bound: int) -> str:
 def schedule(
     engine: Engine, cid: str = "c", delay: int = 0, now: int = 0, event: Any = "e", instance: str = "i"
 ) -> Timer:
-    return engine.schedule(Owner(engine), cid, instance, delay, event, now)
+    own(engine)
+    return engine.schedule(cid, instance, delay, event, now)
 
 
 def detached(engine: Engine, cid: str = "c", event: Any = "e") -> Timer:
-    return Timer.pending_admission(event, Group(cid, "i", Owner(engine)))
+    own(engine)
+    return Timer.pending_admission(event, Record(cid, engine.records.owner), "i")
+
+
+def own(engine: Engine) -> None:
+    """Let the handles of the engine's timers cancel."""
+    engine.records.owner = partial(Owner, engine)
 
 
 def figures(engine: Engine) -> dict[str, int]:
@@ -249,12 +258,11 @@ def test_an_admitted_timer_is_like_a_scheduled_one(delay: int) -> None:
     schedule(engine, "first", delay=delay)
     event = ("e", Plain())
     timer = detached(engine, event=event)
-    assert timer.group is not None
-    owner = timer.group.owner
     assert engine.admit(timer, delay, 0) is None
     assert figures(engine) == {"accepted": 2, "timers": 2}
-    assert engine.groups.holds(timer)
-    assert (timer.group.cid, timer.group.instance_id, timer.group.owner) == ("c", "i", owner)
+    assert engine.records.holds(timer)
+    assert timer.record is engine.records.by_cid["c"]
+    assert timer.instance_id == "i"
     assert timer.due == delay
     assert engine.claims.begin(delay) is not timer
     assert engine.claims.begin(delay, False) is timer
@@ -281,7 +289,7 @@ def test_a_timer_cancelled_before_its_admission_counts_as_cancelled() -> None:
         timer = detached(engine, event=("e", 1))
         assert timer.cancel()
         assert not timer.cancel()
-        assert (timer.event, timer.group, timer.after) == (None, None, None)
+        assert (timer.event, timer.record, timer.after) == (None, None, None)
         assert engine.admit(timer, 5, 0) is None
     assert figures(engine) == {"accepted": 2, "cancelled": 2}
     assert set(sizes(engine).values()) == {0}
@@ -304,7 +312,7 @@ def test_an_admission_without_room_is_dropped_and_returns_its_event(why: str) ->
         event = ("e", Plain())
         timer = detached(engine, event=event)
         assert engine.admit(timer, 5, 0) is event
-        assert (timer.event, timer.group, timer.after) == (None, None, None)
+        assert (timer.event, timer.record, timer.after) == (None, None, None)
         assert not timer.cancel()
         assert engine.ledger.dropped == before.get("dropped", 0) + number
         assert engine.ledger.accepted == before["accepted"] + number
@@ -332,7 +340,7 @@ def test_a_cancel_returns_the_event_and_empties_the_handle(delay: int) -> None:
     event = ("e", Plain())
     timer = schedule(engine, delay=delay, event=event)
     assert engine.cancel(timer) is event
-    assert (timer.event, timer.group, timer.after) == (None, None, None)
+    assert (timer.event, timer.record, timer.after) == (None, None, None)
     assert engine.cancel(timer) is None
     assert figures(engine) == {"accepted": 1, "cancelled": 1}
     assert set(sizes(engine).values()) == {0}
@@ -355,7 +363,7 @@ def test_a_timer_that_has_begun_cannot_be_cancelled() -> None:
     engine = Engine(None)
     first, second = schedule(engine), schedule(engine)
     assert begin(engine) is first
-    assert first.group is second.group
+    assert first.record is second.record
     assert engine.cancel(first) is None
     assert first.event == "e"
     assert figures(engine) == {"accepted": 2, "timers": 1, "running": 1}
@@ -369,8 +377,8 @@ def test_cancel_timers_returns_every_event_and_empties_the_handles() -> None:
     timers = [schedule(engine, delay=number * SLOT, event=event) for number, event in enumerate(events)]
     other = schedule(engine, instance="other")
     returned = engine.cancel_timers("c", "i")
-    assert [id(event) for event in returned] == [id(event) for event in events]
-    assert [(timer.event, timer.group, timer.after) for timer in timers] == [(None, None, None)] * 4
+    assert {id(event) for event in returned} == {id(event) for event in events}
+    assert [(timer.event, timer.record, timer.after) for timer in timers] == [(None, None, None)] * 4
     assert figures(engine) == {"accepted": 5, "timers": 1, "cancelled": 4}
     assert engine.cancel_timers("c", "i") == []
     assert engine.cancel_timers("nobody", None) == []
@@ -416,6 +424,7 @@ def test_a_publication_keeps_its_topic_instant_message_and_targets() -> None:
     assert (publication.topic_name, publication.due, publication.targeted, publication.length) == ("t", 5, 3, 3)
     assert publication.message is message
     topic = engine.topics.topics["t"]
+    assert isinstance(topic, Topic)
     assert (topic.snapshots, topic.snapshot_length) == (1, 3)
     engine.publish("t", message, 5)
     assert (topic.snapshots, topic.snapshot_length) == (2, 3)
@@ -567,7 +576,7 @@ def test_a_reset_returns_everything_held_and_counts_it_as_dropped() -> None:
     assert figures(engine) == {"accepted": 7, "dropped": 6, "cancelled": 1}
     assert sum(each is event for each in held) == 2
     assert held[-1]["c"] is flow
-    assert [(timer.event, timer.group, timer.after) for timer in timers] == [(None, None, None)] * 2
+    assert [(timer.event, timer.record, timer.after) for timer in timers] == [(None, None, None)] * 2
     assert set(sizes(engine).values()) == {0}
     assert engine.subscriptions() == {}
     assert engine.stats() == Stats(0, 0, 0, 0, 0, 7, 0, 0, 1, 6)
@@ -704,18 +713,15 @@ def test_sizes_report_every_container_separately() -> None:
     engine.publish("u", "m", 0)
     assert sizes(engine) == {
         "pending flows": 1,
-        "conversations with timers": 2,
-        "instances with timers": 3,
-        "timers in groups": 5,
+        "records": 5,
+        "timers in records": 5,
+        "subscriptions in records": 5,
         "slots": 3,
         "timers in slots": 4,
         "open slot": 0,
         "arrivals": 3,
         "topics": 2,
-        "topic entries": 5,
-        "conversations with subscriptions": 3,
-        "instances with subscriptions": 4,
-        "subscriptions in instances": 5,
+        "topic entries": 6,
         "targets of the fan-out": 0,
         "timers of the batch": 0,
     }

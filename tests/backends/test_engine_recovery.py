@@ -13,9 +13,9 @@ from stube_backends.engine import Engine
 from stube_backends.engine._inspection import sizes
 from stube_backends.engine._recovery import rebuild
 from stube_backends.engine._timers import DueBatch, Timer
-from stube_backends.engine._topics import BEING_REMOVED, FanOut, Publication, TopicIndex
+from stube_backends.engine._topics import BEING_REMOVED, FanOut, Publication, Topic, TopicIndex
 from stube_backends.engine._wheel import LONG, SLOT_BITS
-from tests.backends.helpers import OWNER, begun_fan_out
+from tests.backends.helpers import begun_fan_out
 
 SLOT = 1 << SLOT_BITS
 
@@ -29,7 +29,7 @@ class Filled:
         self.delays = (5 * SLOT, 0, SLOT + 7, SLOT + 7, 0, SLOT + 3)
         for number, delay in enumerate(self.delays):
             cid, instance = f"c{number % 2}", f"i{number % 3}"
-            self.timers.append(self.engine.schedule(OWNER, cid, instance, delay, ("e", number), 0))
+            self.timers.append(self.engine.schedule(cid, instance, delay, ("e", number), 0))
         for number in range(4):
             self.engine.subscribe(f"c{number}", "i", "t", "said")
             self.engine.subscribe(f"c{number}", "j", "t", "said")
@@ -54,7 +54,7 @@ class Filled:
                 work.total = work.delivered
             else:
                 found.append(work.event)
-                work.event = work.group = None
+                work.event = work.record = None
                 self.engine.claims.finish_timer(failed=False)
             self.engine._check()
         return found
@@ -78,23 +78,25 @@ def without_damage(filled: Filled) -> None:
     """Change nothing: the operation was interrupted before its first change, or after its last."""
 
 
-def without_groups(filled: Filled) -> None:
-    """Lose all groups, which can be rebuilt from the rings of the wheel and of the arrivals."""
-    filled.engine.groups.by_cid = {}
-
-
-def without_one_group(filled: Filled) -> None:
-    del filled.engine.groups.by_cid["c0"]["i2"]
-
-
-def without_indexes(filled: Filled) -> None:
-    filled.engine.topics.by_cid.clear()
+def without_records(filled: Filled) -> None:
+    """Lose all records, which can be rebuilt from the rings of the wheel and of the arrivals, and from the topics."""
+    filled.engine.records.by_cid = {}
     filled.engine.topics.count = 77
 
 
+def without_one_record(filled: Filled) -> None:
+    del filled.engine.records.by_cid["c0"]
+
+
+def with_empty_records(filled: Filled) -> None:
+    for record in filled.engine.records.by_cid.values():
+        record.timers = record.subscriptions = None
+
+
 def with_wrong_counts(filled: Filled) -> None:
-    for topic in filled.engine.topics.topics.values():
-        topic.live, topic.snapshots, topic.snapshot_length = 1, 5, 1
+    topic = filled.engine.topics.topics["t"]
+    assert isinstance(topic, Topic)
+    topic.live, topic.snapshots, topic.snapshot_length = 1, 5, 1
 
 
 def with_wrong_figures(filled: Filled) -> None:
@@ -111,15 +113,15 @@ def with_a_new_index(filled: Filled) -> None:
     "damage",
     [
         without_damage,
-        without_groups,
-        without_one_group,
-        without_indexes,
+        without_records,
+        without_one_record,
+        with_empty_records,
         with_wrong_counts,
         with_wrong_figures,
         with_a_new_index,
     ],
 )
-def test_recovery_rebuilds_groups_indexes_and_counts(damage: Callable[[Filled], None]) -> None:
+def test_recovery_rebuilds_records_topics_and_counts(damage: Callable[[Filled], None]) -> None:
     """Fault: a pending timer or message is lost, begins twice or in another order, or a figure stays wrong (G20)."""
     filled = Filled()
     engine = filled.engine
@@ -127,23 +129,19 @@ def test_recovery_rebuilds_groups_indexes_and_counts(damage: Callable[[Filled], 
     rebuild(engine)
     engine._check()
     assert (engine.ledger.timers, engine.ledger.queued, engine.ledger.accepted) == (6, 18, 24)
-    assert (engine.topics.count, engine.topics.topics["t"].live) == (10, 9)
     topic = engine.topics.topics["t"]
+    assert isinstance(topic, Topic)
+    assert (engine.topics.count, topic.live) == (10, 9)
     assert (topic.snapshots, topic.snapshot_length) == (2, 9)
-    groups = {cid: {name: list(group) for name, group in found.items()} for cid, found in engine.groups.by_cid.items()}
-    assert {cid: sorted(found) for cid, found in groups.items()} == {
-        "c0": ["i0", "i1", "i2"],
-        "c1": ["i0", "i1", "i2"],
-    }
-    for cid, found in engine.groups.by_cid.items():
-        for name, group in found.items():
-            assert (group.cid, group.instance_id, group.owner) == (cid, name, OWNER)
+    records = engine.records.by_cid
+    instances = {cid: sorted(timer.instance_id for timer in record.all_timers()) for cid, record in records.items()}
+    assert instances == {"c0": ["i0", "i1", "i2"], "c1": ["i0", "i1", "i2"], "c2": [], "c3": [], "late": []}
     assert filled.order() == WHOLE
     assert engine.ledger.delivered == 24
 
 
-def test_a_timer_that_is_only_in_its_group_is_pending_after_recovery() -> None:
-    """Fault: a schedule that is interrupted between the group and the wheel loses its timer (G20)."""
+def test_a_timer_that_is_only_in_its_record_is_pending_after_recovery() -> None:
+    """Fault: a schedule that is interrupted between the record and the wheel loses its timer (G20)."""
     filled = Filled()
     engine = filled.engine
     engine.order.remove(filled.timers[3:5])
@@ -155,15 +153,15 @@ def test_a_timer_that_is_only_in_its_group_is_pending_after_recovery() -> None:
     assert order == [event for event in WHOLE if event != ("e", 4)]
 
 
-def test_a_timer_without_its_event_or_its_group_is_over_after_recovery() -> None:
+def test_a_timer_without_its_event_or_its_record_is_over_after_recovery() -> None:
     """Fault: recovery undoes an interrupted cancel, although it has already returned the event of the timer (G5)."""
     filled = Filled()
     engine = filled.engine
     for number in (1, 2):
         filled.timers[number].event = None
     for number in (3, 4):
-        filled.timers[number].group = None
-        engine.groups.by_cid[f"c{number % 2}"].clear()
+        filled.timers[number].record = None
+        engine.records.by_cid[f"c{number % 2}"].timers = None
     rebuild(engine)
     engine._check()
     pending = [event for event in filled.order() if isinstance(event, tuple) and event[0] == "e"]
@@ -175,15 +173,14 @@ def test_recovery_removes_tombstones_and_empty_topics_from_the_indexes() -> None
     """Fault: recovery counts or indexes a tombstone, or keeps a topic without live subscriptions (G13)."""
     filled = Filled()
     engine = filled.engine
-    entries = engine.topics.topics["t"].entries
-    for entry in entries[2:]:
+    entries = engine.topics.entries()
+    for entry in (*entries["t"][2:], *entries["u"]):
         entry.name = entry.event = None
-    engine.topics.by_cid["c0"]["i"]["u"].name = None
     rebuild(engine)
     engine._check()
     assert list(engine.topics.topics) == ["t"]
     assert engine.topics.count == 2
-    assert {cid: list(found) for cid, found in engine.topics.by_cid.items()} == {"c0": ["i", "j"]}
+    assert [entry.instance_id for entry in engine.records.by_cid["c0"].all_subscriptions()] == ["j", "i"]
     assert [event for event in filled.order() if isinstance(event, tuple) and event[0] != "e"] == [
         ("first", "c0i", "c0j"),
         ("second", "c0i", "c0j"),
@@ -260,7 +257,7 @@ def test_arrivals_keep_their_order_in_recovery() -> None:
     engine.subscribe("c", "i", "t", "said")
     for number in range(3):
         engine.publish("t", number, 0)
-        engine.schedule(OWNER, "c", "i", 0, ("e", number), 0)
+        engine.schedule("c", "i", 0, ("e", number), 0)
     rebuild(engine)
     kinds = [type(entry) for entry in engine.order.arrivals]
     assert kinds == [Publication, Timer] * 3
@@ -272,7 +269,7 @@ def test_recovery_keeps_the_topics_after_an_empty_one() -> None:
     engine = Engine(None)
     for topic in ("a", "b", "c"):
         engine.subscribe("c", "i", topic, "said")
-    engine.topics.by_cid["c"]["i"]["a"].name = None
+    engine.topics.entries()["a"][0].name = None
     rebuild(engine)
     engine._check()
     assert list(engine.topics.topics) == ["b", "c"]
@@ -282,14 +279,14 @@ def test_timers_of_one_instant_keep_their_order_in_recovery() -> None:
     """Fault: recovery puts a timer with a long wait into a fine slot, so a timer accepted later begins first (G2)."""
     engine, due = Engine(None), 3 * LONG
     for number, now in enumerate((0, SLOT)):
-        engine.schedule(OWNER, "c", "i", due - now, ("e", number), now)
+        engine.schedule("c", "i", due - now, ("e", number), now)
     rebuild(engine)
     engine._check()
     for number, now in enumerate((2 * SLOT, due - LONG, due - LONG + 1), 2):
-        engine.schedule(OWNER, "c", "i", due - now, ("e", number), now)
+        engine.schedule("c", "i", due - now, ("e", number), now)
     rebuild(engine)
     engine._check()
-    engine.schedule(OWNER, "c", "i", 5, ("e", 5), due - 5)
+    engine.schedule("c", "i", 5, ("e", 5), due - 5)
     assert engine.claims.begin(due - 1) is None
     taken = []
     while (work := engine.claims.begin(due)) is not None:
@@ -311,7 +308,7 @@ def test_a_subscription_marked_as_being_removed_is_gone_after_recovery(marked: i
     for instance in ("i", "j", "k"):
         engine.subscribe("c", instance, "t", "said")
     engine.publish("t", "message", 0)
-    leaving = engine.topics.topics["t"].entries[:marked]
+    leaving = engine.topics.entries()["t"][:marked]
     for entry in leaving:
         entry.name = BEING_REMOVED
     rebuild(engine)
@@ -337,7 +334,7 @@ def test_the_remaining_timers_of_a_batch_keep_their_order_in_recovery() -> None:
     """Fault: timers of one instant that were in a due batch begin in reverse order after recovery (G2)."""
     engine = Engine(None)
     for number in range(5):
-        engine.schedule(OWNER, "c", f"i{number % 2}", SLOT + 5, ("e", number), 0)
+        engine.schedule("c", f"i{number % 2}", SLOT + 5, ("e", number), 0)
     assert engine.claims.begin(SLOT) is None  # opens the slot
     assert isinstance(engine.claims.begin(SLOT + 5), DueBatch)
     engine.claims.abandon()
@@ -353,7 +350,7 @@ def test_equal_timers_of_the_open_slot_keep_their_order_in_recovery() -> None:
     """Fault: recovery reads the open slot from its latest timer to its earliest (G2)."""
     engine = Engine(None)
     for number in range(5):
-        engine.schedule(OWNER, "c", f"i{number % 2}", SLOT + 5, ("e", number), 0)
+        engine.schedule("c", f"i{number % 2}", SLOT + 5, ("e", number), 0)
     assert engine.claims.begin(SLOT) is None
     rebuild(engine)
     engine._check()

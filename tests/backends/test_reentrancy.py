@@ -1128,7 +1128,7 @@ def soundness(registry: AnyRegistry, helper: Helper) -> str | None:
     registry.stats()
     registry.reset_state()
     for part in (
-        registry._driver.core.engine.groups,
+        registry._driver.core.engine.records,
         registry._driver.core.engine.order,
         registry._driver.core.engine.topics,
     ):

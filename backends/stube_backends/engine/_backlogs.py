@@ -10,16 +10,14 @@ message waits for the conversation.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 from stube import Event, RegistryFull
 from stube_backends.engine._ledger import Ledger
+from stube_backends.engine._records import Backlog, Record, Records
 from stube_backends.engine._rings import unlink
-from stube_backends.engine._tables import free_if_empty
-from stube_backends.engine._timers import TimerGroups
-from stube_backends.engine._topics import Publication, Topic
+from stube_backends.engine._topics import Publication, Subscription
 
 OnFull: TypeAlias = Literal["drop_oldest", "end"]
 
@@ -49,35 +47,22 @@ class Overflow(NamedTuple):
     held: list[Any]
 
 
-class Backlog:
-    """The messages that wait for one conversation, the oldest first. Kept as long as there are any."""
-
-    __slots__ = ("messages", "overflowing")
-
-    def __init__(self) -> None:
-        self.messages: deque[Publication] = deque()
-        self.overflowing = False
-
-
 class Backlogs:
     """The messages that wait for each conversation, where each has its bound.
 
     Args:
         limits: of each conversation.
         arrive: puts a publication into the ready order.
-        ledger, groups: the engine's, the same objects as long as the engine lives.
+        ledger, records: the engine's, the same objects as long as the engine lives.
     """
 
-    __slots__ = ("_arrive", "by_cid", "groups", "ledger", "limits", "overflows")
+    __slots__ = ("_arrive", "ledger", "limits", "overflows", "records")
 
-    def __init__(
-        self, limits: Limits, arrive: Callable[[Publication], None], ledger: Ledger, groups: TimerGroups
-    ) -> None:
+    def __init__(self, limits: Limits, arrive: Callable[[Publication], None], ledger: Ledger, records: Records) -> None:
         self.limits = limits
         self._arrive = arrive
         self.ledger = ledger
-        self.groups = groups
-        self.by_cid: dict[str, Backlog] = {}
+        self.records = records
         self.overflows: list[Overflow] = []
 
     def require_room(self, cid: str) -> None:
@@ -94,18 +79,19 @@ class Backlogs:
         most = self.limits.max_queued
         if self.ledger.timers < most:
             return False
-        return sum(1 for group in self.groups.by_cid.get(cid, {}).values() for _ in group) >= most
+        record = self.records.by_cid.get(cid)
+        return record is not None and len(record.all_timers()) >= most
 
-    def publish(self, topic: Topic, publication: Publication, end: Callable[[str], list[Any]]) -> None:
+    def publish(self, targets: list[Subscription], publication: Publication, end: Callable[[str], list[Any]]) -> None:
         """Accept a publication for each of its targets, and drop what does not fit.
 
         Args:
-            topic: of the publication.
+            targets: the subscriptions of the topic, and tombstones among them.
             publication: in no ring yet.
             end: drops the timers, the subscriptions and the baton of a conversation; returns what was held.
         """
         ledger = self.ledger
-        for target in [entry for entry in topic.entries if entry.name is not None]:
+        for target in [entry for entry in targets if entry.name is not None]:
             ledger.accepted += 1
             if target.name is None:  # its conversation was ended by the message to another of its instances
                 ledger.dropped += 1
@@ -113,23 +99,22 @@ class Backlogs:
             message = publication.part_for([target])
             self._arrive(message)
             ledger.queued += 1
-            backlog = self.by_cid.get(target.cid)
-            if backlog is None:
-                backlog = self.by_cid[target.cid] = Backlog()
-            backlog.messages.append(message)
+            record = self.records.of(target.cid)
+            backlog = _take_in(record, message)
             if len(backlog.messages) > self.limits.max_queued:
-                self._overflow(target.cid, backlog, end)
+                self._overflow(record, backlog, end)
 
     def forget(self, message: Publication) -> None:
         """Forget a message that has begun, or whose subscription has been removed."""
-        cid = message.entries[0].cid
-        backlog = self.by_cid[cid]
+        record = self.records.by_cid[message.entries[0].cid]
+        backlog = record.backlog
+        assert backlog is not None
         if backlog.messages[0] is message:
             backlog.messages.popleft()
         else:
             backlog.messages.remove(message)
         if not backlog.messages:
-            self._drop(cid)
+            self._drop(record)
 
     def take_overflows(self) -> list[Overflow]:
         """Return the overflows since the last call."""
@@ -137,20 +122,18 @@ class Backlogs:
         return overflows
 
     def rebuild(self, publications: Iterable[Publication]) -> None:
-        """Make everything anew, of the messages that wait."""
-        self.by_cid = {}
+        """Make the backlogs anew, of the messages that wait, in records that have none."""
         for message in publications:
-            self.by_cid.setdefault(message.entries[0].cid, Backlog()).messages.append(message)
+            _take_in(self.records.of(message.entries[0].cid), message)
 
     def sizes(self) -> Mapping[str, int]:
         """Return the length of every container."""
         return {
-            "backlogs": len(self.by_cid),
-            "messages in backlogs": sum(len(backlog.messages) for backlog in self.by_cid.values()),
+            "messages in backlogs": sum(len(backlog.messages) for backlog in self._backlogs().values()),
             "overflows": len(self.overflows),
         }
 
-    def _overflow(self, cid: str, backlog: Backlog, end: Callable[[str], list[Any]]) -> None:
+    def _overflow(self, record: Record, backlog: Backlog, end: Callable[[str], list[Any]]) -> None:
         oldest = backlog.messages[0]
         target = oldest.entries[0]
         event = Event(target.instance_id, target.name or "", oldest.message, due=oldest.due)
@@ -160,11 +143,11 @@ class Backlogs:
         if ends:
             while backlog.messages:
                 self._discard(backlog.messages.popleft(), held)
-            self._drop(cid)
-            held += end(cid)
+            self._drop(record)
+            held += end(record.cid)
         else:
             self._discard(backlog.messages.popleft(), held)
-        self.overflows.append(Overflow(cid, event, ends, first, held))
+        self.overflows.append(Overflow(record.cid, event, ends, first, held))
 
     def _discard(self, message: Publication, held: list[Any]) -> None:
         unlink(message)
@@ -172,18 +155,30 @@ class Backlogs:
         self.ledger.drop_messages(1, int(message.entries[0].name is not None))
         held.append(message)
 
-    def _drop(self, cid: str) -> None:
-        del self.by_cid[cid]
-        free_if_empty(self.by_cid)
+    def _drop(self, record: Record) -> None:
+        record.backlog = None
+        self.records.drop_if_empty(record)
+
+    def _backlogs(self) -> dict[str, Backlog]:
+        records = self.records.by_cid.copy()
+        return {cid: record.backlog for cid, record in records.items() if record.backlog is not None}
 
     def _check(self, waiting: Iterable[Publication]) -> None:
-        mine = {id(message) for backlog in self.by_cid.values() for message in backlog.messages}
+        mine = {id(message) for backlog in self._backlogs().values() for message in backlog.messages}
         theirs = {id(message) for message in waiting}
         assert mine == theirs, f"{len(mine)} messages in backlogs, {len(theirs)} in the order"
-        for cid, backlog in self.by_cid.items():
+        for cid, backlog in self._backlogs().items():
             assert backlog.messages, f"the backlog of {cid!r} is kept without a message"
             assert len(backlog.messages) <= self.limits.max_queued, f"the backlog of {cid!r} is over its bound"
             assert all(message.entries[0].cid == cid for message in backlog.messages), f"a stranger waits for {cid!r}"
+
+
+def _take_in(record: Record, message: Publication) -> Backlog:
+    backlog = record.backlog
+    if backlog is None:
+        backlog = record.backlog = Backlog()
+    backlog.messages.append(message)
+    return backlog
 
 
 def checked_limits(max_queued: int | None, on_full: OnFull) -> Limits | None:

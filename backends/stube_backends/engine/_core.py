@@ -43,7 +43,7 @@ from stube.arguments import PlainEvent
 from stube_backends.engine._deferred import DeferredCalls
 from stube_backends.engine._engine import Engine
 from stube_backends.engine._recovery import rebuild
-from stube_backends.engine._timers import DueBatch, Timer, TimerOwner
+from stube_backends.engine._timers import DueBatch, Timer
 from stube_backends.engine._topics import FanOut, Generation
 
 
@@ -185,7 +185,7 @@ class Core:
         return result
 
     def schedule(
-        self, owner: TimerOwner, cid: str, instance_id: str, delay: int, event: PlainEvent, now: int
+        self, owner: object, cid: str, instance_id: str, delay: int, event: PlainEvent, now: int
     ) -> Timer | None:
         """Accept a timer: `run_locked` with `Engine.schedule`. None when the call is re-entrant."""
         if (self.mutating and self.held_by_me()) or (self.deferred and self.is_reentrant()):
@@ -194,7 +194,7 @@ class Core:
             if not (self.acquire() or self.acquire_unless_reentrant()):
                 return None
             self.mutating = True
-            timer = self.engine.schedule(owner, cid, instance_id, delay, event, now)
+            timer = self.engine.schedule(cid, instance_id, delay, event, now)
             if not self.keepalive:
                 self.keepalive.append(owner)
             self.mutating = False

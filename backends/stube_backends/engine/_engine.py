@@ -24,16 +24,18 @@ from typing_extensions import TypeVar, override
 
 from stube import EventSpec, RegistryClosed, RegistryFull, Stats
 from stube.arguments import PlainEvent
+from stube_backends.engine._arguments import name_of
 from stube_backends.engine._backlogs import Backlogs, Limits, Overflow
 from stube_backends.engine._claims import Claims
 from stube_backends.engine._ledger import Ledger
 from stube_backends.engine._order import ReadyOrder, SerialClaims
+from stube_backends.engine._records import Records
 from stube_backends.engine._tables import free_if_empty_unlocked
-from stube_backends.engine._timers import CLAIMABLE, PENDING_ADMISSION, Timer, TimerGroups, TimerOwner
-from stube_backends.engine._topics import Generation, Publication, TopicIndex, count_live
+from stube_backends.engine._timers import CLAIMABLE, PENDING_ADMISSION, Timer
+from stube_backends.engine._topics import Generation, Publication, Subscription, Topic, TopicIndex, count_live
 
 ClaimsT = TypeVar("ClaimsT", bound=Claims, default=SerialClaims)
-NewClaims: TypeAlias = Callable[[Ledger, ReadyOrder, TimerGroups, Backlogs | None], ClaimsT]
+NewClaims: TypeAlias = Callable[[Ledger, ReadyOrder, Records, Backlogs | None], ClaimsT]
 
 _SERIAL: Final[Any] = SerialClaims  # the default of `ClaimsT`, which a type checker cannot see
 _NO_BOUND: Final = 1 << 62
@@ -82,10 +84,10 @@ class Engine(Generic[ClaimsT]):
         "closed",
         "flows",
         "flows_large",
-        "groups",
         "ledger",
         "max_pending",
         "order",
+        "records",
         "topics",
     )
 
@@ -103,11 +105,11 @@ class Engine(Generic[ClaimsT]):
         self.flows: dict[str, Any] = {}
         self.flows_large = False  # whether the table's memory is worth freeing
         self.ledger = Ledger()
-        self.groups = TimerGroups()
+        self.records = Records()
         self.order = ReadyOrder()
         self.topics = TopicIndex(generation)
-        self.backlogs = None if limits is None else Backlogs(limits, self.order.arrive, self.ledger, self.groups)
-        self.claims = claims(self.ledger, self.order, self.groups, self.backlogs)
+        self.backlogs = None if limits is None else Backlogs(limits, self.order.arrive, self.ledger, self.records)
+        self.claims = claims(self.ledger, self.order, self.records, self.backlogs)
 
     # -- batons ------------------------------------------------------------------------------------------------
 
@@ -127,9 +129,8 @@ class Engine(Generic[ClaimsT]):
 
     # -- timers ------------------------------------------------------------------------------------------------
 
-    def schedule(self, owner: TimerOwner, cid: str, instance_id: str, delay: int, event: PlainEvent, now: int) -> Timer:
-        """Accept a timer, `delay` nanoseconds from `now`; its handle cancels it through `owner`, which is kept only
-        while the timer is."""
+    def schedule(self, cid: str, instance_id: str, delay: int, event: PlainEvent, now: int) -> Timer:
+        """Accept a timer, `delay` nanoseconds from `now`."""
         if self.closed:
             raise_closed()
         ledger = self.ledger
@@ -145,7 +146,7 @@ class Engine(Generic[ClaimsT]):
         timer = Timer()
         timer.due = now + delay
         timer.event = event
-        self.groups.add(timer, cid, instance_id, owner)
+        self.records.add_timer(timer, cid, instance_id)
         if delay:
             order.wheel.add(timer, delay)
         else:
@@ -180,17 +181,17 @@ class Engine(Generic[ClaimsT]):
         if event is None:
             ledger.cancelled += 1
             return None
-        named = timer.group
+        named = timer.record
         assert named is not None
         full = ledger.timers + ledger.queued >= self.max_pending
         if self.closed or full or (self.backlogs is not None and self.backlogs.is_full(named.cid)):
             ledger.dropped += 1
-            timer.event = timer.group = timer.after = None
+            timer.event = timer.record = timer.after = None
             return event
         order = self.order
         order.last_accepted_ns = now = max(now, order.last_accepted_ns)
         timer.due = now + delay
-        self.groups.add(timer, named.cid, named.instance_id, named.owner)
+        self.records.add_timer(timer, named.cid, timer.instance_id)
         if delay:
             order.wheel.add(timer, delay)
         else:
@@ -207,19 +208,19 @@ class Engine(Generic[ClaimsT]):
         elif timer.after is CLAIMABLE:
             if not self.claims.withdraw(timer):
                 return None
-        elif self.groups.holds(timer):
+        elif self.records.holds(timer):
             self.order.remove((timer,))
-            self.groups.remove((timer,))
+            self.records.remove_timers((timer,))
             self.ledger.timers -= 1
             self.ledger.cancelled += 1
         else:
             return None
-        event, timer.event, timer.group = timer.event, None, None
+        event, timer.event, timer.record = timer.event, None, None
         return event
 
     def cancel_timers(self, cid: str, instance_id: str | None) -> list[PlainEvent | None]:
         """Cancel the timers of a conversation or of one instance; return their events."""
-        timers = self.groups.take(cid, instance_id)
+        timers = self.records.take_timers(cid, instance_id)
         claims = self.claims
         # First those that are claimed without the lock: when a handle shows, without the lock as well, that one timer
         # is over, none of the others may begin any more.
@@ -227,10 +228,10 @@ class Engine(Generic[ClaimsT]):
         events = []
         for timer in withdrawn:
             events.append(timer.event)
-            timer.event = timer.group = timer.after = None
+            timer.event = timer.record = timer.after = None
         for timer in timers:
             events.append(timer.event)
-            timer.event = timer.group = None
+            timer.event = timer.record = None
         self.order.remove(timers)
         self.ledger.timers -= len(timers)
         self.ledger.cancelled += len(timers)
@@ -241,11 +242,20 @@ class Engine(Generic[ClaimsT]):
     def subscribe(self, cid: str, instance_id: str, topic: str, event: PlainEvent) -> PlainEvent | None:
         """Subscribe; return the event that this one replaces."""
         self.require_open()
-        return self.topics.add(cid, instance_id, topic, event)
+        record = self.records.by_cid.get(cid)
+        entry = None if record is None else record.subscription(instance_id, topic)
+        if entry is not None:
+            replaced, entry.event = entry.event, event
+            entry.name = name_of(event)
+            return replaced
+        entry = Subscription(cid, instance_id, topic, event)
+        self.records.add_subscription(entry)
+        self.topics.add(entry)
+        return None
 
     def unsubscribe(self, cid: str, instance_id: str | None, topic: str | None) -> list[PlainEvent | None]:
         """Remove the subscriptions that fit; return their events."""
-        events = self.topics.remove(cid, instance_id, topic)
+        events = self.topics.remove(self.records.take_subscriptions(cid, instance_id, topic))
         if instance_id is None:
             self.claims.cancel_messages(cid)
         return events
@@ -253,9 +263,7 @@ class Engine(Generic[ClaimsT]):
     def require_publishable(self, topic_name: str) -> None:
         """Raise what `publish` would."""
         self.require_open()
-        topic = self.topics.topics.get(topic_name)
-        if topic is not None:
-            self._require_room(topic.live)
+        self._require_room(self.topics.live(topic_name))
 
     def publish(self, topic_name: str, message: Any, now: int, *, checked: bool = False) -> int:
         """Accept a message for every subscriber of this instant; return how many there are.
@@ -269,7 +277,7 @@ class Engine(Generic[ClaimsT]):
         if topic is None:
             return 0
         ledger = self.ledger
-        targeted = topic.live
+        targeted = topic.live if type(topic) is Topic else 1
         if ledger.timers + ledger.queued + targeted > self.max_pending:
             self._require_room(targeted)
         order = self.order
@@ -278,17 +286,23 @@ class Engine(Generic[ClaimsT]):
         publication = Publication()
         publication.due = order.last_accepted_ns
         publication.topic_name = topic_name
-        publication.topic = topic
-        publication.entries = topic.entries
-        publication.length = len(topic.entries)
         publication.targeted = targeted
         publication.message = message
+        if type(topic) is Topic:
+            publication.topic = topic
+            publication.entries = topic.entries
+            publication.length = len(topic.entries)
+        else:
+            publication.topic = None
+            publication.entries = [topic]  # type: ignore[list-item]
+            publication.length = 1
         if self.backlogs is not None:
-            self.backlogs.publish(topic, publication, self._end_conversation)
+            self.backlogs.publish(publication.entries, publication, self._end_conversation)
             return targeted
         order.arrivals.append(publication)
-        topic.snapshots += 1
-        topic.snapshot_length = publication.length
+        if type(topic) is Topic:
+            topic.snapshots += 1
+            topic.snapshot_length = publication.length
         ledger.accepted += targeted
         ledger.queued += targeted
         return targeted
@@ -355,8 +369,7 @@ class Engine(Generic[ClaimsT]):
         What begins without the lock is stopped before anything that shows without the lock is gone.
         """
         ledger = self.ledger
-        held = [*self.claims.drop_in_progress(), self.topics]
-        self.groups.clear()
+        held = [*self.claims.drop_in_progress(), self.topics, self.records.forget()]
         entries = self.order.clear()
         ledger.dropped += ledger.timers
         ledger.timers = ledger.queued = 0
@@ -364,7 +377,7 @@ class Engine(Generic[ClaimsT]):
         for entry in entries:
             if type(entry) is Timer:
                 held.append(entry.event)
-                entry.event = entry.group = entry.after = None
+                entry.event = entry.record = entry.after = entry.older = entry.newer = None
             else:
                 assert isinstance(entry, Publication)
                 key = (id(entry.entries), entry.length)
@@ -374,7 +387,6 @@ class Engine(Generic[ClaimsT]):
                 ledger.drop_messages(entry.targeted, living[key])
         self.topics = TopicIndex(self.topics.generation)
         if self.backlogs is not None:
-            self.backlogs.rebuild(())
             held.append(self.backlogs.take_overflows())
         return held
 
@@ -397,17 +409,31 @@ class Engine(Generic[ClaimsT]):
         timers = self.cancel_timers(cid, None)
         self.ledger.cancelled -= len(timers)
         self.ledger.dropped += len(timers)
-        return [timers, self.topics.remove(cid, None, None), self.flows.pop(cid, None)]
+        events = self.topics.remove(self.records.take_subscriptions(cid, None, None))
+        return [timers, events, self.flows.pop(cid, None)]
 
     def _check(self) -> None:
-        for part in (self.groups, self.order, self.topics, self.ledger, self.claims):
+        for part in (self.records, self.order, self.topics, self.ledger, self.claims):
             part._check()
         claims, arrivals = self.claims, [*self.order.arrivals, *self.claims.parked()]
         messages = [entry for entry in arrivals if type(entry) is Publication]
         pending = {id(timer) for timer in self.order.wheel}
         pending |= {id(entry) for entry in arrivals if type(entry) is Timer}
-        grouped = {id(timer) for groups in self.groups.by_cid.values() for group in groups.values() for timer in group}
-        assert pending == grouped, f"{len(pending)} timers in the order, {len(grouped)} in the groups"
+        records = self.records.by_cid.values()
+        recorded = {id(timer) for record in records for timer in record.all_timers()}
+        assert pending == recorded, f"{len(pending)} timers in the order, {len(recorded)} in the records"
+        topics = {
+            (name, entry.cid, entry.instance_id): entry
+            for name, entries in self.topics.entries().items()
+            for entry in entries
+            if entry.name is not None
+        }
+        inverse = {
+            (entry.topic, entry.cid, entry.instance_id): entry
+            for record in records
+            for entry in record.all_subscriptions()
+        }
+        assert topics == inverse, f"the records and the topics differ: {topics.keys() ^ inverse.keys()}"
         timers = len(pending) + len(claims.waiting_timers())
         assert timers == self.ledger.timers, f"{timers} timers, counted {self.ledger.timers}"
         queued = sum(entry.targeted for entry in messages) + claims.queued()

@@ -17,8 +17,8 @@ def inspect(engine: Engine[Any], cid: str | None, now: int) -> dict[str, Convers
     claims = engine.claims
     queued = _queued_by_cid(engine)
     running = claims.running_cids()
-    found = {*engine.flows, *engine.groups.by_cid, *engine.topics.by_cid, *queued, *running}
-    found.update(timer.group.cid for timer in claims.waiting_timers() if timer.group is not None)
+    found = {*engine.flows, *engine.records.by_cid, *queued, *running}
+    found.update(timer.record.cid for timer in claims.waiting_timers() if timer.record is not None)
     found.discard("")  # see `free_if_empty_unlocked`
     if cid is not None:
         found &= {cid}
@@ -37,27 +37,22 @@ def inspect(engine: Engine[Any], cid: str | None, now: int) -> dict[str, Convers
 def sizes(engine: Engine[Any]) -> Mapping[str, int]:
     """Return the length of every container."""
     wheel = engine.order.wheel
-    groups = engine.groups.by_cid.values()
-    instances = engine.topics.by_cid.values()
+    records = engine.records.by_cid.copy().values()
     arrived = [*engine.order.arrivals, *engine.claims.parked()]
     publications = [entry for entry in arrived if type(entry) is Publication]
-    topics = engine.topics.topics.values()
-    entries = {id(entries): entries for entries in (topic.entries for topic in topics)}
+    entries = {id(entries): entries for entries in engine.topics.entries().values()}
     entries.update((id(publication.entries), publication.entries) for publication in publications)
     return {
         "pending flows": len(engine.flows),
-        "conversations with timers": len(engine.groups.by_cid),
-        "instances with timers": sum(map(len, groups)),
-        "timers in groups": sum(1 for by_instance in groups for group in by_instance.values() for _ in group),
+        "records": len(records),
+        "timers in records": sum(len(record.all_timers()) for record in records),
+        "subscriptions in records": sum(len(record.all_subscriptions()) for record in records),
         "slots": len(wheel.slots),
         "timers in slots": sum(1 for _ in wheel),
         "open slot": len(wheel.order),
         "arrivals": len(arrived),
-        "topics": len(topics),
+        "topics": len(engine.topics.topics),
         "topic entries": sum(map(len, entries.values())),
-        "conversations with subscriptions": len(engine.topics.by_cid),
-        "instances with subscriptions": sum(map(len, instances)),
-        "subscriptions in instances": sum(len(s) for by_instance in instances for s in by_instance.values()),
         **({} if engine.backlogs is None else engine.backlogs.sizes()),
         **engine.claims.sizes(),
     }
@@ -75,20 +70,20 @@ def _queued_by_cid(engine: Engine[Any]) -> dict[str, int]:
 
 
 def _timers_of(engine: Engine[Any], cid: str, now: int) -> tuple[TimerInfo, ...]:
-    groups = engine.groups.by_cid.get(cid, {}).values()
-    timers = [timer for group in groups for timer in group] + engine.claims.waiting_timers(cid)
+    record = engine.records.by_cid.get(cid)
+    timers = engine.claims.waiting_timers(cid) + ([] if record is None else record.all_timers()[::-1])
     timers.sort(key=lambda timer: timer.due)
     return tuple(
-        TimerInfo(timer.group.instance_id, public_event(timer.event), max(0.0, milliseconds(timer.due - now)))
+        TimerInfo(timer.instance_id, public_event(timer.event), max(0.0, milliseconds(timer.due - now)))
         for timer in timers
-        if timer.event is not None and timer.group is not None
+        if timer.event is not None
     )
 
 
 def _subscriptions_of(engine: Engine[Any], cid: str) -> tuple[SubscriptionInfo, ...]:
+    record = engine.records.by_cid.get(cid)
     return tuple(
         SubscriptionInfo(entry.instance_id, entry.topic, public_event(entry.event))
-        for subscriptions in engine.topics.by_cid.get(cid, {}).values()
-        for entry in subscriptions.values()
+        for entry in ([] if record is None else record.all_subscriptions()[::-1])
         if entry.event is not None
     )

@@ -6,6 +6,7 @@ A backend derives from `LocalRegistry` and says in one hook, `_new_driver`, whic
 from __future__ import annotations
 
 import logging
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -22,7 +23,8 @@ from stube_backends.engine._inspection import inspect, sizes
 from stube_backends.engine._options import Options
 from stube_backends.engine._order import EARLIEST
 from stube_backends.engine._process import register
-from stube_backends.engine._timers import Group, Timer
+from stube_backends.engine._records import Record
+from stube_backends.engine._timers import Timer
 
 
 class LocalRegistry(Backend):
@@ -42,7 +44,7 @@ class LocalRegistry(Backend):
         self._options = options
         self._clock = options.clock
         # Everything that belongs to one life of the registry. Replaced in a forked child only.
-        self._driver = self._new_driver(ignore)
+        self._driver = self._own(self._new_driver(ignore))
         register(self)
 
     @override
@@ -120,7 +122,7 @@ class LocalRegistry(Backend):
                     continue
                 timer = None
             if timer is None:
-                return self._defer_schedule(core, Timer.pending_admission(plain, Group(cid, instance_id, self)), delay)
+                return self._defer_schedule(core, cid, instance_id, delay, plain)
             if timer.due < core.sleep_until:
                 driver.wake()
             return timer
@@ -278,7 +280,7 @@ class LocalRegistry(Backend):
     def start_anew(self) -> None:
         """In a forked child: become an empty registry with the same options and the same dispatch (G25)."""
         old = self._driver.core
-        self._driver = self._new_driver(old.dispatch)
+        self._driver = self._own(self._new_driver(old.dispatch))
         if old.engine.closed:
             self._driver.core.engine.refuse()
         old.abandon_after_fork()
@@ -302,8 +304,14 @@ class LocalRegistry(Backend):
 
     # -- helpers -----------------------------------------------------------------------------------------------
 
-    def _defer_schedule(self, core: Core, timer: Timer, delay: int) -> Timer:
+    def _own(self, driver: Driver) -> Driver:
+        """Cancel what this driver's core accepts, on behalf of the handles."""
+        driver.core.engine.records.owner = weakref.ref(self)
+        return driver
+
+    def _defer_schedule(self, core: Core, cid: str, instance_id: str, delay: int, event: PlainEvent) -> Timer:
         """Within another operation of this thread: accept a timer when that operation has released the lock."""
+        timer = Timer.pending_admission(event, Record(cid, core.engine.records.owner), instance_id)
         self._require_room_for_deferred(core)
         core.deferred.defer(self._admit_deferred, core, timer, delay)
         return timer

@@ -2,7 +2,7 @@
 
 A delivery that takes its time (a coroutine) delays its own conversation only. What becomes ready for that conversation
 in the meantime is parked in its mailbox, in the ready order, and claimed there. Parked is not begun: a timer in a
-mailbox stands in a ring as before and in its group, so cancelling finds it; the subscription of a message is looked at
+mailbox stands in a ring as before and in its record, so cancelling finds it; the subscription of a message is looked at
 again when the message is claimed.
 
 A thread that delivers does, one call at a time under the lock of the engine:
@@ -25,9 +25,10 @@ from stube import Event
 from stube_backends.engine._backlogs import Backlogs
 from stube_backends.engine._ledger import Ledger
 from stube_backends.engine._order import EARLIEST, Arrival, ReadyOrder
+from stube_backends.engine._records import Records
 from stube_backends.engine._rings import Ring, insert_after, unlink
 from stube_backends.engine._tables import free_if_empty
-from stube_backends.engine._timers import Timer, TimerGroups
+from stube_backends.engine._timers import Timer
 from stube_backends.engine._topics import Publication, Subscription, count_live
 
 _PARKED_AT_MOST: Final = 256  # in one call, so that others get their turn of the lock
@@ -57,12 +58,12 @@ class MailboxClaims:
     Implements `Claims`. The arguments are those of `SerialClaims`.
     """
 
-    __slots__ = ("backlogs", "boxes", "garbage", "groups", "ledger", "order", "publication", "targets")
+    __slots__ = ("backlogs", "boxes", "garbage", "ledger", "order", "publication", "records", "targets")
 
-    def __init__(self, ledger: Ledger, order: ReadyOrder, groups: TimerGroups, backlogs: Backlogs | None) -> None:
+    def __init__(self, ledger: Ledger, order: ReadyOrder, records: Records, backlogs: Backlogs | None) -> None:
         self.ledger = ledger
         self.order = order
-        self.groups = groups
+        self.records = records
         self.backlogs = backlogs
         self.boxes: dict[str, Mailbox] = {}
         self.publication: Publication | None = None  # whose targets are being sorted into mailboxes
@@ -82,7 +83,7 @@ class MailboxClaims:
             if entry is None:
                 return None
             if type(entry) is Timer:
-                cid = entry.group.cid  # type: ignore[union-attr]  # a pending timer has one
+                cid = entry.record.cid  # type: ignore[union-attr]  # a pending timer has one
             else:
                 cid = entry.entries[0].cid  # type: ignore[union-attr]
             box = self.boxes.get(cid)
@@ -101,7 +102,7 @@ class MailboxClaims:
             unlink(entry)
             if type(entry) is Timer:
                 ledger.timers -= 1
-                self.groups.remove((entry,))
+                self.records.remove_timers((entry,))
                 _, event = entry.claim()
             else:
                 target = entry.entries[0]
@@ -203,8 +204,8 @@ class MailboxClaims:
         for entry in self._unpark():
             if type(entry) is Timer:
                 held.append(entry.event)
-                self.groups.remove((entry,))
-                entry.event = entry.group = None
+                self.records.remove_timers((entry,))
+                entry.event = entry.record = None
                 self.ledger.timers -= 1
                 self.ledger.dropped += 1
             else:
@@ -258,7 +259,7 @@ class MailboxClaims:
             if type(head) is not Publication or self.backlogs is not None:  # which is to one target already
                 unlink(head)
                 return head  # type: ignore[no-any-return]
-            targets = head.topic.targets(head.entries, head.length)
+            targets = head.live_targets()
             cancelled = head.targeted - len(targets)  # subscriptions removed between the publishing and now
             self.ledger.cancelled += cancelled
             self.ledger.queued -= cancelled

@@ -16,8 +16,9 @@ from typing import Any, Final, TypeAlias
 
 from stube_backends.engine._backlogs import Backlogs
 from stube_backends.engine._ledger import Ledger
+from stube_backends.engine._records import Records
 from stube_backends.engine._rings import Ring, unlink
-from stube_backends.engine._timers import CLAIMABLE, DueBatch, Timer, TimerGroups
+from stube_backends.engine._timers import CLAIMABLE, DueBatch, Timer
 from stube_backends.engine._topics import FanOut, Publication, Subscription, count_live
 from stube_backends.engine._wheel import OPEN, Slot, TimerWheel
 
@@ -127,15 +128,15 @@ class SerialClaims:
     """Begins one delivery after the other.
 
     Args:
-        ledger, order, groups, backlogs: the engine's, the same objects as long as the engine lives.
+        ledger, order, records, backlogs: the engine's, the same objects as long as the engine lives.
     """
 
-    __slots__ = ("backlogs", "batch", "fan_out", "groups", "ledger", "order", "running_cid")
+    __slots__ = ("backlogs", "batch", "fan_out", "ledger", "order", "records", "running_cid")
 
-    def __init__(self, ledger: Ledger, order: ReadyOrder, groups: TimerGroups, backlogs: Backlogs | None) -> None:
+    def __init__(self, ledger: Ledger, order: ReadyOrder, records: Records, backlogs: Backlogs | None) -> None:
         self.ledger = ledger
         self.order = order
-        self.groups = groups
+        self.records = records
         self.backlogs = backlogs
         self.fan_out: FanOut | None = None  # the publication that is being delivered
         self.batch: DueBatch | None = None  # the timers that are being delivered together
@@ -176,8 +177,8 @@ class SerialClaims:
         if type(entry) is not Timer:
             return self._begin_fan_out(entry)  # type: ignore[arg-type]
         ledger.timers -= 1
-        self.running_cid = entry.group.cid  # type: ignore[union-attr]  # a pending timer has one
-        self.groups.remove((entry,))
+        self.running_cid = entry.record.cid  # type: ignore[union-attr]  # a pending timer has one
+        self.records.remove_timers((entry,))
         return entry
 
     def finish_timer(self, failed: bool) -> None:
@@ -303,7 +304,7 @@ class SerialClaims:
             ledger.dropped += len(rest)
             for timer in rest:
                 held.append(timer.event)
-                timer.event = timer.group = timer.after = None
+                timer.event = timer.record = timer.after = None
             if not ledger.running:
                 self.batch = None
         return held
@@ -343,14 +344,14 @@ class SerialClaims:
         self.batch = DueBatch(timers)
         for timer in timers:
             timer.after = CLAIMABLE
-        self.groups.remove(timers)
+        self.records.remove_timers(timers)
         self.ledger.running += 1
         return self.batch
 
     def _begin_fan_out(self, publication: Publication) -> FanOut:
         if self.backlogs is not None:
             self.backlogs.forget(publication)
-        targets = publication.topic.targets(publication.entries, publication.length)
+        targets = publication.live_targets()
         cancelled = publication.targeted - len(targets)
         if cancelled:  # subscriptions that were removed between the publishing and now
             self.ledger.cancelled += cancelled

@@ -1,4 +1,4 @@
-"""Topics: the subscriptions, by topic and by conversation, and the targets of a publication.
+"""Topics: the subscriptions of each, and the targets of a publication.
 
 A topic keeps its subscriptions in one list, in the order in which they were added. A publication does not copy it: it
 takes a snapshot, the list and its length at that instant, so that it costs its publisher the same for one subscriber
@@ -29,7 +29,7 @@ interned, so that no event's name is this object."""
 class Subscription:
     """One instance's place in a topic. Live while `name` is not None; a tombstone after that, and never live again."""
 
-    __slots__ = ("cid", "event", "instance_id", "name", "topic")
+    __slots__ = ("cid", "event", "instance_id", "name", "older", "topic")
 
     def __init__(self, cid: str, instance_id: str, topic: str, event: PlainEvent) -> None:
         self.cid = cid
@@ -37,6 +37,7 @@ class Subscription:
         self.topic = topic  # its name: a reference to the Topic would be a cycle
         self.event: PlainEvent | None = event
         self.name: str | None = name_of(event)
+        self.older: Subscription | None = None  # a link of `Record.subscriptions`
 
 
 def count_live(entries: list[Subscription]) -> int:
@@ -45,13 +46,17 @@ def count_live(entries: list[Subscription]) -> int:
 
 
 class Topic:
-    """The subscriptions of one topic, in the order in which they were added. Kept only while it has a live one."""
+    """The subscriptions of one topic, in the order in which they were added. Kept only while it has a live one.
+
+    Args:
+        entries: the first of them, all live.
+    """
 
     __slots__ = ("entries", "live", "snapshot_length", "snapshots")
 
-    def __init__(self) -> None:
-        self.entries: list[Subscription] = []
-        self.live = 0
+    def __init__(self, entries: list[Subscription]) -> None:
+        self.entries = entries
+        self.live = len(entries)
         self.snapshots = 0  # how many publications refer to `entries` and have not begun
         self.snapshot_length = 0  # how many of `entries` they refer to
 
@@ -82,6 +87,17 @@ class Topic:
             self.compact()
         return targets
 
+    def _check(self, name: str) -> None:
+        live = count_live(self.entries)
+        assert live == self.live > 0, f"topic {name!r} has {live} live entries, counted {self.live}"
+        assert len(self.entries) <= 2 * live, f"topic {name!r} has {len(self.entries)} entries for {live} live"
+        assert self.snapshots >= 0, f"topic {name!r} counts {self.snapshots} waiting publications"
+        assert bool(self.snapshot_length) == bool(self.snapshots), (
+            f"topic {name!r} keeps {self.snapshot_length} entries for no publication"
+        )
+        if live <= _SMALL and not self.snapshots:
+            assert len(self.entries) == live, f"the small topic {name!r} keeps tombstones"
+
 
 class Generation:
     """Shared by the indexes of one registry: `token` is another object after a topic was added to one of them.
@@ -96,84 +112,63 @@ class Generation:
 
 
 class TopicIndex:
-    """`{topic: its subscriptions}` and the exact inverse `{cid: {instance: {topic: subscription}}}`."""
+    """The subscriptions by topic. A topic is its only subscription until there is a second one."""
 
-    __slots__ = ("by_cid", "count", "generation", "topics")
+    __slots__ = ("count", "generation", "topics")
 
     def __init__(self, generation: Generation | None = None) -> None:
         self.generation = generation or Generation()
-        self.topics: dict[str, Topic] = {}
-        self.by_cid: dict[str, dict[str, dict[str, Subscription]]] = {}
+        self.topics: dict[str, Subscription | Topic] = {}
         self.count = 0
 
-    def add(self, cid: str, instance_id: str, topic_name: str, event: PlainEvent) -> PlainEvent | None:
-        """Subscribe; return the event that this one replaces, which the caller releases where user code may run."""
-        instances = self.by_cid.get(cid)
-        if instances is None:
-            instances = self.by_cid[cid] = {}
-        subscriptions = instances.get(instance_id)
-        if subscriptions is None:
-            subscriptions = instances[instance_id] = {}
-        subscription = subscriptions.get(topic_name)
-        if subscription is not None:
-            replaced, subscription.event = subscription.event, event
-            subscription.name = name_of(event)
-            return replaced
-        subscription = subscriptions[topic_name] = Subscription(cid, instance_id, topic_name, event)
-        topic = self.topics.get(topic_name)
+    def add(self, entry: Subscription) -> None:
+        """Take in a subscription."""
+        name = entry.topic
+        topic = self.topics.get(name)
         if topic is None:
-            topic = self.topics[topic_name] = Topic()
-        topic.entries.append(subscription)
-        topic.live += 1
-        self.count += 1
-        if topic.live == 1:
+            self.topics[name] = entry
             self.generation.token = object()  # after the topic, for a thread that reads it and then looks for the topic
-        return None
+        elif type(topic) is Topic:
+            topic.entries.append(entry)
+            topic.live += 1
+        else:
+            self.topics[name] = Topic([topic, entry])  # type: ignore[list-item]
+        self.count += 1
 
-    def remove(self, cid: str, instance_id: str | None, topic_name: str | None) -> list[PlainEvent | None]:
-        """Remove the subscriptions that fit; return their events, which the caller releases where user code may run.
+    def remove(self, entries: list[Subscription]) -> list[PlainEvent | None]:
+        """Remove subscriptions; return their events, which the caller releases where user code may run.
 
         The removal looks atomic without the lock, too: all that are removed are marked before a topic is gone from the
         index, and before the delivery thread passes the first of them over.
         """
-        instances = self.by_cid.get(cid, {})
-        if instance_id is None:
-            removed = [entry for subscriptions in instances.values() for entry in subscriptions.values()]
-            self.by_cid.pop(cid, None)
-        else:
-            subscriptions = instances.get(instance_id, {})
-            if topic_name is None:
-                removed = list(subscriptions.values())
-                subscriptions.clear()
-            else:
-                entry = subscriptions.pop(topic_name, None)
-                removed = [] if entry is None else [entry]
-            if removed and not subscriptions:
-                del instances[instance_id]
-                if not instances:
-                    del self.by_cid[cid]
-        if len(removed) > 1:
-            for entry in removed:
+        if len(entries) > 1:
+            for entry in entries:
                 entry.name = BEING_REMOVED
-        events = [self._mark_removed(entry) for entry in removed]
-        free_if_empty(self.by_cid)
+        events = [self._mark_removed(entry) for entry in entries]
         free_if_empty(self.topics)
         return events
 
     def live(self, topic_name: str) -> int:
         """Return how many subscribers a topic has."""
         topic = self.topics.get(topic_name)
-        return 0 if topic is None else topic.live
+        return 0 if topic is None else topic.live if type(topic) is Topic else 1
+
+    def entries(self) -> dict[str, list[Subscription]]:
+        """Return the subscriptions of each topic, and tombstones among them."""
+        return {
+            name: topic.entries if type(topic) is Topic else [topic]  # type: ignore[list-item]
+            for name, topic in self.topics.items()
+        }
 
     def snapshot(self) -> dict[str, dict[tuple[str, str], EventSpec]]:
         """Return `{topic: {(cid, instance_id): event}}`, made for the caller."""
         found = {
             name: {
                 (entry.cid, entry.instance_id): public_event(entry.event)
-                for entry in topic.entries
+                for entry in entries
                 if entry.event is not None
             }
-            for name, topic in self.topics.items()
+            for name, entries in self.entries().items()
         }
         return {name: subscribers for name, subscribers in found.items() if subscribers}
 
@@ -181,6 +176,9 @@ class TopicIndex:
         event, entry.event, entry.name = entry.event, None, None
         self.count -= 1
         topic = self.topics[entry.topic]
+        if type(topic) is not Topic:
+            del self.topics[entry.topic]
+            return event
         topic.live -= 1
         if topic.live:
             topic.compact()
@@ -190,34 +188,13 @@ class TopicIndex:
         return event
 
     def _check(self) -> None:
-        forward = {
-            (name, entry.cid, entry.instance_id): entry
-            for name, topic in self.topics.items()
-            for entry in topic.entries
-            if entry.name is not None
-        }
-        inverse = {
-            (name, cid, instance_id): entry
-            for cid, instances in self.by_cid.items()
-            for instance_id, subscriptions in instances.items()
-            for name, entry in subscriptions.items()
-        }
-        assert forward == inverse, f"the inverse differs: {forward.keys() ^ inverse.keys()}"
-        assert len(forward) == self.count, f"{len(forward)} subscriptions, counted {self.count}"
+        live = sum(map(count_live, self.entries().values()))
+        assert live == self.count, f"{live} subscriptions, counted {self.count}"
         for name, topic in self.topics.items():
-            live = sum(entry.name is not None for entry in topic.entries)
-            assert live == topic.live > 0, f"topic {name!r} has {live} live entries, counted {topic.live}"
-            assert len(topic.entries) <= 2 * live, f"topic {name!r} has {len(topic.entries)} entries for {live} live"
-            assert topic.snapshots >= 0, f"topic {name!r} counts {topic.snapshots} waiting publications"
-            assert bool(topic.snapshot_length) == bool(topic.snapshots), (
-                f"topic {name!r} keeps {topic.snapshot_length} entries for no publication"
-            )
-            if live <= _SMALL and not topic.snapshots:
-                assert len(topic.entries) == live, f"the small topic {name!r} keeps tombstones"
-        for cid, instances in self.by_cid.items():
-            assert instances, f"conversation {cid!r} is kept without an instance"
-            for instance_id, subscriptions in instances.items():
-                assert subscriptions, f"instance {instance_id!r} of {cid!r} is kept without a subscription"
+            if type(topic) is Topic:
+                topic._check(name)
+            else:
+                assert count_live([topic]) == 1, f"topic {name!r} is a removed subscription"  # type: ignore[list-item]
 
 
 class Publication:
@@ -233,15 +210,21 @@ class Publication:
     length: int
     message: Any
     targeted: int
-    topic: Topic
+    topic: Topic | None  # whose list `entries` is; None for a list that is the publication's own
     topic_name: str
+
+    def live_targets(self) -> list[Subscription]:
+        """Return the targets that are live, for a publication that begins now; its topic forgets it."""
+        if self.topic is None:
+            return [entry for entry in self.entries if entry.name is not None]
+        return self.topic.targets(self.entries, self.length)
 
     def part_for(self, targets: list[Subscription]) -> Publication:
         """Return a publication of the same message to these targets only."""
         part = Publication()
         part.due = self.due
         part.topic_name = self.topic_name
-        part.topic = self.topic
+        part.topic = None
         part.entries = targets
         part.length = part.targeted = len(targets)
         part.message = self.message
