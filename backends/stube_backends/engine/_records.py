@@ -55,40 +55,39 @@ class Record:
     def all_timers(self) -> list[Timer]:
         """Return the timers, of each instance the newest first."""
         timers = self.timers
-        if type(timers) is not dict:
+        if not isinstance(timers, dict):
             return _chain(timers)
         return [timer for newest in timers.copy().values() for timer in _chain(newest)]
 
     def timers_of(self, instance_id: str) -> list[Timer]:
         """Return the timers of an instance, the newest first."""
         timers = self.timers
-        if type(timers) is dict:
+        if isinstance(timers, dict):
             return _chain(timers.get(instance_id))
         return [timer for timer in _chain(timers) if timer.instance_id == instance_id]
 
     def all_subscriptions(self) -> list[Subscription]:
         """Return the subscriptions, of each instance the newest first."""
         subscriptions = self.subscriptions
-        if type(subscriptions) is not dict:
+        if not isinstance(subscriptions, dict):
             return _chain(subscriptions)
         return [entry for by_topic in subscriptions.copy().values() for entry in by_topic.copy().values()][::-1]
 
     def subscriptions_of(self, instance_id: str) -> list[Subscription]:
         """Return the subscriptions of an instance."""
         subscriptions = self.subscriptions
-        if type(subscriptions) is dict:
+        if isinstance(subscriptions, dict):
             return list(subscriptions.get(instance_id, {}).values())
         return [entry for entry in _chain(subscriptions) if entry.instance_id == instance_id]
 
     def subscription(self, instance_id: str, topic: str) -> Subscription | None:
         """Return the subscription of an instance to a topic."""
-        entry: Any = self.subscriptions
-        if type(entry) is dict:
-            entry = entry.get(instance_id, {}).get(topic)
-            return entry  # type: ignore[no-any-return]
+        entry = self.subscriptions
+        if isinstance(entry, dict):
+            return entry.get(instance_id, {}).get(topic)
         while entry is not None and (entry.topic != topic or entry.instance_id != instance_id):
             entry = entry.older
-        return entry  # type: ignore[no-any-return]
+        return entry
 
 
 class Records:
@@ -201,8 +200,8 @@ class Records:
     def add_subscription(self, entry: Subscription) -> None:
         """Make a subscription the newest of its conversation."""
         record = self.of(entry.cid)
-        subscriptions: Any = record.subscriptions
-        if type(subscriptions) is not dict:
+        subscriptions = record.subscriptions
+        if not isinstance(subscriptions, dict):
             chain = _chain(subscriptions)
             if len(chain) < FEW:
                 entry.older = subscriptions
@@ -235,7 +234,7 @@ class Records:
 
     def _take_out(self, record: Record, removed: list[Subscription]) -> None:
         """Take out subscriptions of one instance."""
-        if type(record.subscriptions) is dict:
+        if isinstance(record.subscriptions, dict):
             for entry in removed:
                 by_topic = record.subscriptions[entry.instance_id]
                 del by_topic[entry.topic]
@@ -292,7 +291,7 @@ def _by_instance(timers: list[Timer]) -> dict[str, Timer]:
 def _check_timers(record: Record) -> None:
     timers = record.timers
     chains: Iterator[tuple[str | None, Any]]
-    chains = iter(timers.items() if type(timers) is dict else [(None, timers)] if timers is not None else [])
+    chains = iter(timers.items() if isinstance(timers, dict) else [(None, timers)] if timers is not None else [])
     for instance_id, newest in chains:
         chain = _chain(newest)
         assert instance_id or len(chain) <= FEW, f"{record.cid!r} has a chain of {len(chain)} timers"
@@ -306,7 +305,7 @@ def _check_timers(record: Record) -> None:
 
 def _check_subscriptions(record: Record) -> None:
     subscriptions = record.subscriptions
-    if type(subscriptions) is not dict:
+    if not isinstance(subscriptions, dict):
         assert len(_chain(subscriptions)) <= FEW, f"{record.cid!r} has a chain of {len(_chain(subscriptions))} topics"
     else:
         assert subscriptions, f"{record.cid!r} keeps an empty table of subscriptions"
