@@ -27,10 +27,8 @@ class TimerOwner(Protocol):
 class TimerRecord(Protocol):
     """What a timer needs of the record of its conversation."""
 
-    @property
-    def cid(self) -> str: ...
-    @property
-    def owner(self) -> Callable[[], TimerOwner | None]: ...
+    cid: str
+    owner: Callable[[], TimerOwner | None]
 
 
 class Timer:
