@@ -13,11 +13,11 @@ them in dicts by instance, until the last one is gone: then one instance costs n
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
 from stube_backends.engine._tables import free_if_empty
-from stube_backends.engine._timers import Timer, TimerOwner
+from stube_backends.engine._timers import OwnerReference, Timer
 from stube_backends.engine._topics import Publication, Subscription
 
 FEW: Final = 8
@@ -43,7 +43,7 @@ class Record:
 
     __slots__ = ("backlog", "cid", "owner", "subscriptions", "timers")
 
-    def __init__(self, cid: str, owner: Callable[[], TimerOwner | None]) -> None:
+    def __init__(self, cid: str, owner: OwnerReference) -> None:
         self.cid = cid
         self.owner = owner
         # The newest timer of the one chain; or the newest of each instance's chain, which may have any length.
@@ -104,7 +104,7 @@ class Records:
         self.by_cid: dict[str, Record] = {}
         # See `Record`. A registry sets it before there are any: to a weak reference, because its subscriptions alone
         # must not keep it alive.
-        self.owner: Callable[[], TimerOwner | None] = _nobody
+        self.owner: OwnerReference = _nobody
 
     def of(self, cid: str) -> Record:
         """Return the record of a conversation that will hold something."""

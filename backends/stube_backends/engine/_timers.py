@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Final, Protocol
 
 from typing_extensions import override
@@ -24,11 +23,17 @@ class TimerOwner(Protocol):
     def cancel_timer(self, timer: Timer) -> bool: ...
 
 
+class OwnerReference(Protocol):
+    """Returns the owner as long as it exists: a weak reference."""
+
+    def __call__(self) -> TimerOwner | None: ...
+
+
 class TimerRecord(Protocol):
     """What a timer needs of the record of its conversation."""
 
     cid: str
-    owner: Callable[[], TimerOwner | None]
+    owner: OwnerReference
 
 
 class Timer:
