@@ -16,7 +16,6 @@ from typing_extensions import override
 from stube import ConversationInfo, RegistryClosed, RegistryFull, Stats, SubscriptionInfo, TimerInfo
 from stube_backends.engine import Engine
 from stube_backends.engine._inspection import inspect, sizes
-from stube_backends.engine._records import Record
 from stube_backends.engine._timers import Timer
 from stube_backends.engine._topics import FanOut, Publication, Topic
 from stube_backends.engine._wheel import SLOT_BITS
@@ -67,7 +66,7 @@ def schedule(
 
 def detached(engine: Engine, cid: str = "c", event: Any = "e") -> Timer:
     own(engine)
-    return Timer.pending_admission(event, Record(cid, engine.records.owner), "i")
+    return Timer.pending_admission(event, engine.records.new(cid), "i")
 
 
 def own(engine: Engine) -> None:

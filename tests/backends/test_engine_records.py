@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from stube import Event
-from stube_backends.engine._records import FEW, Backlog, Record, Records
+from stube_backends.engine._records import FEW, Backlog, Records
 from stube_backends.engine._timers import Timer
 from stube_backends.engine._topics import Subscription
 
@@ -46,7 +46,9 @@ def nobody() -> None:
 
 
 def pending(spec: Any, owner: Any = nobody) -> Timer:
-    return Timer.pending_admission(spec, Record("c", owner), "i")
+    records = Records()
+    records.owner = owner
+    return Timer.pending_admission(spec, records.new("c"), "i")
 
 
 def timer_of(records: Records, cid: str = "c", instance_id: str = "i") -> Timer:

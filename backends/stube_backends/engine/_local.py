@@ -23,7 +23,6 @@ from stube_backends.engine._inspection import inspect, sizes
 from stube_backends.engine._options import Options
 from stube_backends.engine._order import EARLIEST
 from stube_backends.engine._process import register
-from stube_backends.engine._records import Record
 from stube_backends.engine._timers import Timer
 
 
@@ -311,7 +310,7 @@ class LocalRegistry(Backend):
 
     def _defer_schedule(self, core: Core, cid: str, instance_id: str, delay: int, event: PlainEvent) -> Timer:
         """Within another operation of this thread: accept a timer when that operation has released the lock."""
-        timer = Timer.pending_admission(event, Record(cid, core.engine.records.owner), instance_id)
+        timer = Timer.pending_admission(event, core.engine.records.new(cid), instance_id)
         self._require_room_for_deferred(core)
         core.deferred.defer(self._admit_deferred, core, timer, delay)
         return timer

@@ -35,22 +35,17 @@ class Backlog:
 
 
 class Record:
-    """One conversation.
-
-    Args:
-        owner: returns who cancels on behalf of a timer's handle, as long as that exists.
-    """
+    """One conversation. Made by `Records.new`."""
 
     __slots__ = ("backlog", "cid", "owner", "subscriptions", "timers")
 
-    def __init__(self, cid: str, owner: OwnerReference) -> None:
-        self.cid = cid
-        self.owner = owner
-        # The newest timer of the one chain; or the newest of each instance's chain, which may have any length.
-        self.timers: Timer | dict[str, Timer] | None = None
-        # The newest subscription of the one chain; or the subscriptions by instance and topic.
-        self.subscriptions: Subscription | dict[str, dict[str, Subscription]] | None = None
-        self.backlog: Backlog | None = None  # kept as long as it has messages
+    cid: str
+    owner: OwnerReference  # who cancels on behalf of a timer's handle
+    # The newest timer of the one chain; or the newest of each instance's chain, which may have any length.
+    timers: Timer | dict[str, Timer] | None
+    # The newest subscription of the one chain; or the subscriptions by instance and topic.
+    subscriptions: Subscription | dict[str, dict[str, Subscription]] | None
+    backlog: Backlog | None  # kept as long as it has messages
 
     def all_timers(self) -> list[Timer]:
         """Return the timers, of each instance the newest first."""
@@ -106,11 +101,19 @@ class Records:
         # must not keep it alive.
         self.owner: OwnerReference = _nobody
 
+    def new(self, cid: str) -> Record:
+        """Make the record of a conversation; it does not stand in the table yet."""
+        record = Record()  # without an __init__, which costs 0.1 us of 1.2 for a timer
+        record.cid = cid
+        record.owner = self.owner
+        record.timers = record.subscriptions = record.backlog = None
+        return record
+
     def of(self, cid: str) -> Record:
         """Return the record of a conversation that will hold something."""
         record = self.by_cid.get(cid)
         if record is None:
-            record = self.by_cid[cid] = Record(cid, self.owner)
+            record = self.by_cid[cid] = self.new(cid)
         return record
 
     def drop_if_empty(self, record: Record) -> None:
@@ -132,7 +135,7 @@ class Records:
         timer.newer = timer.older = None
         record = self.by_cid.get(cid)
         if record is None:
-            timer.record = record = Record(cid, self.owner)
+            timer.record = record = self.new(cid)
             record.timers = timer
             self.by_cid[cid] = record
             return
