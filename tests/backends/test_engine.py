@@ -97,7 +97,7 @@ class Program:
                 assert isinstance(work, Timer | DueBatch)
                 timer = work.timers.pop() if isinstance(work, DueBatch) else work
                 assert timer.event == ("e", number)
-                timer.event = timer.record = None
+                timer.event = timer.table = None
                 if isinstance(work, DueBatch):
                     work.delivered += 1  # the next call of `begin` returns this batch again, while it has timers
                 else:

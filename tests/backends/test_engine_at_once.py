@@ -145,13 +145,12 @@ class BatchGoesOn:
     def step(self) -> None:
         over = "t" not in self.engine.topics.topics or self.engine.closed
         claimed = {*map(id, self.delivered)}
-        ended = [timer for timer in (*self.timers, self.later) if timer.record is None and id(timer) not in claimed]
+        ended = [timer for timer in (*self.timers, self.later) if timer.event is None and id(timer) not in claimed]
         if self.batch.timers:
             timer = self.batch.timers.pop()
             self.batch.delivered += 1
-            record = timer.record
-            assert record is not None, "a timer that is over was handed out"
-            if record.cid == "a":
+            assert timer.event is not None, "a timer that is over was handed out"
+            if timer.cid == "a":
                 assert not ended, "a timer begins after a handle has shown that another cancelled timer is over"
                 assert not over, "a timer begins after the topic that was dropped with it was seen to be gone"
             self.delivered.append(timer)
@@ -205,7 +204,7 @@ def test_the_delivery_thread_waits_for_a_target_that_is_leaving(by_reset: bool) 
     assert entered.wait(PATIENCE)
 
     def leave_slowly() -> None:
-        engine.records.by_cid["leaves"].all_subscriptions()[0].name = BEING_REMOVED
+        engine.records.subscriptions("leaves")[0].name = BEING_REMOVED
         release.set()
         threading.Event().wait(0.05)
         assert seen == [("first", "said to first")]

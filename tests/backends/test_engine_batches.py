@@ -31,7 +31,7 @@ def batch_of(*cids: str) -> tuple[Engine, DueBatch, list[Timer]]:
     timers = [scheduled(engine, cid, 2 + number) for number, cid in enumerate(cids)]
     first = engine.claims.begin(SLOT)  # alone, because its slot was closed
     assert isinstance(first, Timer)
-    first.event = first.record = None
+    first.event = first.table = None
     batch = engine.claims.begin(SLOT, False)
     assert isinstance(batch, DueBatch)
     engine._check()
@@ -40,7 +40,7 @@ def batch_of(*cids: str) -> tuple[Engine, DueBatch, list[Timer]]:
 
 def claim(batch: DueBatch) -> Timer:
     timer = batch.timers.pop()
-    timer.event = timer.record = None
+    timer.event = timer.table = None
     return timer
 
 
@@ -94,7 +94,7 @@ def test_cancel_timers_finds_timers_in_the_batch_and_outside_it(instance_id: str
     engine._check()
     assert engine.stats().cancelled == count
     assert engine.stats().timers == 4 - count
-    assert [timer.record.cid for timer in batch.timers if timer.record].count("b") == 1
+    assert [timer.cid for timer in batch.timers].count("b") == 1
 
 
 def test_a_reset_drops_the_timers_of_a_batch_that_have_not_begun() -> None:
@@ -102,7 +102,7 @@ def test_a_reset_drops_the_timers_of_a_batch_that_have_not_begun() -> None:
     engine, batch, timers = batch_of("a", "b", "c")
     claim(batch)
     held = engine.reset()
-    assert (batch.timers, timers[1].event, timers[2].record) == ([], None, None)
+    assert (batch.timers, timers[1].event, timers[2].table) == ([], None, None)
     assert held.count("tick") == 2
     batch.delivered = 1
     assert engine.claims.begin(SLOT) is None
@@ -148,11 +148,11 @@ def test_a_batch_holds_at_most_64_timers() -> None:
     engine._check()
 
 
-def test_a_timer_that_waits_in_a_batch_is_in_no_record_and_no_slot() -> None:
-    """Fault: a record stays in the table until the batch is over, which a slow handler can delay (G13)."""
+def test_a_timer_that_waits_in_a_batch_has_left_its_conversation_and_its_slot() -> None:
+    """Fault: a conversation stays in the table until the batch is over, which a slow handler can delay (G13)."""
     engine, batch, _ = batch_of("a", "b")
     found = sizes(engine)
-    assert (found["records"], found["timers in slots"], found["timers of the batch"]) == (0, 0, 2)
+    assert (found["conversations"], found["timers in slots"], found["timers of the batch"]) == (0, 0, 2)
     claim(batch)
     assert sizes(engine)["timers of the batch"] == 1
 
@@ -183,7 +183,7 @@ def test_the_timers_of_an_interrupted_batch_are_pending_after_recovery() -> None
             work.delivered = len(begun)
         else:
             assert isinstance(work, Timer)
-            work.event = work.record = None
+            work.event = work.table = None
             begun.append(work)
             fate = False
         work = engine.claims.begin(SLOT, fate)

@@ -254,7 +254,7 @@ def test_a_reset_empties_the_mailboxes_but_keeps_their_servers(engine: Checked) 
     assert len(held) > 3
     assert (engine.ledger.dropped, engine.ledger.cancelled) == (3, 1)
     assert (engine.ledger.timers, engine.ledger.queued, engine.ledger.running) == (0, 0, 1)
-    assert timer.event is timer.record is timer.after is None
+    assert timer.event is timer.table is timer.after is None
     engine.tick(event="new")
     sort(engine)
     engine.claims.finish(box, False)

@@ -38,7 +38,7 @@ def timer_due(due: int) -> Timer:
     timer = Timer()
     timer.due = due
     timer.event = "e"
-    timer.record = None
+    timer.table = None
     return timer
 
 
@@ -53,7 +53,7 @@ def wheel_of(*dues: int) -> tuple[TimerWheel, list[Timer]]:
 def remove(wheel: TimerWheel, timer: Timer) -> None:
     order = ReadyOrder()
     order.wheel = wheel
-    order.remove((timer,))
+    order.discard((timer,))
     order.arrivals.cut()
 
 
@@ -745,7 +745,7 @@ def test_a_batch_of_cancelled_timers_only_is_passed_over() -> None:
     for timer in timers:
         order.wheel.add(timer)
     assert order.take(SLOT) is timers[0]  # now the slot is open
-    order.remove(timers[1:3])
+    order.discard(timers[1:3])
     assert len(order.wheel.order) == 4  # the tombstones are still there
     assert order.take(SLOT + 2) is None
     assert order.take(SLOT + 3) is timers[3]

@@ -12,6 +12,7 @@ import pytest
 from stube_backends.engine import Engine
 from stube_backends.engine._inspection import sizes
 from stube_backends.engine._recovery import rebuild
+from stube_backends.engine._rings import unlink
 from stube_backends.engine._timers import DueBatch, Timer
 from stube_backends.engine._topics import BEING_REMOVED, FanOut, Publication, Topic, TopicIndex
 from stube_backends.engine._wheel import LONG, SLOT_BITS
@@ -54,7 +55,7 @@ class Filled:
                 work.total = work.delivered
             else:
                 found.append(work.event)
-                work.event = work.record = None
+                work.event = work.table = None
                 self.engine.claims.finish_timer(failed=False)
             self.engine._check()
         return found
@@ -89,7 +90,9 @@ def without_one_record(filled: Filled) -> None:
 
 
 def with_empty_records(filled: Filled) -> None:
-    for record in filled.engine.records.by_cid.values():
+    records = filled.engine.records
+    for cid in records.by_cid:
+        record = records.of(cid)
         record.timers = record.subscriptions = None
 
 
@@ -133,8 +136,8 @@ def test_recovery_rebuilds_records_topics_and_counts(damage: Callable[[Filled], 
     assert isinstance(topic, Topic)
     assert (engine.topics.count, topic.live) == (10, 9)
     assert (topic.snapshots, topic.snapshot_length) == (2, 9)
-    records = engine.records.by_cid
-    instances = {cid: sorted(timer.instance_id for timer in record.all_timers()) for cid, record in records.items()}
+    records = engine.records
+    instances = {cid: sorted(timer.instance_id for timer in records.timers(cid)) for cid in records.by_cid}
     assert instances == {"c0": ["i0", "i1", "i2"], "c1": ["i0", "i1", "i2"], "c2": [], "c3": [], "late": []}
     assert filled.order() == WHOLE
     assert engine.ledger.delivered == 24
@@ -144,7 +147,8 @@ def test_a_timer_that_is_only_in_its_record_is_pending_after_recovery() -> None:
     """Fault: a schedule that is interrupted between the record and the wheel loses its timer (G20)."""
     filled = Filled()
     engine = filled.engine
-    engine.order.remove(filled.timers[3:5])
+    for timer in filled.timers[3:5]:
+        unlink(timer)
     rebuild(engine)
     engine._check()
     assert engine.ledger.timers == 6
@@ -160,8 +164,8 @@ def test_a_timer_without_its_event_or_its_record_is_over_after_recovery() -> Non
     for number in (1, 2):
         filled.timers[number].event = None
     for number in (3, 4):
-        filled.timers[number].record = None
-        engine.records.by_cid[f"c{number % 2}"].timers = None
+        filled.timers[number].table = None
+        engine.records.of(f"c{number % 2}").timers = None
     rebuild(engine)
     engine._check()
     pending = [event for event in filled.order() if isinstance(event, tuple) and event[0] == "e"]
@@ -180,7 +184,7 @@ def test_recovery_removes_tombstones_and_empty_topics_from_the_indexes() -> None
     engine._check()
     assert list(engine.topics.topics) == ["t"]
     assert engine.topics.count == 2
-    assert [entry.instance_id for entry in engine.records.by_cid["c0"].all_subscriptions()] == ["j", "i"]
+    assert [entry.instance_id for entry in engine.records.subscriptions("c0")] == ["j", "i"]
     assert [event for event in filled.order() if isinstance(event, tuple) and event[0] != "e"] == [
         ("first", "c0i", "c0j"),
         ("second", "c0i", "c0j"),

@@ -328,7 +328,7 @@ def test_snapshots_show_all_shards_as_one_registry(make: Make) -> None:
     found = registry.subscriptions()
     assert found.pop("common") == {(cid, "main"): "said" for cid in flat}
     assert found == {f"t{index}": {(shard[0], "main"): "said"} for index, shard in enumerate(names)}
-    assert registry.sizes()["timers in records"] == 10
+    assert registry.sizes()["timers of conversations"] == 10
     registry.reset_state()
     assert registry.stats() == Stats(accepted=10, dropped=10)
     assert registry.inspect() == {}

@@ -127,7 +127,7 @@ def test_a_chain_of_a_thousand_timers_fires_in_one_step(registry: VirtualRegistr
     tick(registry, 1)
     registry.advance(1000)
     assert log.instants == [float(n) for n in range(1, 1001)]
-    assert registry.sizes()["timers in records"] == 1
+    assert registry.sizes()["timers of conversations"] == 1
 
 
 @pytest.mark.parametrize(("step", "count", "end"), [(100, 10, 1000.0), (0.1, 10_000, 1000.0), (1 / 3, 3, 1.000002)])

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any
+from typing import Any, Final
 
-from stube import Event, EventSpec, is_coroutine_function
+from stube import NO_PAYLOAD, Event, EventSpec, is_coroutine_function
 from stube.arguments import PlainEvent
+
+NO_SIGNALS: Final = Event("", "").signals
+"""The signals of an event that has none. The engine passes them, because an argument by keyword costs as much as the
+rest of an event: 0.4 us instead of 0.25."""
 
 
 def name_of(event: PlainEvent) -> str:
@@ -18,8 +22,8 @@ def name_of(event: PlainEvent) -> str:
 def event_with_payload(instance_id: str, spec: Sequence[Any], due: int) -> Event:
     """Return the event that a timer delivers whose spec is no plain name."""
     if len(spec) == 1:
-        return Event(instance_id, spec[0], due=due)
-    return Event(instance_id, spec[0], spec[1] if len(spec) == 2 else spec[1:], due=due)
+        return Event(instance_id, spec[0], NO_PAYLOAD, NO_SIGNALS, due)
+    return Event(instance_id, spec[0], spec[1] if len(spec) == 2 else spec[1:], NO_SIGNALS, due)
 
 
 def public_event(event: PlainEvent) -> EventSpec:

@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 from stube import Event, RegistryFull
 from stube_backends.engine._ledger import Ledger
-from stube_backends.engine._records import Backlog, Record, Records
+from stube_backends.engine._records import Backlog, Records
 from stube_backends.engine._rings import unlink
 from stube_backends.engine._topics import Publication, Subscription
 
@@ -79,8 +79,7 @@ class Backlogs:
         most = self.limits.max_queued
         if self.ledger.timers < most:
             return False
-        record = self.records.by_cid.get(cid)
-        return record is not None and len(record.all_timers()) >= most
+        return len(self.records.timers(cid)) >= most
 
     def publish(self, targets: list[Subscription], publication: Publication, end: Callable[[str], list[Any]]) -> None:
         """Accept a publication for each of its targets, and drop what does not fit.
@@ -99,22 +98,21 @@ class Backlogs:
             message = publication.part_for([target])
             self._arrive(message)
             ledger.queued += 1
-            record = self.records.of(target.cid)
-            backlog = _take_in(record, message)
+            backlog = self._take_in(target.cid, message)
             if len(backlog.messages) > self.limits.max_queued:
-                self._overflow(record, backlog, end)
+                self._overflow(target.cid, backlog, end)
 
     def forget(self, message: Publication) -> None:
         """Forget a message that has begun, or whose subscription has been removed."""
-        record = self.records.by_cid[message.entries[0].cid]
-        backlog = record.backlog
+        cid = message.entries[0].cid
+        backlog = self.records.of(cid).backlog
         assert backlog is not None
         if backlog.messages[0] is message:
             backlog.messages.popleft()
         else:
             backlog.messages.remove(message)
         if not backlog.messages:
-            self._drop(record)
+            self._drop(cid)
 
     def take_overflows(self) -> list[Overflow]:
         """Return the overflows since the last call."""
@@ -124,7 +122,7 @@ class Backlogs:
     def rebuild(self, publications: Iterable[Publication]) -> None:
         """Make the backlogs anew, of the messages that wait, in records that have none."""
         for message in publications:
-            _take_in(self.records.of(message.entries[0].cid), message)
+            self._take_in(message.entries[0].cid, message)
 
     def sizes(self) -> Mapping[str, int]:
         """Return the length of every container."""
@@ -133,7 +131,7 @@ class Backlogs:
             "overflows": len(self.overflows),
         }
 
-    def _overflow(self, record: Record, backlog: Backlog, end: Callable[[str], list[Any]]) -> None:
+    def _overflow(self, cid: str, backlog: Backlog, end: Callable[[str], list[Any]]) -> None:
         oldest = backlog.messages[0]
         target = oldest.entries[0]
         event = Event(target.instance_id, target.name or "", oldest.message, due=oldest.due)
@@ -143,11 +141,11 @@ class Backlogs:
         if ends:
             while backlog.messages:
                 self._discard(backlog.messages.popleft(), held)
-            self._drop(record)
-            held += end(record.cid)
+            self._drop(cid)
+            held += end(cid)
         else:
             self._discard(backlog.messages.popleft(), held)
-        self.overflows.append(Overflow(record.cid, event, ends, first, held))
+        self.overflows.append(Overflow(cid, event, ends, first, held))
 
     def _discard(self, message: Publication, held: list[Any]) -> None:
         unlink(message)
@@ -155,13 +153,22 @@ class Backlogs:
         self.ledger.drop_messages(1, int(message.entries[0].name is not None))
         held.append(message)
 
-    def _drop(self, record: Record) -> None:
+    def _take_in(self, cid: str, message: Publication) -> Backlog:
+        record = self.records.of(cid)
+        backlog = record.backlog
+        if backlog is None:
+            backlog = record.backlog = Backlog()
+        backlog.messages.append(message)
+        return backlog
+
+    def _drop(self, cid: str) -> None:
+        record = self.records.of(cid)
         record.backlog = None
-        self.records.drop_if_empty(record)
+        self.records.drop_if_empty(cid, record)
 
     def _backlogs(self) -> dict[str, Backlog]:
-        records = self.records.by_cid.copy()
-        return {cid: record.backlog for cid, record in records.items() if record.backlog is not None}
+        found = ((cid, self.records.find(cid)) for cid in list(self.records.by_cid))
+        return {cid: record.backlog for cid, record in found if record is not None and record.backlog is not None}
 
     def _check(self, waiting: Iterable[Publication]) -> None:
         mine = {id(message) for backlog in self._backlogs().values() for message in backlog.messages}
@@ -171,14 +178,6 @@ class Backlogs:
             assert backlog.messages, f"the backlog of {cid!r} is kept without a message"
             assert len(backlog.messages) <= self.limits.max_queued, f"the backlog of {cid!r} is over its bound"
             assert all(message.entries[0].cid == cid for message in backlog.messages), f"a stranger waits for {cid!r}"
-
-
-def _take_in(record: Record, message: Publication) -> Backlog:
-    backlog = record.backlog
-    if backlog is None:
-        backlog = record.backlog = Backlog()
-    backlog.messages.append(message)
-    return backlog
 
 
 def checked_limits(max_queued: int | None, on_full: OnFull) -> Limits | None:

@@ -17,6 +17,11 @@ from stube_backends.engine._topics import Subscription
 class Claims(Protocol):
     """Knows what has left the ready order and is not over. One call at a time, under the lock of the engine."""
 
+    @property
+    def batch(self) -> object | None:
+        """What `waiting_timers` looks through; None where it would find nothing."""
+        ...
+
     def is_idle(self) -> bool:
         """Say whether nothing runs and nothing has left the order that must still begin."""
         ...

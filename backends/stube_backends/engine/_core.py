@@ -18,9 +18,9 @@ the order of their indices.
 `_process.py` calls `LocalRegistry.start_anew`, which makes new ones; `abandon_after_fork` marks the old core `retired`.
 Code that the fork interrupted in the child continues on the old core, from which nothing is delivered any more.
 
-**The locking protocol**, which `run_locked` shows in its plain form. `schedule`, `publish` and `begin` contain the same
-lines with the engine's method called in place (a call through `run_locked` costs 31 % of a schedule). The order of the
-lines avoids these races:
+**The locking protocol**, which `run_locked` shows in its plain form. `schedule`, `cancel_timers`, `publish` and `begin`
+contain the same lines with the engine's method called in place (a call through `run_locked` costs 31 % of a schedule).
+The order of the lines avoids these races:
 
 1. Another thread sets `mutating` after this thread has read it as False: `acquire` waits for that thread. The answer
    for a re-entrant call cannot change between the two tests, because only the lock's owner writes `mutating`.
@@ -205,6 +205,26 @@ class Core:
         if self.deferred:
             self.run_deferred()
         return timer
+
+    def cancel_timers(self, cid: str, instance_id: str | None) -> list[PlainEvent | None] | None:
+        """Cancel timers: `run_locked` with `Engine.cancel_timers`. None when the call is re-entrant."""
+        if (self.mutating and self.held_by_me()) or (self.deferred and self.is_reentrant()):
+            return None
+        try:
+            if not (self.acquire() or self.acquire_unless_reentrant()):
+                return None
+            self.mutating = True
+            events = self.engine.cancel_timers(cid, instance_id)
+            if not self.engine.ledger.timers:
+                self.let_go_locked()
+            self.mutating = False
+            self.release()
+        except BaseException as exc:
+            self.recover(exc)
+            raise
+        if self.deferred:
+            self.run_deferred()
+        return events
 
     def publish(self, owner: object, topic: str, message: Any, now: int) -> int | None:
         """Accept a publication: `run_locked` with `Engine.publish`. None when the call is re-entrant."""

@@ -145,8 +145,16 @@ class Engine(Generic[ClaimsT]):
             now = order.last_accepted_ns
         timer = Timer()
         timer.due = now + delay
+        timer.cid = cid
+        timer.instance_id = instance_id
         timer.event = event
-        self.records.add_timer(timer, cid, instance_id)
+        # `Records.add_timer`, written out.
+        records = timer.table = self.records
+        timer.newer = timer.older = None
+        if cid in records.by_cid:
+            records.add_another(timer)
+        else:
+            records.by_cid[cid] = timer
         if delay:
             order.wheel.add(timer, delay)
         else:
@@ -181,17 +189,15 @@ class Engine(Generic[ClaimsT]):
         if event is None:
             ledger.cancelled += 1
             return None
-        named = timer.record
-        assert named is not None
         full = ledger.timers + ledger.queued >= self.max_pending
-        if self.closed or full or (self.backlogs is not None and self.backlogs.is_full(named.cid)):
+        if self.closed or full or (self.backlogs is not None and self.backlogs.is_full(timer.cid)):
             ledger.dropped += 1
-            timer.event = timer.record = timer.after = None
+            timer.event = timer.table = timer.after = None
             return event
         order = self.order
         order.last_accepted_ns = now = max(now, order.last_accepted_ns)
         timer.due = now + delay
-        self.records.add_timer(timer, named.cid, timer.instance_id)
+        self.records.add_timer(timer)
         if delay:
             order.wheel.add(timer, delay)
         else:
@@ -208,42 +214,35 @@ class Engine(Generic[ClaimsT]):
         elif timer.after is CLAIMABLE:
             if not self.claims.withdraw(timer):
                 return None
-        elif self.records.holds(timer):
-            self.order.remove((timer,))
+        elif timer.table is self.records:
             self.records.remove_timers((timer,))
+            (event,) = self.order.discard((timer,))
             self.ledger.timers -= 1
             self.ledger.cancelled += 1
-        else:
+            return event
+        else:  # of the parent process, before a fork
             return None
-        event, timer.event, timer.record = timer.event, None, None
+        event, timer.event, timer.table = timer.event, None, None
         return event
 
     def cancel_timers(self, cid: str, instance_id: str | None) -> list[PlainEvent | None]:
         """Cancel the timers of a conversation or of one instance; return their events."""
         timers = self.records.take_timers(cid, instance_id)
-        claims = self.claims
         # First those that are claimed without the lock: when a handle shows, without the lock as well, that one timer
         # is over, none of the others may begin any more.
-        withdrawn = [timer for timer in claims.waiting_timers(cid, instance_id) if claims.withdraw(timer)]
-        events = []
-        for timer in withdrawn:
-            events.append(timer.event)
-            timer.event = timer.record = timer.after = None
-        for timer in timers:
-            events.append(timer.event)
-            timer.event = timer.record = None
-        self.order.remove(timers)
-        self.ledger.timers -= len(timers)
-        self.ledger.cancelled += len(timers)
-        return events
+        withdrawn = None if self.claims.batch is None else self._withdraw_all(cid, instance_id)
+        events = self.order.discard(timers)
+        ledger, count = self.ledger, len(timers)
+        ledger.timers -= count
+        ledger.cancelled += count
+        return events + withdrawn if withdrawn else events
 
     # -- topics ------------------------------------------------------------------------------------------------
 
     def subscribe(self, cid: str, instance_id: str, topic: str, event: PlainEvent) -> PlainEvent | None:
         """Subscribe; return the event that this one replaces."""
         self.require_open()
-        record = self.records.by_cid.get(cid)
-        entry = None if record is None else record.subscription(instance_id, topic)
+        entry = self.records.subscription(cid, instance_id, topic)
         if entry is not None:
             replaced, entry.event = entry.event, event
             entry.name = name_of(event)
@@ -377,7 +376,7 @@ class Engine(Generic[ClaimsT]):
         for entry in entries:
             if type(entry) is Timer:
                 held.append(entry.event)
-                entry.event = entry.record = entry.after = entry.older = entry.newer = None
+                entry.event = entry.table = entry.after = entry.older = entry.newer = None
             else:
                 assert isinstance(entry, Publication)
                 key = (id(entry.entries), entry.length)
@@ -391,6 +390,16 @@ class Engine(Generic[ClaimsT]):
         return held
 
     # -- helpers -----------------------------------------------------------------------------------------------
+
+    def _withdraw_all(self, cid: str, instance_id: str | None) -> list[PlainEvent | None]:
+        """Cancel the timers of a conversation, or of one instance, that wait in a batch; return their events."""
+        claims = self.claims
+        withdrawn = [timer for timer in claims.waiting_timers(cid, instance_id) if claims.withdraw(timer)]
+        events = []
+        for timer in withdrawn:
+            events.append(timer.event)
+            timer.event = timer.table = timer.after = None
+        return events
 
     def require_open(self) -> None:
         """Raise `RegistryClosed` if the engine is closed."""
@@ -419,8 +428,8 @@ class Engine(Generic[ClaimsT]):
         messages = [entry for entry in arrivals if type(entry) is Publication]
         pending = {id(timer) for timer in self.order.wheel}
         pending |= {id(entry) for entry in arrivals if type(entry) is Timer}
-        records = self.records.by_cid.values()
-        recorded = {id(timer) for record in records for timer in record.all_timers()}
+        records, cids = self.records, list(self.records.by_cid)
+        recorded = {id(timer) for cid in cids for timer in records.timers(cid)}
         assert pending == recorded, f"{len(pending)} timers in the order, {len(recorded)} in the records"
         topics = {
             (name, entry.cid, entry.instance_id): entry
@@ -429,9 +438,7 @@ class Engine(Generic[ClaimsT]):
             if entry.name is not None
         }
         inverse = {
-            (entry.topic, entry.cid, entry.instance_id): entry
-            for record in records
-            for entry in record.all_subscriptions()
+            (entry.topic, entry.cid, entry.instance_id): entry for cid in cids for entry in records.subscriptions(cid)
         }
         assert topics == inverse, f"the records and the topics differ: {topics.keys() ^ inverse.keys()}"
         timers = len(pending) + len(claims.waiting_timers())

@@ -18,7 +18,7 @@ def inspect(engine: Engine[Any], cid: str | None, now: int) -> dict[str, Convers
     queued = _queued_by_cid(engine)
     running = claims.running_cids()
     found = {*engine.flows, *engine.records.by_cid, *queued, *running}
-    found.update(timer.record.cid for timer in claims.waiting_timers() if timer.record is not None)
+    found.update(timer.cid for timer in claims.waiting_timers())
     found.discard("")  # see `free_if_empty_unlocked`
     if cid is not None:
         found &= {cid}
@@ -37,16 +37,17 @@ def inspect(engine: Engine[Any], cid: str | None, now: int) -> dict[str, Convers
 def sizes(engine: Engine[Any]) -> Mapping[str, int]:
     """Return the length of every container."""
     wheel = engine.order.wheel
-    records = engine.records.by_cid.copy().values()
+    records = engine.records
+    cids = list(records.by_cid)
     arrived = [*engine.order.arrivals, *engine.claims.parked()]
     publications = [entry for entry in arrived if type(entry) is Publication]
     entries = {id(entries): entries for entries in engine.topics.entries().values()}
     entries.update((id(publication.entries), publication.entries) for publication in publications)
     return {
         "pending flows": len(engine.flows),
-        "records": len(records),
-        "timers in records": sum(len(record.all_timers()) for record in records),
-        "subscriptions in records": sum(len(record.all_subscriptions()) for record in records),
+        "conversations": len(cids),
+        "timers of conversations": sum(len(records.timers(cid)) for cid in cids),
+        "subscriptions of conversations": sum(len(records.subscriptions(cid)) for cid in cids),
         "slots": len(wheel.slots),
         "timers in slots": sum(1 for _ in wheel),
         "open slot": len(wheel.order),
@@ -70,8 +71,7 @@ def _queued_by_cid(engine: Engine[Any]) -> dict[str, int]:
 
 
 def _timers_of(engine: Engine[Any], cid: str, now: int) -> tuple[TimerInfo, ...]:
-    record = engine.records.by_cid.get(cid)
-    timers = engine.claims.waiting_timers(cid) + ([] if record is None else record.all_timers()[::-1])
+    timers = engine.claims.waiting_timers(cid) + engine.records.timers(cid)[::-1]
     timers.sort(key=lambda timer: timer.due)
     return tuple(
         TimerInfo(timer.instance_id, public_event(timer.event), max(0.0, milliseconds(timer.due - now)))
@@ -81,9 +81,8 @@ def _timers_of(engine: Engine[Any], cid: str, now: int) -> tuple[TimerInfo, ...]
 
 
 def _subscriptions_of(engine: Engine[Any], cid: str) -> tuple[SubscriptionInfo, ...]:
-    record = engine.records.by_cid.get(cid)
     return tuple(
         SubscriptionInfo(entry.instance_id, entry.topic, public_event(entry.event))
-        for entry in ([] if record is None else record.all_subscriptions()[::-1])
+        for entry in engine.records.subscriptions(cid)[::-1]
         if entry.event is not None
     )

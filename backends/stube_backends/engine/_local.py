@@ -128,12 +128,13 @@ class LocalRegistry(Backend):
 
     @override
     def cancel_timers(self, cid: str, /, *, instance_id: str | None = None) -> int:
-        cid = plain_name("cid", cid)
+        if type(cid) is not str or not cid:
+            cid = plain_name("cid", cid)
         if instance_id is not None:
             instance_id = plain_name("instance_id", instance_id)
         core = self._driver.enter()
-        events = core.run_locked(self._cancel_locked, core, core.engine.cancel_timers, cid, instance_id)
-        if events is REENTRANT:
+        events = core.cancel_timers(cid, instance_id)
+        if events is None:
             core.deferred.defer(self._cancel_timers_deferred, cid, instance_id)
             return 0
         if core.waiters:
@@ -310,7 +311,7 @@ class LocalRegistry(Backend):
 
     def _defer_schedule(self, core: Core, cid: str, instance_id: str, delay: int, event: PlainEvent) -> Timer:
         """Within another operation of this thread: accept a timer when that operation has released the lock."""
-        timer = Timer.pending_admission(event, core.engine.records.new(cid), instance_id)
+        timer = Timer.pending_admission(core.engine.records, cid, instance_id, event)
         self._require_room_for_deferred(core)
         core.deferred.defer(self._admit_deferred, core, timer, delay)
         return timer

@@ -22,6 +22,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from stube import Event
+from stube_backends.engine._arguments import NO_SIGNALS
 from stube_backends.engine._backlogs import Backlogs
 from stube_backends.engine._ledger import Ledger
 from stube_backends.engine._order import EARLIEST, Arrival, ReadyOrder
@@ -58,13 +59,14 @@ class MailboxClaims:
     Implements `Claims`. The arguments are those of `SerialClaims`.
     """
 
-    __slots__ = ("backlogs", "boxes", "garbage", "ledger", "order", "publication", "records", "targets")
+    __slots__ = ("backlogs", "batch", "boxes", "garbage", "ledger", "order", "publication", "records", "targets")
 
     def __init__(self, ledger: Ledger, order: ReadyOrder, records: Records, backlogs: Backlogs | None) -> None:
         self.ledger = ledger
         self.order = order
         self.records = records
         self.backlogs = backlogs
+        self.batch: object | None = None  # each delivery is claimed under the lock
         self.boxes: dict[str, Mailbox] = {}
         self.publication: Publication | None = None  # whose targets are being sorted into mailboxes
         self.targets: list[Subscription] = []  # those of them that have not been, the next one last
@@ -82,10 +84,7 @@ class MailboxClaims:
             entry = self._next_entry(now)
             if entry is None:
                 return None
-            if type(entry) is Timer:
-                cid = entry.record.cid  # type: ignore[union-attr]  # a pending timer has one
-            else:
-                cid = entry.entries[0].cid  # type: ignore[union-attr]
+            cid = entry.cid if isinstance(entry, Timer) else entry.entries[0].cid
             box = self.boxes.get(cid)
             if box is not None:
                 box.append(entry)
@@ -113,7 +112,7 @@ class MailboxClaims:
                     ledger.cancelled += 1
                     self.garbage.append(entry)
                     continue
-                event = Event(target.instance_id, target.name, entry.message, due=entry.due)
+                event = Event(target.instance_id, target.name, entry.message, NO_SIGNALS, entry.due)
             ledger.running += 1
             box.running = True
             return event
@@ -205,7 +204,7 @@ class MailboxClaims:
             if type(entry) is Timer:
                 held.append(entry.event)
                 self.records.remove_timers((entry,))
-                entry.event = entry.record = None
+                entry.event = entry.table = None
                 self.ledger.timers -= 1
                 self.ledger.dropped += 1
             else:

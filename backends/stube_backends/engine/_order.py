@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, Final, TypeAlias
 
+from stube.arguments import PlainEvent
 from stube_backends.engine._backlogs import Backlogs
 from stube_backends.engine._ledger import Ledger
 from stube_backends.engine._records import Records
@@ -57,12 +58,15 @@ class ReadyOrder:
         """Take in a publication, or a timer without delay, accepted at `last_accepted_ns`."""
         self.arrivals.append(entry)
 
-    def remove(self, timers: Iterable[Timer]) -> None:
-        """Take out timers, whether they stand in the wheel, among the arrivals or in another ring of arrivals.
+    def discard(self, timers: Iterable[Timer]) -> list[PlainEvent | None]:
+        """Take out timers, and empty them; return their events.
 
-        One method serves all of them, because a timer's links do not tell in which ring it stands.
+        They may stand in the wheel, among the arrivals or in another ring of arrivals: a timer's links do not tell.
         """
+        events = []
         for timer in timers:
+            events.append(timer.event)
+            timer.event = timer.table = None
             after = timer.after
             if after is OPEN:
                 self.wheel.remove_from_open(timer)
@@ -75,6 +79,7 @@ class ReadyOrder:
             del timer.before
             if before is after and type(after) is Slot:
                 self.wheel.drop(after)
+        return events
 
     def take(self, now: int) -> Arrival | list[Timer] | None:
         """Take out what must begin next, of all that is ready at `now`: an arrival, a timer, or the several timers of
@@ -177,7 +182,7 @@ class SerialClaims:
         if type(entry) is not Timer:
             return self._begin_fan_out(entry)  # type: ignore[arg-type]
         ledger.timers -= 1
-        self.running_cid = entry.record.cid  # type: ignore[union-attr]  # a pending timer has one
+        self.running_cid = entry.cid
         self.records.remove_timers((entry,))
         return entry
 
@@ -304,7 +309,7 @@ class SerialClaims:
             ledger.dropped += len(rest)
             for timer in rest:
                 held.append(timer.event)
-                timer.event = timer.record = timer.after = None
+                timer.event = timer.table = timer.after = None
             if not ledger.running:
                 self.batch = None
         return held

@@ -1,19 +1,22 @@
-"""Conversations: one record holds what is pending for each, and what it listens to.
+"""Conversations: what is pending for each and what it listens to, found with one look-up.
 
-Whatever is found by a cid is found with one look-up, and goes with one. A record is kept as long as it holds something.
-(Two things of a conversation are kept elsewhere. Its baton is in a table of its own, because putting and taking it
-needs no lock. Its mailbox is with the claims that need mailboxes: it says who delivers, not what is pending.)
+A conversation that holds no more than one timer is represented by that timer. One that holds more has a `Record`. It is
+forgotten as soon as it holds nothing.
 
 Most conversations have one to three timers and subscriptions, and a container costs more than these do. So a record
-keeps both as chains: from the newest on, the link `older` leads through the timers or subscriptions themselves. Such a
-chain has at most `FEW` members, because it is walked to find those of one instance. A conversation that has more keeps
-them in dicts by instance, until the last one is gone: then one instance costs nothing of what the others have (G14).
+keeps both as chains: from the newest on, the link `older` leads through the timers or subscriptions themselves. To find
+those of one instance such a chain is walked, so it has at most `FEW` members, unless all are timers of one instance. A
+conversation that has more keeps them in dicts by instance, until the last one is gone: then one instance costs nothing
+of what the others have (G14).
+
+Two things of a conversation are kept elsewhere. Its baton is in a table of its own, because putting and taking it needs
+no lock. Its mailbox is with the claims that need mailboxes: it says who delivers, not what is pending.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any, Final
 
 from stube_backends.engine._tables import free_if_empty
@@ -21,7 +24,7 @@ from stube_backends.engine._timers import OwnerReference, Timer
 from stube_backends.engine._topics import Publication, Subscription
 
 FEW: Final = 8
-"""How many timers, and how many subscriptions, a record keeps as one chain."""
+"""How many timers of several instances, and how many subscriptions, a record keeps as one chain."""
 
 
 class Backlog:
@@ -35,134 +38,122 @@ class Backlog:
 
 
 class Record:
-    """One conversation. Made by `Records.new`."""
+    """What one conversation holds.
 
-    __slots__ = ("backlog", "cid", "owner", "subscriptions", "timers")
+    Args:
+        timers: the newest timer of the one chain; or the newest of each instance's chain, which may have any length.
+    """
 
-    cid: str
-    owner: OwnerReference  # who cancels on behalf of a timer's handle
-    # The newest timer of the one chain; or the newest of each instance's chain, which may have any length.
-    timers: Timer | dict[str, Timer] | None
-    # The newest subscription of the one chain; or the subscriptions by instance and topic.
-    subscriptions: Subscription | dict[str, dict[str, Subscription]] | None
-    backlog: Backlog | None  # kept as long as it has messages
+    __slots__ = ("backlog", "mixed", "subscriptions", "timers")
 
-    def all_timers(self) -> list[Timer]:
-        """Return the timers, of each instance the newest first."""
-        timers = self.timers
-        if not isinstance(timers, dict):
-            return _chain(timers)
-        return [timer for newest in timers.copy().values() for timer in _chain(newest)]
-
-    def timers_of(self, instance_id: str) -> list[Timer]:
-        """Return the timers of an instance, the newest first."""
-        timers = self.timers
-        if isinstance(timers, dict):
-            return _chain(timers.get(instance_id))
-        return [timer for timer in _chain(timers) if timer.instance_id == instance_id]
-
-    def all_subscriptions(self) -> list[Subscription]:
-        """Return the subscriptions, of each instance the newest first."""
-        subscriptions = self.subscriptions
-        if not isinstance(subscriptions, dict):
-            return _chain(subscriptions)
-        return [entry for by_topic in subscriptions.copy().values() for entry in by_topic.copy().values()][::-1]
-
-    def subscriptions_of(self, instance_id: str) -> list[Subscription]:
-        """Return the subscriptions of an instance."""
-        subscriptions = self.subscriptions
-        if isinstance(subscriptions, dict):
-            return list(subscriptions.get(instance_id, {}).values())
-        return [entry for entry in _chain(subscriptions) if entry.instance_id == instance_id]
-
-    def subscription(self, instance_id: str, topic: str) -> Subscription | None:
-        """Return the subscription of an instance to a topic."""
-        entry = self.subscriptions
-        if isinstance(entry, dict):
-            return entry.get(instance_id, {}).get(topic)
-        while entry is not None and (entry.topic != topic or entry.instance_id != instance_id):
-            entry = entry.older
-        return entry
+    def __init__(self, timers: Timer | None = None) -> None:
+        self.timers: Timer | dict[str, Timer] | None = timers
+        self.mixed = False  # whether the one chain has timers of several instances
+        # The newest subscription of the one chain; or the subscriptions by instance and topic.
+        self.subscriptions: Subscription | dict[str, dict[str, Subscription]] | None = None
+        self.backlog: Backlog | None = None  # kept as long as it has messages
 
 
 class Records:
-    """The records of the conversations that hold something, by cid.
+    """The conversations that hold something, by cid.
 
     Adding is O(1), removing O(what is removed). A reader that interrupts a change on its own thread finds whole chains:
-    what is added is linked to the rest before the record leads to it, and what is removed leaves the chain before its
+    what is added is linked to the rest before the table leads to it, and what is removed leaves the chain before its
     own link is cut.
     """
 
     __slots__ = ("by_cid", "owner")
 
     def __init__(self) -> None:
-        self.by_cid: dict[str, Record] = {}
-        # See `Record`. A registry sets it before there are any: to a weak reference, because its subscriptions alone
-        # must not keep it alive.
+        self.by_cid: dict[str, Record | Timer] = {}
+        # Who cancels on behalf of the timers' handles. A registry sets it before there are any, to a weak reference:
+        # its subscriptions alone must not keep it alive.
         self.owner: OwnerReference = _nobody
 
-    def new(self, cid: str) -> Record:
-        """Make the record of a conversation; it does not stand in the table yet."""
-        record = Record()  # without an __init__, which costs 0.1 us of 1.2 for a timer
-        record.cid = cid
-        record.owner = self.owner
-        record.timers = record.subscriptions = record.backlog = None
-        return record
-
     def of(self, cid: str) -> Record:
-        """Return the record of a conversation that will hold something."""
-        record = self.by_cid.get(cid)
-        if record is None:
-            record = self.by_cid[cid] = self.new(cid)
+        """Return the record of a conversation that will hold more than one timer."""
+        entry = self.by_cid.get(cid)
+        if isinstance(entry, Record):
+            return entry
+        record = self.by_cid[cid] = Record(entry)
         return record
 
-    def drop_if_empty(self, record: Record) -> None:
-        """Forget a record if it holds nothing any more."""
+    def find(self, cid: str) -> Record | None:
+        """Return the record of a conversation; None where it holds no more than one timer."""
+        entry = self.by_cid.get(cid)
+        return entry if isinstance(entry, Record) else None
+
+    def drop_if_empty(self, cid: str, record: Record) -> None:
+        """Forget a conversation if its record holds nothing any more."""
         if record.timers is None and record.subscriptions is None and record.backlog is None:
-            self.by_cid.pop(record.cid, None)
+            self.by_cid.pop(cid, None)
             free_if_empty(self.by_cid)
 
-    def forget(self) -> dict[str, Record]:
+    def forget(self) -> dict[str, Record | Timer]:
         """Forget everything; return it, for the caller to release. The chains stay as they are."""
         by_cid, self.by_cid = self.by_cid, {}
         return by_cid
 
     # -- timers ------------------------------------------------------------------------------------------------
 
-    def add_timer(self, timer: Timer, cid: str, instance_id: str) -> None:
-        """Make a timer the newest of an instance."""
-        timer.instance_id = instance_id
+    def timers(self, cid: str, instance_id: str | None = None) -> list[Timer]:
+        """Return the timers of a conversation, or of one instance of it; of each instance the newest first."""
+        entry = self.by_cid.get(cid)
+        timers: Timer | dict[str, Timer] | None = entry.timers if isinstance(entry, Record) else entry
+        if not isinstance(timers, dict):
+            if isinstance(entry, Record) and entry.mixed:
+                return [timer for timer in _chain(timers) if instance_id in (None, timer.instance_id)]
+            return _chain(timers) if timers is not None and instance_id in (None, timers.instance_id) else []
+        if instance_id is not None:
+            return _chain(timers.get(instance_id))
+        return [timer for newest in timers.copy().values() for timer in _chain(newest)]
+
+    def add_timer(self, timer: Timer) -> None:
+        """Take in a timer, which has its names and no links yet."""
+        timer.table = self
         timer.newer = timer.older = None
-        record = self.by_cid.get(cid)
-        if record is None:
-            timer.record = record = self.new(cid)
-            record.timers = timer
-            self.by_cid[cid] = record
-            return
-        timer.record = record
-        timers: Any = record.timers
-        if type(timers) is not dict:
-            chain = _chain(timers)
-            if len(chain) < FEW:
-                timer.older = timers
-                if timers is not None:
-                    timers.newer = timer
-                record.timers = timer
-                return
-            timers = record.timers = _by_instance(chain)
-        newest = timer.older = timers.get(instance_id)
-        if newest is not None:
+        if timer.cid not in self.by_cid:
+            self.by_cid[timer.cid] = timer
+        else:
+            self.add_another(timer)
+
+    def add_another(self, timer: Timer) -> None:
+        """Take in a timer of a conversation that holds something already."""
+        entry = self.by_cid[timer.cid]
+        record = entry if isinstance(entry, Record) else self.of(timer.cid)
+        newest: Any = record.timers
+        if type(newest) is Timer:
+            if newest.instance_id != timer.instance_id or record.mixed:
+                if not _has_few(newest):
+                    record.timers = _by_instance(newest) if record.mixed else {newest.instance_id: newest}
+                    self.add_another(timer)
+                    return
+                record.mixed = True
+            timer.older = newest
             newest.newer = timer
-        timers[instance_id] = timer
+            record.timers = timer
+        elif newest is None:
+            record.timers = timer
+            record.mixed = False
+        else:
+            by_instance = newest
+            newest = timer.older = by_instance.get(timer.instance_id)
+            if newest is not None:
+                newest.newer = timer
+            by_instance[timer.instance_id] = timer
 
     def remove_timers(self, timers: Iterable[Timer]) -> None:
         """Take out timers, which must be in."""
+        by_cid = self.by_cid
         for timer in timers:
             older, newer = timer.older, timer.newer
             if newer is not None:
                 newer.older = older
             else:
-                record: Any = timer.record
+                record: Any = by_cid[timer.cid]
+                if record is timer:
+                    del by_cid[timer.cid]
+                    continue
                 newest = record.timers
                 if newest is timer:
                     record.timers = older
@@ -172,33 +163,57 @@ class Records:
                     del newest[timer.instance_id]
                 if not record.timers:
                     record.timers = None
-                    self.drop_if_empty(record)
+                    self.drop_if_empty(timer.cid, record)
             if older is not None:
                 older.newer = newer
             timer.older = timer.newer = None
+        if not by_cid:
+            by_cid.clear()  # see `free_if_empty`
 
     def take_timers(self, cid: str, instance_id: str | None) -> list[Timer]:
         """Take out all timers of a conversation, or of one instance of it."""
         record = self.by_cid.get(cid)
         if record is None:
             return []
+        if type(record) is Timer and instance_id in (None, record.instance_id):
+            del self.by_cid[cid]
+            if not self.by_cid:
+                self.by_cid.clear()
+            return [record]
+        timers = self.timers(cid, instance_id)
         if instance_id is not None:
-            timers = record.timers_of(instance_id)
             self.remove_timers(timers)
             return timers
-        timers = record.all_timers()
+        assert isinstance(record, Record)
         record.timers = None
-        self.drop_if_empty(record)
+        self.drop_if_empty(cid, record)
         for timer in timers:
             timer.older = timer.newer = None
         return timers
 
-    def holds(self, timer: Timer) -> bool:
-        """Say whether a timer's record stands in this table, and not in that of the parent process before a fork."""
-        record = timer.record
-        return record is not None and self.by_cid.get(record.cid) is record
-
     # -- subscriptions -----------------------------------------------------------------------------------------
+
+    def subscriptions(self, cid: str, instance_id: str | None = None) -> list[Subscription]:
+        """Return the subscriptions of a conversation, or of one instance of it; of each instance the newest first."""
+        record = self.find(cid)
+        subscriptions = None if record is None else record.subscriptions
+        if not isinstance(subscriptions, dict):
+            return [entry for entry in _chain(subscriptions) if instance_id in (None, entry.instance_id)]
+        if instance_id is not None:
+            return list(subscriptions.get(instance_id, {}).values())[::-1]
+        return [entry for by_topic in subscriptions.copy().values() for entry in by_topic.copy().values()][::-1]
+
+    def subscription(self, cid: str, instance_id: str, topic: str) -> Subscription | None:
+        """Return the subscription of an instance to a topic."""
+        record = self.by_cid.get(cid)
+        if not isinstance(record, Record):
+            return None
+        entry = record.subscriptions
+        if isinstance(entry, dict):
+            return entry.get(instance_id, {}).get(topic)
+        while entry is not None and (entry.topic != topic or entry.instance_id != instance_id):
+            entry = entry.older
+        return entry
 
     def add_subscription(self, entry: Subscription) -> None:
         """Make a subscription the newest of its conversation."""
@@ -220,50 +235,34 @@ class Records:
 
     def take_subscriptions(self, cid: str, instance_id: str | None, topic: str | None) -> list[Subscription]:
         """Take out all subscriptions of a conversation, or of one instance of it, or the instance's one to a topic."""
-        record = self.by_cid.get(cid)
+        record = self.find(cid)
         if record is None:
             return []
         if instance_id is None:
-            removed = record.all_subscriptions()
+            removed = self.subscriptions(cid)
             record.subscriptions = None
             for entry in removed:
                 entry.older = None
         else:
-            one = None if topic is None else record.subscription(instance_id, topic)
-            removed = record.subscriptions_of(instance_id) if topic is None else [] if one is None else [one]
-            self._take_out(record, removed)
-        self.drop_if_empty(record)
+            one = None if topic is None else self.subscription(cid, instance_id, topic)
+            removed = self.subscriptions(cid, instance_id) if topic is None else [] if one is None else [one]
+            _take_out(record, removed)
+        self.drop_if_empty(cid, record)
         return removed
-
-    def _take_out(self, record: Record, removed: list[Subscription]) -> None:
-        """Take out subscriptions of one instance."""
-        if isinstance(record.subscriptions, dict):
-            for entry in removed:
-                by_topic = record.subscriptions[entry.instance_id]
-                del by_topic[entry.topic]
-                if not by_topic:
-                    del record.subscriptions[entry.instance_id]
-            if not record.subscriptions:
-                record.subscriptions = None
-            return
-        newer = None
-        for entry in _chain(record.subscriptions):
-            if entry not in removed:
-                newer = entry
-                continue
-            if newer is None:
-                record.subscriptions = entry.older
-            else:
-                newer.older = entry.older
-            entry.older = None
 
     def _check(self) -> None:
         for cid, record in self.by_cid.items():
-            assert record.cid == cid, f"the record of {record.cid!r} stands under {cid!r}"
-            _check_timers(record)
-            _check_subscriptions(record)
-            empty = record.timers is None and record.subscriptions is None and record.backlog is None
-            assert not empty, f"the record of {cid!r} holds nothing"
+            for timer in self.timers(cid):
+                assert (timer.table, timer.cid) == (self, cid), f"{timer!r} stands under {cid!r}"
+                assert timer.event is not None, f"a dead timer stands under {cid!r}"
+                assert timer.older is None or timer.older.newer is timer, f"the chain is broken at {timer!r}"
+            for entry in self.subscriptions(cid):
+                assert entry.cid == cid, f"the subscription of {entry.cid!r} stands under {cid!r}"
+                assert entry.name is not None, f"a removed subscription stands under {cid!r}"
+            if isinstance(record, Record):
+                empty = record.timers is None and record.subscriptions is None and record.backlog is None
+                assert not empty, f"the record of {cid!r} holds nothing"
+                _check_shape(cid, record)
 
 
 def _nobody() -> None:
@@ -279,44 +278,70 @@ def _chain(newest: Any) -> list[Any]:
     return found
 
 
-def _by_instance(timers: list[Timer]) -> dict[str, Timer]:
+def _has_few(newest: Timer) -> bool:
+    """Say whether there is room for another timer in a chain."""
+    older = newest.older
+    for _ in range(FEW - 2):
+        if older is None:
+            return True
+        older = older.older
+    return older is None
+
+
+def _by_instance(newest: Timer) -> dict[str, Timer]:
     """Make one chain for each instance of one chain; return the newest timer of each."""
-    newest: dict[str, Timer] = {}
-    for timer in reversed(timers):
-        older = newest.get(timer.instance_id)
+    found: dict[str, Timer] = {}
+    for timer in reversed(_chain(newest)):
+        older = found.get(timer.instance_id)
         timer.older, timer.newer = older, None
         if older is not None:
             older.newer = timer
-        newest[timer.instance_id] = timer
-    return newest
+        found[timer.instance_id] = timer
+    return found
 
 
-def _check_timers(record: Record) -> None:
-    timers = record.timers
-    chains: Iterator[tuple[str | None, Any]]
-    chains = iter(timers.items() if isinstance(timers, dict) else [(None, timers)] if timers is not None else [])
-    for instance_id, newest in chains:
-        chain = _chain(newest)
-        assert instance_id or len(chain) <= FEW, f"{record.cid!r} has a chain of {len(chain)} timers"
-        assert newest.newer is None, f"the chain of {record.cid!r} does not begin at {newest!r}"
-        for timer in chain:
-            assert timer.record is record, f"{timer!r} stands in the record of {record.cid!r}"
-            assert instance_id in (None, timer.instance_id), f"{timer!r} stands in the chain of {instance_id!r}"
-            assert timer.event is not None, f"a dead timer stands in the record of {record.cid!r}"
-            assert timer.older is None or timer.older.newer is timer, f"the chain is broken at {timer!r}"
+def _take_out(record: Record, removed: list[Subscription]) -> None:
+    """Take subscriptions of one instance out of a record."""
+    if isinstance(record.subscriptions, dict):
+        for entry in removed:
+            by_topic = record.subscriptions[entry.instance_id]
+            del by_topic[entry.topic]
+            if not by_topic:
+                del record.subscriptions[entry.instance_id]
+        if not record.subscriptions:
+            record.subscriptions = None
+        return
+    newer = None
+    for entry in _chain(record.subscriptions):
+        if entry not in removed:
+            newer = entry
+            continue
+        if newer is None:
+            record.subscriptions = entry.older
+        else:
+            newer.older = entry.older
+        entry.older = None
 
 
-def _check_subscriptions(record: Record) -> None:
-    subscriptions = record.subscriptions
-    if not isinstance(subscriptions, dict):
-        assert len(_chain(subscriptions)) <= FEW, f"{record.cid!r} has a chain of {len(_chain(subscriptions))} topics"
+def _check_shape(cid: str, record: Record) -> None:
+    """Assert that chains are short, and that what is kept by instance and topic stands in its place."""
+    timers, subscriptions = record.timers, record.subscriptions
+    if isinstance(timers, dict):
+        for instance_id, newest in timers.items():
+            assert newest.newer is None, f"the chain of {cid!r} does not begin at {newest!r}"
+            strangers = [timer for timer in _chain(newest) if timer.instance_id != instance_id]
+            assert not strangers, f"{strangers!r} stand in the chain of {instance_id!r}"
     else:
-        assert subscriptions, f"{record.cid!r} keeps an empty table of subscriptions"
+        assert timers is None or timers.newer is None, f"the chain of {cid!r} does not begin at {timers!r}"
+        chain = _chain(timers)
+        assert not record.mixed or len(chain) <= FEW, f"{cid!r} has a chain of {len(chain)} timers"
+        instances = {timer.instance_id for timer in chain}
+        assert record.mixed or len(instances) <= 1, f"the chain of {cid!r} has timers of {instances}"
+    if isinstance(subscriptions, dict):
         for instance_id, by_topic in subscriptions.items():
-            assert by_topic, f"instance {instance_id!r} of {record.cid!r} is kept without a subscription"
+            assert by_topic, f"instance {instance_id!r} of {cid!r} is kept without a subscription"
             for topic, entry in by_topic.items():
                 right = (entry.instance_id, entry.topic, entry.older) == (instance_id, topic, None)
                 assert right, f"{entry.instance_id!r}, {entry.topic!r} stands under {instance_id!r}, {topic!r}"
-    for entry in record.all_subscriptions():
-        assert entry.cid == record.cid, f"the subscription of {entry.cid!r} stands in the record of {record.cid!r}"
-        assert entry.name is not None, f"a removed subscription stands in the record of {record.cid!r}"
+    else:
+        assert len(_chain(subscriptions)) <= FEW, f"{cid!r} has a chain of {len(_chain(subscriptions))} subscriptions"

@@ -24,7 +24,8 @@ def rebuild(engine: Engine[Any]) -> None:
     # What was parked had been taken out before the arrivals; but an interrupted `leave` has put back some of it.
     arrivals = sorted([*parked, *engine.order.arrivals], key=lambda entry: entry.due)
     publications = [entry for entry in arrivals if type(entry) is Publication]
-    recorded = [timer for record in engine.records.forget().values() for timer in record.all_timers()]
+    recorded = [timer for cid in engine.records.by_cid for timer in engine.records.timers(cid)]
+    engine.records.forget()
     engine.topics = _rebuilt_topics(engine, publications)
     if engine.backlogs is not None:
         engine.backlogs.rebuild(publications)
@@ -48,24 +49,20 @@ def _put_in_again(engine: Engine[Any], arrivals: list[Arrival], taken_back: list
         if type(entry) is Publication:
             order.arrivals.append(entry)
         elif _is_pending(entry, seen):
-            _record(engine, entry)
+            engine.records.add_timer(entry)  # type: ignore[arg-type]
             order.arrivals.append(entry)
     for timer in waiting:
         if _is_pending(timer, seen):
-            _record(engine, timer)
+            engine.records.add_timer(timer)
             order.wheel.add(timer, timer.due - order.last_accepted_ns)
     return len(seen)
 
 
 def _is_pending(timer: Any, seen: set[int]) -> bool:
-    if timer.event is None or timer.record is None or id(timer) in seen:
+    if timer.event is None or timer.table is None or id(timer) in seen:
         return False
     seen.add(id(timer))
     return True
-
-
-def _record(engine: Engine[Any], timer: Any) -> None:
-    engine.records.add_timer(timer, timer.record.cid, timer.instance_id)
 
 
 def _rebuilt_topics(engine: Engine[Any], publications: list[Publication]) -> TopicIndex:

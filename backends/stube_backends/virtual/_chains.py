@@ -73,7 +73,6 @@ class WatchedClaims(SerialClaims):
 def describe_next(order: ReadyOrder) -> str:
     """Describe what begins next, for an error message."""
     entry = next(iter(order.arrivals), None) or min(order.wheel, key=attrgetter("due"), default=None)
-    if isinstance(entry, Timer) and entry.event is not None and entry.record is not None:
-        cid, instance_id = entry.record.cid, entry.instance_id
-        return f"the timer {name_of(entry.event)!r} of instance {instance_id!r} of conversation {cid!r}"
+    if isinstance(entry, Timer) and entry.event is not None:
+        return f"the timer {name_of(entry.event)!r} of instance {entry.instance_id!r} of conversation {entry.cid!r}"
     return f"a message on the topic {getattr(entry, 'topic_name', None)!r}"
