@@ -169,10 +169,7 @@ class Conversation:
             self._ended = True
             if self._conversations._is_taken_over(self):
                 return  # everything that the registry holds under this cid belongs to a successor
-            registry = self._conversations.registry
-            registry.cancel_timers(self._cid)
-            registry.remove_subscriptions_for_cid(self._cid)
-            registry.forget_pending_flow(self._cid)
+            _end(self._conversations.registry, self._cid)
             first = self._conversations._forget(self)
         if first and self._conversations.on_end is not None:
             self._conversations.on_end(self)
@@ -212,6 +209,20 @@ class Conversation:
             f"The conversation {self._cid!r} has ended, so nothing can be added to it. "
             "Open a new one, or let the handler that added to it return."
         )
+
+
+def _end(registry: Registry, cid: str) -> None:
+    """Remove everything that a registry holds under a cid.
+
+    A registry may have a method `end_conversation(cid)`, which does in one step what these three operations do.
+    """
+    end = getattr(registry, "end_conversation", None)
+    if end is not None:
+        end(cid)
+        return
+    registry.cancel_timers(cid)
+    registry.remove_subscriptions_for_cid(cid)
+    registry.forget_pending_flow(cid)
 
 
 def _left_of(registry: Registry, since: Event, delay_ms: float) -> float:
@@ -303,13 +314,10 @@ class Conversations:
         return f"<Conversations: {len(self)} live>"
 
     def _is_taken_over(self, conversation: Conversation) -> bool:
-        return self._open.get(conversation.cid, conversation) is not conversation
+        return self._open.get(conversation._cid, conversation) is not conversation
 
     def _forget(self, conversation: Conversation) -> bool:
-        """Forget the handle. Return True if this call did so, because only one of several ends may call `on_end`."""
+        """Forget the handle, whose lock the caller holds. Return True if this call did so, because only one of several
+        ends may call `on_end`."""
         # A cid may have been opened anew since (race 2): forget the handle that ended, not its successor.
-        with self._lock:
-            if self._open.get(conversation.cid) is not conversation:
-                return False
-            del self._open[conversation.cid]
-            return True
+        return self._open.get(conversation._cid) is conversation and self._open.pop(conversation._cid, None) is not None

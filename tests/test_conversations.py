@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from typing_extensions import override
 
 import stube
+from stube.testing._harness import RegistryProxy
 
 
 def test_end_is_told_once_when_nothing_remains_and_before_it_returns() -> None:
@@ -135,3 +137,58 @@ def test_two_threads_that_replace_a_timer_leave_one() -> None:
             for done in [pool.submit(replace) for _ in range(2)]:
                 done.result(20)
             assert registry.stats().timers == 1
+
+
+class Told(RegistryProxy):
+    """Records the operations of the twelve that it is asked for."""
+
+    def __init__(self, registry: stube.Backend) -> None:
+        super().__init__(registry)
+        self.asked: list[str] = []
+
+    @override
+    def _operate(self, operation: str, call: Callable[..., Any], /, *positional: Any, **named: Any) -> Any:
+        self.asked.append(operation)
+        return super()._operate(operation, call, *positional, **named)
+
+
+def test_a_registry_without_a_step_for_the_end_is_asked_for_each_removal() -> None:
+    """Fault: the handle relies on `end_conversation`, which is none of the twelve operations; or a proxy passes it on,
+    so that who watches the operations misses the end."""
+    registry = Told(stube.create_registry("virtual"))
+    with registry:
+        stube.Conversations(registry).open("c1").end()
+    assert registry.asked == ["cancel_timers", "remove_subscriptions_for_cid", "forget_pending_flow"]
+
+
+@pytest.mark.parametrize("spec", ["memory", "virtual", "sharded", "asyncio"])
+def test_a_registry_ends_a_conversation_in_one_step_as_the_three_operations_do(spec: str) -> None:
+    """Fault: the one step forgets one of the three kinds, touches another conversation, or counts another fate."""
+    after = []
+    for in_one_step in (True, False):
+        backend: Any = stube.create_registry(spec)
+        with backend as registry:
+            for cid in ("c1", "c2"):
+                registry.put_pending_flow(cid, "flow")
+                for number in range(12):  # more than a record keeps as one chain
+                    names: Any = {"cid": cid, "instance_id": f"i{number}"}
+                    registry.schedule_event(**names, delay_ms=3_600_000, event="tick")
+                    registry.subscribe(**names, topic=f"t{number % 5}", event="said")
+            if in_one_step:
+                registry.end_conversation("c1")
+            else:
+                registry.cancel_timers("c1")
+                registry.remove_subscriptions_for_cid("c1")
+                registry.forget_pending_flow("c1")
+            found = registry.inspect()
+            assert list(found) == ["c2"]
+            left = found["c2"]
+            after.append((len(left.timers), left.subscriptions, left.pending_flow, registry.stats()))
+            registry.end_conversation("c2")
+            registry.end_conversation("nobody")
+            assert set(registry.sizes().values()) == {0}
+            with pytest.raises(TypeError, match="cid"):
+                registry.end_conversation(7)
+            with pytest.raises(ValueError, match="cid"):
+                registry.end_conversation("")
+    assert after[0] == after[1]

@@ -190,6 +190,7 @@ OPERATIONS: Final[dict[str, Callable[[Scene, str], object]]] = {
     "cancel one instance": lambda scene, role: scene.registry.cancel_timers("c1", instance_id="side"),
     "unsubscribe one": lambda scene, role: scene.registry.unsubscribe(cid="c1", instance_id="main", topic="t"),
     "handle.cancel": lambda scene, role: scene.handle.cancel(),
+    "end_conversation": lambda scene, role: scene.registry.end_conversation("c1"),
 }
 """The twelve operations, the snapshots, and variants that take other paths. `role` distinguishes outer and inner."""
 
@@ -731,7 +732,7 @@ DROPS: Final = [
     "cancel_timers", "cancel one instance", "handle.cancel", "subscribe again", "unsubscribe",
     "unsubscribe all", "remove_subscriptions_for_cid", "put_pending_flow", "pending_flow",
     "forget_pending_flow", "reset_state", "reset a queue", "close", "timer delivered", "message delivered",
-    "message without targets", "RegistryFull", "install_dispatch",
+    "message without targets", "RegistryFull", "install_dispatch", "end_conversation",
 ]  # fmt: skip
 
 
@@ -753,6 +754,7 @@ def test_destructors_never_run_under_the_lock(kind: str, drop: str, helper: Help
             "reset_state",
             "close",
             "timer delivered",
+            "end_conversation",
         ):
             handle = registry.schedule_event(**names, delay_ms=delay, event=("tick", watch.make()))
         if drop in (
@@ -761,11 +763,19 @@ def test_destructors_never_run_under_the_lock(kind: str, drop: str, helper: Help
             "unsubscribe all",
             "remove_subscriptions_for_cid",
             "reset_state",
+            "end_conversation",
         ):
             registry.subscribe(**names, topic="t", event=("said", watch.make()))
-        if drop in ("put_pending_flow", "pending_flow", "forget_pending_flow", "reset_state", "close"):
+        if drop in (
+            "put_pending_flow",
+            "pending_flow",
+            "forget_pending_flow",
+            "reset_state",
+            "close",
+            "end_conversation",
+        ):
             registry.put_pending_flow("c1", watch.make())
-        expected = {"reset_state": 3, "close": 2}.get(drop, 1)
+        expected = {"reset_state": 3, "close": 2, "end_conversation": 3}.get(drop, 1)
         with watchdog():
             match drop:
                 case "cancel_timers":
@@ -796,6 +806,8 @@ def test_destructors_never_run_under_the_lock(kind: str, drop: str, helper: Help
                         registry.subscribe(**names, topic="t", event="said")
                         registry.publish("t", watch.make())
                         registry.reset_state()
+                case "end_conversation":
+                    registry.end_conversation("c1")
                 case "close":
                     assert registry.close(PATIENCE)
                 case "timer delivered":

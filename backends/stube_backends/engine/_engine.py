@@ -227,7 +227,20 @@ class Engine(Generic[ClaimsT]):
 
     def cancel_timers(self, cid: str, instance_id: str | None) -> list[PlainEvent | None]:
         """Cancel the timers of a conversation or of one instance; return their events."""
-        timers = self.records.take_timers(cid, instance_id)
+        return self._cancel_all(self.records.take_timers(cid, instance_id), cid, instance_id)
+
+    def end_conversation(self, cid: str) -> list[Any]:
+        """Cancel the timers of a conversation, remove its subscriptions and its baton; return what was held."""
+        timers, subscriptions = self.records.take(cid)
+        events = self._cancel_all(timers, cid, None)
+        events += self.topics.remove(subscriptions)
+        self.claims.cancel_messages(cid)
+        flow_id = self.flows.pop(cid, None)
+        if self.flows_large and not self.flows:
+            self.shrink_flows()
+        return [events, flow_id]
+
+    def _cancel_all(self, timers: list[Timer], cid: str, instance_id: str | None) -> list[PlainEvent | None]:
         # First those that are claimed without the lock: when a handle shows, without the lock as well, that one timer
         # is over, none of the others may begin any more.
         withdrawn = None if self.claims.batch is None else self._withdraw_all(cid, instance_id)
@@ -243,14 +256,14 @@ class Engine(Generic[ClaimsT]):
         """Subscribe; return the event that this one replaces."""
         self.require_open()
         entry = self.records.subscription(cid, instance_id, topic)
-        if entry is not None:
-            replaced, entry.event = entry.event, event
-            entry.name = name_of(event)
-            return replaced
-        entry = Subscription(cid, instance_id, topic, event)
-        self.records.add_subscription(entry)
-        self.topics.add(entry)
-        return None
+        if entry is None:
+            entry = Subscription(cid, instance_id, topic, event)
+            self.records.add_subscription(entry)
+            self.topics.add(entry)
+            return None
+        replaced, entry.event = entry.event, event
+        entry.name = name_of(event)
+        return replaced
 
     def unsubscribe(self, cid: str, instance_id: str | None, topic: str | None) -> list[PlainEvent | None]:
         """Remove the subscriptions that fit; return their events."""

@@ -143,10 +143,13 @@ class LocalRegistry(Backend):
 
     @override
     def subscribe(self, *, cid: str, instance_id: str, topic: str, event: EventSpec) -> None:
-        cid = plain_name("cid", cid)
-        instance_id = plain_name("instance_id", instance_id)
-        topic = plain_name("topic", topic)
-        plain = plain_event(event)
+        if type(cid) is not str or not cid:
+            cid = plain_name("cid", cid)
+        if type(instance_id) is not str or not instance_id:
+            instance_id = plain_name("instance_id", instance_id)
+        if type(topic) is not str or not topic:
+            topic = plain_name("topic", topic)
+        plain = event if type(event) is str and event else plain_event(event)
         core = self._driver.enter()
         replaced = core.run_locked(core.engine.subscribe, cid, instance_id, topic, plain)
         if replaced is REENTRANT:
@@ -227,6 +230,22 @@ class LocalRegistry(Backend):
     @override
     def join(self, timeout: float | None = None) -> bool:
         return self._driver.wait(timeout, timers_too=True)
+
+    def end_conversation(self, cid: str, /) -> None:
+        """Cancel the timers of a conversation, remove its subscriptions and forget its baton, in one step.
+
+        What a `Conversation` calls when it ends. O(what the conversation holds).
+        """
+        if type(cid) is not str or not cid:
+            cid = plain_name("cid", cid)
+        core = self._driver.enter()
+        held = core.run_locked(self._cancel_locked, core, core.engine.end_conversation, cid)
+        if held is REENTRANT:
+            self.cancel_timers(cid)  # each of these three knows what to defer
+            self._unsubscribe(cid, None, None)
+            self.pending_flow(cid)
+        elif core.waiters:
+            self._driver.wake()
 
     @property
     @override

@@ -100,13 +100,13 @@ class Records:
         """Return the timers of a conversation, or of one instance of it; of each instance the newest first."""
         entry = self.by_cid.get(cid)
         timers: Timer | dict[str, Timer] | None = entry.timers if isinstance(entry, Record) else entry
-        if not isinstance(timers, dict):
-            if isinstance(entry, Record) and entry.mixed:
-                return [timer for timer in _chain(timers) if instance_id in (None, timer.instance_id)]
-            return _chain(timers) if timers is not None and instance_id in (None, timers.instance_id) else []
-        if instance_id is not None:
+        if instance_id is None:
+            return _all_timers(timers)
+        if isinstance(timers, dict):
             return _chain(timers.get(instance_id))
-        return [timer for newest in timers.copy().values() for timer in _chain(newest)]
+        if isinstance(entry, Record) and entry.mixed:
+            return [timer for timer in _chain(timers) if timer.instance_id == instance_id]
+        return _chain(timers) if timers is not None and timers.instance_id == instance_id else []
 
     def add_timer(self, timer: Timer) -> None:
         """Take in a timer, which has its names and no links yet."""
@@ -191,17 +191,31 @@ class Records:
             timer.older = timer.newer = None
         return timers
 
+    def take(self, cid: str) -> tuple[list[Timer], list[Subscription]]:
+        """Take out all timers and subscriptions of a conversation."""
+        record = self.by_cid.get(cid)
+        if not isinstance(record, Record):
+            return self.take_timers(cid, None), []
+        timers, subscriptions = _all_timers(record.timers), _all_subscriptions(record.subscriptions)
+        record.timers = record.subscriptions = None
+        self.drop_if_empty(cid, record)
+        for timer in timers:
+            timer.older = timer.newer = None
+        for entry in subscriptions:
+            entry.older = None
+        return timers, subscriptions
+
     # -- subscriptions -----------------------------------------------------------------------------------------
 
     def subscriptions(self, cid: str, instance_id: str | None = None) -> list[Subscription]:
         """Return the subscriptions of a conversation, or of one instance of it; of each instance the newest first."""
         record = self.find(cid)
         subscriptions = None if record is None else record.subscriptions
-        if not isinstance(subscriptions, dict):
-            return [entry for entry in _chain(subscriptions) if instance_id in (None, entry.instance_id)]
-        if instance_id is not None:
+        if instance_id is None:
+            return _all_subscriptions(subscriptions)
+        if isinstance(subscriptions, dict):
             return list(subscriptions.get(instance_id, {}).values())[::-1]
-        return [entry for by_topic in subscriptions.copy().values() for entry in by_topic.copy().values()][::-1]
+        return [entry for entry in _chain(subscriptions) if entry.instance_id == instance_id]
 
     def subscription(self, cid: str, instance_id: str, topic: str) -> Subscription | None:
         """Return the subscription of an instance to a topic."""
@@ -220,12 +234,11 @@ class Records:
         record = self.of(entry.cid)
         subscriptions = record.subscriptions
         if not isinstance(subscriptions, dict):
-            chain = _chain(subscriptions)
-            if len(chain) < FEW:
+            if subscriptions is None or _has_few(subscriptions):
                 entry.older = subscriptions
                 record.subscriptions = entry
                 return
-            subscriptions = {}
+            chain, subscriptions = _chain(subscriptions), {}
             for other in reversed(chain):
                 subscriptions.setdefault(other.instance_id, {})[other.topic] = other
             record.subscriptions = subscriptions
@@ -278,14 +291,28 @@ def _chain(newest: Any) -> list[Any]:
     return found
 
 
-def _has_few(newest: Timer) -> bool:
-    """Say whether there is room for another timer in a chain."""
-    older = newest.older
-    for _ in range(FEW - 2):
-        if older is None:
-            return True
-        older = older.older
-    return older is None
+def _all_timers(timers: Timer | dict[str, Timer] | None) -> list[Timer]:
+    """Return the timers of a record, of each instance the newest first."""
+    if not isinstance(timers, dict):
+        return _chain(timers)
+    return [timer for newest in timers.copy().values() for timer in _chain(newest)]
+
+
+def _all_subscriptions(subscriptions: Subscription | dict[str, dict[str, Subscription]] | None) -> list[Subscription]:
+    """Return the subscriptions of a record, of each instance the newest first."""
+    if not isinstance(subscriptions, dict):
+        return _chain(subscriptions)
+    return [entry for by_topic in subscriptions.copy().values() for entry in by_topic.copy().values()][::-1]
+
+
+def _has_few(newest: Any) -> bool:
+    """Say whether there is room for another one in a chain."""
+    length = 0
+    while newest is not None:
+        length, newest = length + 1, newest.older
+        if length == FEW:
+            return False
+    return True
 
 
 def _by_instance(newest: Timer) -> dict[str, Timer]:

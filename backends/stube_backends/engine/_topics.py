@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from stube import EventSpec
 from stube.arguments import PlainEvent
-from stube_backends.engine._arguments import name_of, public_event
+from stube_backends.engine._arguments import public_event
 from stube_backends.engine._tables import free_if_empty
 
 _SMALL: Final = 32  # live subscriptions
@@ -36,7 +36,7 @@ class Subscription:
         self.instance_id = instance_id
         self.topic = topic  # its name: a reference to the Topic would be a cycle
         self.event: PlainEvent | None = event
-        self.name: str | None = name_of(event)
+        self.name: str | None = event if type(event) is str else event[0]  # `name_of`, written out
         self.older: Subscription | None = None  # a link of `Record.subscriptions`
 
 
@@ -60,11 +60,23 @@ class Topic:
         self.snapshots = 0  # how many publications refer to `entries` and have not begun
         self.snapshot_length = 0  # how many of `entries` they refer to
 
-    def compact(self) -> None:
-        """After a removal: remove the tombstones at the end, and all of them when they outnumber the live entries.
+    def leave(self, entry: Subscription) -> None:
+        """Forget an entry that has become a tombstone, now or later.
 
-        A small topic that no publication refers to keeps none, because a list of 32 is quickly copied.
+        A small topic that no publication refers to keeps no tombstone, because a list of 32 is quickly searched.
         """
+        self.live -= 1
+        entries = self.entries
+        if not self.live:
+            del entries[self.snapshot_length :]
+        elif len(entries) <= _SMALL and not self.snapshots:
+            entries.remove(entry)
+        else:
+            self.compact()
+
+    def compact(self) -> None:
+        """Remove the tombstones at the end, and all of them when they outnumber the live entries, or when a small topic
+        keeps some that no publication refers to."""
         entries = self.entries
         while len(entries) > self.snapshot_length and entries[-1].name is None:
             entries.pop()
@@ -144,8 +156,20 @@ class TopicIndex:
         if len(entries) > 1:
             for entry in entries:
                 entry.name = BEING_REMOVED
-        events = [self._mark_removed(entry) for entry in entries]
-        free_if_empty(self.topics)
+        topics = self.topics
+        events = []
+        for entry in entries:
+            events.append(entry.event)
+            entry.event = entry.name = None
+            topic = topics[entry.topic]
+            if type(topic) is Topic:
+                topic.leave(entry)
+                if not topic.live:
+                    del topics[entry.topic]
+            else:
+                del topics[entry.topic]
+        self.count -= len(entries)
+        free_if_empty(topics)
         return events
 
     def live(self, topic_name: str) -> int:
@@ -171,21 +195,6 @@ class TopicIndex:
             for name, entries in self.entries().items()
         }
         return {name: subscribers for name, subscribers in found.items() if subscribers}
-
-    def _mark_removed(self, entry: Subscription) -> PlainEvent | None:
-        event, entry.event, entry.name = entry.event, None, None
-        self.count -= 1
-        topic = self.topics[entry.topic]
-        if type(topic) is not Topic:
-            del self.topics[entry.topic]
-            return event
-        topic.live -= 1
-        if topic.live:
-            topic.compact()
-        else:
-            del self.topics[entry.topic]
-            del topic.entries[topic.snapshot_length :]
-        return event
 
     def _check(self) -> None:
         live = sum(map(count_live, self.entries().values()))

@@ -196,6 +196,10 @@ class ShardedRegistry(Backend):
     def join(self, timeout: float | None = None) -> bool:
         return self._wait(timeout, timers_too=True)
 
+    def end_conversation(self, cid: str, /) -> None:
+        """See `LocalRegistry.end_conversation`."""
+        self._shard_of(cid).end_conversation(cid)
+
     @property
     @override
     def now_ns(self) -> int:

@@ -38,6 +38,8 @@ class RegistryProxy:
         """Perform one operation: `call(*positional, **named)`. The name of the operation is for subclasses."""
         return call(*positional, **named)
 
+    end_conversation = None  # a handle performs its operations, so that a subclass sees each of them
+
     # -- the twelve operations ---------------------------------------------------------------------------------
 
     def install_dispatch(self, dispatch: Dispatch, /) -> None:
