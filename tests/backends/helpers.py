@@ -20,6 +20,13 @@ def begun_fan_out(size: int) -> tuple[Engine, FanOut]:
     return engine, fan_out
 
 
+def begin_fan_out(engine: Engine, now: int = 0) -> FanOut:
+    """Begin the next delivery, which must be a publication's."""
+    fan_out = engine.claims.begin(now)
+    assert isinstance(fan_out, FanOut)
+    return fan_out
+
+
 def tick(registry: Backend, delay_ms: float = 0, event: Any = "tick", cid: str = "c1") -> TimerHandle:
     """Schedule a timer of the instance `main`."""
     return registry.schedule_event(cid=cid, instance_id="main", delay_ms=delay_ms, event=event)

@@ -19,7 +19,7 @@ from stube_backends.engine._inspection import inspect, sizes
 from stube_backends.engine._timers import Timer
 from stube_backends.engine._topics import FanOut, Publication, Topic
 from stube_backends.engine._wheel import SLOT_BITS
-from tests.backends.helpers import begun_fan_out
+from tests.backends.helpers import begin_fan_out, begun_fan_out
 
 CLOSED = "The registry is closed, so nothing can be added to it. Create a new one."
 MS = 1_000_000
@@ -85,12 +85,6 @@ def begin(engine: Engine, now: int = 0) -> Timer:
     timer = engine.claims.begin(now)
     assert isinstance(timer, Timer)
     return timer
-
-
-def begin_fan_out(engine: Engine, now: int = 0) -> FanOut:
-    fan_out = engine.claims.begin(now)
-    assert isinstance(fan_out, FanOut)
-    return fan_out
 
 
 def subscribe_many(engine: Engine, size: int, topic: str = "t") -> None:
@@ -478,19 +472,17 @@ def test_each_fate_of_the_targets_of_a_fan_out_is_counted_as_itself() -> None:
     engine.publish("t", "m", 0)
     engine.unsubscribe("c0", None, None)
     fan_out = begin_fan_out(engine)
-    assert engine.claims.begin(0) is fan_out  # the same fan-out again, as after an interruption
-    engine.ledger.running -= 1
     for _ in range(4):
         next(fan_out.iterator)
     fan_out.cancelled = 1
     engine.claims.finish_fan_out(fan_out, 1, 2)
     assert (fan_out.cancelled, fan_out.dropped) == (0, 0)
-    assert (engine.claims.fan_out, fan_out.decided, fan_out.accounted) == (fan_out, 4, 4)
-    assert figures(engine) == {"accepted": 8, "queued": 3, "delivered": 1, "cancelled": 2, "failed": 2}
-    assert begin_fan_out(engine) is fan_out
-    assert [target.cid for target in fan_out.iterator] == ["c5", "c6", "c7"]
-    engine.claims.finish_fan_out(fan_out, 3)
-    assert (fan_out.decided, engine.claims.fan_out) == (7, None)
+    assert (engine.claims.fan_out, fan_out.decided, fan_out.accounted) == (None, 4, 4)
+    assert figures(engine) == {"accepted": 8, "queued": 4, "delivered": 1, "cancelled": 1, "failed": 2}
+    rest = begin_fan_out(engine)
+    assert [target.cid for target in rest.iterator] == ["c5", "c6", "c7"]
+    engine.claims.finish_fan_out(rest, 3)
+    assert (rest.decided, engine.claims.fan_out) == (3, None)
     assert figures(engine) == {"accepted": 8, "delivered": 4, "cancelled": 2, "failed": 2}
 
 
@@ -507,9 +499,13 @@ def test_an_interrupted_delivery_is_not_counted_as_running() -> None:
     engine.publish("t", "m", 0)
     fan_out = begin_fan_out(engine)
     engine.claims.abandon()
-    assert engine.claims.fan_out is fan_out
+    assert engine.claims.fan_out is None
     assert figures(engine) == {"accepted": 3, "failed": 1, "queued": 2}
-    assert begin_fan_out(engine) is fan_out
+    again = begin_fan_out(engine)
+    assert again.targets == fan_out.targets
+    next(again.iterator)
+    assert begin_fan_out(engine).targets == again.targets[1:]  # the fate of the first is lost
+    assert engine.ledger.failed == 2
 
 
 def test_idle_means_that_nothing_runs_and_nothing_is_ready() -> None:
@@ -586,8 +582,8 @@ def test_a_reset_forgets_an_interrupted_fan_out() -> None:
     engine.claims.finish_fan_out(fan_out, 1)
     engine.unsubscribe("c2", None, None)
     held = engine.reset()
-    assert any(each is fan_out for each in held)
-    assert (engine.claims.fan_out, fan_out.decided) == (None, 3)
+    assert any(each is fan_out.publication for each in held)
+    assert engine.claims.fan_out is None
     assert figures(engine) == {"accepted": 3, "delivered": 1, "dropped": 1, "cancelled": 1}
     assert engine.claims.begin(0) is None
 
@@ -726,7 +722,7 @@ def test_sizes_report_every_container_separately() -> None:
     engine.claims.finish_timer(failed=False)
     fan_out = begin_fan_out(engine)
     begun = sizes(engine)
-    assert (begun["targets of the fan-out"], begun["arrivals"]) == (4, 1)
+    assert (begun["targets of the fan-out"], begun["arrivals"]) == (4, 2)
     list(fan_out.iterator)
     engine.claims.finish_fan_out(fan_out, 4)
     assert sizes(engine)["targets of the fan-out"] == 0
@@ -758,3 +754,46 @@ def test_a_reentrant_read_of_the_stats_does_not_update_the_ledger() -> None:
     assert fan_out.accounted == 0
     assert engine.stats() == Stats(1, 2, 0, 1, 1, 2, 0, 0, 0, 0)
     assert fan_out.accounted == 1
+
+
+def test_a_large_publication_is_handed_out_in_slices() -> None:
+    """Fault: beginning a publication copies the list of all its targets at once (G27), or a slice leaves out or repeats
+    one; or a subscription removed before its slice is not counted as cancelled (G5)."""
+    engine = Engine(None)
+    subscribe_many(engine, 1200)
+    assert engine.publish("t", "m", 0) == 1200
+    engine.subscribe("late", "i", "t", "said")
+    delivered, sizes_of_slices = [], []
+    while (fan_out := engine.claims.begin(0)) is not None:
+        assert isinstance(fan_out, FanOut)
+        sizes_of_slices.append(fan_out.total)
+        begun = [target.cid for target in fan_out.iterator]
+        engine.claims.finish_fan_out(fan_out, len(begun))
+        delivered += begun
+        engine._check()
+        if len(delivered) == 512:
+            for number in (3, 600, 601, 1199):
+                engine.unsubscribe(f"c{number}", None, None)
+            assert figures(engine) == {"accepted": 1200, "delivered": 512, "queued": 688}
+    assert sizes_of_slices == [512, 510, 175]
+    assert delivered == [f"c{number}" for number in range(1200) if number not in (600, 601, 1199)]
+    assert figures(engine) == {"accepted": 1200, "delivered": 1197, "cancelled": 3}
+    assert engine.order.next_instant() is None
+
+
+@pytest.mark.parametrize("removed", [(), (1, 2, 5)])
+def test_targets_that_have_not_begun_begin_the_next_time(removed: tuple[int, ...]) -> None:
+    """Fault: after an interruption a target is repeated or left out, whether or not the slice leaves out others."""
+    engine = Engine(None)
+    subscribe_many(engine, 8)
+    engine.publish("t", "m", 0)
+    for number in removed:
+        engine.unsubscribe(f"c{number}", None, None)
+    delivered = []
+    while (fan_out := engine.claims.begin(0)) is not None:
+        assert isinstance(fan_out, FanOut)
+        delivered.append(next(fan_out.iterator).cid)
+        engine.claims.finish_fan_out(fan_out, 1)
+        engine._check()
+    assert delivered == [f"c{number}" for number in range(8) if number not in removed]
+    assert engine.ledger.cancelled == len(removed)

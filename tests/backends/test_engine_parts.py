@@ -15,6 +15,7 @@ from stube.testing._harness import Injector, tracing
 from stube_backends.engine import EARLIEST
 from stube_backends.engine._core import FOREVER
 from stube_backends.engine._order import ReadyOrder
+from stube_backends.engine._rings import unlink
 from stube_backends.engine._timers import Timer
 from stube_backends.engine._topics import BEING_REMOVED, FanOut, Publication, Subscription, Topic, TopicIndex
 from stube_backends.engine._wheel import LONG, SLOT_BITS, Slot, TimerWheel
@@ -546,6 +547,16 @@ def waiting_publication(index: TopicIndex, topic: str = "t") -> tuple[list[Subsc
     return found.entries, found.snapshot_length
 
 
+def handed_out(topic: Topic, entries: list[Subscription], length: int) -> list[Subscription]:
+    """Return the targets of a publication with this snapshot, which leaves the order after that."""
+    publication = Publication()
+    publication.topic, publication.entries, publication.position, publication.length = topic, entries, 0, length
+    targets, end = publication.slice(length)
+    assert (publication.waiting(), length) == (targets, end)
+    topic.let_go(entries)
+    return targets
+
+
 def test_a_publication_targets_the_live_subscribers_of_its_snapshot() -> None:
     """Fault: a target was subscribed later, was removed, or was removed and subscribed again (G5, G16)."""
     index = index_of("a", "b", "c", "d")
@@ -556,7 +567,7 @@ def test_a_publication_targets_the_live_subscribers_of_its_snapshot() -> None:
     join(index, "b")
     index._check()
     assert topic.entries is entries
-    assert names(topic.targets(entries, length)) == ["a", "c", "d"]
+    assert names(handed_out(topic, entries, length)) == ["a", "c", "d"]
     assert (topic.snapshots, topic.snapshot_length) == (0, 0)
     assert names(topic.entries) == ["a", "c", "d", "late", "b"]
     index._check()
@@ -570,12 +581,12 @@ def test_a_publication_targets_no_later_subscriber_of_a_full_list() -> None:
     join(index, "late")
     third = waiting_publication(index)
     assert (topic.snapshots, topic.snapshot_length) == (3, 3)
-    assert names(topic.targets(*first)) == ["a", "b"]
+    assert names(handed_out(topic, *first)) == ["a", "b"]
     assert (topic.snapshots, topic.snapshot_length) == (2, 3)
-    targets = topic.targets(*second)
+    targets = handed_out(topic, *second)
     assert names(targets) == ["a", "b"]
     assert targets is not topic.entries
-    assert names(topic.targets(*third)) == ["a", "b", "late"]
+    assert names(handed_out(topic, *third)) == ["a", "b", "late"]
     assert (topic.snapshots, topic.snapshot_length) == (0, 0)
 
 
@@ -591,9 +602,9 @@ def test_a_publication_with_an_old_list_does_not_count_for_the_new_one() -> None
     assert names(topic.entries) == ["d", "e"]
     assert len(old) == 5
     new, new_length = waiting_publication(index)
-    assert names(topic.targets(old, length)) == ["d", "e"]
+    assert names(handed_out(topic, old, length)) == ["d", "e"]
     assert (topic.snapshots, topic.snapshot_length) == (1, 2)
-    assert names(topic.targets(new, new_length)) == ["d", "e"]
+    assert names(handed_out(topic, new, new_length)) == ["d", "e"]
 
 
 def test_a_removed_later_subscription_leaves_no_tombstone() -> None:
@@ -608,7 +619,7 @@ def test_a_removed_later_subscription_leaves_no_tombstone() -> None:
     leave(index, "c")  # in the snapshot, so it stays as a tombstone
     leave(index, "late")
     assert (len(entries), topic.entries is entries) == (3, True)
-    assert names(topic.targets(entries, length)) == ["a", "b"]
+    assert names(handed_out(topic, entries, length)) == ["a", "b"]
     assert names(topic.entries) == ["a", "b"]
 
 
@@ -625,7 +636,7 @@ def test_a_replaced_list_keeps_only_the_entries_of_its_publications() -> None:
     assert topic.entries is not old
     assert (len(old), topic.snapshots, topic.snapshot_length) == (length, 0, 0)
     assert names(topic.entries) == ["l2", "l3"]
-    assert topic.targets(old, length) == []
+    assert handed_out(topic, old, length) == []
 
 
 def test_the_list_of_an_ended_topic_keeps_only_published_entries() -> None:
@@ -638,7 +649,7 @@ def test_the_list_of_an_ended_topic_keeps_only_published_entries() -> None:
         leave(index, cid)
     assert "t" not in index.topics
     assert len(entries) == length == 2
-    assert topic.targets(entries, length) == []
+    assert handed_out(topic, entries, length) == []
     assert (topic.live, topic.snapshots, topic.snapshot_length) == (0, 0, 0)
     assert len(entries) == 2
 
@@ -693,7 +704,7 @@ def test_a_publication_does_not_compact_a_large_topic_with_one_tombstone() -> No
     topic = topic_of(index)
     leave(index, "c0")
     entries, length = waiting_publication(index)
-    assert len(topic.targets(entries, length)) == 99
+    assert len(handed_out(topic, entries, length)) == 99
     assert topic.entries is entries
     assert len(entries) == 100
 
@@ -723,7 +734,11 @@ def test_arrivals_and_timers_are_merged_by_their_instants() -> None:
     expected = [timers[0], arrivals[0], timers[1], arrivals[1], arrivals[2]]
     taken: list[Any] = []
     for _ in expected:
-        taken.append(order.take(SLOT + 4))
+        entry = order.take(SLOT + 4)
+        if isinstance(entry, Publication):
+            assert order.take(SLOT + 4) is entry  # it stays until it is closed
+            unlink(entry)
+        taken.append(entry)
         order._check()
         assert taken[-1] is not None
         assert taken[-1].after is None

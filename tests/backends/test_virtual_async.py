@@ -548,7 +548,10 @@ def test_claiming_a_message_reads_its_name_once() -> None:
     registry = VirtualRegistry()
     publication = Publication()
     publication.topic_name, publication.message, publication.due = "t", 1, 0
-    claims = registry._driver._awaiting._claims_of_fan_out(FanOut(publication, [Leaving()]))  # type: ignore[list-item]
+    leaving: Any = [Leaving()]
+    publication.entries, publication.position, publication.length = leaving, 1, 1
+    publication.targeted, publication.topic, publication.after = 0, None, None
+    claims = registry._driver._awaiting._claims_of_fan_out(FanOut(publication, leaving))
     assert next(claims) == ("c1", Event("main", "said", 1))
     claims.close()
 

@@ -32,7 +32,7 @@ from stube_backends.engine._order import ReadyOrder, SerialClaims
 from stube_backends.engine._records import Records
 from stube_backends.engine._tables import free_if_empty_unlocked
 from stube_backends.engine._timers import CLAIMABLE, PENDING_ADMISSION, Timer
-from stube_backends.engine._topics import Generation, Publication, Subscription, Topic, TopicIndex, count_live
+from stube_backends.engine._topics import Generation, Publication, Subscription, Topic, TopicIndex
 
 ClaimsT = TypeVar("ClaimsT", bound=Claims, default=SerialClaims)
 NewClaims: TypeAlias = Callable[[Ledger, ReadyOrder, Records, Backlogs | None], ClaimsT]
@@ -299,6 +299,7 @@ class Engine(Generic[ClaimsT]):
         publication.due = order.last_accepted_ns
         publication.topic_name = topic_name
         publication.targeted = targeted
+        publication.position = 0
         publication.message = message
         if type(topic) is Topic:
             publication.topic = topic
@@ -385,16 +386,16 @@ class Engine(Generic[ClaimsT]):
         entries = self.order.clear()
         ledger.dropped += ledger.timers
         ledger.timers = ledger.queued = 0
-        living: dict[tuple[int, int], int] = {}  # of each list, up to each length: counted once, for many publications
+        living: dict[tuple[int, int, int], int] = {}  # of each stretch of a list: counted once, for many publications
         for entry in entries:
             if type(entry) is Timer:
                 held.append(entry.event)
                 entry.event = entry.table = entry.after = entry.older = entry.newer = None
             else:
                 assert isinstance(entry, Publication)
-                key = (id(entry.entries), entry.length)
+                key = (id(entry.entries), entry.position, entry.length)
                 if key not in living:
-                    living[key] = count_live(entry.entries[: entry.length])
+                    living[key] = len(entry.waiting())
                 held.append(entry)
                 ledger.drop_messages(entry.targeted, living[key])
         self.topics = TopicIndex(self.topics.generation)

@@ -64,7 +64,7 @@ def _queued_by_cid(engine: Engine[Any]) -> dict[str, int]:
     waiting = engine.claims.waiting_targets()
     for entry in (*engine.order.arrivals, *engine.claims.parked()):
         if type(entry) is Publication:
-            waiting += [target for target in entry.entries[: entry.length] if target.name is not None]
+            waiting += entry.waiting()
     for target in waiting:
         queued[target.cid] = queued.get(target.cid, 0) + 1
     return queued

@@ -25,7 +25,7 @@ from stube import Event
 from stube_backends.engine._arguments import NO_SIGNALS
 from stube_backends.engine._backlogs import Backlogs
 from stube_backends.engine._ledger import Ledger
-from stube_backends.engine._order import EARLIEST, Arrival, ReadyOrder
+from stube_backends.engine._order import Arrival, ReadyOrder
 from stube_backends.engine._records import Records
 from stube_backends.engine._rings import Ring, insert_after, unlink
 from stube_backends.engine._tables import free_if_empty
@@ -59,7 +59,7 @@ class MailboxClaims:
     Implements `Claims`. The arguments are those of `SerialClaims`.
     """
 
-    __slots__ = ("backlogs", "batch", "boxes", "garbage", "ledger", "order", "publication", "records", "targets")
+    __slots__ = ("backlogs", "batch", "boxes", "garbage", "ledger", "order", "records")
 
     def __init__(self, ledger: Ledger, order: ReadyOrder, records: Records, backlogs: Backlogs | None) -> None:
         self.ledger = ledger
@@ -68,8 +68,6 @@ class MailboxClaims:
         self.backlogs = backlogs
         self.batch: object | None = None  # each delivery is claimed under the lock
         self.boxes: dict[str, Mailbox] = {}
-        self.publication: Publication | None = None  # whose targets are being sorted into mailboxes
-        self.targets: list[Subscription] = []  # those of them that have not been, the next one last
         # Entries that are over. They must be released outside the lock, because that may run a destructor.
         self.garbage: list[object] = []
 
@@ -154,7 +152,7 @@ class MailboxClaims:
 
     def next_instant(self) -> int | None:
         """Return the instant at which to look again: EARLIEST when something is ready, None when nothing is pending."""
-        return self.order.next_instant() if self.publication is None else EARLIEST
+        return self.order.next_instant()
 
     # -- for the engine, see `Claims` --------------------------------------------------------------------------
 
@@ -167,8 +165,6 @@ class MailboxClaims:
     def parked(self) -> list[Arrival]:
         entries = [entry for box in self.boxes.values() for entry in box]
         entries.sort(key=lambda entry: entry.due)
-        if self.publication is not None and self.publication.after is None:  # else it has not left the order
-            entries.append(self.publication.part_for(self.targets[::-1]))
         return entries
 
     def waiting_timers(self, cid: str | None = None, instance_id: str | None = None) -> list[Timer]:
@@ -225,7 +221,7 @@ class MailboxClaims:
         return self.ledger.running
 
     def sizes(self) -> Mapping[str, int]:
-        return {"mailboxes": len(self.boxes), "targets to sort": len(self.targets), "garbage": len(self.garbage)}
+        return {"mailboxes": len(self.boxes), "garbage": len(self.garbage)}
 
     # -- helpers -----------------------------------------------------------------------------------------------
 
@@ -234,21 +230,11 @@ class MailboxClaims:
         entries = self.parked()
         for box in self.boxes.values():
             box.release_all()
-        self.publication, self.targets = None, []
         return entries
 
     def _next_entry(self, now: int) -> Arrival | None:
         """Take out what must be sorted next, of all that is ready at `now`: a timer, or a message to one target."""
         while True:
-            if self.publication is not None:
-                while self.targets:
-                    target = self.targets.pop()
-                    if target.name is not None:
-                        return self.publication.part_for([target])
-                    self.ledger.queued -= 1
-                    self.ledger.cancelled += 1
-                self.garbage.append(self.publication)
-                self.publication = None
             head: Any = self.order.arrivals.after
             timer = self.order.wheel.take_due(now if head is self.order.arrivals else head.due)
             if timer is not None:
@@ -258,14 +244,16 @@ class MailboxClaims:
             if type(head) is not Publication or self.backlogs is not None:  # which is to one target already
                 unlink(head)
                 return head  # type: ignore[no-any-return]
-            targets = head.live_targets()
-            cancelled = head.targeted - len(targets)  # subscriptions removed between the publishing and now
-            self.ledger.cancelled += cancelled
-            self.ledger.queued -= cancelled
-            targets.reverse()
-            # First kept and then taken out, so that an asynchronous exception loses neither it nor its targets.
-            self.publication, self.targets = head, targets
-            unlink(head)
+            while head.position < head.length:
+                target = head.entries[head.position]
+                if target.name is None:
+                    head.position += 1
+                    continue
+                part = head.part_for([target])
+                head.position, head.targeted = head.position + 1, head.targeted - 1
+                return part
+            head.close(self.ledger)
+            self.garbage.append(head)
 
     def _check(self) -> None:
         for cid, box in self.boxes.items():
@@ -276,4 +264,3 @@ class MailboxClaims:
             assert dues == sorted(dues), f"the mailbox of {cid!r} is out of order: {dues}"
         running = sum(box.running for box in self.boxes.values())
         assert running <= self.ledger.running, f"{running} deliveries run, counted {self.ledger.running}"
-        assert self.publication is not None or not self.targets, f"{len(self.targets)} targets of no publication"

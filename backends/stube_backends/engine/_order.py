@@ -26,6 +26,8 @@ from stube_backends.engine._wheel import OPEN, Slot, TimerWheel
 EARLIEST: Final = -(1 << 100)
 """An instant before every clock reading."""
 
+_SLICE: Final = 512  # entries of a publication that are handed out together
+
 
 Arrival: TypeAlias = Timer | Publication
 
@@ -82,14 +84,15 @@ class ReadyOrder:
         return events
 
     def take(self, now: int) -> Arrival | list[Timer] | None:
-        """Take out what must begin next, of all that is ready at `now`: an arrival, a timer, or the several timers of
-        `TimerWheel.take_batch`."""
+        """Take out what must begin next, of all that is ready at `now`: a timer, or the several timers of
+        `TimerWheel.take_batch`. A publication is returned too, but stays where it is."""
         head: Any = self.arrivals.after
         limit: int = now if head is self.arrivals else head.due
         found = self.wheel.take_batch(limit) or self.wheel.take_due(limit)
         if found or head is self.arrivals:
             return found
-        unlink(head)
+        if type(head) is Timer:
+            unlink(head)
         return head  # type: ignore[no-any-return]
 
     def next_instant(self) -> int | None:
@@ -167,9 +170,8 @@ class SerialClaims:
         elif self.batch is not None and (not ledger.running or self.finish_batch()):
             ledger.running += 1  # an exception that had to be raised interrupted it; it is continued
             return self.batch
-        if self.fan_out is not None:  # interrupted in the same way
-            ledger.running += 1
-            return self.fan_out
+        if self.fan_out is not None:  # an exception came before it was delivered
+            self.abandon()
         order = self.order
         if now > order.last_accepted_ns:
             order.last_accepted_ns = now
@@ -230,15 +232,12 @@ class SerialClaims:
             (ledger.cancelled, ledger.dropped),
             (fan_out.decided, fan_out.cancelled, fan_out.dropped),
         ) = (most, rest, left)
-        if fan_out.stopped:
-            self._drop_rest(fan_out)
-        elif fan_out.begun == fan_out.total:
-            self.fan_out = None
+        self._end_fan_out(fan_out)
 
     def abandon(self) -> None:
         """After an exception that left the delivering: count the fate of a timer that was begun, as failed.
 
-        A fan-out or a batch is continued the next time."""
+        What has not begun of a fan-out or a batch begins the next time."""
         if not self.ledger.running:
             return
         fan_out = self.fan_out
@@ -301,7 +300,7 @@ class SerialClaims:
             ledger.queued -= fan_out.total - fan_out.accounted  # the delivery thread counts their fates
             held.append(fan_out.stop())
             if not ledger.running:  # it had been interrupted
-                self._drop_rest(fan_out)
+                self._end_fan_out(fan_out)
         if batch is not None:
             rest = batch.stop()
             self.sync_counts()
@@ -354,23 +353,29 @@ class SerialClaims:
         return self.batch
 
     def _begin_fan_out(self, publication: Publication) -> FanOut:
-        if self.backlogs is not None:
+        if self.backlogs is not None and not publication.position:
             self.backlogs.forget(publication)
-        targets = publication.live_targets()
-        cancelled = publication.targeted - len(targets)
-        if cancelled:  # subscriptions that were removed between the publishing and now
-            self.ledger.cancelled += cancelled
-            self.ledger.queued -= cancelled
         # Handed out even when no target is left, so that the message is released where user code may run.
-        self.fan_out = FanOut(publication, targets)
-        return self.fan_out
+        targets, end = publication.slice(_SLICE)
+        fan_out, left = FanOut(publication, targets), publication.targeted - len(targets)
+        self.fan_out, publication.position, publication.targeted = fan_out, end, left  # one statement, as above
+        return fan_out
 
-    def _drop_rest(self, fan_out: FanOut) -> None:
-        """Count the fates of the targets of a stopped fan-out that have not begun, and forget the fan-out."""
-        rest = fan_out.targets[fan_out.begun :]
-        fan_out.decided += len(rest)
-        self.ledger.drop_messages(len(rest), count_live(rest))
-        self.fan_out = None
+    def _end_fan_out(self, fan_out: FanOut) -> None:
+        """Forget a fan-out. Targets that have not begun go back to the publication, or have been dropped with it; the
+        publication leaves the order when it has no more."""
+        rest, publication = fan_out.targets[fan_out.begun :], fan_out.publication
+        if fan_out.stopped:
+            fan_out.decided += len(rest)
+            self.ledger.drop_messages(len(rest), count_live(rest))
+            self.fan_out = None
+            return
+        position, targeted = publication.position, publication.targeted + len(rest)
+        if rest:
+            position = publication.entries.index(rest[0], max(0, position - _SLICE), position)
+        self.fan_out, publication.position, publication.targeted = None, position, targeted
+        if position == publication.length and publication.after is not None:
+            publication.close(self.ledger)
 
     def _check(self) -> None:
         self.sync_counts()

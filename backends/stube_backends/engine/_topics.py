@@ -16,6 +16,8 @@ from typing import Any, Final
 from stube import EventSpec
 from stube.arguments import PlainEvent
 from stube_backends.engine._arguments import public_event
+from stube_backends.engine._ledger import Ledger
+from stube_backends.engine._rings import unlink
 from stube_backends.engine._tables import free_if_empty
 
 _SMALL: Final = 32  # live subscriptions
@@ -85,19 +87,15 @@ class Topic:
             del entries[self.snapshot_length :]  # the old list keeps what waiting publications refer to
             self.snapshots = self.snapshot_length = 0
 
-    def targets(self, entries: list[Subscription], length: int) -> list[Subscription]:
-        """Return which of the first `length` entries are live now; the publication that referred to them has begun."""
+    def let_go(self, entries: list[Subscription]) -> None:
+        """Note that a publication refers to `entries` no more."""
         if entries is not self.entries:
-            return [entry for entry in entries[:length] if entry.name is not None]
+            return
         self.snapshots -= 1
         if not self.snapshots:
             self.snapshot_length = 0
-        if len(entries) == self.live:
-            return entries[:length]
-        targets = [entry for entry in entries[:length] if entry.name is not None]
-        if self.live:
+        if self.live and len(entries) > self.live:
             self.compact()
-        return targets
 
     def _check(self, name: str) -> None:
         live = count_live(self.entries)
@@ -207,9 +205,24 @@ class TopicIndex:
 
 
 class Publication:
-    """One message to the subscribers of one instant: one entry, however many they are."""
+    """One message to the subscribers of one instant: one entry, however many they are.
 
-    __slots__ = ("after", "before", "due", "entries", "length", "message", "targeted", "topic", "topic_name")
+    It waits in the order until the last of its targets has begun, and hands them out a slice at a time: beginning costs
+    the same however many they are (G27).
+    """
+
+    __slots__ = (
+        "after",
+        "before",
+        "due",
+        "entries",
+        "length",
+        "message",
+        "position",
+        "targeted",
+        "topic",
+        "topic_name",
+    )
 
     # No __init__: the engine sets the fields, and the ring the links (0.1 us of 0.6).
     after: Any
@@ -218,15 +231,35 @@ class Publication:
     entries: list[Subscription]
     length: int
     message: Any
-    targeted: int
+    position: int  # the entries before it have been handed out
+    targeted: int  # the targets that have not been handed out, those that have been removed since included
     topic: Topic | None  # whose list `entries` is; None for a list that is the publication's own
     topic_name: str
 
-    def live_targets(self) -> list[Subscription]:
-        """Return the targets that are live, for a publication that begins now; its topic forgets it."""
-        if self.topic is None:
-            return [entry for entry in self.entries if entry.name is not None]
-        return self.topic.targets(self.entries, self.length)
+    def waiting(self) -> list[Subscription]:
+        """Return the targets that have not been handed out and are live."""
+        return [entry for entry in self.entries[self.position : self.length] if entry.name is not None]
+
+    def slice(self, most: int) -> tuple[list[Subscription], int]:
+        """Return which of the next `most` entries are live, for the caller to hand out, and the position behind
+        them."""
+        end = min(self.position + most, self.length)
+        entries, topic = self.entries, self.topic
+        if topic is not None and entries is topic.entries and len(entries) == topic.live:
+            return entries[self.position : end], end  # there is no tombstone
+        return [entry for entry in entries[self.position : end] if entry.name is not None], end
+
+    def close(self, ledger: Ledger) -> None:
+        """Leave the order, because every target has been handed out.
+
+        What is still counted are the targets whose subscriptions were removed between the publishing and their turn.
+        """
+        unlink(self)
+        ledger.cancelled += self.targeted
+        ledger.queued -= self.targeted
+        self.targeted = 0
+        if self.topic is not None:
+            self.topic.let_go(self.entries)
 
     def part_for(self, targets: list[Subscription]) -> Publication:
         """Return a publication of the same message to these targets only."""
@@ -235,13 +268,18 @@ class Publication:
         part.topic_name = self.topic_name
         part.topic = None
         part.entries = targets
+        part.position = 0
         part.length = part.targeted = len(targets)
         part.message = self.message
         return part
 
 
 class FanOut:
-    """A publication that has begun: its targets, and an iterator positioned behind the target that began last.
+    """A slice of a publication that has begun: its targets, and an iterator positioned behind the one that began last.
+
+    Args:
+        publication: which waits in the order.
+        targets: the next of its targets.
 
     Reading a target's `name` is its claim. A name means that the delivery has begun, None that its subscription was
     removed before, and BEING_REMOVED that it is being removed: what becomes of it shows under the lock. Only
@@ -256,6 +294,7 @@ class FanOut:
         "due",
         "iterator",
         "message",
+        "publication",
         "stopped",
         "targets",
         "topic_name",
@@ -263,6 +302,7 @@ class FanOut:
     )
 
     def __init__(self, publication: Publication, targets: list[Subscription]) -> None:
+        self.publication = publication
         self.topic_name = publication.topic_name
         self.message = publication.message
         self.due = publication.due
