@@ -138,8 +138,9 @@ FAULTS: Final[tuple[Fault, ...]] = (
         "the latest message is delivered first",
         ENGINE + "_engine.py",
         "        order.arrivals.append(publication)\n",
-        "        from stube_backends.engine._rings import insert_after\n\n"
-        "        insert_after(order.arrivals, publication)\n",
+        "        from stube_backends.engine._rings import move_behind\n\n"
+        "        order.arrivals.append(publication)\n"
+        "        move_behind(order.early, publication)\n",
         ("test_order.py::test_one_publishers_messages_reach_every_subscriber_in_order",),
     ),
     Fault(
@@ -336,9 +337,9 @@ FAULTS: Final[tuple[Fault, ...]] = (
     Fault(
         "G14",
         "a publication copies the list of its targets",
-        ENGINE + "_engine.py",
-        "            publication.entries = topic.entries\n",
-        "            publication.entries = list(topic.entries)\n",
+        ENGINE + "_topics.py",
+        "        publication.entries = self.entries\n",
+        "        publication.entries = list(self.entries)\n",
         ("test_state.py::test_publish_costs_its_caller_the_same_for_many_subscribers",),
     ),
     Fault(
@@ -368,7 +369,7 @@ FAULTS: Final[tuple[Fault, ...]] = (
     Fault(
         "G18",
         "a reset does not stop the fan-out that has begun",
-        ENGINE + "_order.py",
+        ENGINE + "_serial.py",
         "            held.append(fan_out.stop())\n",
         "            held.append(fan_out.rest())\n",
         ("test_reset_state.py::test_a_reset_during_a_fan_out_drops_the_remaining_targets",),

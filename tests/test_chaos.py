@@ -225,7 +225,7 @@ class LeakingInside(Faulty):
 
 def reporting_with(failures: type[Failures], driver: ThreadDriver) -> ThreadDriver:
     """Let a driver report the exceptions of its deliveries in another way."""
-    driver._deliverer = Deliverer(driver.core, failures(None))
+    driver._deliverer = Deliverer(driver.core, failures(None), driver._clock)
     return driver
 
 

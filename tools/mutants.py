@@ -58,6 +58,8 @@ MODULES: Final = (  # all but `_claims`, a protocol, in which there is no code t
     "_timers",
     "_records",
     "_order",
+    "_turns",
+    "_serial",
     "_ledger",
     "_mailboxes",
     "_backlogs",

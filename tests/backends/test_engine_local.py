@@ -31,8 +31,8 @@ from stube_backends.engine import (
 from stube_backends.engine._arguments import checked_dispatch
 from stube_backends.engine._core import FOREVER, REENTRANT, Waiter
 from stube_backends.engine._inspection import sizes
-from stube_backends.engine._order import SerialClaims
 from stube_backends.engine._process import live_registries
+from stube_backends.engine._serial import SerialClaims
 from stube_backends.engine._timers import Timer
 from stube_backends.engine._waiting import decide_sleep_locked
 from stube_backends.engine._wheel import SLOT_BITS
@@ -59,7 +59,7 @@ class HandDriver(Driver):
         self.started = 0
         self.wakes = 0
         self.stopped: list[float | None] = []
-        self._deliverer = Deliverer(core, Failures(on_error, reraised))
+        self._deliverer = Deliverer(core, Failures(on_error, reraised), clock)
 
     def deliver(self, now: int) -> int:
         return self._deliverer.deliver(now, self._nothing_ready_locked)

@@ -201,7 +201,7 @@ def test_two_servers_that_leave_return_their_entries_in_ready_order(engine: Chec
         engine.claims.finish(box, False)
         engine.claims.leave(box)
         engine._check()
-    assert [entry.due for entry in engine.order.arrivals] == [1, 2, 3, 4, 5]
+    assert [entry.due for entry in engine.order.early] == [1, 2, 3, 4, 5]
 
 
 def test_parking_many_entries_takes_several_calls(engine: Checked) -> None:

@@ -714,7 +714,7 @@ def test_sizes_report_every_container_separately() -> None:
         "open slot": 0,
         "arrivals": 3,
         "topics": 2,
-        "topic entries": 6,
+        "topic entries": 5,
         "targets of the fan-out": 0,
         "timers of the batch": 0,
     }

@@ -17,7 +17,15 @@ from stube_backends.engine._core import FOREVER
 from stube_backends.engine._order import ReadyOrder
 from stube_backends.engine._rings import unlink
 from stube_backends.engine._timers import Timer
-from stube_backends.engine._topics import BEING_REMOVED, FanOut, Publication, Subscription, Topic, TopicIndex
+from stube_backends.engine._topics import (
+    BEING_REMOVED,
+    NONE_SERVED,
+    FanOut,
+    Publication,
+    Subscription,
+    Topic,
+    TopicIndex,
+)
 from stube_backends.engine._wheel import LONG, SLOT_BITS, Slot, TimerWheel
 
 SLOT = 1 << SLOT_BITS
@@ -56,6 +64,7 @@ def remove(wheel: TimerWheel, timer: Timer) -> None:
     order.wheel = wheel
     order.discard((timer,))
     order.arrivals.cut()
+    order.early.cut()
 
 
 def drained(wheel: TimerWheel, limit: int) -> list[Timer]:
@@ -534,26 +543,28 @@ def test_a_part_of_a_publication_has_the_same_message_and_instant() -> None:
     index = index_of("a", "b")
     whole = Publication()
     whole.due, whole.topic_name, whole.topic, whole.message = 7, "t", topic_of(index), "hello"
+    whole.number = 3
     part = whole.part_for(topic_of(index).entries[:1])
     assert (part.due, part.topic_name, part.topic, part.message) == (7, "t", None, "hello")
     assert (names(part.entries), part.length, part.targeted) == (["a"], 1, 1)
 
 
-def waiting_publication(index: TopicIndex, topic: str = "t") -> tuple[list[Subscription], int]:
-    """Take a snapshot of a topic as `Engine.publish` does; return the list and the length that a publication keeps."""
-    found = topic_of(index, topic)
-    found.snapshots += 1
-    found.snapshot_length = len(found.entries)
-    return found.entries, found.snapshot_length
-
-
-def handed_out(topic: Topic, entries: list[Subscription], length: int) -> list[Subscription]:
-    """Return the targets of a publication with this snapshot, which leaves the order after that."""
+def waiting_publication(index: TopicIndex, topic: str = "t") -> Publication:
+    """Let a publication wait, as `Engine.publish` does."""
     publication = Publication()
-    publication.topic, publication.entries, publication.position, publication.length = topic, entries, 0, length
-    targets, end = publication.slice(length)
-    assert (publication.waiting(), length) == (targets, end)
-    topic.let_go(entries)
+    publication.topic = index.publishable(topic)
+    assert publication.topic is not None
+    publication.position, publication.served = 0, NONE_SERVED
+    publication.topic.add(publication)
+    return publication
+
+
+def handed_out(publication: Publication) -> list[Subscription]:
+    """Return the targets of a publication, which leaves the order after that."""
+    targets, end = publication.slice(publication.length)
+    assert (publication.waiting(), publication.length) == (targets, end)
+    assert publication.topic is not None
+    publication.topic.let_go(publication)
     return targets
 
 
@@ -561,13 +572,14 @@ def test_a_publication_targets_the_live_subscribers_of_its_snapshot() -> None:
     """Fault: a target was subscribed later, was removed, or was removed and subscribed again (G5, G16)."""
     index = index_of("a", "b", "c", "d")
     topic = topic_of(index)
-    entries, length = waiting_publication(index)
+    waiting = waiting_publication(index)
+    entries = waiting.entries
     join(index, "late")
     leave(index, "b")
     join(index, "b")
     index._check()
     assert topic.entries is entries
-    assert names(handed_out(topic, entries, length)) == ["a", "c", "d"]
+    assert names(handed_out(waiting)) == ["a", "c", "d"]
     assert (topic.snapshots, topic.snapshot_length) == (0, 0)
     assert names(topic.entries) == ["a", "c", "d", "late", "b"]
     index._check()
@@ -581,12 +593,12 @@ def test_a_publication_targets_no_later_subscriber_of_a_full_list() -> None:
     join(index, "late")
     third = waiting_publication(index)
     assert (topic.snapshots, topic.snapshot_length) == (3, 3)
-    assert names(handed_out(topic, *first)) == ["a", "b"]
+    assert names(handed_out(first)) == ["a", "b"]
     assert (topic.snapshots, topic.snapshot_length) == (2, 3)
-    targets = handed_out(topic, *second)
+    targets = handed_out(second)
     assert names(targets) == ["a", "b"]
     assert targets is not topic.entries
-    assert names(handed_out(topic, *third)) == ["a", "b", "late"]
+    assert names(handed_out(third)) == ["a", "b", "late"]
     assert (topic.snapshots, topic.snapshot_length) == (0, 0)
 
 
@@ -594,24 +606,26 @@ def test_a_publication_with_an_old_list_does_not_count_for_the_new_one() -> None
     """Fault: a publication with the replaced list still counts as waiting for the new list."""
     index = index_of("a", "b", "c", "d", "e")
     topic = topic_of(index)
-    old, length = waiting_publication(index)
+    waiting = waiting_publication(index)
+    old = waiting.entries
     for cid in ("a", "b", "c"):
         leave(index, cid)
         index._check()
     assert topic.entries is not old
     assert names(topic.entries) == ["d", "e"]
     assert len(old) == 5
-    new, new_length = waiting_publication(index)
-    assert names(handed_out(topic, old, length)) == ["d", "e"]
+    newer = waiting_publication(index)
+    assert names(handed_out(waiting)) == ["d", "e"]
     assert (topic.snapshots, topic.snapshot_length) == (1, 2)
-    assert names(handed_out(topic, new, new_length)) == ["d", "e"]
+    assert names(handed_out(newer)) == ["d", "e"]
 
 
 def test_a_removed_later_subscription_leaves_no_tombstone() -> None:
     """Fault: a waiting publication keeps tombstones at the end of the list, or loses entries of its own (G13)."""
     index = index_of("a", "b", "c")
     topic = topic_of(index)
-    entries, length = waiting_publication(index)
+    waiting = waiting_publication(index)
+    entries = waiting.entries
     for cid in ("late", "later"):
         join(index, cid)
     leave(index, "later")
@@ -619,7 +633,7 @@ def test_a_removed_later_subscription_leaves_no_tombstone() -> None:
     leave(index, "c")  # in the snapshot, so it stays as a tombstone
     leave(index, "late")
     assert (len(entries), topic.entries is entries) == (3, True)
-    assert names(handed_out(topic, entries, length)) == ["a", "b"]
+    assert names(handed_out(waiting)) == ["a", "b"]
     assert names(topic.entries) == ["a", "b"]
 
 
@@ -627,29 +641,31 @@ def test_a_replaced_list_keeps_only_the_entries_of_its_publications() -> None:
     """Fault: the old list keeps entries that no publication refers to (G13)."""
     index = index_of("a", "b")
     topic = topic_of(index)
-    old, length = waiting_publication(index)
+    waiting = waiting_publication(index)
+    old = waiting.entries
     for number in range(4):
         join(index, f"l{number}")
     for cid in ("a", "b", "l0", "l1"):
         leave(index, cid)
         index._check()
     assert topic.entries is not old
-    assert (len(old), topic.snapshots, topic.snapshot_length) == (length, 0, 0)
+    assert (len(old), topic.snapshots, topic.snapshot_length) == (waiting.length, 0, 0)
     assert names(topic.entries) == ["l2", "l3"]
-    assert handed_out(topic, old, length) == []
+    assert handed_out(waiting) == []
 
 
 def test_the_list_of_an_ended_topic_keeps_only_published_entries() -> None:
     """Fault: a publication keeps entries alive that were added to the list after it (G13)."""
     index = index_of("a", "b")
     topic = topic_of(index)
-    entries, length = waiting_publication(index)
+    waiting = waiting_publication(index)
+    entries = waiting.entries
     join(index, "late")
     for cid in ("a", "b", "late"):
         leave(index, cid)
     assert "t" not in index.topics
-    assert len(entries) == length == 2
-    assert handed_out(topic, entries, length) == []
+    assert len(entries) == waiting.length == 2
+    assert handed_out(waiting) == []
     assert (topic.live, topic.snapshots, topic.snapshot_length) == (0, 0, 0)
     assert len(entries) == 2
 
@@ -703,8 +719,9 @@ def test_a_publication_does_not_compact_a_large_topic_with_one_tombstone() -> No
     index = index_of(*(f"c{number}" for number in range(100)))
     topic = topic_of(index)
     leave(index, "c0")
-    entries, length = waiting_publication(index)
-    assert len(handed_out(topic, entries, length)) == 99
+    waiting = waiting_publication(index)
+    entries = waiting.entries
+    assert len(handed_out(waiting)) == 99
     assert topic.entries is entries
     assert len(entries) == 100
 
@@ -727,7 +744,7 @@ def test_arrivals_and_timers_are_merged_by_their_instants() -> None:
     order.last_accepted_ns = SLOT + 3
     arrivals: list[Any] = [arrival(SLOT + 2), timer_due(SLOT + 3), arrival(SLOT + 3)]
     for entry in arrivals:
-        order.arrivals.append(entry)
+        order.arrivals.append_timer(entry) if isinstance(entry, Timer) else order.arrivals.append(entry)
     order._check()
     assert bool(order.arrivals) is True
     assert order.next_instant() == EARLIEST
@@ -787,7 +804,7 @@ def test_a_cleared_order_is_empty_and_its_entries_are_not_linked() -> None:
     assert order.take(SLOT) is timers.pop(0)  # now the slot of the next two is open
     arrivals: list[Any] = [arrival(SLOT), timer_due(SLOT), arrival(SLOT)]
     for entry in arrivals:
-        order.arrivals.append(entry)
+        order.arrivals.append_timer(entry) if isinstance(entry, Timer) else order.arrivals.append(entry)
     gone = order.clear()
     assert gone[:3] == arrivals
     assert sorted(map(id, gone[3:])) == sorted(map(id, timers))
@@ -796,6 +813,7 @@ def test_a_cleared_order_is_empty_and_its_entries_are_not_linked() -> None:
         assert not hasattr(entry, "before") or entry in timers[:2]
     order._check()
     assert (list(order.arrivals), list(order.wheel), order.next_instant()) == ([], [], None)
+    order.early.cut()
     del order.arrivals.before, order.arrivals.after  # an empty ring refers to itself, which is a cycle
 
 
@@ -804,6 +822,7 @@ def test_clearing_an_empty_order_leaves_nothing_for_the_collector() -> None:
     """Fault: every reset leaves an empty ring, which refers to itself, to the collector (G13)."""
     order = ReadyOrder()
     assert order.clear() == []
+    order.early.cut()
     del order.arrivals.before, order.arrivals.after
 
 

@@ -11,7 +11,7 @@ import pytest
 from typing_extensions import override
 
 from stube.testing._harness import Injector, tracing
-from stube_backends.engine._rings import Ring, insert_after, move_last_to_front, unlink
+from stube_backends.engine._rings import Ring, move_behind, unlink
 
 
 class Entry:
@@ -45,15 +45,6 @@ def test_entries_are_in_the_order_in_which_they_were_appended() -> None:
     assert (ring.after, ring.before) == (entries[0], entries[2])
 
 
-def test_insert_after_puts_an_entry_behind_a_given_one() -> None:
-    """Fault: the entry is before the given one, or the head does not know the new last entry."""
-    ring, entries = ring_of("abc")
-    for place, name in ((ring, "x"), (entries[1], "y"), (entries[2], "z")):
-        insert_after(place, Entry(name))
-    assert names(ring) == "xabycz"
-    assert ring.before.name == "z"
-
-
 @pytest.mark.parametrize(("index", "left"), [(0, "bc"), (1, "ac"), (2, "ab")])
 def test_an_unlinked_entry_and_its_ring_do_not_refer_to_each_other(index: int, left: str) -> None:
     """Fault: the entry keeps a neighbour alive, or a neighbour still refers to the entry (G13)."""
@@ -64,16 +55,21 @@ def test_an_unlinked_entry_and_its_ring_do_not_refer_to_each_other(index: int, l
     assert not hasattr(entries[index], "before")
 
 
-def test_the_last_entry_moves_to_the_front_of_another_ring() -> None:
-    """Fault: the entry is in both rings, or behind the entries of the other ring."""
-    source, _ = ring_of("abc")
-    target, _ = ring_of("xy")
-    move_last_to_front(source, target)
-    assert (names(source), names(target)) == ("ab", "cxy")
-    empty = Ring()
-    move_last_to_front(source, empty)
-    move_last_to_front(source, empty)
-    assert (names(source), names(empty)) == ("", "ab")
+def test_an_entry_moves_behind_one_of_another_ring() -> None:
+    """Fault: the entry is in both rings, or the head does not know the new last entry."""
+    source, entries = ring_of("abcd")
+    target, others = ring_of("xy")
+    for place, entry, left, right in (
+        (target, entries[3], "abc", "dxy"),
+        (others[0], entries[0], "bc", "dxay"),
+        (others[1], entries[2], "b", "dxayc"),
+        (target, entries[1], "", "bdxayc"),
+    ):
+        move_behind(place, entry)
+        assert (names(source), names(target)) == (left, right)
+        source._check()
+        target._check()
+    assert (target.before, source.before) == (entries[2], source)
 
 
 def test_a_released_ring_is_empty_and_its_entries_are_not_linked() -> None:
@@ -96,9 +92,8 @@ def test_check_finds_a_wrongly_linked_ring() -> None:
 
 CHANGES: dict[str, tuple[Callable[[Ring, list[Entry], Ring], None], set[str]]] = {
     "append": (lambda ring, entries, other: ring.append(Entry("d")), {"abc+xy", "abcd+xy"}),
-    "insert": (lambda ring, entries, other: insert_after(entries[0], Entry("d")), {"abc+xy", "adbc+xy"}),
     "unlink": (lambda ring, entries, other: unlink(entries[1]), {"abc+xy", "ac+xy"}),
-    "move": (lambda ring, entries, other: move_last_to_front(ring, other), {"abc+xy", "ab+cxy"}),
+    "move": (lambda ring, entries, other: move_behind(other, entries[1]), {"abc+xy", "ac+bxy"}),
 }
 
 

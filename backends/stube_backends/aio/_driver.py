@@ -18,7 +18,7 @@ from stube_backends.aio._runners import Runners
 from stube_backends.engine import EARLIEST, Core, Driver, Engine, Failures, Options, refuse_inside, wait_until_idle
 from stube_backends.engine._arguments import must_be_awaited
 from stube_backends.engine._core import FOREVER, REENTRANT, Waiter
-from stube_backends.engine._mailboxes import AGAIN, Mailbox, MailboxClaims
+from stube_backends.engine._mailboxes import AGAIN, IN_A_ROW, Mailbox, MailboxClaims
 from stube_backends.engine._waiting import delist_locked, enlist_locked, release_waiters_locked, set_sleep_locked
 
 # How long a round may take before others on the loop have their turn, in nanoseconds. Long enough to call the handlers
@@ -236,12 +236,18 @@ class LoopDriver(Driver):
         core = self.core
         began = now = self._clock()
         delivered = False
+        started = 0
         while not core.retired:  # in a child that a handler forked it is, and the mailboxes are the parent's
-            box = self._start_one(now) if type(core.dispatch) is _Awaited else self._deliver_one(now)
+            if type(core.dispatch) is _Awaited:
+                box = self._start_one(now)
+                started += 1
+            else:
+                box = self._deliver_one(now)
             self._runners.release_garbage()
             if box is not None:
                 delivered = True
-                if self._clock() - began > _SLICE:
+                now = self._clock()  # a timer may have become due, whose turn it is (G27)
+                if now - began > _SLICE or started == IN_A_ROW:  # a runner begins when the loop goes on
                     return EARLIEST
             elif delivered:
                 now, delivered = self._clock(), False  # something may have become due since

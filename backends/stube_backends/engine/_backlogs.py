@@ -17,7 +17,7 @@ from stube import Event, RegistryFull
 from stube_backends.engine._ledger import Ledger
 from stube_backends.engine._records import Backlog, Records
 from stube_backends.engine._rings import unlink
-from stube_backends.engine._topics import Publication, Subscription
+from stube_backends.engine._topics import Publication, Topic
 
 OnFull: TypeAlias = Literal["drop_oldest", "end"]
 
@@ -81,16 +81,17 @@ class Backlogs:
             return False
         return len(self.records.timers(cid)) >= most
 
-    def publish(self, targets: list[Subscription], publication: Publication, end: Callable[[str], list[Any]]) -> None:
+    def publish(self, topic: Topic, publication: Publication, end: Callable[[str], list[Any]]) -> None:
         """Accept a publication for each of its targets, and drop what does not fit.
 
         Args:
-            targets: the subscriptions of the topic, and tombstones among them.
+            topic: of the publication.
             publication: in no ring yet.
             end: drops the timers, the subscriptions and the baton of a conversation; returns what was held.
         """
         ledger = self.ledger
-        for target in [entry for entry in targets if entry.name is not None]:
+        for target in [entry for entry in topic.entries if entry.name is not None]:
+            publication.number = ledger.accepted
             ledger.accepted += 1
             if target.name is None:  # its conversation was ended by the message to another of its instances
                 ledger.dropped += 1

@@ -276,6 +276,9 @@ class Core:
                     break
                 now = instant
                 work = self.engine.claims.begin(now)
+            if type(work) is FanOut:
+                instant = self.engine.order.next_timer_instant()
+                self.sleep_until = FOREVER if instant is None else instant  # when the fan-out must be interrupted
             self.mutating = False
             self.release()
         except BaseException as exc:

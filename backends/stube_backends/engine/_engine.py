@@ -28,14 +28,15 @@ from stube_backends.engine._arguments import name_of
 from stube_backends.engine._backlogs import Backlogs, Limits, Overflow
 from stube_backends.engine._claims import Claims
 from stube_backends.engine._ledger import Ledger
-from stube_backends.engine._order import ReadyOrder, SerialClaims
+from stube_backends.engine._order import ReadyOrder
 from stube_backends.engine._records import Records
+from stube_backends.engine._serial import SerialClaims
 from stube_backends.engine._tables import free_if_empty_unlocked
 from stube_backends.engine._timers import CLAIMABLE, PENDING_ADMISSION, Timer
-from stube_backends.engine._topics import Generation, Publication, Subscription, Topic, TopicIndex
+from stube_backends.engine._topics import NONE_SERVED, Generation, Publication, Subscription, TopicIndex
 
 ClaimsT = TypeVar("ClaimsT", bound=Claims, default=SerialClaims)
-NewClaims: TypeAlias = Callable[[Ledger, ReadyOrder, Records, Backlogs | None], ClaimsT]
+NewClaims: TypeAlias = Callable[[Ledger, ReadyOrder, Records, TopicIndex, Backlogs | None], ClaimsT]
 
 _SERIAL: Final[Any] = SerialClaims  # the default of `ClaimsT`, which a type checker cannot see
 _NO_BOUND: Final = 1 << 62
@@ -109,7 +110,7 @@ class Engine(Generic[ClaimsT]):
         self.order = ReadyOrder()
         self.topics = TopicIndex(generation)
         self.backlogs = None if limits is None else Backlogs(limits, self.order.arrive, self.ledger, self.records)
-        self.claims = claims(self.ledger, self.order, self.records, self.backlogs)
+        self.claims = claims(self.ledger, self.order, self.records, self.topics, self.backlogs)
 
     # -- batons ------------------------------------------------------------------------------------------------
 
@@ -158,7 +159,7 @@ class Engine(Generic[ClaimsT]):
         if delay:
             order.wheel.add(timer, delay)
         else:
-            order.arrivals.append(timer)
+            order.arrivals.append_timer(timer)
         ledger.accepted += 1
         ledger.timers += 1
         return timer
@@ -201,7 +202,7 @@ class Engine(Generic[ClaimsT]):
         if delay:
             order.wheel.add(timer, delay)
         else:
-            order.arrivals.append(timer)
+            order.arrivals.append_timer(timer)
         ledger.timers += 1
         return None
 
@@ -285,11 +286,10 @@ class Engine(Generic[ClaimsT]):
         """
         if self.closed and not checked:
             raise_closed()
-        topic = self.topics.topics.get(topic_name)
+        topic = self.topics.publishable(topic_name)
         if topic is None:
             return 0
-        ledger = self.ledger
-        targeted = topic.live if type(topic) is Topic else 1
+        ledger, targeted = self.ledger, topic.live
         if ledger.timers + ledger.queued + targeted > self.max_pending:
             self._require_room(targeted)
         order = self.order
@@ -300,22 +300,15 @@ class Engine(Generic[ClaimsT]):
         publication.topic_name = topic_name
         publication.targeted = targeted
         publication.position = 0
+        publication.served = NONE_SERVED
+        publication.number = ledger.accepted
         publication.message = message
-        if type(topic) is Topic:
-            publication.topic = topic
-            publication.entries = topic.entries
-            publication.length = len(topic.entries)
-        else:
-            publication.topic = None
-            publication.entries = [topic]  # type: ignore[list-item]
-            publication.length = 1
+        publication.topic = topic
         if self.backlogs is not None:
-            self.backlogs.publish(publication.entries, publication, self._end_conversation)
+            self.backlogs.publish(topic, publication, self._end_conversation)
             return targeted
+        topic.add(publication)  # first, so that what interrupts these lines finds no publication without its targets
         order.arrivals.append(publication)
-        if type(topic) is Topic:
-            topic.snapshots += 1
-            topic.snapshot_length = publication.length
         ledger.accepted += targeted
         ledger.queued += targeted
         return targeted
@@ -338,7 +331,7 @@ class Engine(Generic[ClaimsT]):
     def is_idle(self, now: int, *, timers_too: bool) -> bool:
         """Say whether nothing runs and nothing is ready at `now`; with `timers_too`, whether nothing is pending."""
         ledger = self.ledger
-        if ledger.queued or self.order.arrivals or not self.claims.is_idle():
+        if ledger.queued or self.order.has_arrived() or not self.claims.is_idle():
             return False
         return not ledger.timers if timers_too else not self.order.is_ready(now)
 
@@ -382,23 +375,23 @@ class Engine(Generic[ClaimsT]):
         What begins without the lock is stopped before anything that shows without the lock is gone.
         """
         ledger = self.ledger
-        held = [*self.claims.drop_in_progress(), self.topics, self.records.forget()]
+        held = [*self.claims.drop_in_progress(), self.topics.forget(), self.records.forget()]
         entries = self.order.clear()
         ledger.dropped += ledger.timers
         ledger.timers = ledger.queued = 0
-        living: dict[tuple[int, int, int], int] = {}  # of each stretch of a list: counted once, for many publications
+        living: dict[tuple[object, ...], int] = {}  # of each stretch of a list: counted once, for many publications
         for entry in entries:
             if type(entry) is Timer:
                 held.append(entry.event)
                 entry.event = entry.table = entry.after = entry.older = entry.newer = None
             else:
                 assert isinstance(entry, Publication)
-                key = (id(entry.entries), entry.position, entry.length)
+                key = (id(entry.entries), entry.position, entry.length, entry.served)
                 if key not in living:
                     living[key] = len(entry.waiting())
                 held.append(entry)
                 ledger.drop_messages(entry.targeted, living[key])
-        self.topics = TopicIndex(self.topics.generation)
+                entry.topic = entry.later = None  # a topic refers to what waits for it
         if self.backlogs is not None:
             held.append(self.backlogs.take_overflows())
         return held
@@ -438,7 +431,7 @@ class Engine(Generic[ClaimsT]):
     def _check(self) -> None:
         for part in (self.records, self.order, self.topics, self.ledger, self.claims):
             part._check()
-        claims, arrivals = self.claims, [*self.order.arrivals, *self.claims.parked()]
+        claims, arrivals = self.claims, [*self.order.waiting(), *self.claims.parked()]
         messages = [entry for entry in arrivals if type(entry) is Publication]
         pending = {id(timer) for timer in self.order.wheel}
         pending |= {id(entry) for entry in arrivals if type(entry) is Timer}

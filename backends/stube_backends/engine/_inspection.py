@@ -39,7 +39,7 @@ def sizes(engine: Engine[Any]) -> Mapping[str, int]:
     wheel = engine.order.wheel
     records = engine.records
     cids = list(records.by_cid)
-    arrived = [*engine.order.arrivals, *engine.claims.parked()]
+    arrived = [*engine.order.waiting(), *engine.claims.parked()]
     publications = [entry for entry in arrived if type(entry) is Publication]
     entries = {id(entries): entries for entries in engine.topics.entries().values()}
     entries.update((id(publication.entries), publication.entries) for publication in publications)
@@ -62,7 +62,7 @@ def sizes(engine: Engine[Any]) -> Mapping[str, int]:
 def _queued_by_cid(engine: Engine[Any]) -> dict[str, int]:
     queued: dict[str, int] = {}
     waiting = engine.claims.waiting_targets()
-    for entry in (*engine.order.arrivals, *engine.claims.parked()):
+    for entry in (*engine.order.waiting(), *engine.claims.parked()):
         if type(entry) is Publication:
             waiting += entry.waiting()
     for target in waiting:

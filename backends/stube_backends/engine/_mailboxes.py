@@ -27,12 +27,15 @@ from stube_backends.engine._backlogs import Backlogs
 from stube_backends.engine._ledger import Ledger
 from stube_backends.engine._order import Arrival, ReadyOrder
 from stube_backends.engine._records import Records
-from stube_backends.engine._rings import Ring, insert_after, unlink
+from stube_backends.engine._rings import Ring, move_behind, unlink
 from stube_backends.engine._tables import free_if_empty
 from stube_backends.engine._timers import Timer
-from stube_backends.engine._topics import Publication, Subscription, count_live
+from stube_backends.engine._topics import Publication, Subscription, TopicIndex, count_live
+from stube_backends.engine._turns import Turns
 
 _PARKED_AT_MOST: Final = 256  # in one call, so that others get their turn of the lock
+IN_A_ROW: Final = 16
+"""How many targets begin before timers have a turn: fewer than elsewhere, because a delivery on a loop costs more."""
 
 
 class Mailbox(Ring):
@@ -59,12 +62,16 @@ class MailboxClaims:
     Implements `Claims`. The arguments are those of `SerialClaims`.
     """
 
-    __slots__ = ("backlogs", "batch", "boxes", "garbage", "ledger", "order", "records")
+    __slots__ = ("backlogs", "batch", "boxes", "garbage", "ledger", "order", "records", "turns")
 
-    def __init__(self, ledger: Ledger, order: ReadyOrder, records: Records, backlogs: Backlogs | None) -> None:
+    def __init__(
+        self, ledger: Ledger, order: ReadyOrder, records: Records, topics: TopicIndex, backlogs: Backlogs | None
+    ) -> None:
         self.ledger = ledger
         self.order = order
         self.records = records
+        self.turns = Turns(order, records, topics)
+        order.most_in_a_row = IN_A_ROW
         self.backlogs = backlogs
         self.batch: object | None = None  # each delivery is claimed under the lock
         self.boxes: dict[str, Mailbox] = {}
@@ -133,13 +140,12 @@ class MailboxClaims:
 
     def leave(self, box: Mailbox) -> None:
         """Take the server off a mailbox: the mailbox is gone, and what is parked in it waits in the order again."""
-        place: Any = self.order.arrivals
+        place: Any = self.order.early
         while (entry := box.after) is not box:  # one after the other, so that `rebuild` finds the rest
             # Behind the one before it, and before those of the same instant, which were accepted later.
-            while place.after is not self.order.arrivals and place.after.due < entry.due:
+            while place.after is not self.order.early and place.after.due < entry.due:
                 place = place.after
-            unlink(entry)
-            insert_after(place, entry)
+            move_behind(place, entry)
             place = entry
         self.boxes.pop(box.cid, None)
         free_if_empty(self.boxes)
@@ -234,22 +240,28 @@ class MailboxClaims:
 
     def _next_entry(self, now: int) -> Arrival | None:
         """Take out what must be sorted next, of all that is ready at `now`: a timer, or a message to one target."""
+        order = self.order
         while True:
-            head: Any = self.order.arrivals.after
-            timer = self.order.wheel.take_due(now if head is self.order.arrivals else head.due)
-            if timer is not None:
-                return timer
-            if head is self.order.arrivals:
+            head: Arrival | None = None
+            if order.in_a_row >= order.most_in_a_row and not order.early:
+                head = self.turns.take(now)
+            if head is None:
+                head = order.take_one(now)
+            if head is None:
+                order.in_a_row, order.turn = 0, None
                 return None
-            if type(head) is not Publication or self.backlogs is not None:  # which is to one target already
+            if isinstance(head, Timer):
+                return head
+            order.in_a_row += 1
+            if self.backlogs is not None:  # it is to one target already
                 unlink(head)
-                return head  # type: ignore[no-any-return]
+                return head
             while head.position < head.length:
                 target = head.entries[head.position]
-                if target.name is None:
+                if not head.is_left(target):
                     head.position += 1
                     continue
-                part = head.part_for([target])
+                part: Publication = head.part_for([target])
                 head.position, head.targeted = head.position + 1, head.targeted - 1
                 return part
             head.close(self.ledger)

@@ -1,6 +1,4 @@
-"""The ready order, and the claims that take deliveries from it one after the other.
-
-Timers and publications are merged by their ready instants (G2).
+"""The ready order: timers and publications, merged by their ready instants (G2).
 
 A publication is ready at the instant at which it was accepted, a timer at its due instant. What is ready at the
 very instant of its acceptance (every publication, and every timer without delay) arrives in one ring, in the order
@@ -11,42 +9,67 @@ before that instant, so on a tie the wheel goes first.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any, Final, TypeAlias
 
 from stube.arguments import PlainEvent
-from stube_backends.engine._backlogs import Backlogs
-from stube_backends.engine._ledger import Ledger
-from stube_backends.engine._records import Records
 from stube_backends.engine._rings import Ring, unlink
-from stube_backends.engine._timers import CLAIMABLE, DueBatch, Timer
-from stube_backends.engine._topics import FanOut, Publication, Subscription, count_live
+from stube_backends.engine._timers import Timer
+from stube_backends.engine._topics import Publication
 from stube_backends.engine._wheel import OPEN, Slot, TimerWheel
 
 EARLIEST: Final = -(1 << 100)
 """An instant before every clock reading."""
-
-_SLICE: Final = 512  # entries of a publication that are handed out together
 
 
 Arrival: TypeAlias = Timer | Publication
 
 
 class Arrivals(Ring):
-    """The ring of what was ready when it was accepted."""
+    """The ring of what was ready when it was accepted.
 
-    __slots__ = ()
+    `timer` is the first timer in it, None without one. It is looked for from the last one on, so that looking is
+    amortised O(1).
+    """
+
+    __slots__ = ("timer",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.timer: Timer | None = None
 
     def __bool__(self) -> bool:
         return self.after is not self
+
+    def append_timer(self, timer: Timer) -> None:
+        """Put a timer last."""
+        self.append(timer)
+        if self.timer is None:
+            self.timer = timer
+
+    def pass_over(self, timer: Timer) -> None:
+        """Look for the timer behind the first one, which is about to leave."""
+        self.timer = self._timer_from(timer.after)
+
+    def _timer_from(self, entry: Any) -> Timer | None:
+        while entry is not self:
+            if type(entry) is Timer:
+                return entry
+            entry = entry.after
+        return None
 
 
 class ReadyOrder:
     """All that is pending, in the order in which it must begin."""
 
-    __slots__ = ("arrivals", "last_accepted_ns", "wheel")
+    __slots__ = ("arrivals", "early", "in_a_row", "last_accepted_ns", "most_in_a_row", "turn", "wheel")
 
     def __init__(self) -> None:
+        # How many targets of publications have begun since timers had a turn; written by the delivery thread. And how
+        # many may begin before they have one, see `Turns`; set by the claims.
+        self.in_a_row = 0
+        self.most_in_a_row = 0
+        self.turn: int | None = None  # the instant at which the present turn of the timers began
         # The latest instant at which anything was accepted or `begin` was called. No instant of acceptance is earlier.
         self.last_accepted_ns = EARLIEST
         self.forget()
@@ -55,6 +78,17 @@ class ReadyOrder:
         """Be empty, and leave the links of what stood in the order as they are."""
         self.wheel = TimerWheel()
         self.arrivals = Arrivals()
+        # What begins before everything else: messages behind which a timer has its turn, and what was given back by
+        # those who had taken it out.
+        self.early = Arrivals()
+
+    def waiting(self) -> list[Arrival]:
+        """Return all that was ready when it was accepted, in the order in which it begins."""
+        return [*self.early, *self.arrivals]
+
+    def has_arrived(self) -> bool:
+        """Say whether there is anything that was ready when it was accepted."""
+        return bool(self.arrivals or self.early)
 
     def arrive(self, entry: Arrival) -> None:
         """Take in a publication, or a timer without delay, accepted at `last_accepted_ns`."""
@@ -73,6 +107,8 @@ class ReadyOrder:
             if after is OPEN:
                 self.wheel.remove_from_open(timer)
                 continue
+            if timer is self.arrivals.timer:
+                self.arrivals.pass_over(timer)
             # `unlink`, written out (0.05 us of 0.3 for each timer of a conversation that is cancelled).
             before = timer.before
             before.after = after
@@ -87,21 +123,50 @@ class ReadyOrder:
         """Take out what must begin next, of all that is ready at `now`: a timer, or the several timers of
         `TimerWheel.take_batch`. A publication is returned too, but stays where it is."""
         head: Any = self.arrivals.after
-        limit: int = now if head is self.arrivals else head.due
-        found = self.wheel.take_batch(limit) or self.wheel.take_due(limit)
-        if found or head is self.arrivals:
-            return found
+        if not self.early:
+            found = self.wheel.take_batch(now if head is self.arrivals else head.due)
+            if found:
+                return found
+        return self.take_one(now)
+
+    def take_one(self, now: int) -> Arrival | None:
+        """`take`, one timer at a time."""
+        head: Any = self.early.after
+        if head is not self.early:
+            if type(head) is Timer:
+                unlink(head)
+            return head  # type: ignore[no-any-return]
+        head = self.arrivals.after
+        timer = self.wheel.take_due(now if head is self.arrivals else head.due)
+        if timer is not None or head is self.arrivals:
+            return timer
         if type(head) is Timer:
-            unlink(head)
+            self.take_arrived(head)
         return head  # type: ignore[no-any-return]
+
+    def take_arrived(self, timer: Timer) -> None:
+        """Take out the first timer of the arrivals."""
+        self.arrivals.pass_over(timer)
+        unlink(timer)
+
+    def first_timer(self, limit: int) -> Timer | None:
+        """Return the timer that would begin next if there were no publications, of those ready at `limit`."""
+        timer, arrived = self.wheel.first_due(limit), self.arrivals.timer
+        if arrived is None or arrived.due > limit or (timer is not None and timer.due <= arrived.due):
+            return timer
+        return arrived
+
+    def next_timer_instant(self) -> int | None:
+        """Return the instant at which to look for a timer: EARLIEST when one has arrived, None when none is pending."""
+        return EARLIEST if self.arrivals.timer is not None else self.wheel.next_instant()
 
     def next_instant(self) -> int | None:
         """Return the instant at which to look again: EARLIEST when something is ready, None when nothing is pending."""
-        return self.wheel.next_instant() if self.arrivals.after is self.arrivals else EARLIEST
+        return EARLIEST if self.has_arrived() else self.wheel.next_instant()
 
     def is_ready(self, now: int) -> bool:
         """Say whether something is ready at `now`."""
-        if self.arrivals:
+        if self.has_arrived():
             return True
         instant = self.wheel.next_instant()
         if instant is None or instant > now:
@@ -111,14 +176,14 @@ class ReadyOrder:
 
     def clear(self) -> list[Arrival]:
         """Forget everything; return what was forgotten, dead and cut from each other."""
-        arrivals, wheel = self.arrivals, self.wheel
+        arrivals, early, wheel = self.arrivals, self.early, self.wheel
         self.forget()
-        entries: list[Arrival] = [*arrivals, *wheel]
+        entries: list[Arrival] = [*early, *arrivals, *wheel]
         for entry in entries:
             if entry.after is not OPEN:
                 del entry.before
             entry.after = None
-        heads: list[Ring] = [arrivals, *wheel.slots.values()]
+        heads: list[Ring] = [arrivals, early, *wheel.slots.values()]
         for head in heads:
             head.cut()
         return entries
@@ -126,265 +191,10 @@ class ReadyOrder:
     def _check(self) -> None:
         self.wheel._check()
         self.arrivals._check()
+        self.early._check()
+        first = next((entry for entry in self.arrivals if type(entry) is Timer), None)
+        assert self.arrivals.timer is first, f"the first timer that arrived is {first!r}, not {self.arrivals.timer!r}"
         instants = [entry.due for entry in self.arrivals]
         assert instants == sorted(instants), f"arrivals out of order: {instants}"
         latest = self.last_accepted_ns
         assert not instants or instants[-1] <= latest, f"arrivals of {instants}, the latest accepted at {latest}"
-
-
-class SerialClaims:
-    """Begins one delivery after the other.
-
-    Args:
-        ledger, order, records, backlogs: the engine's, the same objects as long as the engine lives.
-    """
-
-    __slots__ = ("backlogs", "batch", "fan_out", "ledger", "order", "records", "running_cid")
-
-    def __init__(self, ledger: Ledger, order: ReadyOrder, records: Records, backlogs: Backlogs | None) -> None:
-        self.ledger = ledger
-        self.order = order
-        self.records = records
-        self.backlogs = backlogs
-        self.fan_out: FanOut | None = None  # the publication that is being delivered
-        self.batch: DueBatch | None = None  # the timers that are being delivered together
-        self.running_cid: str | None = None  # the conversation whose timer is being delivered
-
-    # -- for the delivery thread -------------------------------------------------------------------------------
-
-    def begin(self, now: int, failed: bool | None = None) -> Timer | DueBatch | FanOut | None:
-        """Count the fate of what ran last, and claim what must begin next.
-
-        Args:
-            now: of all that is ready at this instant.
-            failed: the fate of the timer that the last call handed out; None when it handed out none.
-
-        Returns:
-            None when nothing is ready. A timer is handed out claimed: in no ring, so that no cancel finds it any
-            more; `Timer.claim` gives its delivery. The timers of a batch are still to be claimed, each by a pop, and
-            the targets of a fan-out, see `FanOut.claim_each`.
-        """
-        ledger = self.ledger
-        if failed is not None:
-            self.finish_timer(failed)
-        elif self.batch is not None and (not ledger.running or self.finish_batch()):
-            ledger.running += 1  # an exception that had to be raised interrupted it; it is continued
-            return self.batch
-        if self.fan_out is not None:  # an exception came before it was delivered
-            self.abandon()
-        order = self.order
-        if now > order.last_accepted_ns:
-            order.last_accepted_ns = now
-        entry = order.take(now)
-        if entry is None:
-            return None
-        if type(entry) is list:
-            return self._begin_batch(entry)
-        ledger.running += 1
-        if type(entry) is not Timer:
-            return self._begin_fan_out(entry)  # type: ignore[arg-type]
-        ledger.timers -= 1
-        self.running_cid = entry.cid
-        self.records.remove_timers((entry,))
-        return entry
-
-    def finish_timer(self, failed: bool) -> None:
-        """Count the fate of the timer that was begun."""
-        self.running_cid = None
-        self.ledger.running -= 1
-        if failed:
-            self.ledger.failed += 1
-        else:
-            self.ledger.delivered += 1
-
-    def finish_batch(self) -> bool:
-        """Count the fates of the batch's timers, as far as they have begun; forget it when all have, and say whether
-        some are left.
-
-        A delivery that was claimed and then interrupted by an asynchronous exception (such as Ctrl-C) has failed.
-        """
-        self.sync_counts()
-        batch, ledger = self.batch, self.ledger
-        assert batch is not None
-        begun, delivered = batch.accounted, batch.delivered
-        self.running_cid = None
-        fates = (ledger.running - 1, ledger.delivered + delivered, ledger.failed + begun - delivered)
-        left = (batch.total - begun, 0, 0)
-        # One statement: CPython runs signal handlers only at calls and at backward jumps, so that an asynchronous
-        # exception finds all of these figures stored or none.
-        (ledger.running, ledger.delivered, ledger.failed), (batch.total, batch.accounted, batch.delivered) = fates, left
-        if batch.timers:
-            return True
-        self.batch = None
-        return False
-
-    def finish_fan_out(self, fan_out: FanOut, delivered: int, failed: int = 0) -> None:
-        """Count the fates of a fan-out's targets: so many delivered and failed since the last call, and those that were
-        passed over. Forget the fan-out when the fates of all are decided."""
-        self.sync_counts()
-        ledger, passed_over = self.ledger, fan_out.cancelled + fan_out.dropped
-        most = (ledger.running - 1, ledger.delivered + delivered, ledger.failed + failed)
-        rest = (ledger.cancelled + fan_out.cancelled, ledger.dropped + fan_out.dropped)
-        left = (fan_out.decided + delivered + failed + passed_over, 0, 0)
-        # One statement, as above.
-        (
-            (ledger.running, ledger.delivered, ledger.failed),
-            (ledger.cancelled, ledger.dropped),
-            (fan_out.decided, fan_out.cancelled, fan_out.dropped),
-        ) = (most, rest, left)
-        self._end_fan_out(fan_out)
-
-    def abandon(self) -> None:
-        """After an exception that left the delivering: count the fate of a timer that was begun, as failed.
-
-        What has not begun of a fan-out or a batch begins the next time."""
-        if not self.ledger.running:
-            return
-        fan_out = self.fan_out
-        if self.batch is not None:
-            self.finish_batch()
-        elif fan_out is None:
-            self.finish_timer(failed=True)
-        else:  # the fates of what has begun are lost
-            self.finish_fan_out(fan_out, 0, fan_out.begun - fan_out.decided - fan_out.cancelled - fan_out.dropped)
-
-    # -- for the engine, see `Claims` --------------------------------------------------------------------------
-
-    def is_idle(self) -> bool:
-        return not self.ledger.running
-
-    def running_cids(self) -> set[str]:
-        if self.ledger.running and self.fan_out is not None:
-            current = self.fan_out.current
-            return set() if current is None else {current.cid}
-        return set() if self.running_cid is None else {self.running_cid}
-
-    def parked(self) -> list[Arrival]:
-        return []
-
-    def waiting_timers(self, cid: str | None = None, instance_id: str | None = None) -> list[Timer]:
-        return [] if self.batch is None else self.batch.waiting(cid, instance_id)
-
-    def waiting_targets(self) -> list[Subscription]:
-        return [] if self.fan_out is None else self.fan_out.rest()
-
-    def queued(self) -> int:
-        return 0 if self.fan_out is None or self.fan_out.stopped else self.fan_out.total - self.fan_out.accounted
-
-    def sync_counts(self) -> None:
-        batch = self.batch
-        if batch is not None:
-            begun = batch.begun
-            self.ledger.timers -= begun - batch.accounted
-            batch.accounted = begun
-        fan_out = self.fan_out
-        if fan_out is not None and not fan_out.stopped:
-            begun = fan_out.begun
-            self.ledger.queued -= begun - fan_out.accounted
-            fan_out.accounted = begun
-
-    def withdraw(self, timer: Timer) -> bool:
-        if self.batch is None or not self.batch.withdraw(timer):
-            return False
-        self.ledger.timers -= 1
-        self.ledger.cancelled += 1
-        return True
-
-    def cancel_messages(self, cid: str) -> None:
-        """Nothing is parked here."""
-
-    def drop_in_progress(self) -> list[Any]:
-        ledger, fan_out, batch = self.ledger, self.fan_out, self.batch
-        held: list[Any] = [fan_out]
-        if fan_out is not None and not fan_out.stopped:
-            ledger.queued -= fan_out.total - fan_out.accounted  # the delivery thread counts their fates
-            held.append(fan_out.stop())
-            if not ledger.running:  # it had been interrupted
-                self._end_fan_out(fan_out)
-        if batch is not None:
-            rest = batch.stop()
-            self.sync_counts()
-            ledger.timers -= len(rest)
-            ledger.dropped += len(rest)
-            for timer in rest:
-                held.append(timer.event)
-                timer.event = timer.table = timer.after = None
-            if not ledger.running:
-                self.batch = None
-        return held
-
-    def stop(self) -> None:
-        for batch in (self.fan_out, self.batch):
-            if batch is not None:
-                batch.stop()
-
-    def take_back(self) -> tuple[list[Arrival], list[Timer]]:
-        return [], [] if self.batch is None else self.batch.stop()
-
-    def recount(self) -> int:
-        ledger, fan_out, batch = self.ledger, self.fan_out, self.batch
-        begun = ledger.running
-        if batch is not None:
-            batch.accounted = begun = batch.begun
-            if not ledger.running:
-                self.batch = None
-        if fan_out is None:
-            return begun
-        if fan_out.stopped:
-            return fan_out.total - fan_out.decided
-        fan_out.accounted = fan_out.begun  # read once: the fan-out may be continued in another thread
-        ledger.queued += fan_out.total - fan_out.accounted
-        return fan_out.accounted - fan_out.decided
-
-    def sizes(self) -> Mapping[str, int]:
-        return {
-            "targets of the fan-out": 0 if self.fan_out is None else len(self.fan_out.targets),
-            "timers of the batch": 0 if self.batch is None else len(self.batch.timers),
-        }
-
-    # -- helpers -----------------------------------------------------------------------------------------------
-
-    def _begin_batch(self, timers: list[Timer]) -> DueBatch:
-        self.batch = DueBatch(timers)
-        for timer in timers:
-            timer.after = CLAIMABLE
-        self.records.remove_timers(timers)
-        self.ledger.running += 1
-        return self.batch
-
-    def _begin_fan_out(self, publication: Publication) -> FanOut:
-        if self.backlogs is not None and not publication.position:
-            self.backlogs.forget(publication)
-        # Handed out even when no target is left, so that the message is released where user code may run.
-        targets, end = publication.slice(_SLICE)
-        fan_out, left = FanOut(publication, targets), publication.targeted - len(targets)
-        self.fan_out, publication.position, publication.targeted = fan_out, end, left  # one statement, as above
-        return fan_out
-
-    def _end_fan_out(self, fan_out: FanOut) -> None:
-        """Forget a fan-out. Targets that have not begun go back to the publication, or have been dropped with it; the
-        publication leaves the order when it has no more."""
-        rest, publication = fan_out.targets[fan_out.begun :], fan_out.publication
-        if fan_out.stopped:
-            fan_out.decided += len(rest)
-            self.ledger.drop_messages(len(rest), count_live(rest))
-            self.fan_out = None
-            return
-        position, targeted = publication.position, publication.targeted + len(rest)
-        if rest:
-            position = publication.entries.index(rest[0], max(0, position - _SLICE), position)
-        self.fan_out, publication.position, publication.targeted = None, position, targeted
-        if position == publication.length and publication.after is not None:
-            publication.close(self.ledger)
-
-    def _check(self) -> None:
-        self.sync_counts()
-        batch, fan_out = self.batch, self.fan_out
-        if batch is not None:
-            assert 0 <= batch.delivered <= batch.accounted <= batch.total, f"the batch counts {batch.delivered}"
-        if fan_out is not None:
-            decided = fan_out.decided + fan_out.cancelled + fan_out.dropped
-            assert 0 <= decided <= fan_out.total, f"{decided} of {fan_out.total} targets are decided"
-            assert fan_out.stopped or fan_out.accounted == fan_out.begun, (
-                f"{fan_out.accounted} targets of {fan_out.begun} accounted"
-            )

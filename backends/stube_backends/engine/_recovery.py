@@ -14,30 +14,36 @@ from typing import Any
 from stube_backends.engine._engine import Engine
 from stube_backends.engine._order import Arrival
 from stube_backends.engine._timers import Timer
-from stube_backends.engine._topics import BEING_REMOVED, Publication, Topic, TopicIndex
+from stube_backends.engine._topics import BEING_REMOVED, Publication, Topic
 
 
 def rebuild(engine: Engine[Any]) -> None:
     """Make everything anew that can be derived. The caller holds the lock; the interrupted operation has ended."""
     engine.flows.pop("", None)  # of an interrupted `free_if_empty_unlocked`
     parked, timers = engine.claims.take_back()
-    # What was parked had been taken out before the arrivals; but an interrupted `leave` has put back some of it.
-    arrivals = sorted([*parked, *engine.order.arrivals], key=lambda entry: entry.due)
-    publications = [entry for entry in arrivals if type(entry) is Publication]
+    early = sorted(
+        [*engine.order.early, *parked], key=lambda entry: entry.due
+    )  # of which `leave` may have put back some
+    arrivals = list(engine.order.arrivals)
+    publications = [entry for entry in (*early, *arrivals) if type(entry) is Publication]
     recorded = [timer for cid in engine.records.by_cid for timer in engine.records.timers(cid)]
     engine.records.forget()
-    engine.topics = _rebuilt_topics(engine, publications)
+    for number, publication in enumerate(publications, -len(publications)):  # accepted before what comes now
+        publication.number = number
+    _rebuild_topics(engine, publications)
     if engine.backlogs is not None:
         engine.backlogs.rebuild(publications)
     ledger = engine.ledger
-    ledger.timers = _put_in_again(engine, arrivals, timers, recorded)
+    ledger.timers = _put_in_again(engine, early, arrivals, timers, recorded)
     ledger.queued = sum(publication.targeted for publication in publications)
     begun = engine.claims.recount()
     decided = ledger.delivered + ledger.failed + ledger.cancelled + ledger.dropped
     ledger.accepted = decided + ledger.timers + ledger.queued + begun
 
 
-def _put_in_again(engine: Engine[Any], arrivals: list[Arrival], taken_back: list[Timer], recorded: list[Timer]) -> int:
+def _put_in_again(
+    engine: Engine[Any], early: list[Arrival], arrivals: list[Arrival], taken_back: list[Timer], recorded: list[Timer]
+) -> int:
     """Make every timer pending that the order, the records or the claims still know; return how many there are."""
     order = engine.order
     # Sorting keeps equals as they stand in their slots, in the order of acceptance; timers that only their record knows
@@ -45,12 +51,13 @@ def _put_in_again(engine: Engine[Any], arrivals: list[Arrival], taken_back: list
     waiting = taken_back + order.wheel.order[::-1] + sorted(order.wheel, key=lambda timer: timer.due) + recorded
     order.forget()
     seen: set[int] = set()
-    for entry in arrivals:
-        if type(entry) is Publication:
-            order.arrivals.append(entry)
-        elif _is_pending(entry, seen):
-            engine.records.add_timer(entry)  # type: ignore[arg-type]
-            order.arrivals.append(entry)
+    for ring, entries in ((order.early, early), (order.arrivals, arrivals)):
+        for entry in entries:
+            if type(entry) is Publication:
+                ring.append(entry)
+            elif _is_pending(entry, seen):
+                engine.records.add_timer(entry)  # type: ignore[arg-type]
+                ring.append_timer(entry)  # type: ignore[arg-type]
     for timer in waiting:
         if _is_pending(timer, seen):
             engine.records.add_timer(timer)
@@ -65,11 +72,16 @@ def _is_pending(timer: Any, seen: set[int]) -> bool:
     return True
 
 
-def _rebuilt_topics(engine: Engine[Any], publications: list[Publication]) -> TopicIndex:
-    """Return an index made from the topics' own lists, whose objects stay the same for publications that wait; and
-    record their subscriptions."""
-    index = TopicIndex(engine.topics.generation)
-    for name, topic in engine.topics.topics.items():
+def _rebuild_topics(engine: Engine[Any], publications: list[Publication]) -> None:
+    """Make the index anew from the topics' own lists, and record the subscriptions.
+
+    The topics stay the same objects, for publications that wait.
+    """
+    index = engine.topics
+    waiting: dict[int, list[Publication]] = {}
+    for publication in publications:
+        waiting.setdefault(id(publication.topic), []).append(publication)
+    for name, topic in index.forget().items():
         entries = topic.entries if isinstance(topic, Topic) else [topic]
         for entry in entries:
             if entry.name is BEING_REMOVED:
@@ -83,10 +95,5 @@ def _rebuilt_topics(engine: Engine[Any], publications: list[Publication]) -> Top
             entry.older = None
             engine.records.add_subscription(entry)
         if isinstance(topic, Topic):
-            topic.live = len(live)
-            lengths = [publication.length for publication in publications if publication.entries is topic.entries]
-            topic.snapshots = len(lengths)
-            topic.snapshot_length = max(lengths, default=0)
-            topic.compact()
+            topic.rebuild(len(live), waiting.get(id(topic), []))
     index.generation.token = object()  # a topic may have been added by the interrupted operation, without a new token
-    return index

@@ -56,25 +56,15 @@ class Ring:
             assert entry.after.before is entry, f"the ring is broken at {entry!r}"
 
 
-def insert_after(place: Any, entry: Any) -> None:
-    """Put an entry behind another one, or first behind the head."""
-    following = place.after
-    entry.before = place
-    entry.after = following
-    place.after = entry
-    following.before = entry
+def move_behind(place: Any, entry: Any) -> None:
+    """Move an entry from its ring behind an entry of another one, or first behind the head of that.
 
-
-def move_last_to_front(source: Ring, target: Ring) -> None:
-    """Move the last entry of a ring to the front of another.
-
-    Both forward links change in one statement, in which no signal handler runs (CPython runs them at calls and at
+    All forward links change in one statement, in which no signal handler runs (CPython runs them at calls and at
     backward jumps only), so that an asynchronous exception finds the entry in one of the two rings.
     """
-    entry, first = source.before, target.after
-    before = entry.before
-    before.after, entry.after, target.after = source, first, entry
-    source.before, entry.before, first.before = before, target, entry
+    before, after, following = entry.before, entry.after, place.after
+    before.after, entry.after, place.after = after, following, entry
+    after.before, entry.before, following.before = before, place, entry
 
 
 def unlink(entry: Any) -> None:

@@ -111,7 +111,7 @@ class ThreadDriver(Driver):
             raise ValueError(f"slow_dispatch_ms must be positive, not {slow_dispatch_ms!r}. Leave it out for silence.")
         self.core = core
         self._clock = options.clock
-        self._deliverer = Deliverer(core, Failures(options.on_error))
+        self._deliverer = Deliverer(core, Failures(options.on_error), options.clock)
         self._spawn = spawn
         self._slow_dispatch_ms = slow_dispatch_ms
         self._start_lock = core.group.start_lock

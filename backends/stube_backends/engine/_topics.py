@@ -10,6 +10,7 @@ Tombstones never outnumber the live subscriptions, so adding and removing are am
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import zip_longest
 from operator import length_hint
 from typing import Any, Final
 
@@ -21,6 +22,7 @@ from stube_backends.engine._rings import unlink
 from stube_backends.engine._tables import free_if_empty
 
 _SMALL: Final = 32  # live subscriptions
+_JOINED: Final = 64  # subscriptions that share a number
 
 BEING_REMOVED: Final = "".join(("being ", "removed"))
 """Marks a subscription that is being removed together with others. A delivery thread that reads it must take the lock
@@ -31,7 +33,7 @@ interned, so that no event's name is this object."""
 class Subscription:
     """One instance's place in a topic. Live while `name` is not None; a tombstone after that, and never live again."""
 
-    __slots__ = ("cid", "event", "instance_id", "name", "older", "topic")
+    __slots__ = ("cid", "event", "instance_id", "joined", "name", "older", "topic")
 
     def __init__(self, cid: str, instance_id: str, topic: str, event: PlainEvent) -> None:
         self.cid = cid
@@ -40,6 +42,10 @@ class Subscription:
         self.event: PlainEvent | None = event
         self.name: str | None = event if type(event) is str else event[0]  # `name_of`, written out
         self.older: Subscription | None = None  # a link of `Record.subscriptions`
+        self.joined = 0  # see `TopicIndex.joined`
+
+
+NONE_SERVED: Final[frozenset[Subscription]] = frozenset()
 
 
 def count_live(entries: list[Subscription]) -> int:
@@ -54,13 +60,28 @@ class Topic:
         entries: the first of them, all live.
     """
 
-    __slots__ = ("entries", "live", "snapshot_length", "snapshots")
+    __slots__ = ("entries", "live", "newest", "oldest", "snapshot_length", "snapshots")
 
     def __init__(self, entries: list[Subscription]) -> None:
         self.entries = entries
         self.live = len(entries)
         self.snapshots = 0  # how many publications refer to `entries` and have not begun
         self.snapshot_length = 0  # how many of `entries` they refer to
+        # Of the publications that wait, which the link `later` leads through.
+        self.oldest: Publication | None = None
+        self.newest: Publication | None = None
+
+    def add(self, publication: Publication) -> None:
+        """Let a publication wait that refers to `entries` as they are now."""
+        publication.entries = self.entries
+        publication.length = self.snapshot_length = len(self.entries)
+        self.snapshots += 1
+        publication.later = None
+        if self.newest is None:
+            self.oldest = publication
+        else:
+            self.newest.later = publication
+        self.newest = publication
 
     def leave(self, entry: Subscription) -> None:
         """Forget an entry that has become a tombstone, now or later.
@@ -87,8 +108,24 @@ class Topic:
             del entries[self.snapshot_length :]  # the old list keeps what waiting publications refer to
             self.snapshots = self.snapshot_length = 0
 
-    def let_go(self, entries: list[Subscription]) -> None:
-        """Note that a publication refers to `entries` no more."""
+    def rebuild(self, live: int, publications: list[Publication]) -> None:
+        """Make anew what follows from the entries and from the publications that wait, in their order."""
+        self.live = live
+        lengths = [publication.length for publication in publications if publication.entries is self.entries]
+        self.snapshots = len(lengths)
+        self.snapshot_length = max(lengths, default=0)
+        self.oldest = publications[0] if publications else None
+        self.newest = publications[-1] if publications else None
+        for publication, later in zip_longest(publications, publications[1:]):
+            publication.later = later
+        self.compact()
+
+    def let_go(self, publication: Publication) -> None:
+        """Forget the oldest publication that waits, which has handed out all of its targets."""
+        self.oldest, publication.later = publication.later, None
+        if self.oldest is None:
+            self.newest = None
+        entries = publication.entries
         if entries is not self.entries:
             return
         self.snapshots -= 1
@@ -122,14 +159,18 @@ class Generation:
 
 
 class TopicIndex:
-    """The subscriptions by topic. A topic is its only subscription until there is a second one."""
+    """The subscriptions by topic. A topic is its only subscription until there is a second one or a message."""
 
-    __slots__ = ("count", "generation", "topics")
+    __slots__ = ("_joins", "count", "generation", "joined", "topics")
 
     def __init__(self, generation: Generation | None = None) -> None:
         self.generation = generation or Generation()
         self.topics: dict[str, Subscription | Topic] = {}
         self.count = 0
+        # The number of a subscription that joins now. Later ones have no smaller number, and `_JOINED` share an object,
+        # because an int for each would cost a third of it.
+        self.joined = 0
+        self._joins = 0
 
     def add(self, entry: Subscription) -> None:
         """Take in a subscription."""
@@ -144,6 +185,23 @@ class TopicIndex:
         else:
             self.topics[name] = Topic([topic, entry])  # type: ignore[list-item]
         self.count += 1
+        entry.joined = self.joined
+        self._joins += 1
+        if not self._joins % _JOINED:
+            self.joined = self._joins
+
+    def publishable(self, topic_name: str) -> Topic | None:
+        """Return a topic that is about to get a message; None when it has no subscriber."""
+        topic = self.topics.get(topic_name)
+        if topic is None or type(topic) is Topic:
+            return topic
+        found = self.topics[topic_name] = Topic([topic])  # type: ignore[list-item]
+        return found
+
+    def forget(self) -> dict[str, Subscription | Topic]:
+        """Forget everything; return it, for the caller to release."""
+        topics, self.topics, self.count = self.topics, {}, 0
+        return topics
 
     def remove(self, entries: list[Subscription]) -> list[PlainEvent | None]:
         """Remove subscriptions; return their events, which the caller releases where user code may run.
@@ -216,9 +274,12 @@ class Publication:
         "before",
         "due",
         "entries",
+        "later",
         "length",
         "message",
+        "number",
         "position",
+        "served",
         "targeted",
         "topic",
         "topic_name",
@@ -229,25 +290,47 @@ class Publication:
     before: Any
     due: int
     entries: list[Subscription]
+    later: Publication | None  # the next one of its topic
     length: int
     message: Any
+    number: int  # in the order of acceptance
     position: int  # the entries before it have been handed out
+    served: frozenset[Subscription]  # targets behind it that have been handed out before their turn
     targeted: int  # the targets that have not been handed out, those that have been removed since included
     topic: Topic | None  # whose list `entries` is; None for a list that is the publication's own
     topic_name: str
 
     def waiting(self) -> list[Subscription]:
         """Return the targets that have not been handed out and are live."""
-        return [entry for entry in self.entries[self.position : self.length] if entry.name is not None]
+        return [entry for entry in self.entries[self.position : self.length] if self.is_left(entry)]
+
+    def waits_for(self, entry: Subscription) -> bool:
+        """Say whether a live subscription of the topic is a target that has not been handed out. O(1)."""
+        entries, joined, position, length = self.entries, entry.joined, self.position, self.length
+        if position == length or entry in self.served:
+            return False
+        first, last = entries[position].joined, entries[length - 1].joined
+        if first < joined < last:
+            return True
+        # Fewer than `_JOINED` of a list have the same number, and they stand together.
+        while position < length and joined == first and entries[position].joined == first:
+            if entries[position] is entry:
+                return True
+            position += 1
+        while position < length and joined == last and entries[length - 1].joined == last:
+            length -= 1
+            if entries[length] is entry:
+                return True
+        return False
 
     def slice(self, most: int) -> tuple[list[Subscription], int]:
         """Return which of the next `most` entries are live, for the caller to hand out, and the position behind
         them."""
         end = min(self.position + most, self.length)
         entries, topic = self.entries, self.topic
-        if topic is not None and entries is topic.entries and len(entries) == topic.live:
+        if topic is not None and entries is topic.entries and len(entries) == topic.live and not self.served:
             return entries[self.position : end], end  # there is no tombstone
-        return [entry for entry in entries[self.position : end] if entry.name is not None], end
+        return [entry for entry in entries[self.position : end] if self.is_left(entry)], end
 
     def close(self, ledger: Ledger) -> None:
         """Leave the order, because every target has been handed out.
@@ -259,7 +342,7 @@ class Publication:
         ledger.queued -= self.targeted
         self.targeted = 0
         if self.topic is not None:
-            self.topic.let_go(self.entries)
+            self.topic.let_go(self)
 
     def part_for(self, targets: list[Subscription]) -> Publication:
         """Return a publication of the same message to these targets only."""
@@ -268,10 +351,16 @@ class Publication:
         part.topic_name = self.topic_name
         part.topic = None
         part.entries = targets
+        part.number = self.number
         part.position = 0
+        part.served = NONE_SERVED
         part.length = part.targeted = len(targets)
         part.message = self.message
         return part
+
+    def is_left(self, entry: Subscription) -> bool:
+        """Say whether a target is live and was not handed out before its turn."""
+        return entry.name is not None and entry not in self.served
 
 
 class FanOut:

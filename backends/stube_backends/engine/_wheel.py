@@ -20,7 +20,7 @@ from typing import Final
 from sortedcontainers import SortedList
 from typing_extensions import override
 
-from stube_backends.engine._rings import Ring, move_last_to_front
+from stube_backends.engine._rings import Ring, move_behind
 from stube_backends.engine._tables import free_if_empty
 from stube_backends.engine._timers import Timer
 
@@ -137,8 +137,8 @@ class TimerWheel:
         if len(self.order) > 2 * self.live:
             self._compact()
 
-    def take_due(self, limit: int) -> Timer | None:
-        """Take out the earliest timer that is due at `limit` or before; None when there is none."""
+    def first_due(self, limit: int) -> Timer | None:
+        """Return the earliest timer that is due at `limit` or before; None when there is none."""
         order = self.order
         while not order or order[-1].after is not OPEN:
             if order:
@@ -148,8 +148,14 @@ class TimerWheel:
             else:
                 order = self._open_earliest()
         timer = order[-1]
-        if timer.due > limit:
+        return timer if timer.due <= limit else None
+
+    def take_due(self, limit: int) -> Timer | None:
+        """Take out the earliest timer that is due at `limit` or before; None when there is none."""
+        timer = self.first_due(limit)
+        if timer is None:
             return None
+        order = self.order
         order.pop()
         timer.after = None
         self.live -= 1
@@ -261,7 +267,7 @@ class TimerWheel:
         """
         while (timer := slot.before) is not slot:
             number = slot_number(timer.due, 0)
-            move_last_to_front(slot, self.slots.get(number) or self._new_slot(number))
+            move_behind(self.slots.get(number) or self._new_slot(number), timer)
         self.drop(slot)
 
     def _compact(self) -> None:

@@ -49,7 +49,7 @@ class VirtualDriver(Driver):
         self._clock = clock
         self._tracer = tracer
         failures = Failures(on_error, reraised=(KeyboardInterrupt,))
-        self._deliverer = Deliverer(self.core, failures)
+        self._deliverer = Deliverer(self.core, failures, clock)
         self._awaiting = AwaitingDeliverer(self.core, failures)
         self._advance_lock = AdvanceLock()
         self._window: Window | None = None  # set by the thread that holds _advance_lock
@@ -71,7 +71,8 @@ class VirtualDriver(Driver):
 
     @override
     def wake(self) -> None:
-        pass  # the thread that moves the clock looks again before each step
+        # The thread that moves the clock looks again before each step, and in the middle of a fan-out if it sees this.
+        self.core.sleep_until = EARLIEST
 
     @override
     def stop(self, timeout: float | None) -> bool:
@@ -280,4 +281,4 @@ class VirtualDriver(Driver):
 
 
 def _has_ready(engine: Engine[WatchedClaims]) -> bool:
-    return bool(engine.order.arrivals or engine.claims.waiting_targets() or engine.claims.waiting_timers())
+    return bool(engine.order.has_arrived() or engine.claims.waiting_targets() or engine.claims.waiting_timers())

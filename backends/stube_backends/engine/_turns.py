@@ -1,0 +1,104 @@
+"""Turns: timers do not wait behind a publication to many other conversations (G27).
+
+After some targets of publications the timers have a turn if one is due: all that were ready when it began. Only
+conversations are reordered. Within each the order stays (G2): the messages that were accepted before a timer of their
+conversation begin before it, ahead of those to others.
+
+To find such messages costs one step for each subscription of the timer's conversation, and one for each publication
+that waits on these topics, whatever else waits and however many hear the topics.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+from stube_backends.engine._order import Arrival, ReadyOrder
+from stube_backends.engine._records import Record, Records
+from stube_backends.engine._rings import move_behind
+from stube_backends.engine._timers import Timer
+from stube_backends.engine._topics import Publication, Subscription, Topic, TopicIndex
+
+
+class Turns:
+    """Gives timers their turns, whenever `ReadyOrder.in_a_row` has come to the most.
+
+    Args:
+        order, records, topics: the engine's, the same objects as long as the engine lives.
+    """
+
+    __slots__ = ("order", "records", "topics")
+
+    def __init__(self, order: ReadyOrder, records: Records, topics: TopicIndex) -> None:
+        self.order = order
+        self.records = records
+        self.topics = topics
+
+    def take(self, now: int) -> Arrival | None:
+        """Take out a timer whose turn it is, or return a message that must begin before it; None if no timer has a turn
+        at `now`. Not to be called while an early message waits."""
+        order = self.order
+        if order.turn is None:
+            order.turn = now
+        timer = order.first_timer(order.turn)
+        if timer is None:
+            order.turn, order.in_a_row = None, 0
+            return None
+        arrived = timer is order.arrivals.timer
+        if self._move_messages_before(timer, arrived=arrived):
+            return order.early.after  # type: ignore[no-any-return]
+        if arrived:
+            order.take_arrived(timer)
+        else:
+            order.wheel.take_due(timer.due)
+        return timer
+
+    def _move_messages_before(self, timer: Timer, *, arrived: bool) -> bool:
+        """Let the messages that precede a timer in its conversation begin first; say whether there are any."""
+        record = self.records.by_cid[timer.cid]
+        arrivals = self.order.arrivals
+        if not isinstance(record, Record) or (arrived and timer.before is arrivals):
+            return False
+        # All that stands before the first timer that arrived are publications. A timer of the wheel was accepted before
+        # what arrived at the instant at which it is due.
+        latest = timer.before.number if arrived else None
+        found: list[tuple[int, Publication, Subscription]] = []
+        if record.backlog is not None:
+            for message in record.backlog.messages:
+                if message.number <= latest if latest is not None else message.due < timer.due:
+                    move_behind(self.order.early.before, message)
+                    found.append((message.number, message, message.entries[0]))
+            return bool(found)
+        for entry in reversed(self.records.subscriptions(timer.cid)):
+            topic = self.topics.topics.get(entry.topic)
+            publication = topic.oldest if isinstance(topic, Topic) else None
+            while publication is not None and (
+                publication.number <= latest if latest is not None else publication.due < timer.due
+            ):
+                if publication.waits_for(entry):
+                    found.append((publication.number, publication, entry))
+                publication = publication.later
+        found.sort(key=_by_acceptance)
+        if any(_by_acceptance(one) == _by_acceptance(other) for one, other in pairwise(found)):
+            found.sort(key=_in_order)  # several instances of the conversation hear the topic
+        for _, publication, entry in found:
+            _serve(publication, entry, self.order.early)
+        return bool(found)
+
+
+def _by_acceptance(found: tuple[int, Publication, Subscription]) -> tuple[int, int]:
+    """Return the place of a message among those to its conversation, as far as it can be had in O(1)."""
+    return found[0], found[2].joined
+
+
+def _in_order(found: tuple[int, Publication, Subscription]) -> tuple[int, int]:
+    """Return the place of a message among those to its conversation. O(all targets)."""
+    number, publication, entry = found
+    return number, publication.entries.index(entry, publication.position, publication.length)
+
+
+def _serve(publication: Publication, entry: Subscription, early: Any) -> None:
+    """Hand out one target before its turn; in one statement, because of asynchronous exceptions."""
+    part, last, served = publication.part_for([entry]), early.before, publication.served | {entry}
+    part.before, part.after = last, early
+    last.after, early.before, publication.served, publication.targeted = part, part, served, publication.targeted - 1
