@@ -126,6 +126,7 @@ class Core:
         "engine",
         "group",
         "held_by_me",
+        "interrupt_at",
         "keepalive",
         "lock",
         "mutating",
@@ -149,6 +150,9 @@ class Core:
         # When the delivery thread will next look on its own. Set by that thread under the lock; read without it by
         # callers, which wake the driver if something is due before. See `Driver.wake`.
         self.sleep_until = FOREVER
+        # When a fan-out in progress is to be interrupted, because a timer may be due (G27). Set under the lock by who
+        # begins the fan-out or schedules a timer; read without it by the thread that delivers the fan-out.
+        self.interrupt_at = FOREVER
         self.keepalive: list[object] = []  # holds the registry while anything is pending or runs; guarded by the lock
         self.waiters: list[Waiter] = []  # guarded by the lock
         self.retired = False  # whether this is a forked child, and the core the parent's
@@ -195,6 +199,8 @@ class Core:
                 return None
             self.mutating = True
             timer = self.engine.schedule(cid, instance_id, delay, event, now)
+            if timer.due < self.interrupt_at:
+                self.interrupt_at = timer.due
             if not self.keepalive:
                 self.keepalive.append(owner)
             self.mutating = False
@@ -278,7 +284,7 @@ class Core:
                 work = self.engine.claims.begin(now)
             if type(work) is FanOut:
                 instant = self.engine.order.next_timer_instant()
-                self.sleep_until = FOREVER if instant is None else instant  # when the fan-out must be interrupted
+                self.interrupt_at = FOREVER if instant is None else instant
             self.mutating = False
             self.release()
         except BaseException as exc:

@@ -140,7 +140,7 @@ class Deliverer:
                             refuse_result(result)
                         delivered += 1
                     if fan_out.begun - row >= most:
-                        if core.sleep_until <= self._clock():
+                        if core.interrupt_at <= self._clock():
                             return delivered + failed
                         row = fan_out.begun
                     if not length_hint(iterator):

@@ -337,6 +337,7 @@ class LocalRegistry(Backend):
 
     def _admit_locked(self, core: Core, timer: Timer, delay: int, now: int) -> PlainEvent | None:
         dropped = core.engine.admit(timer, delay, now)
+        core.interrupt_at = min(core.interrupt_at, now + delay)
         if core.engine.ledger.timers and not core.keepalive:
             core.keepalive.append(self)
         return dropped
