@@ -1,6 +1,6 @@
 """What an engine asks of the part that begins deliveries.
 
-There are two: `SerialClaims` (see `_order`) begins one delivery after the other, for one delivery thread;
+There are two: `SerialClaims` (see `_serial`) begins one delivery after the other, for one delivery thread;
 `MailboxClaims` (see `_mailboxes`) lets conversations overlap.
 """
 
@@ -35,7 +35,7 @@ class Claims(Protocol):
         ...
 
     def waiting_timers(self, cid: str | None = None, instance_id: str | None = None) -> list[Timer]:
-        """Return the timers that have left their groups and have not begun; with `cid` one conversation's."""
+        """Return the timers that have left their conversations and have not begun; with `cid` one conversation's."""
         ...
 
     def waiting_targets(self) -> list[Subscription]:

@@ -8,7 +8,7 @@ guarantees, and where:
   while its `name` is set. The claim (`begin` takes the timer out of its ring; a batch is popped; the fan-out reads the
   name) and the cancel decide by that one fact: one of them wins.
 - **A publication is one entry (G14)**: a list and a length, see `_topics`.
-- **Order (G2)**: see `_order`. Instants of acceptance never run backwards.
+- **Order (G2)**: see `_order`, and `_turns` for who may overtake whom. Instants of acceptance never run backwards.
 - **Old work dies with a reset (G18)**: everything pending is taken out and marked dead, the targets of a fan-out in
   progress and the timers of a batch as well. A fork (G25) starts the child on a new engine.
 - **No user code (G20)**: names are exact `str`, payloads are only passed on. Everything whose release might run a
