@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
+from stube.testing._harness import Injector, tracing
 from stube_backends.engine import Engine
 from stube_backends.engine._inspection import sizes
 from stube_backends.engine._recovery import rebuild
@@ -381,3 +382,37 @@ def test_targets_whose_fates_an_exception_lost_count_as_failed() -> None:
     engine.claims.abandon()
     engine._check()
     assert (engine.claims.fan_out, engine.ledger.failed, engine.ledger.queued) == (None, 3, 0)
+
+
+def test_an_exception_at_any_line_of_ending_a_fan_out_loses_no_target() -> None:
+    """Fault: the fates are counted, and then the targets that have not begun are forgotten with their fan-out (G19)."""
+    for at in range(100):
+        engine, fan_out = begun_fan_out(4)
+        begun = [next(fan_out.iterator).cid for _ in range(2)]
+        injector = Injector(at, interrupt)
+        try:
+            with tracing(injector):
+                engine.claims.finish_fan_out(fan_out, 2)
+        except KeyboardInterrupt:
+            rebuild(engine)
+            interrupted = True
+            if engine.claims.fan_out is fan_out and (fan_out.decided == 2) is not (engine.ledger.delivered == 2):
+                continue  # between two lines of the one statement that counts, where no signal handler runs
+        else:
+            interrupted = False
+        while (work := engine.claims.begin(0)) is not None:
+            assert isinstance(work, FanOut)
+            found = [target.cid for target in work.iterator]
+            engine.claims.finish_fan_out(work, len(found))
+            begun += found
+        engine._check()
+        assert begun == ["c0", "c1", "c2", "c3"], injector.fired
+        assert engine.ledger.delivered + engine.ledger.failed == engine.ledger.accepted == 4, injector.fired
+        if not interrupted:
+            assert at > 10
+            return
+
+
+def interrupt() -> None:
+    """Raise an asynchronous exception, as a signal handler may."""
+    raise KeyboardInterrupt

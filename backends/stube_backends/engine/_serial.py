@@ -36,7 +36,7 @@ class SerialClaims:
         self.turns = Turns(order, records, topics)
         order.most_in_a_row = IN_A_ROW
         self.backlogs = backlogs
-        self.fan_out: FanOut | None = None  # the publication that is being delivered
+        self.fan_out: FanOut | None = None  # the slice of a publication that is being delivered
         self.batch: DueBatch | None = None  # the timers that are being delivered together
         self.running_cid: str | None = None  # the conversation whose timer is being delivered
 
@@ -60,13 +60,13 @@ class SerialClaims:
         elif self.batch is not None and (not ledger.running or self.finish_batch()):
             ledger.running += 1  # an exception that had to be raised interrupted it; it is continued
             return self.batch
-        if self.fan_out is not None:  # an exception came before it was delivered
+        if self.fan_out is not None:  # an exception came before it was delivered, or before it was ended
             self.abandon()
         order = self.order
         if now > order.last_accepted_ns:
             order.last_accepted_ns = now
         entry: Arrival | list[Timer] | None = None
-        if order.in_a_row >= order.most_in_a_row and not order.early:
+        if order.in_a_row >= order.most_in_a_row and order.early.is_empty():
             entry = self.turns.take(now)
         if entry is None:
             entry = order.take(now)
@@ -115,7 +115,7 @@ class SerialClaims:
 
     def finish_fan_out(self, fan_out: FanOut, delivered: int, failed: int = 0) -> None:
         """Count the fates of a fan-out's targets: so many delivered and failed since the last call, and those that were
-        passed over. Forget the fan-out when the fates of all are decided."""
+        passed over. Targets that have not begun begin the next time."""
         self.sync_counts()
         ledger, passed_over = self.ledger, fan_out.cancelled + fan_out.dropped
         most = (ledger.running - 1, ledger.delivered + delivered, ledger.failed + failed)
@@ -133,9 +133,11 @@ class SerialClaims:
         """After an exception that left the delivering: count the fate of a timer that was begun, as failed.
 
         What has not begun of a fan-out or a batch begins the next time."""
-        if not self.ledger.running:
-            return
         fan_out = self.fan_out
+        if not self.ledger.running:
+            if fan_out is not None:  # its fates have been counted
+                self._end_fan_out(fan_out)
+            return
         if self.batch is not None:
             self.finish_batch()
         elif fan_out is None:
