@@ -746,7 +746,7 @@ def test_arrivals_and_timers_are_merged_by_their_instants() -> None:
     for entry in arrivals:
         order.arrivals.append_timer(entry) if isinstance(entry, Timer) else order.arrivals.append(entry)
     order._check()
-    assert bool(order.arrivals) is True
+    assert order.arrivals.is_empty() is False
     assert order.next_instant() == EARLIEST
     expected = [timers[0], arrivals[0], timers[1], arrivals[1], arrivals[2]]
     taken: list[Any] = []
@@ -762,7 +762,7 @@ def test_arrivals_and_timers_are_merged_by_their_instants() -> None:
         assert not hasattr(taken[-1], "before")
     assert taken == expected
     assert order.take(SLOT + 4) is None
-    assert bool(order.arrivals) is False
+    assert order.arrivals.is_empty() is True
     assert order.next_instant() == SLOT + 5
     assert order.take(SLOT + 5) is timers[2]
     assert order.next_instant() is None

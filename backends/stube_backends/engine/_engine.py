@@ -449,11 +449,11 @@ class Engine(Generic[ClaimsT]):
 
     def _end_conversation(self, cid: str) -> list[Any]:
         """Drop everything of a conversation that overflows: its fate is not a canceller's. Return what was held."""
-        timers = self.cancel_timers(cid, None)
-        self.ledger.cancelled -= len(timers)
-        self.ledger.dropped += len(timers)
-        events = self.topics.remove(self.records.take_subscriptions(cid, None, None))
-        return [timers, events, self.flows.pop(cid, None)]
+        ledger, before = self.ledger, self.ledger.cancelled
+        held = self.end_conversation(cid)
+        ledger.dropped += ledger.cancelled - before
+        ledger.cancelled = before
+        return held
 
     def _check(self) -> None:
         for part in (self.records, self.order, self.topics, self.ledger, self.claims):

@@ -243,7 +243,7 @@ class MailboxClaims:
         order = self.order
         while True:
             head: Arrival | None = None
-            if order.in_a_row >= order.most_in_a_row and not order.early:
+            if order.in_a_row >= order.most_in_a_row and order.early.is_empty():
                 head = self.turns.take(now)
             if head is None:
                 head = order.take_one(now)

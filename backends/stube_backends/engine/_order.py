@@ -38,9 +38,6 @@ class Arrivals(Ring):
         super().__init__()
         self.timer: Timer | None = None
 
-    def __bool__(self) -> bool:
-        return self.after is not self
-
     def append_timer(self, timer: Timer) -> None:
         """Put a timer last."""
         self.append(timer)
@@ -69,18 +66,18 @@ class ReadyOrder:
         # many may begin before they have one, see `Turns`; set by the claims.
         self.in_a_row = 0
         self.most_in_a_row = 0
-        self.turn: int | None = None  # the instant at which the present turn of the timers began
         # The latest instant at which anything was accepted or `begin` was called. No instant of acceptance is earlier.
         self.last_accepted_ns = EARLIEST
         self.forget()
 
     def forget(self) -> None:
         """Be empty, and leave the links of what stood in the order as they are."""
+        self.turn: int | None = None  # the instant at which the present turn of the timers began
         self.wheel = TimerWheel()
         self.arrivals = Arrivals()
         # What begins before everything else: messages behind which a timer has its turn, and what was given back by
         # those who had taken it out.
-        self.early = Arrivals()
+        self.early = Ring()
 
     def waiting(self) -> list[Arrival]:
         """Return all that was ready when it was accepted, in the order in which it begins."""
@@ -88,7 +85,7 @@ class ReadyOrder:
 
     def has_arrived(self) -> bool:
         """Say whether there is anything that was ready when it was accepted."""
-        return bool(self.arrivals or self.early)
+        return not (self.arrivals.is_empty() and self.early.is_empty())
 
     def arrive(self, entry: Arrival) -> None:
         """Take in a publication, or a timer without delay, accepted at `last_accepted_ns`."""
@@ -123,7 +120,7 @@ class ReadyOrder:
         """Take out what must begin next, of all that is ready at `now`: a timer, or the several timers of
         `TimerWheel.take_batch`. A publication is returned too, but stays where it is."""
         head: Any = self.arrivals.after
-        if not self.early:
+        if self.early.is_empty():
             found = self.wheel.take_batch(now if head is self.arrivals else head.due)
             if found:
                 return found

@@ -51,24 +51,26 @@ def _put_in_again(
     waiting = taken_back + order.wheel.order[::-1] + sorted(order.wheel, key=lambda timer: timer.due) + recorded
     order.forget()
     seen: set[int] = set()
-    for ring, entries in ((order.early, early), (order.arrivals, arrivals)):
-        for entry in entries:
-            if type(entry) is Publication:
-                ring.append(entry)
-            elif _is_pending(entry, seen):
-                engine.records.add_timer(entry)  # type: ignore[arg-type]
-                ring.append_timer(entry)  # type: ignore[arg-type]
+    for entry in early:
+        if type(entry) is Publication or _take_in(engine, entry, seen):
+            order.early.append(entry)
+    for entry in arrivals:
+        if type(entry) is Publication:
+            order.arrivals.append(entry)
+        elif _take_in(engine, entry, seen):
+            order.arrivals.append_timer(entry)  # type: ignore[arg-type]
     for timer in waiting:
-        if _is_pending(timer, seen):
-            engine.records.add_timer(timer)
+        if _take_in(engine, timer, seen):
             order.wheel.add(timer, timer.due - order.last_accepted_ns)
     return len(seen)
 
 
-def _is_pending(timer: Any, seen: set[int]) -> bool:
+def _take_in(engine: Engine[Any], timer: Any, seen: set[int]) -> bool:
+    """Record a timer that is pending and was not met before; return whether it is."""
     if timer.event is None or timer.table is None or id(timer) in seen:
         return False
     seen.add(id(timer))
+    engine.records.add_timer(timer)
     return True
 
 

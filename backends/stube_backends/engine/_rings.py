@@ -23,6 +23,10 @@ class Ring:
         self.before = self
         self.after = self
 
+    def is_empty(self) -> bool:
+        """Say whether no entry stands in it."""
+        return self.after is self
+
     def __iter__(self) -> Iterator[Any]:
         """Yield the entries from the first to the last. No entry may leave the ring before the next is asked for."""
         entry = self.after

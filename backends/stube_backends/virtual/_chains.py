@@ -50,7 +50,7 @@ class WatchedClaims(SerialClaims):
         if now != self.instant:
             self.instant, self.rounds, self.left = now, 0, 0
         arrivals = self.order.arrivals
-        if arrivals:
+        if not arrivals.is_empty():
             head = id(arrivals.after)
             if self.left and head != self.head:
                 self.left -= 1
