@@ -266,7 +266,8 @@ class Conversations:
     def __init__(self, registry: Registry, *, on_end: Callable[[Conversation], object] | None = None) -> None:
         self.registry = registry
         self.on_end = on_end
-        # Guards _open. Re-entrant, because a finalizer may open or end a conversation in the middle of another call.
+        # Held while a handle is added to _open; one is removed in a single step, under its own lock. Re-entrant,
+        # because a finalizer may open a conversation in the middle of another call.
         self._lock = threading.RLock()
         self._open: dict[str, Conversation] = {}
 
@@ -303,8 +304,7 @@ class Conversations:
 
     def __iter__(self) -> Iterator[Conversation]:
         """Iterate over the handles that are live at this moment, even if other threads open or end some."""
-        with self._lock:
-            return iter(list(self._open.values()))
+        return iter(self._open.copy().values())  # copying is one step
 
     def __len__(self) -> int:
         return len(self._open)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 import random
 import sys
-from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -29,18 +27,6 @@ from stube_backends.engine._topics import (
 from stube_backends.engine._wheel import LONG, SLOT_BITS, Slot, TimerWheel
 
 SLOT = 1 << SLOT_BITS
-
-
-@pytest.fixture
-def uncollected() -> Iterator[None]:
-    """Check that the test leaves nothing for the garbage collector: all that it dropped was freed without a cycle."""
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-        assert gc.collect() == 0
-    finally:
-        gc.enable()
 
 
 def timer_due(due: int) -> Timer:

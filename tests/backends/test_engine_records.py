@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import gc
 import random
 import sys
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -27,18 +26,6 @@ class Owner:
     def cancel_timer(self, timer: Timer) -> bool:
         self.asked.append(timer)
         return True
-
-
-@pytest.fixture
-def uncollected() -> Iterator[None]:
-    """Check that the test leaves nothing for the garbage collector: all that it dropped was freed without a cycle."""
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-        assert gc.collect() == 0
-    finally:
-        gc.enable()
 
 
 def nobody() -> None:
