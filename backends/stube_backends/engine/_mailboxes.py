@@ -242,15 +242,8 @@ class MailboxClaims:
         """Take out what must be sorted next, of all that is ready at `now`: a timer, or a message to one target."""
         order = self.order
         while True:
-            head: Arrival | None = None
-            if order.in_a_row >= order.most_in_a_row and order.early.is_empty():
-                head = self.turns.take(now)
-            if head is None:
-                head = order.take_one(now)
-            if head is None:
-                order.in_a_row, order.turn = 0, None
-                return None
-            if isinstance(head, Timer):
+            head: Arrival | None = self.turns.next(order.take_one, now)
+            if head is None or isinstance(head, Timer):
                 return head
             order.in_a_row += 1
             if self.backlogs is not None:  # it is to one target already

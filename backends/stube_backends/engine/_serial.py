@@ -65,13 +65,8 @@ class SerialClaims:
         order = self.order
         if now > order.last_accepted_ns:
             order.last_accepted_ns = now
-        entry: Arrival | list[Timer] | None = None
-        if order.in_a_row >= order.most_in_a_row and order.early.is_empty():
-            entry = self.turns.take(now)
+        entry: Arrival | list[Timer] | None = self.turns.next(order.take, now)
         if entry is None:
-            entry = order.take(now)
-        if entry is None:
-            order.in_a_row, order.turn = 0, None
             return None
         if type(entry) is list:
             return self._begin_batch(entry)

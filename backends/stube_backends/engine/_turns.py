@@ -10,14 +10,17 @@ that waits on these topics, whatever else waits and however many hear the topics
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 from stube_backends.engine._order import Arrival, ReadyOrder
 from stube_backends.engine._records import Record, Records
 from stube_backends.engine._rings import move_behind
 from stube_backends.engine._timers import Timer
 from stube_backends.engine._topics import Publication, Subscription, Topic, TopicIndex
+
+_T = TypeVar("_T")
 
 
 class Turns:
@@ -34,9 +37,22 @@ class Turns:
         self.records = records
         self.topics = topics
 
-    def take(self, now: int) -> Arrival | None:
+    def next(self, take: Callable[[int], _T | None], now: int) -> Arrival | _T | None:
+        """Take out what must begin next: a timer, or a message before it, if timers have a turn; else what `take(now)`
+        finds in the ready order."""
+        order = self.order
+        entry: Arrival | _T | None = None
+        if order.in_a_row >= order.most_in_a_row and order.early.is_empty():
+            entry = self._take(now)
+        if entry is None:
+            entry = take(now)
+        if entry is None:
+            order.in_a_row, order.turn = 0, None
+        return entry
+
+    def _take(self, now: int) -> Arrival | None:
         """Take out a timer whose turn it is, or return a message that must begin before it; None if no timer has a turn
-        at `now`. Not to be called while an early message waits."""
+        at `now`."""
         order = self.order
         if order.turn is None:
             order.turn = now
