@@ -200,6 +200,20 @@ def test_next_due_ms_is_the_earliest_due_instant(registry: VirtualRegistry, log:
     assert seen == [450]
 
 
+def test_a_message_is_not_due_any_more_when_its_last_delivery_has_begun(registry: VirtualRegistry) -> None:
+    """Fault: a publication that is being delivered counts as ready, because it leaves the order only after that."""
+    seen: list[float | None] = []
+    registry.install_dispatch(lambda cid, event: seen.append(registry.next_due_ms()))
+    for cid in ("c1", "c2"):
+        registry.subscribe(cid=cid, instance_id="main", topic="t", event="said")
+    registry.publish("t", 1)
+    registry.settle()
+    tick(registry, 100)
+    registry.publish("t", 2)
+    registry.settle()
+    assert seen == [0, None, 0, 100]
+
+
 @pytest.mark.parametrize("delay", [10**18, 10**400, 1.7e308, 2.0**53])
 def test_timers_beyond_the_range_of_a_float_are_delivered(registry: VirtualRegistry, log: Log, delay: float) -> None:
     """Case 18, G11. Fault: `next_due_ms`, `inspect` or the trace raises an OverflowError; or the far timer affects

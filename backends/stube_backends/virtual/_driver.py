@@ -162,6 +162,7 @@ class VirtualDriver(Driver):
         return ledger.timers + ledger.queued + MANY
 
     def _next_due_locked(self) -> int | None:
+        self._engine.claims.sync_counts()
         return self._clock.now if _has_ready(self._engine) else self._engine.order.wheel.next_due()
 
     def _nothing_ready_locked(self, now: int, fresh: bool) -> int | None:
@@ -280,4 +281,6 @@ class VirtualDriver(Driver):
 
 
 def _has_ready(engine: Engine[WatchedClaims]) -> bool:
-    return bool(engine.order.has_arrived() or engine.claims.waiting_targets() or engine.claims.waiting_timers())
+    # Not `has_arrived`, because a publication stays in the order until its last delivery is over.
+    has_arrived = engine.order.arrivals.timer is not None or not engine.order.early.is_empty()
+    return has_arrived or engine.ledger.queued > 0 or bool(engine.claims.waiting_timers())
