@@ -30,3 +30,10 @@ def begin_fan_out(engine: Engine, now: int = 0) -> FanOut:
 def tick(registry: Backend, delay_ms: float = 0, event: Any = "tick", cid: str = "c1") -> TimerHandle:
     """Schedule a timer of the instance `main`."""
     return registry.schedule_event(cid=cid, instance_id="main", delay_ms=delay_ms, event=event)
+
+
+def figures(engine: Engine[Any]) -> dict[str, int]:
+    """Return the figures of the ledger that are not 0."""
+    engine._check()
+    ledger = engine.ledger
+    return {name: getattr(ledger, name) for name in ledger.__slots__ if getattr(ledger, name)}

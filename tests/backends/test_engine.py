@@ -110,7 +110,7 @@ class Program:
             fan_out = self.engine.claims.begin(self.now)
             assert isinstance(fan_out, FanOut)
             assert fan_out.message == number
-            assert [(s.cid, s.instance_id) for s in fan_out.iterator] == live
+            assert [(s.cid, s.instance_id) for s, _ in fan_out.claim_each(lambda: None)] == live
             self.engine.claims.finish_fan_out(fan_out, len(live))
             return
         assert self.engine.claims.begin(self.now) is None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from stube_backends.engine._inspection import inspect, sizes
 from stube_backends.engine._timers import Timer
 from stube_backends.engine._topics import FanOut, Publication, Topic
 from stube_backends.engine._wheel import SLOT_BITS
-from tests.backends.helpers import begin_fan_out, begun_fan_out
+from tests.backends.helpers import begin_fan_out, begun_fan_out, figures
 
 CLOSED = "The registry is closed, so nothing can be added to it. Create a new one."
 MS = 1_000_000
@@ -72,13 +73,6 @@ def detached(engine: Engine, cid: str = "c", event: Any = "e") -> Timer:
 def own(engine: Engine) -> None:
     """Let the handles of the engine's timers cancel."""
     engine.records.owner = partial(Owner, engine)
-
-
-def figures(engine: Engine) -> dict[str, int]:
-    """Return the figures of the ledger that are not 0."""
-    engine._check()
-    ledger = engine.ledger
-    return {name: getattr(ledger, name) for name in ledger.__slots__ if getattr(ledger, name)}
 
 
 def begin(engine: Engine, now: int = 0) -> Timer:
@@ -480,10 +474,10 @@ def test_each_fate_of_the_targets_of_a_fan_out_is_counted_as_itself() -> None:
     assert (engine.claims.fan_out, fan_out.decided, fan_out.accounted) == (None, 4, 4)
     assert figures(engine) == {"accepted": 8, "queued": 4, "delivered": 1, "cancelled": 1, "failed": 2}
     rest = begin_fan_out(engine)
-    assert [target.cid for target in rest.iterator] == ["c5", "c6", "c7"]
-    engine.claims.finish_fan_out(rest, 3)
-    assert (rest.decided, engine.claims.fan_out) == (3, None)
-    assert figures(engine) == {"accepted": 8, "delivered": 4, "cancelled": 2, "failed": 2}
+    assert [target.cid for target in rest.iterator] == ["c4", "c5", "c6", "c7"]
+    engine.claims.finish_fan_out(rest, 4)
+    assert (rest.decided, engine.claims.fan_out) == (4, None)
+    assert figures(engine) == {"accepted": 8, "delivered": 5, "cancelled": 1, "failed": 2}
 
 
 def test_an_interrupted_delivery_is_not_counted_as_running() -> None:
@@ -758,7 +752,7 @@ def test_a_reentrant_read_of_the_stats_does_not_update_the_ledger() -> None:
 
 def test_a_large_publication_is_handed_out_in_slices() -> None:
     """Fault: beginning a publication copies the list of all its targets at once (G27), or a slice leaves out or repeats
-    one; or a subscription removed before its slice is not counted as cancelled (G5)."""
+    one; or a subscription removed before its slice is not counted as cancelled when its turn has come (G5, G22)."""
     engine = Engine(None)
     subscribe_many(engine, 1200)
     assert engine.publish("t", "m", 0) == 1200
@@ -767,7 +761,7 @@ def test_a_large_publication_is_handed_out_in_slices() -> None:
     while (fan_out := engine.claims.begin(0)) is not None:
         assert isinstance(fan_out, FanOut)
         sizes_of_slices.append(fan_out.total)
-        begun = [target.cid for target in fan_out.iterator]
+        begun = [target.cid for target, _ in fan_out.claim_each(lambda: None)]
         engine.claims.finish_fan_out(fan_out, len(begun))
         delivered += begun
         engine._check()
@@ -775,7 +769,9 @@ def test_a_large_publication_is_handed_out_in_slices() -> None:
             for number in (3, 600, 601, 1199):
                 engine.unsubscribe(f"c{number}", None, None)
             assert figures(engine) == {"accepted": 1200, "delivered": 512, "queued": 688}
-    assert sizes_of_slices == [512, 510, 175]
+        if len(sizes_of_slices) == 2:
+            assert figures(engine) == {"accepted": 1200, "delivered": 1022, "cancelled": 2, "queued": 176}
+    assert sizes_of_slices == [512, 512, 176]
     assert delivered == [f"c{number}" for number in range(1200) if number not in (600, 601, 1199)]
     assert figures(engine) == {"accepted": 1200, "delivered": 1197, "cancelled": 3}
     assert engine.order.next_instant() is None
@@ -792,8 +788,9 @@ def test_targets_that_have_not_begun_begin_the_next_time(removed: tuple[int, ...
     delivered = []
     while (fan_out := engine.claims.begin(0)) is not None:
         assert isinstance(fan_out, FanOut)
-        delivered.append(next(fan_out.iterator).cid)
-        engine.claims.finish_fan_out(fan_out, 1)
+        begun = [target.cid for target, _ in islice(fan_out.claim_each(lambda: None), 1)]
+        engine.claims.finish_fan_out(fan_out, len(begun))
+        delivered += begun
         engine._check()
     assert delivered == [f"c{number}" for number in range(8) if number not in removed]
     assert engine.ledger.cancelled == len(removed)

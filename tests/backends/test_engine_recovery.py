@@ -17,7 +17,7 @@ from stube_backends.engine._rings import unlink
 from stube_backends.engine._timers import DueBatch, Timer
 from stube_backends.engine._topics import BEING_REMOVED, FanOut, Publication, Topic, TopicIndex
 from stube_backends.engine._wheel import LONG, SLOT_BITS
-from tests.backends.helpers import begin_fan_out, begun_fan_out
+from tests.backends.helpers import begin_fan_out, begun_fan_out, figures
 
 SLOT = 1 << SLOT_BITS
 
@@ -180,6 +180,7 @@ def test_recovery_removes_tombstones_and_empty_topics_from_the_indexes() -> None
     engine = filled.engine
     entries = engine.topics.entries()
     for entry in (*entries["t"][2:], *entries["u"]):
+        entry.removed = engine.topics.published
         entry.name = entry.event = None
     rebuild(engine)
     engine._check()
@@ -323,9 +324,11 @@ def test_a_subscription_marked_as_being_removed_is_gone_after_recovery(marked: i
     assert engine.stats().subscriptions == 3 - marked
     fan_out = engine.claims.begin(0)
     assert isinstance(fan_out, FanOut)
-    assert [target.instance_id for target in fan_out.targets] == ["i", "j", "k"][marked:]
-    engine.claims.finish_fan_out(fan_out, len(list(fan_out.iterator)))
+    begun = [target.instance_id for target, _ in fan_out.claim_each(lambda: None)]
+    assert begun == ["i", "j", "k"][marked:]
+    engine.claims.finish_fan_out(fan_out, len(begun))
     engine._check()
+    assert figures(engine) == {"accepted": 3, "delivered": 3 - marked, "cancelled": marked}
 
 
 def test_recovery_makes_concurrent_topic_look_ups_start_again() -> None:

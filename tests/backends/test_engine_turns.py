@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import islice
 from typing import Any
 
 import pytest
@@ -31,20 +32,15 @@ def subscribed(*names: str, topic: str = "t", limits: Limits | None = None) -> E
 
 def step(engine: Engine, now: int, most: int = 1 << 20) -> list[tuple[str, str, Any]]:
     """Deliver what must begin next, at most so many targets; return the conversation, instance and payload of each."""
-    while (work := engine.claims.begin(now)) is not None and isinstance(work, FanOut) and not work.targets:
-        engine.claims.finish_fan_out(work, 0)  # a publication whose targets have all been handed out
-    if work is None:
-        return []
-    if isinstance(work, FanOut):
-        seen = []
-        for _ in range(most):
-            target = next(work.iterator, None)
-            if target is None:
-                break
-            seen.append((target.cid, target.instance_id, work.message))
+    while isinstance(work := engine.claims.begin(now), FanOut):
+        claimed = islice(work.claim_each(lambda: None), most)
+        seen = [(target.cid, target.instance_id, work.message) for target, _ in claimed]
         engine.claims.finish_fan_out(work, len(seen))
         engine._check()
-        return seen
+        if seen:  # else all of its targets had been removed or handed out
+            return seen
+    if work is None:
+        return []
     timer = work.timers.pop() if isinstance(work, DueBatch) else work
     cid, event = timer.claim()
     if isinstance(work, DueBatch):

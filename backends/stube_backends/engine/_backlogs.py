@@ -91,7 +91,6 @@ class Backlogs:
         """
         ledger = self.ledger
         for target in [entry for entry in topic.entries if entry.name is not None]:
-            publication.number = ledger.accepted
             ledger.accepted += 1
             if target.name is None:  # its conversation was ended by the message to another of its instances
                 ledger.dropped += 1

@@ -312,7 +312,7 @@ class Engine(Generic[ClaimsT]):
         publication.targeted = targeted
         publication.position = 0
         publication.served = NONE_SERVED
-        publication.number = ledger.accepted
+        publication.number = self.topics.next_number()
         publication.message = message
         publication.topic = topic
         if self.backlogs is not None:

@@ -256,8 +256,11 @@ class MailboxClaims:
                     continue
                 part: Publication = head.part_for([target])
                 head.position, head.targeted = head.position + 1, head.targeted - 1
-                return part
-            head.close(self.ledger)
+                if target.name is not None:
+                    return part
+                self.ledger.queued -= 1
+                self.ledger.cancelled += 1
+            head.close()
             self.garbage.append(head)
 
     def _check(self) -> None:

@@ -28,8 +28,6 @@ def rebuild(engine: Engine[Any]) -> None:
     publications = [entry for entry in (*early, *arrivals) if type(entry) is Publication]
     recorded = [timer for cid in engine.records.by_cid for timer in engine.records.timers(cid)]
     engine.records.forget()
-    for number, publication in enumerate(publications, -len(publications)):  # accepted before what comes now
-        publication.number = number
     _rebuild_topics(engine, publications)
     if engine.backlogs is not None:
         engine.backlogs.rebuild(publications)
@@ -87,6 +85,7 @@ def _rebuild_topics(engine: Engine[Any], publications: list[Publication]) -> Non
         entries = topic.entries if isinstance(topic, Topic) else [topic]
         for entry in entries:
             if entry.name is BEING_REMOVED:
+                entry.removed = index.published
                 entry.name = entry.event = None
         live = [entry for entry in entries if entry.name is not None]
         if not live:

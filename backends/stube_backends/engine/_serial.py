@@ -267,7 +267,7 @@ class SerialClaims:
             position = publication.entries.index(rest[0], max(0, position - _SLICE), position)
         self.fan_out, publication.position, publication.targeted = None, position, targeted
         if position == publication.length and publication.after is not None:
-            publication.close(self.ledger)
+            publication.close()
 
     def _check(self) -> None:
         self.sync_counts()

@@ -17,7 +17,6 @@ from typing import Any, Final
 from stube import EventSpec
 from stube.arguments import PlainEvent
 from stube_backends.engine._arguments import public_event
-from stube_backends.engine._ledger import Ledger
 from stube_backends.engine._rings import unlink
 from stube_backends.engine._tables import free_if_empty
 
@@ -33,7 +32,9 @@ interned, so that no event's name is this object."""
 class Subscription:
     """One instance's place in a topic. Live while `name` is not None; a tombstone after that, and never live again."""
 
-    __slots__ = ("cid", "event", "instance_id", "joined", "name", "older", "topic")
+    __slots__ = ("cid", "event", "instance_id", "joined", "name", "older", "removed", "topic")
+
+    removed: int  # of a tombstone: `TopicIndex.published` at the removal
 
     def __init__(self, cid: str, instance_id: str, topic: str, event: PlainEvent) -> None:
         self.cid = cid
@@ -161,7 +162,7 @@ class Generation:
 class TopicIndex:
     """The subscriptions by topic. A topic is its only subscription until there is a second one or a message."""
 
-    __slots__ = ("_joins", "count", "generation", "joined", "topics")
+    __slots__ = ("_joins", "count", "generation", "joined", "published", "topics")
 
     def __init__(self, generation: Generation | None = None) -> None:
         self.generation = generation or Generation()
@@ -171,6 +172,12 @@ class TopicIndex:
         # because an int for each would cost a third of it.
         self.joined = 0
         self._joins = 0
+        self.published = 0  # how many publications have been numbered
+
+    def next_number(self) -> int:
+        """Number a publication, in the order of acceptance."""
+        self.published += 1
+        return self.published
 
     def add(self, entry: Subscription) -> None:
         """Take in a subscription."""
@@ -216,6 +223,7 @@ class TopicIndex:
         events = []
         for entry in entries:
             events.append(entry.event)
+            entry.removed = self.published
             entry.event = entry.name = None
             topic = topics[entry.topic]
             if type(topic) is Topic:
@@ -293,7 +301,7 @@ class Publication:
     later: Publication | None  # the next one of its topic
     length: int
     message: Any
-    number: int  # in the order of acceptance
+    number: int  # in the order of acceptance, see `TopicIndex.next_number`
     position: int  # the entries before it have been handed out
     served: frozenset[Subscription]  # targets behind it that have been handed out before their turn
     targeted: int  # the targets that have not been handed out, those that have been removed since included
@@ -302,7 +310,8 @@ class Publication:
 
     def waiting(self) -> list[Subscription]:
         """Return the targets that have not been handed out and are live."""
-        return [entry for entry in self.entries[self.position : self.length] if self.is_left(entry)]
+        left = self.entries[self.position : self.length]
+        return [entry for entry in left if entry.name is not None and entry not in self.served]
 
     def waits_for(self, entry: Subscription) -> bool:
         """Say whether a live subscription of the topic is a target that has not been handed out. O(1)."""
@@ -324,7 +333,7 @@ class Publication:
         return False
 
     def slice(self, most: int) -> tuple[list[Subscription], int]:
-        """Return which of the next `most` entries are live, for the caller to hand out, and the position behind
+        """Return the targets among the next `most` entries, for the caller to hand out, and the position behind
         them."""
         end = min(self.position + most, self.length)
         entries, topic = self.entries, self.topic
@@ -332,15 +341,9 @@ class Publication:
             return entries[self.position : end], end  # there is no tombstone
         return [entry for entry in entries[self.position : end] if self.is_left(entry)], end
 
-    def close(self, ledger: Ledger) -> None:
-        """Leave the order, because every target has been handed out.
-
-        What is still counted are the targets whose subscriptions were removed between the publishing and their turn.
-        """
+    def close(self) -> None:
+        """Leave the order, because every target has been handed out."""
         unlink(self)
-        ledger.cancelled += self.targeted
-        ledger.queued -= self.targeted
-        self.targeted = 0
         if self.topic is not None:
             self.topic.let_go(self)
 
@@ -359,8 +362,8 @@ class Publication:
         return part
 
     def is_left(self, entry: Subscription) -> bool:
-        """Say whether a target is live and was not handed out before its turn."""
-        return entry.name is not None and entry not in self.served
+        """Say whether an entry is a target that was not handed out before its turn, live or removed since."""
+        return (entry.name is not None or entry.removed >= self.number) and entry not in self.served
 
 
 class FanOut:
