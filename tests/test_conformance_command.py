@@ -659,7 +659,7 @@ def record(name: str, outcome: str, *numbers: str, needs: str = "", finding: str
     found: Record = {
         "name": name,
         "backend": "acme",
-        "promised": more.get("promised", ["fork"]),
+        "promised": more.get("promised", ["fair", "fork"]),
         "guarantees": list(numbers),
         "capabilities": [needs] if needs else [],
         "outcome": outcome,
@@ -696,7 +696,7 @@ def test_verdicts_follow_from_the_outcomes() -> None:
     assert story["finding"] == "short"
     assert report["ok"] is False
     assert summary(report).startswith(
-        "acme holds 1 of 26 guarantees, does not promise 1 (G17), breaks 3 (G2, G3, G26) and"
+        "acme holds 1 of 27 guarantees, does not promise 1 (G17), breaks 3 (G2, G3, G26) and"
     )
     assert summary(report).endswith("): 4 tests ran in 1 s.")
 
@@ -709,8 +709,8 @@ def test_failure_counts_even_if_the_capability_is_not_promised() -> None:
 
 def test_summary_says_in_one_word_that_all_guarantees_are_held() -> None:
     """Fault: a summary that nobody can take in at a glance."""
-    records = [record("a", "passed", *GUARANTEES, promised=["fork", "by_reference"])]
-    assert summary(report_of("acme", records, seconds=2)) == "acme holds all 26 guarantees: 1 test ran in 2 s."
+    records = [record("a", "passed", *GUARANTEES, promised=["fork", "by_reference", "fair"])]
+    assert summary(report_of("acme", records, seconds=2)) == "acme holds all 27 guarantees: 1 test ran in 2 s."
 
 
 # The table, the progress, the page

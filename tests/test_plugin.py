@@ -400,9 +400,9 @@ def test_each_line_of_a_quick_sweep_meets_every_fourth_inner_operation() -> None
 def test_a_guarantee_that_does_not_exist_is_refused(pytester: pytest.Pytester) -> None:
     """Fault: a slip of the pen in an option or a marker leaves tests out for ever."""
     numbers = ", ".join(GUARANTEES)
-    result = result_of(pytester, SAMPLE, "--stube-guarantee=G27")
+    result = result_of(pytester, SAMPLE, "--stube-guarantee=G99")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    result.stderr.fnmatch_lines([f"ERROR: There is no guarantee 'G27'. Choose from {numbers}."])
+    result.stderr.fnmatch_lines([f"ERROR: There is no guarantee 'G99'. Choose from {numbers}."])
     source = 'import pytest\n@pytest.mark.guarantee("g8")\ndef test_x({}): ...'
     result = result_of(pytester, source.format("registry"))
     assert result.ret == pytest.ExitCode.USAGE_ERROR

@@ -27,6 +27,7 @@ from stube_backends.engine._topics import (
 from stube_backends.engine._wheel import LONG, SLOT_BITS, Slot, TimerWheel
 
 SLOT = 1 << SLOT_BITS
+NUMBER = 1  # of every arrival; what is removed later has the same one
 
 
 def timer_due(due: int) -> Timer:
@@ -34,6 +35,7 @@ def timer_due(due: int) -> Timer:
     timer.due = due
     timer.event = "e"
     timer.table = None
+    timer.number = NUMBER
     return timer
 
 
@@ -47,6 +49,7 @@ def wheel_of(*dues: int) -> tuple[TimerWheel, list[Timer]]:
 
 def remove(wheel: TimerWheel, timer: Timer) -> None:
     order = ReadyOrder()
+    order.last_number = NUMBER
     order.wheel = wheel
     order.discard((timer,))
     order.arrivals.cut()
@@ -428,7 +431,7 @@ def join(index: TopicIndex, cid: str, instance_id: str = "i", topic: str = "t", 
 
 def leave(index: TopicIndex, cid: str, topic: str = "t") -> None:
     entries = index.entries()[topic]
-    index.remove([entry for entry in entries if entry.cid == cid and entry.name is not None])
+    index.remove([entry for entry in entries if entry.cid == cid and entry.name is not None], NUMBER)
 
 
 def topic_of(index: TopicIndex, name: str = "t") -> Topic:
@@ -484,12 +487,12 @@ def test_a_removal_returns_the_events_and_leaves_nothing(size: int) -> None:
     index = index_of(*(f"c{number}" for number in range(size)))
     entries = list(index.entries()["t"])
     other = join(index, "other", topic="u")
-    assert index.remove(entries) == [("said", f"c{number}") for number in range(size)]
+    assert index.remove(entries, NUMBER) == [("said", f"c{number}") for number in range(size)]
     assert [(entry.event, entry.name) for entry in entries] == [(None, None)] * size
     index._check()
     assert (index.topics, index.count) == ({"u": other}, 1)
-    assert index.remove([]) == []
-    assert index.remove([other]) == ["said"]
+    assert index.remove([], NUMBER) == []
+    assert index.remove([other], NUMBER) == ["said"]
     assert (index.topics, index.count) == ({}, 0)
 
 
@@ -499,7 +502,7 @@ def test_an_emptied_index_of_topics_releases_its_memory() -> None:
     entries = [join(index, f"c{number}", topic=f"t{number}") for number in range(2000)]
     table = sys.getsizeof(index.topics)
     for entry in entries:
-        index.remove([entry])
+        index.remove([entry], NUMBER)
     assert sys.getsizeof(index.topics) < table / 10
 
 
@@ -512,7 +515,7 @@ def test_a_removal_of_several_subscriptions_marks_all_before_one_is_a_tombstone(
         entries = [entry for entries in index.entries().values() for entry in entries]
         seen: list[str | None] = []
         injector = Injector(at, partial(_read_names, entries, seen))
-        injector.run(partial(index.remove, entries))
+        injector.run(partial(index.remove, entries, NUMBER))
         if not injector.fired:
             assert at > 20
             return
@@ -540,7 +543,7 @@ def waiting_publication(index: TopicIndex, topic: str = "t") -> Publication:
     publication = Publication()
     publication.topic = index.publishable(topic)
     assert publication.topic is not None
-    publication.position, publication.served, publication.number = 0, NONE_SERVED, index.next_number()
+    publication.position, publication.served, publication.number = 0, NONE_SERVED, NUMBER
     publication.topic.add(publication)
     return publication
 
@@ -718,13 +721,14 @@ def test_a_publication_does_not_compact_a_large_topic_with_one_tombstone() -> No
 
 def arrival(due: int) -> Publication:
     publication = Publication()
-    publication.due = due
+    publication.due, publication.number = due, NUMBER
     return publication
 
 
 def test_arrivals_and_timers_are_merged_by_their_instants() -> None:
     """Fault: an arrival begins before a timer due earlier or at the same instant, or after a later one (G2)."""
     order = ReadyOrder()
+    order.last_number = NUMBER
     timers = [timer_due(due) for due in (SLOT + 1, SLOT + 3, SLOT + 5)]
     for timer in timers:
         order.wheel.add(timer)
@@ -758,6 +762,7 @@ def test_arrivals_and_timers_are_merged_by_their_instants() -> None:
 def test_a_batch_of_cancelled_timers_only_is_passed_over() -> None:
     """Fault: an empty batch begins, or the live timer behind the cancelled ones does not."""
     order = ReadyOrder()
+    order.last_number = NUMBER
     timers = [timer_due(SLOT + number) for number in range(5)]
     for timer in timers:
         order.wheel.add(timer)
@@ -772,6 +777,7 @@ def test_a_batch_of_cancelled_timers_only_is_passed_over() -> None:
 def test_an_order_is_ready_from_the_earliest_due_instant_on() -> None:
     """Fault: `settle` does not wait for what is due now, or waits for a timer that is not due yet."""
     order = ReadyOrder()
+    order.last_number = NUMBER
     assert order.is_ready(FOREVER) is False
     order.wheel.add(timer_due(SLOT + 5))
     assert [order.is_ready(now) for now in (SLOT - 1, SLOT, SLOT + 4, SLOT + 5)] == [False, False, False, True]
@@ -785,6 +791,7 @@ def test_an_order_is_ready_from_the_earliest_due_instant_on() -> None:
 def test_a_cleared_order_is_empty_and_its_entries_are_not_linked() -> None:
     """Fault: an entry stays linked to another one, so it begins later or waits for the collector (G13, G18)."""
     order = ReadyOrder()
+    order.last_number = NUMBER
     timers = [timer_due(due) for due in (SLOT, SLOT + 1, SLOT + 2, 5 * SLOT, 5 * SLOT)]
     for timer in timers:
         order.wheel.add(timer)
@@ -808,6 +815,7 @@ def test_a_cleared_order_is_empty_and_its_entries_are_not_linked() -> None:
 def test_clearing_an_empty_order_leaves_nothing_for_the_collector() -> None:
     """Fault: every reset leaves an empty ring, which refers to itself, to the collector (G13)."""
     order = ReadyOrder()
+    order.last_number = NUMBER
     assert order.clear() == []
     order.early.cut()
     del order.arrivals.before, order.arrivals.after

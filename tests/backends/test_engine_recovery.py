@@ -180,7 +180,7 @@ def test_recovery_removes_tombstones_and_empty_topics_from_the_indexes() -> None
     engine = filled.engine
     entries = engine.topics.entries()
     for entry in (*entries["t"][2:], *entries["u"]):
-        entry.removed = engine.topics.published
+        entry.removed = engine.order.last_number
         entry.name = entry.event = None
     rebuild(engine)
     engine._check()

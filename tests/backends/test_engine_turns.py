@@ -54,7 +54,7 @@ def step(engine: Engine, now: int, most: int = 1 << 20) -> list[tuple[str, str, 
 
 def give_a_turn(engine: Engine) -> None:
     """Let as many targets have begun as begin in a row."""
-    engine.order.in_a_row = IN_A_ROW
+    engine.claims.turns.in_a_row = IN_A_ROW
 
 
 def all_of(engine: Engine, now: int, most: int = 1 << 20) -> list[tuple[str, str, Any]]:
@@ -77,7 +77,23 @@ def test_a_due_timer_overtakes_the_targets_of_other_conversations(delay: int) ->
     assert step(engine, 5) == [("clock", "i", "tick")]
     assert step(engine, 5) == [("c", "i", "m")]
     assert engine.claims.begin(5) is None
-    assert (engine.order.in_a_row, engine.order.turn) == (0, None)
+    assert (engine.claims.turns.in_a_row, engine.claims.turns.limit) == (0, None)
+
+
+def test_what_arrives_in_a_turn_waits_for_the_next_one() -> None:
+    """Fault: a timer without delay that a handler schedules anew for the same instant keeps a publication waiting for
+    ever."""
+    engine = subscribed("a", "b", "c")
+    engine.publish("t", "m", 0)
+    engine.schedule("clock", "i", 0, "tick", 0)
+    seen = []
+    for _ in range(5):
+        give_a_turn(engine)
+        seen += step(engine, 0, most=1)
+        if seen[-1][0] == "clock":
+            engine.schedule("clock", "i", 0, "tick", 0)
+            seen += step(engine, 0, most=1)
+    assert [cid for cid, _, _ in seen] == ["clock", "a", "clock", "b", "clock", "c", "clock", "clock", "clock"]
 
 
 @pytest.mark.parametrize("delay", [0, 5])

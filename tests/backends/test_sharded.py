@@ -257,7 +257,7 @@ def test_the_repr_counts_all_shards_and_says_when_it_is_closed(make: Make) -> No
 
 def test_capabilities_exclude_a_common_order_and_one_snapshot(make: Make) -> None:
     """Fault: a host that asks for one order of all subscribers is told that the registry keeps it."""
-    assert make().capabilities == {"by_reference", "fork", "own_clock", "sizes"}
+    assert make().capabilities == {"by_reference", "fair", "fork", "own_clock", "sizes"}
 
 
 # -- conversations and shards --------------------------------------------------------------------------------------

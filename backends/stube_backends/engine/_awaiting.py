@@ -128,15 +128,15 @@ class AwaitingDeliverer:
 
     def _claims_of_fan_out(self, fan_out: FanOut) -> Claims:
         """Each is claimed by reading its name."""
-        core, order = self._core, self._core.engine.order
+        core, turns = self._core, self._core.engine.claims.turns
         delivered = failed = 0
         try:
             for target, name in fan_out.claim_each(core.wait_for_lock):
                 failed += 1  # until its fate is sent
-                order.in_a_row += 1
+                turns.in_a_row += 1
                 if not (yield target.cid, Event(target.instance_id, name, fan_out.message, due=fan_out.due)):
                     failed, delivered = failed - 1, delivered + 1
-                if order.in_a_row >= order.most_in_a_row:
+                if turns.in_a_row >= turns.most:
                     break  # a timer may have its turn
         finally:
             if not core.retired:

@@ -117,15 +117,15 @@ class Deliverer:
         core = self._core
         message, due = fan_out.message, fan_out.due
         iterator = fan_out.iterator
-        order = core.engine.order
-        most = order.most_in_a_row
-        row = -order.in_a_row  # where this row of targets began: before this slice, or within it
+        turns = core.engine.claims.turns
+        most = turns.most
+        row = -turns.in_a_row  # how many deliveries of this slice precede the present row
         delivered = failed = 0
         instance_id = name = event = target = None
         try:
             while True:
                 try:
-                    for target in islice(iterator, max(1, most - fan_out.begun + row)):
+                    for target in islice(iterator, max(1, most - delivered - failed + row)):
                         target_name = target.name
                         if target_name is not name or target.instance_id is not instance_id:
                             if target_name is None or target_name is BEING_REMOVED:
@@ -139,12 +139,6 @@ class Deliverer:
                         if result is not None:
                             refuse_result(result)
                         delivered += 1
-                    if fan_out.begun - row >= most:
-                        if core.interrupt_at <= self._clock():
-                            return delivered + failed
-                        row = fan_out.begun
-                    if not length_hint(iterator):
-                        return delivered + failed
                 except BaseException as exc:
                     if delivered + failed + fan_out.cancelled + fan_out.dropped == fan_out.begun:
                         # Every target that was taken has its fate: a signal handler raised between two deliveries.
@@ -155,7 +149,13 @@ class Deliverer:
                     if not self._failures.report(target.cid, event, exc):
                         failed, delivered = failed - 1, delivered + 1
                     self._failures.reraise()
+                if not length_hint(iterator):
+                    return delivered + failed
+                if delivered + failed - row >= most:
+                    if turns.limit is not None or core.interrupt_at <= self._clock():
+                        return delivered + failed
+                    row = delivered + failed
         finally:
-            order.in_a_row = fan_out.begun - row
+            turns.in_a_row = delivered + failed - row
             if not core.retired:
                 core.run_locked(core.engine.claims.finish_fan_out, fan_out, delivered, failed)

@@ -159,6 +159,7 @@ class Engine(Generic[ClaimsT]):
         if delay:
             order.wheel.add(timer, delay)
         else:
+            timer.number = order.last_number = order.last_number + 1
             order.arrivals.append_timer(timer)
         ledger.accepted += 1
         ledger.timers += 1
@@ -202,6 +203,7 @@ class Engine(Generic[ClaimsT]):
         if delay:
             order.wheel.add(timer, delay)
         else:
+            timer.number = order.last_number = order.last_number + 1
             order.arrivals.append_timer(timer)
         ledger.timers += 1
         return None
@@ -245,7 +247,7 @@ class Engine(Generic[ClaimsT]):
         """Cancel the timers of a conversation, remove its subscriptions and its baton; return what was held."""
         timers, subscriptions = self.records.take(cid)
         events = self._cancel_all(timers, cid, None)
-        events += self.topics.remove(subscriptions)
+        events += self.topics.remove(subscriptions, self.order.last_number)
         self.claims.cancel_messages(cid)
         flow_id = self.flows.pop(cid, None)
         if self.flows_large and not self.flows:
@@ -279,7 +281,8 @@ class Engine(Generic[ClaimsT]):
 
     def unsubscribe(self, cid: str, instance_id: str | None, topic: str | None) -> list[PlainEvent | None]:
         """Remove the subscriptions that fit; return their events."""
-        events = self.topics.remove(self.records.take_subscriptions(cid, instance_id, topic))
+        removed = self.records.take_subscriptions(cid, instance_id, topic)
+        events = self.topics.remove(removed, self.order.last_number)
         if instance_id is None:
             self.claims.cancel_messages(cid)
         return events
@@ -312,7 +315,7 @@ class Engine(Generic[ClaimsT]):
         publication.targeted = targeted
         publication.position = 0
         publication.served = NONE_SERVED
-        publication.number = self.topics.next_number()
+        publication.number = order.last_number = order.last_number + 1
         publication.message = message
         publication.topic = topic
         if self.backlogs is not None:

@@ -36,7 +36,7 @@ class LocalRegistry(Backend):
     """
 
     capabilities: frozenset[str] = frozenset(
-        {"common_topic_order", "one_instant_snapshot", "by_reference", "fork", "sizes"}
+        {"common_topic_order", "fair", "one_instant_snapshot", "by_reference", "fork", "sizes"}
     )
 
     def __init__(self, options: Options) -> None:

@@ -70,8 +70,7 @@ class MailboxClaims:
         self.ledger = ledger
         self.order = order
         self.records = records
-        self.turns = Turns(order, records, topics)
-        order.most_in_a_row = IN_A_ROW
+        self.turns = Turns(order, records, topics, IN_A_ROW)
         self.backlogs = backlogs
         self.batch: object | None = None  # each delivery is claimed under the lock
         self.boxes: dict[str, Mailbox] = {}
@@ -201,6 +200,7 @@ class MailboxClaims:
                 self.garbage.append(entry)
 
     def drop_in_progress(self) -> list[Any]:
+        self.turns.limit = None
         held: list[Any] = []
         for entry in self._unpark():
             if type(entry) is Timer:
@@ -245,7 +245,7 @@ class MailboxClaims:
             head: Arrival | None = self.turns.next(order.take_one, now)
             if head is None or isinstance(head, Timer):
                 return head
-            order.in_a_row += 1
+            self.turns.in_a_row += 1
             if self.backlogs is not None:  # it is to one target already
                 unlink(head)
                 return head

@@ -59,20 +59,16 @@ class Arrivals(Ring):
 class ReadyOrder:
     """All that is pending, in the order in which it must begin."""
 
-    __slots__ = ("arrivals", "early", "in_a_row", "last_accepted_ns", "most_in_a_row", "turn", "wheel")
+    __slots__ = ("arrivals", "early", "last_accepted_ns", "last_number", "wheel")
 
     def __init__(self) -> None:
-        # How many targets of publications have begun since timers had a turn; written by the delivery thread. And how
-        # many may begin before they have one, see `Turns`; set by the claims.
-        self.in_a_row = 0
-        self.most_in_a_row = 0
+        self.last_number = 0  # of the publications and timers that have arrived, in the order of acceptance
         # The latest instant at which anything was accepted or `begin` was called. No instant of acceptance is earlier.
         self.last_accepted_ns = EARLIEST
         self.forget()
 
     def forget(self) -> None:
         """Be empty, and leave the links of what stood in the order as they are."""
-        self.turn: int | None = None  # the instant at which the present turn of the timers began
         self.wheel = TimerWheel()
         self.arrivals = Arrivals()
         # What begins before everything else: messages behind which a timer has its turn, and what was given back by
@@ -146,10 +142,11 @@ class ReadyOrder:
         self.arrivals.pass_over(timer)
         unlink(timer)
 
-    def first_timer(self, limit: int) -> Timer | None:
-        """Return the timer that would begin next if there were no publications, of those ready at `limit`."""
+    def first_timer(self, limit: int, number: int) -> Timer | None:
+        """Return the timer that would begin next if there were no publications, of those due at `limit` and those that
+        arrived up to `number`."""
         timer, arrived = self.wheel.first_due(limit), self.arrivals.timer
-        if arrived is None or arrived.due > limit or (timer is not None and timer.due <= arrived.due):
+        if arrived is None or arrived.number > number or (timer is not None and timer.due <= arrived.due):
             return timer
         return arrived
 
@@ -193,5 +190,8 @@ class ReadyOrder:
         assert self.arrivals.timer is first, f"the first timer that arrived is {first!r}, not {self.arrivals.timer!r}"
         instants = [entry.due for entry in self.arrivals]
         assert instants == sorted(instants), f"arrivals out of order: {instants}"
+        numbers = [entry.number for entry in self.arrivals]
+        assert numbers == sorted(numbers), f"arrivals out of order: {numbers}"
+        assert not numbers or numbers[-1] <= self.last_number, f"an arrival {numbers[-1]} of {self.last_number}"
         latest = self.last_accepted_ns
         assert not instants or instants[-1] <= latest, f"arrivals of {instants}, the latest accepted at {latest}"

@@ -85,7 +85,7 @@ def _rebuild_topics(engine: Engine[Any], publications: list[Publication]) -> Non
         entries = topic.entries if isinstance(topic, Topic) else [topic]
         for entry in entries:
             if entry.name is BEING_REMOVED:
-                entry.removed = index.published
+                entry.removed = engine.order.last_number
                 entry.name = entry.event = None
         live = [entry for entry in entries if entry.name is not None]
         if not live:

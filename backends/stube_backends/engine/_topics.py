@@ -34,7 +34,7 @@ class Subscription:
 
     __slots__ = ("cid", "event", "instance_id", "joined", "name", "older", "removed", "topic")
 
-    removed: int  # of a tombstone: `TopicIndex.published` at the removal
+    removed: int  # of a tombstone: `ReadyOrder.last_number` at the removal
 
     def __init__(self, cid: str, instance_id: str, topic: str, event: PlainEvent) -> None:
         self.cid = cid
@@ -162,7 +162,7 @@ class Generation:
 class TopicIndex:
     """The subscriptions by topic. A topic is its only subscription until there is a second one or a message."""
 
-    __slots__ = ("_joins", "count", "generation", "joined", "published", "topics")
+    __slots__ = ("_joins", "count", "generation", "joined", "topics")
 
     def __init__(self, generation: Generation | None = None) -> None:
         self.generation = generation or Generation()
@@ -172,12 +172,6 @@ class TopicIndex:
         # because an int for each would cost a third of it.
         self.joined = 0
         self._joins = 0
-        self.published = 0  # how many publications have been numbered
-
-    def next_number(self) -> int:
-        """Number a publication, in the order of acceptance."""
-        self.published += 1
-        return self.published
 
     def add(self, entry: Subscription) -> None:
         """Take in a subscription."""
@@ -210,8 +204,9 @@ class TopicIndex:
         topics, self.topics, self.count = self.topics, {}, 0
         return topics
 
-    def remove(self, entries: list[Subscription]) -> list[PlainEvent | None]:
-        """Remove subscriptions; return their events, which the caller releases where user code may run.
+    def remove(self, entries: list[Subscription], number: int) -> list[PlainEvent | None]:
+        """Remove subscriptions after the arrival `number`; return their events, which the caller releases where user
+        code may run.
 
         The removal looks atomic without the lock, too: all that are removed are marked before a topic is gone from the
         index, and before the delivery thread passes the first of them over.
@@ -223,7 +218,7 @@ class TopicIndex:
         events = []
         for entry in entries:
             events.append(entry.event)
-            entry.removed = self.published
+            entry.removed = number
             entry.event = entry.name = None
             topic = topics[entry.topic]
             if type(topic) is Topic:
@@ -301,7 +296,7 @@ class Publication:
     later: Publication | None  # the next one of its topic
     length: int
     message: Any
-    number: int  # in the order of acceptance, see `TopicIndex.next_number`
+    number: int  # in the order of acceptance, see `ReadyOrder.last_number`
     position: int  # the entries before it have been handed out
     served: frozenset[Subscription]  # targets behind it that have been handed out before their turn
     targeted: int  # the targets that have not been handed out, those that have been removed since included

@@ -24,41 +24,51 @@ _T = TypeVar("_T")
 
 
 class Turns:
-    """Gives timers their turns, whenever `ReadyOrder.in_a_row` has come to the most.
+    """Gives timers their turns.
 
     Args:
         order, records, topics: the engine's, the same objects as long as the engine lives.
+        most: how many targets of publications begin before timers have a turn.
     """
 
-    __slots__ = ("order", "records", "topics")
+    __slots__ = ("in_a_row", "limit", "most", "order", "records", "topics")
 
-    def __init__(self, order: ReadyOrder, records: Records, topics: TopicIndex) -> None:
+    def __init__(self, order: ReadyOrder, records: Records, topics: TopicIndex, most: int) -> None:
         self.order = order
         self.records = records
         self.topics = topics
+        self.most = most
+        # How many targets have begun since timers had a turn. Written by the delivery thread.
+        self.in_a_row = 0
+        # When the present turn began: the instant, and the number of the latest arrival. None when timers have none.
+        self.limit: tuple[int, int] | None = None
 
     def next(self, take: Callable[[int], _T | None], now: int) -> Arrival | _T | None:
         """Take out what must begin next: a timer, or a message before it, if timers have a turn; else what `take(now)`
         finds in the ready order."""
         order = self.order
         entry: Arrival | _T | None = None
-        if order.in_a_row >= order.most_in_a_row and order.early.is_empty():
+        if self.in_a_row >= self.most and order.early.is_empty():
             entry = self._take(now)
         if entry is None:
             entry = take(now)
         if entry is None:
-            order.in_a_row, order.turn = 0, None
+            self.end()
         return entry
+
+    def end(self) -> None:
+        """End a turn; so many targets may begin again."""
+        self.in_a_row, self.limit = 0, None
 
     def _take(self, now: int) -> Arrival | None:
         """Take out a timer whose turn it is, or return a message that must begin before it; None if no timer has a turn
         at `now`."""
         order = self.order
-        if order.turn is None:
-            order.turn = now
-        timer = order.first_timer(order.turn)
+        if self.limit is None:
+            self.limit = now, order.last_number
+        timer = order.first_timer(*self.limit)
         if timer is None:
-            order.turn, order.in_a_row = None, 0
+            self.end()
             return None
         arrived = timer is order.arrivals.timer
         if self._move_messages_before(timer, arrived=arrived):
@@ -72,12 +82,10 @@ class Turns:
     def _move_messages_before(self, timer: Timer, *, arrived: bool) -> bool:
         """Let the messages that precede a timer in its conversation begin first; say whether there are any."""
         record = self.records.by_cid[timer.cid]
-        arrivals = self.order.arrivals
-        if not isinstance(record, Record) or (arrived and timer.before is arrivals):
+        if not isinstance(record, Record):
             return False
-        # All that stands before the first timer that arrived are publications. A timer of the wheel was accepted before
-        # what arrived at the instant at which it is due.
-        latest = timer.before.number if arrived else None
+        # A timer of the wheel was accepted before what arrived at the instant at which it is due.
+        latest = timer.number if arrived else None
         found: list[tuple[int, Publication, Subscription]] = []
         if record.backlog is not None:
             for message in record.backlog.messages:

@@ -17,6 +17,8 @@ __all__ = ["CAPABILITIES", "REAL_TIME", "backend_name", "missing_reason", "requi
 CAPABILITIES: Final[Mapping[str, str]] = MappingProxyType(
     {
         "common_topic_order": "All subscribers of a topic see its messages in one common order, from all publishers.",
+        "fair": "A timer does not wait until a publication has been delivered to all of many conversations: after at "
+        "most 64 of them it has its turn.",
         "one_instant_snapshot": "`stats`, `inspect` and `subscriptions` each show the whole registry at one instant.",
         "by_reference": "A payload may be any object, and arrives as the same object.",
         "fork": "A forked child has an empty, usable registry, and the parent's is not affected.",

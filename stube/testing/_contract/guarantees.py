@@ -1,4 +1,4 @@
-"""The twenty-six guarantees: number, title, theme and text, and the capability without which one is not promised.
+"""The twenty-seven guarantees: number, title, theme and text, and the capability without which one is not promised.
 
 The markers of the suite, the reports and the page in `docs` take the guarantees from here.
 """
@@ -13,7 +13,7 @@ from typing import Final
 __all__ = ["GUARANTEES", "THEMES", "Guarantee", "unknown_guarantee"]
 
 THEMES: Final = ("Order", "Cancelling", "Batons", "Time", "State", "Faults", "Life")
-"""The themes, in the order of the numbers."""
+"""The themes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,7 @@ class Guarantee:
     """One promise of every backend."""
 
     number: str
-    """`G1` to `G26`."""
+    """`G1` to `G27`."""
     title: str
     theme: str
     sentence: str
@@ -110,6 +110,15 @@ _ALL: Final = (
         "Time",
         "A change of the wall clock has no effect, nor has replacing attributes of the `time` module. `clock=` may be "
         "passed in. `now_ns` is the present instant on this clock.",
+    ),
+    Guarantee(
+        "G27",
+        "fair",
+        "Time",
+        "While one publication is being delivered to many conversations, a timer of another conversation that becomes "
+        "due begins after at most 64 further targets on the thread or loop that would deliver it, besides what that "
+        "conversation itself has ready before it (G2).",
+        "fair",
     ),
     Guarantee(
         "G13",
@@ -217,7 +226,7 @@ _ALL: Final = (
 )
 
 GUARANTEES: Final[Mapping[str, Guarantee]] = MappingProxyType({one.number: one for one in _ALL})
-"""Every guarantee by its number, `"G1"` to `"G26"`, in that order."""
+"""Every guarantee by its number, `"G1"` to `"G27"`, in the order of the themes."""
 
 
 def unknown_guarantee(numbers: Iterable[object]) -> str | None:

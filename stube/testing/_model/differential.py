@@ -147,7 +147,9 @@ class Comparer:
         actual, ideal = Stage(program.handlers), Stage(program.handlers)
         options = {**self._options, **program.options}
         actual.registry = create(self._spec, **options, on_error=actual.on_error)
-        ideal.registry = Model(max_pending=options.get("max_pending", 1_000_000), on_error=ideal.on_error)
+        fair = "fair" in actual.registry.capabilities
+        max_pending = options.get("max_pending", 1_000_000)
+        ideal.registry = Model(max_pending=max_pending, on_error=ideal.on_error, fair=fair)
         try:
             yield _Performance(self, program, actual, ideal)
         finally:

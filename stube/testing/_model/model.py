@@ -3,7 +3,8 @@
 It is written from the contract alone, for one thread and without indexes. Every question is answered by a search
 through everything, which is slow but obviously correct. Deliveries run inside `advance`, `settle`, `join` and
 `run_until_idle`, one at a time, in the order of their ready instants over all conversations, ties in the order of
-acceptance.
+acceptance. After every 64 messages the timers have a turn (G27): all that are ready at that moment begin, each behind
+the earlier messages of its own conversation.
 
 Where the contract leaves a backend a choice, the model answers with a value that equals every permitted answer
 (`OneOf`), so that a comparison is exactly as tolerant as the contract:
@@ -41,6 +42,9 @@ from stube import (
 __all__ = ["ANY_FIGURE", "OneOf", "Model"]
 
 OnError: TypeAlias = Callable[[str, Event, BaseException], object]
+
+IN_A_ROW: Final = 64
+"""How many messages are delivered before timers have a turn."""
 
 _NANOSECONDS: Final = 1_000_000  # in a millisecond
 _MAY_LAG: Final = ("timers", "queued", "running", "delivered", "failed", "cancelled", "dropped")
@@ -124,9 +128,12 @@ class Model:
     Args:
         max_pending: the bound of timers and queued messages together; None for none.
         on_error: called as `on_error(cid, event, exception)` after a delivery failed.
+        fair: whether timers have turns; False for a backend that does not promise G27.
     """
 
-    def __init__(self, *, max_pending: int | None = 1_000_000, on_error: OnError | None = None) -> None:
+    def __init__(
+        self, *, max_pending: int | None = 1_000_000, on_error: OnError | None = None, fair: bool = True
+    ) -> None:
         self.full: Callable[[], bool] = lambda: True
         """Tells whether the backend had no room for what is being added, where the contract leaves that open."""
         self.closed = False
@@ -138,6 +145,10 @@ class Model:
         self._flows: dict[str, Any] = {}
         self._subscriptions: list[_Subscription] = []  # in the order of joining
         self._pending: list[_Pending] = []
+        self._fair = fair
+        self._in_a_row = 0  # how many messages have been delivered since timers had a turn
+        self._turn: int | None = None  # what was accepted before this number takes part in the present turn
+        self._early: list[_Pending] = []  # the messages behind which the next timer of the turn begins
         self._running: str | None = None  # the conversation whose delivery runs
         self._accepted = self._delivered = self._failed = self._cancelled = self._dropped = 0
 
@@ -239,6 +250,7 @@ class Model:
         self._flows.clear()
         self._subscriptions.clear()
         self._pending.clear()
+        self._turn = None
 
     # -- the rest of Backend --------------------------------------------------------------------------------
 
@@ -346,18 +358,36 @@ class Model:
 
     def _deliver_ready(self) -> int:
         count = 0
-        while True:
-            ready = [entry for entry in self._pending if entry.ready <= self._now]
-            if not ready:
-                return count
-            entry = min(ready, key=lambda each: each.order)
+        while (entry := self._next()) is not None:
             is_waste = entry in self._waste()
             self._pending.remove(entry)
             if is_waste:
                 self._cancelled += 1
             else:
                 count += 1
+                self._in_a_row += not entry.is_timer
                 self._deliver(entry)
+        self._in_a_row, self._turn = 0, None
+        return count
+
+    def _next(self) -> _Pending | None:
+        """Return what begins next, of all that is ready."""
+        ready = sorted((entry for entry in self._pending if entry.ready <= self._now), key=lambda each: each.order)
+        early = [entry for entry in self._early if entry in ready]
+        if self._fair and self._in_a_row >= IN_A_ROW and not early:
+            self._turn = self._accepted if self._turn is None else self._turn
+            timers = [entry for entry in ready if entry.is_timer and entry.number < self._turn]
+            if timers:
+                before = ready[: ready.index(timers[0])]
+                waste = self._waste()
+                self._early = [
+                    entry
+                    for entry in before
+                    if entry.cid == timers[0].cid and not entry.is_timer and entry not in waste
+                ]
+                return (self._early or timers)[0]
+            self._in_a_row, self._turn = 0, None
+        return next(iter(early or ready), None)
 
     def _deliver(self, entry: _Pending) -> None:
         subscription = entry.subscription
