@@ -6,7 +6,8 @@ that begin in between are counted on the thread that delivers the timer, because
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 
 import pytest
 
@@ -32,14 +33,25 @@ class _Clock:
         ticks: how many timers there are at most. The handler of each makes the next one, until all targets had the
             message.
         fails: whether the handlers of the targets raise.
+        before: called directly before the first timer is scheduled.
     """
 
-    def __init__(self, run: Driver, *, delay_ms: float = 0, ticks: int = 1, fails: bool = False) -> None:
+    def __init__(
+        self,
+        run: Driver,
+        *,
+        delay_ms: float = 0,
+        ticks: int = 1,
+        fails: bool = False,
+        before: Callable[[], object] | None = None,
+    ) -> None:
         self._run = run
+        self._before = before
         self._delay_ms = delay_ms
         self._left = ticks
         self._fails = fails
-        self._messages = 0
+        self._numbers = itertools.count(1)  # of the messages that targets get, on several threads perhaps
+        self._delivered = False  # whether all of them have the first message
         self._due_at: list[int] = []  # how many deliveries had begun when each timer was due
         run.recorder.on("said", self._on_message)
         run.recorder.on("tick", lambda cid, event: self._schedule())
@@ -47,14 +59,17 @@ class _Clock:
             run.subscribe(cid=f"c{number}")
 
     def _on_message(self, cid: str, event: Event) -> None:
-        self._messages += 1
-        if self._messages == FIRST:
+        number = next(self._numbers)
+        self._delivered = self._delivered or number >= TARGETS
+        if number == FIRST:
+            if self._before is not None:
+                self._before()
             self._schedule()
         if self._fails:
             raise LookupError("a handler fails")
 
     def _schedule(self) -> None:
-        if not self._left or (self._due_at and self._messages == TARGETS):
+        if not self._left or (self._due_at and self._delivered):
             return
         self._left -= 1
         due = self._run.now_ms() + self._delay_ms
@@ -120,13 +135,16 @@ def test_a_timer_that_becomes_due_does_not_wait_for_a_publication_to_others(run:
 def test_a_timer_waits_for_the_earlier_messages_of_its_own_conversation(run: Driver, delay: float) -> None:
     """Fault: the timer overtakes messages that its own conversation was sent before; or these wait behind
     the other targets, and so does the timer."""
-    clock = _Clock(run, delay_ms=delay)
+
+    def publish_more() -> None:
+        run.registry.publish("other", 2)
+        run.registry.publish("t", 3)
+
+    clock = _Clock(run, delay_ms=delay, before=publish_more)
     run.subscribe(cid="clock", event="heard")
     run.subscribe("other", cid="clock", event="heard")
     run.subscribe(cid="clock", event="heard", instance_id="second")
     run.registry.publish("t", 1)
-    run.registry.publish("other", 2)
-    run.registry.publish("t", 3)
     clock.settle()
     own = [(seen.event.instance_id, seen.event.name, seen.event.payload) for seen in run.recorder.of("clock")]
     tick = own.pop(next(index for index, (_, name, _) in enumerate(own) if name == "tick"))
