@@ -1,5 +1,7 @@
 """A page with a clock and a chat, on FastAPI. Run it with: uvicorn fastapi_host:app"""
 
+from time import strftime
+
 from fastapi import FastAPI, Response
 
 from stube import Conversation, Event
@@ -7,21 +9,19 @@ from stube.asgi import Host
 
 PAGE = """<!doctype html><title>stube</title><h1 id=clock></h1><input id=text><pre id=chat></pre><script>
 const stream = new EventSource("/stream/CID"), on = (name, show) => stream.addEventListener(name, (e) => show(e.data))
-on("tick", (number) => clock.textContent = number), on("said", (line) => chat.append(line, "\\n"))
+on("tick", (time) => clock.textContent = time), on("said", (line) => chat.append(line, "\\n"))
 on("gap", () => location.reload()), onpagehide = () => navigator.sendBeacon("/leave/CID")
 text.onchange = () => fetch("/say?text=" + encodeURIComponent(text.value), {method: "POST"})</script>"""
 
 
 def boot(conversation: Conversation, flow_id: str) -> None:
-    conversation.schedule(("tick", 1), 1000)
+    conversation.every("tick", 1000)
     conversation.subscribe("lobby", "said")
 
 
 def dispatch(cid: str, event: Event) -> None:
     if conversation := host.conversations.get(cid):
-        if event.name == "tick":
-            conversation.schedule(("tick", event.payload + 1), 1000, since=event)
-        host.send(conversation, event.name, str(event.payload))
+        host.send(conversation, event.name, strftime("%X") if event.name == "tick" else str(event.payload))
 
 
 host = Host(dispatch, boot)

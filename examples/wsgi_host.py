@@ -3,6 +3,7 @@
 import queue
 from collections.abc import Callable, Iterator
 from socketserver import ThreadingMixIn
+from time import strftime
 from typing import Any
 from urllib.parse import parse_qs
 from wsgiref.simple_server import WSGIServer, make_server
@@ -11,7 +12,7 @@ from stube import Conversation, Conversations, Event, create_registry
 
 PAGE = """<!doctype html><title>stube</title><h1 id=clock></h1><input id=text><pre id=chat></pre><script>
 const stream = new EventSource("/stream/CID"), on = (name, show) => stream.addEventListener(name, (e) => show(e.data))
-on("tick", (number) => clock.textContent = number), on("said", (line) => chat.append(line, "\\n"))
+on("tick", (time) => clock.textContent = time), on("said", (line) => chat.append(line, "\\n"))
 stream.onerror = () => location.reload(), onpagehide = () => navigator.sendBeacon("/leave/CID")
 text.onchange = () => fetch("/say?text=" + encodeURIComponent(text.value), {method: "POST"})</script>"""
 
@@ -24,10 +25,9 @@ def dispatch(cid: str, event: Event) -> None:  # on the registry's thread, so it
         if conversation.take_flow() is not None:  # its stream has not come
             conversation.end()
         return
-    if event.name == "tick":
-        conversation.schedule(("tick", event.payload + 1), 1000, since=event)
+    data = strftime("%X") if event.name == "tick" else " ".join(str(event.payload).split())
     try:
-        outbox.put_nowait(f"event: {event.name}\ndata: {' '.join(str(event.payload).split())}\n\n".encode())
+        outbox.put_nowait(f"event: {event.name}\ndata: {data}\n\n".encode())
     except queue.Full:
         conversation.end()  # its page does not read
 
@@ -41,7 +41,7 @@ def ended(conversation: Conversation) -> None:
 def stream(conversation: Conversation, outbox: "queue.Queue[bytes]") -> Iterator[bytes]:
     with conversation:  # it ends with its stream
         conversation.subscribe("lobby", "said")
-        conversation.schedule(("tick", 1), 1000)
+        conversation.every("tick", 1000)
         while not conversation.ended:
             yield outbox.get()  # no need of heartbeats: the clock writes every second, and fails when the page is gone
 

@@ -23,6 +23,7 @@ from stube._errors import (
 )
 from stube._events import NO_PAYLOAD, Dispatch, Event, EventSpec
 from stube._factory import BackendInfo, available_backends, create_registry, registry_from_env
+from stube._periodic import Missed, PeriodicTimer
 from stube._registry import (
     AsyncBackend,
     Backend,
@@ -52,6 +53,8 @@ __all__ = [
     "Dispatch",
     "Event",
     "EventSpec",
+    "Missed",
+    "PeriodicTimer",
     "Registry",
     "RegistryClosed",
     "RegistryFull",

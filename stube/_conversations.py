@@ -11,6 +11,7 @@ from typing import Any, Self
 
 from stube._errors import ConversationEnded
 from stube._events import Event, EventSpec
+from stube._periodic import Missed, PeriodicTimer, present_instant
 from stube._registry import Registry, TimerHandle
 from stube._typing import override
 from stube.arguments import delay_in_nanoseconds, exact_milliseconds, plain_event, plain_name
@@ -43,13 +44,15 @@ class Conversation:
     #    added, and end() sets it BEFORE it removes. In each order, one of the two sees the other.
     # 2. A successor under the same cid: `Conversations.open` makes one only when `_lock` is free. What removes does so
     #    under that lock, and not after the end, so no method removes anything of a successor.
-    # 3. Two threads re-arm the same timer: each cancels and schedules under `_lock`, so that one timer is left.
-    __slots__ = ("_cid", "_conversations", "_ended", "_lock")
+    # 3. Two threads re-arm the same timer: each cancels and schedules under `_lock`, so that one timer is left. A
+    #    periodic timer schedules its next tick under it, too.
+    __slots__ = ("_cid", "_conversations", "_ended", "_lock", "_periodic")
 
     def __init__(self, conversations: Conversations, cid: str) -> None:
         self._conversations = conversations
         self._cid = cid
         self._ended = False
+        self._periodic: list[PeriodicTimer] | None = None  # those that are not over; None until there is one
         self._lock = threading.RLock()  # held by end(); re-entrant, because a finalizer may call end() too
 
     @property
@@ -122,8 +125,7 @@ class Conversation:
         300.0 tick
         """
         registry = self._registry_if_live()
-        # True division rounds once, and 1 ms is exact: a whole number of milliseconds stays whole.
-        delay_ms = delay / _ONE_MILLISECOND if isinstance(delay, timedelta) else delay
+        delay_ms = _in_milliseconds(delay) if isinstance(delay, timedelta) else delay
         if since is not None:
             delay_ms = _left_of(registry, since, delay_ms)
         if replace:
@@ -133,6 +135,58 @@ class Conversation:
             handle.cancel()
             raise self._error()
         return handle
+
+    def every(
+        self,
+        event: EventSpec,
+        period: float | timedelta,
+        *,
+        instance_id: str = "main",
+        missed: Missed = "skip",
+    ) -> PeriodicTimer:
+        """Deliver `event` again and again, at each whole period after now.
+
+        It does not drift: a tick that begins late, or whose handler takes long, delays no later one. `Event.due` of a
+        tick is the exact instant for which it was meant. It ends with the conversation, when it is cancelled, or with
+        an error in the log when the registry has no room for the next tick.
+
+        Args:
+            event: a name, or `(name, *payload)`.
+            period: milliseconds or a `timedelta`, greater than 0.
+            instance_id: the component that gets it.
+            missed: what becomes of the ticks that are over when one begins late. `"skip"`: they are left out.
+                `"make_up"`: each is delivered, one directly behind the other.
+
+        Returns:
+            A handle that cancels all further ticks. `cancel_timers` and `schedule(..., replace=True)` cancel them too.
+
+        Raises:
+            ConversationEnded: the conversation has ended.
+            TypeError, ValueError: an argument is wrong, or the registry cannot begin periodic timers. Nothing has
+                changed.
+            RegistryFull, RegistryClosed: as `Registry.schedule_event`.
+
+        >>> from stube import Conversations, create_registry
+        >>> with create_registry("virtual") as registry:
+        ...     registry.install_dispatch(lambda cid, event: print(registry.now_ms, event))
+        ...     clock = Conversations(registry).open("c1").every("tick", 100)
+        ...     registry.advance(250)
+        ...     clock.cancel()
+        ...     registry.advance(250)
+        100.0 Event('main', 'tick')
+        200.0 Event('main', 'tick')
+        True
+        """
+        self._registry_if_live()
+        period_ms = _in_milliseconds(period) if isinstance(period, timedelta) else period
+        timer = PeriodicTimer(self, event, period_ms, instance_id, missed)
+        with self._lock:
+            if not self._ended:
+                timer._schedule_next()
+                self._periodic = [*(self._periodic or ()), timer]
+            if self._ended:
+                raise self._error()
+        return timer
 
     def subscribe(self, topic: str, event: EventSpec, *, instance_id: str = "main") -> None:
         """Deliver each later message on `topic` as `event`. See `Registry.subscribe`."""
@@ -157,6 +211,8 @@ class Conversation:
         with self._lock:
             if self._ended:
                 return 0
+            if self._periodic is not None:
+                self._cancel_periodic(instance_id)
             return self._conversations.registry.cancel_timers(self._cid, instance_id=instance_id)
 
     def end(self) -> None:
@@ -167,6 +223,7 @@ class Conversation:
         """
         with self._lock:
             self._ended = True
+            self._periodic = None
             if self._conversations._is_taken_over(self):
                 return  # everything that the registry holds under this cid belongs to a successor
             _end(self._conversations.registry, self._cid)
@@ -196,8 +253,26 @@ class Conversation:
         with self._lock:
             if self._ended:
                 raise self._error()
+            if self._periodic is not None:
+                self._cancel_periodic(instance_id)
             registry.cancel_timers(self._cid, instance_id=instance_id)
             return registry.schedule_event(cid=self._cid, instance_id=instance_id, delay_ms=delay_ms, event=event)
+
+    def _cancel_periodic(self, instance_id: str | None) -> None:
+        """Let no periodic timer of an instance, or of any, schedule another tick. The caller holds the lock, and
+        cancels those that are pending."""
+        for timer in self._periodic or ():
+            if instance_id in (None, timer.instance_id):
+                timer._cancelled = True
+                self._forget_periodic(timer)
+
+    def _forget_periodic(self, timer: PeriodicTimer) -> None:
+        """Forget a periodic timer that is over. The caller holds the lock."""
+        self._periodic = [other for other in self._periodic or () if other is not timer] or None
+
+    @property
+    def _registry(self) -> Registry:
+        return self._conversations.registry
 
     def _registry_if_live(self) -> Registry:
         if self._ended:
@@ -225,6 +300,11 @@ def _end(registry: Registry, cid: str) -> None:
     registry.forget_pending_flow(cid)
 
 
+def _in_milliseconds(span: timedelta) -> float:
+    """Return a timedelta in milliseconds. True division rounds once, and 1 ms is exact: a whole number stays whole."""
+    return span / _ONE_MILLISECOND
+
+
 def _left_of(registry: Registry, since: Event, delay_ms: float) -> float:
     """Return the milliseconds from now until the first whole number of delays after `since` that is not over."""
     wrong = f"since must be an event that a registry delivered, not {since!r}. Leave it out to count from now."
@@ -232,12 +312,7 @@ def _left_of(registry: Registry, since: Event, delay_ms: float) -> float:
         raise TypeError(wrong)
     if since.due is None:
         raise ValueError(wrong)
-    now = getattr(registry, "now_ns", None)
-    if type(now) is not int:
-        raise TypeError(
-            f"since needs a registry that shows the present instant, and {registry!r} has no now_ns. "
-            "Leave it out to count from now, or use a registry that is a stube.Backend."
-        )
+    now = present_instant(registry, "since")
     delay = delay_in_nanoseconds(delay_ms)
     missed = max(0, now - since.due - delay)
     left = since.due + delay - now + (-(-missed // delay) * delay if delay else missed)

@@ -69,10 +69,14 @@ def plain_event(event: object) -> PlainEvent:
     return (plain_name("event[0]", parts[0]), *parts[1:])
 
 
-def delay_in_nanoseconds(delay_ms: object) -> int:
+def delay_in_nanoseconds(delay_ms: object, role: str = "delay_ms") -> int:
     """Return a delay in whole nanoseconds, rounded up; 0 for a negative one. See G11.
 
     This is the only place where a delay is rounded: that no timer begins early (G9) depends on it.
+
+    Args:
+        delay_ms: milliseconds.
+        role: the argument's name, for the error.
 
     Raises:
         TypeError: it is no `int` or `float`.
@@ -85,14 +89,14 @@ def delay_in_nanoseconds(delay_ms: object) -> int:
         return nanoseconds if nanoseconds / 1e6 >= delay_ms else nanoseconds + 1
     if isinstance(delay_ms, float):
         if not isfinite(delay_ms):
-            raise ValueError(f"delay_ms must be finite, not {delay_ms!r}. Pass milliseconds as a finite number.")
+            raise ValueError(f"{role} must be finite, not {delay_ms!r}. Pass milliseconds as a finite number.")
         if type(delay_ms) is not float:
-            return delay_in_nanoseconds(float(delay_ms))  # of a subclass, such as numpy's
+            return delay_in_nanoseconds(float(delay_ms), role)  # of a subclass, such as numpy's
         numerator, denominator = delay_ms.as_integer_ratio()
         return max(0, -(-numerator * _NANOSECONDS // denominator))
     if isinstance(delay_ms, int) and not isinstance(delay_ms, bool):
         return max(0, int(delay_ms) * _NANOSECONDS)
-    raise TypeError(f"delay_ms must be an int or a float, not {delay_ms!r}. Pass milliseconds as a number.")
+    raise TypeError(f"{role} must be an int or a float, not {delay_ms!r}. Pass milliseconds as a number.")
 
 
 def milliseconds(nanoseconds: int) -> float:

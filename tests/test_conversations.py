@@ -119,7 +119,7 @@ def test_a_registry_of_the_twelve_operations_alone_cannot_count_from_an_event() 
         conversation.schedule("tick", 100, since=stube.Event("main", "tick", due=5))
     assert str(raised.value) == (
         "since needs a registry that shows the present instant, and Twelve() has no now_ns. "
-        "Leave it out to count from now, or use a registry that is a stube.Backend."
+        "Use a registry that is a stube.Backend."
     )
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from stube import Event
 from stube_backends.aio._link import LoopLink
 from stube_backends.engine import Core, Failures
+from stube_backends.engine._arguments import for_dispatch
 from stube_backends.engine._failures import log
 from stube_backends.engine._mailboxes import Mailbox, MailboxClaims
 
@@ -88,6 +89,7 @@ class Runners:
             reported = False
             try:
                 if result is None:
+                    event = for_dispatch(event)
                     result = core.dispatch(box.cid, event)
                 if isinstance(result, Awaitable):
                     await result

@@ -39,6 +39,9 @@ class LocalRegistry(Backend):
         {"common_topic_order", "fair", "one_instant_snapshot", "by_reference", "fork", "sizes"}
     )
 
+    begins_periodic_timers = True
+    """See `stube.PeriodicTimer`."""
+
     def __init__(self, options: Options) -> None:
         self._options = options
         self._clock = options.clock

@@ -44,6 +44,7 @@ class ShardedRegistry(Backend):
         "common_topic_order",
         "one_instant_snapshot",
     }
+    begins_periodic_timers = True
 
     def __init__(
         self,
