@@ -46,13 +46,12 @@ class Conversation:
     #    under that lock, and not after the end, so no method removes anything of a successor.
     # 3. Two threads re-arm the same timer: each cancels and schedules under `_lock`, so that one timer is left. A
     #    periodic timer schedules its next tick under it, too.
-    __slots__ = ("_cid", "_conversations", "_ended", "_lock", "_periodic")
+    __slots__ = ("_cid", "_conversations", "_ended", "_lock")
 
     def __init__(self, conversations: Conversations, cid: str) -> None:
         self._conversations = conversations
         self._cid = cid
         self._ended = False
-        self._periodic: list[PeriodicTimer] | None = None  # those that are not over; None until there is one
         self._lock = threading.RLock()  # held by end(); re-entrant, because a finalizer may call end() too
 
     @property
@@ -183,7 +182,7 @@ class Conversation:
         with self._lock:
             if not self._ended:
                 timer._schedule_next()
-                self._periodic = [*(self._periodic or ()), timer]
+                self._conversations._periodic.setdefault(self, []).append(timer)
             if self._ended:
                 raise self._error()
         return timer
@@ -211,8 +210,7 @@ class Conversation:
         with self._lock:
             if self._ended:
                 return 0
-            if self._periodic is not None:
-                self._cancel_periodic(instance_id)
+            self._cancel_periodic(instance_id)
             return self._conversations.registry.cancel_timers(self._cid, instance_id=instance_id)
 
     def end(self) -> None:
@@ -223,7 +221,7 @@ class Conversation:
         """
         with self._lock:
             self._ended = True
-            self._periodic = None
+            self._conversations._periodic.pop(self, None)
             if self._conversations._is_taken_over(self):
                 return  # everything that the registry holds under this cid belongs to a successor
             _end(self._conversations.registry, self._cid)
@@ -253,22 +251,24 @@ class Conversation:
         with self._lock:
             if self._ended:
                 raise self._error()
-            if self._periodic is not None:
-                self._cancel_periodic(instance_id)
+            self._cancel_periodic(instance_id)
             registry.cancel_timers(self._cid, instance_id=instance_id)
             return registry.schedule_event(cid=self._cid, instance_id=instance_id, delay_ms=delay_ms, event=event)
 
     def _cancel_periodic(self, instance_id: str | None) -> None:
         """Let no periodic timer of an instance, or of any, schedule another tick. The caller holds the lock, and
         cancels those that are pending."""
-        for timer in self._periodic or ():
+        for timer in list(self._conversations._periodic.get(self, ())):
             if instance_id in (None, timer.instance_id):
                 timer._cancelled = True
                 self._forget_periodic(timer)
 
     def _forget_periodic(self, timer: PeriodicTimer) -> None:
         """Forget a periodic timer that is over. The caller holds the lock."""
-        self._periodic = [other for other in self._periodic or () if other is not timer] or None
+        periodic = self._conversations._periodic
+        others = [other for other in periodic.pop(self, ()) if other is not timer]
+        if others and not self._ended:
+            periodic[self] = others
 
     @property
     def _registry(self) -> Registry:
@@ -345,6 +345,8 @@ class Conversations:
         # because a finalizer may open a conversation in the middle of another call.
         self._lock = threading.RLock()
         self._open: dict[str, Conversation] = {}
+        # The periodic timers that are not over. Each entry is changed under the lock of its conversation.
+        self._periodic: dict[Conversation, list[PeriodicTimer]] = {}
 
     def open(self, cid: str | None = None) -> Conversation:
         """Return the handle of a conversation: that of `cid` if it is live, otherwise a new one. O(1).

@@ -145,7 +145,7 @@ def test_everything_that_cancels_timers_ends_the_ticks(way: str, inside: bool) -
         assert clock.cancel() is False
         assert "over" in repr(clock)
     assert registry.stats().timers == (way == "replace")
-    assert conversation._periodic is None or way == "reset_state"
+    assert conversation not in conversation._conversations._periodic or way == "reset_state"
 
 
 def test_other_instances_and_other_timers_go_on() -> None:
@@ -207,10 +207,10 @@ def test_a_registry_that_takes_no_further_tick_ends_the_timer(
     assert ticking.instants == [100]
     lines = [f"<PeriodicTimer 'tick' every 100 ms, over> of conversation 'c1' ends: {why}" for why in logged]
     assert [record.getMessage() for record in caplog.records] == lines
-    assert (clock.cancel(), ticking.conversation._periodic, registry.stats().failed) == (False, None, 0)
+    assert (clock.cancel(), ticking.conversation._conversations._periodic, registry.stats().failed) == (False, {}, 0)
     with pytest.raises(type(error)):
         ticking.conversation.every("tick", 100)
-    assert ticking.conversation._periodic is None
+    assert ticking.conversation._conversations._periodic == {}
 
 
 @pytest.mark.parametrize(
