@@ -27,7 +27,7 @@ from stube_backends.engine._topics import (
 from stube_backends.engine._wheel import LONG, SLOT_BITS, Slot, TimerWheel
 
 SLOT = 1 << SLOT_BITS
-NUMBER = 1  # of every arrival; what is removed later has the same one
+NUMBER = 1  # of every publication; what is removed later has the same one
 
 
 def timer_due(due: int) -> Timer:
@@ -35,7 +35,6 @@ def timer_due(due: int) -> Timer:
     timer.due = due
     timer.event = "e"
     timer.table = None
-    timer.number = NUMBER
     return timer
 
 

@@ -159,7 +159,6 @@ class Engine(Generic[ClaimsT]):
         if delay:
             order.wheel.add(timer, delay)
         else:
-            timer.number = order.last_number = order.last_number + 1
             order.arrivals.append_timer(timer)
         ledger.accepted += 1
         ledger.timers += 1
@@ -203,7 +202,6 @@ class Engine(Generic[ClaimsT]):
         if delay:
             order.wheel.add(timer, delay)
         else:
-            timer.number = order.last_number = order.last_number + 1
             order.arrivals.append_timer(timer)
         ledger.timers += 1
         return None

@@ -70,7 +70,7 @@ class MailboxClaims:
         self.ledger = ledger
         self.order = order
         self.records = records
-        self.turns = Turns(order, records, topics, IN_A_ROW)
+        self.turns = Turns(ledger, order, records, topics, IN_A_ROW)
         self.backlogs = backlogs
         self.batch: object | None = None  # each delivery is claimed under the lock
         self.boxes: dict[str, Mailbox] = {}

@@ -62,7 +62,7 @@ class ReadyOrder:
     __slots__ = ("arrivals", "early", "last_accepted_ns", "last_number", "wheel")
 
     def __init__(self) -> None:
-        self.last_number = 0  # of the publications and timers that have arrived, in the order of acceptance
+        self.last_number = 0  # of the publications, in the order of acceptance
         # The latest instant at which anything was accepted or `begin` was called. No instant of acceptance is earlier.
         self.last_accepted_ns = EARLIEST
         self.forget()
@@ -142,11 +142,10 @@ class ReadyOrder:
         self.arrivals.pass_over(timer)
         unlink(timer)
 
-    def first_timer(self, limit: int, number: int) -> Timer | None:
-        """Return the timer that would begin next if there were no publications, of those due at `limit` and those that
-        arrived up to `number`."""
+    def first_timer(self, limit: int) -> Timer | None:
+        """Return the timer that would begin next if there were no publications, of those ready at `limit`."""
         timer, arrived = self.wheel.first_due(limit), self.arrivals.timer
-        if arrived is None or arrived.number > number or (timer is not None and timer.due <= arrived.due):
+        if arrived is None or arrived.due > limit or (timer is not None and timer.due <= arrived.due):
             return timer
         return arrived
 
@@ -190,8 +189,8 @@ class ReadyOrder:
         assert self.arrivals.timer is first, f"the first timer that arrived is {first!r}, not {self.arrivals.timer!r}"
         instants = [entry.due for entry in self.arrivals]
         assert instants == sorted(instants), f"arrivals out of order: {instants}"
-        numbers = [entry.number for entry in self.arrivals]
-        assert numbers == sorted(numbers), f"arrivals out of order: {numbers}"
-        assert not numbers or numbers[-1] <= self.last_number, f"an arrival {numbers[-1]} of {self.last_number}"
+        numbers = [entry.number for entry in self.arrivals if type(entry) is Publication]
+        assert numbers == sorted(numbers), f"publications out of order: {numbers}"
+        assert not numbers or numbers[-1] <= self.last_number, f"publication {numbers[-1]} of {self.last_number}"
         latest = self.last_accepted_ns
         assert not instants or instants[-1] <= latest, f"arrivals of {instants}, the latest accepted at {latest}"

@@ -33,7 +33,7 @@ class SerialClaims:
         self.ledger = ledger
         self.order = order
         self.records = records
-        self.turns = Turns(order, records, topics, IN_A_ROW)
+        self.turns = Turns(ledger, order, records, topics, IN_A_ROW)
         self.backlogs = backlogs
         self.fan_out: FanOut | None = None  # the slice of a publication that is being delivered
         self.batch: DueBatch | None = None  # the timers that are being delivered together
@@ -185,7 +185,7 @@ class SerialClaims:
         """Nothing is parked here."""
 
     def drop_in_progress(self) -> list[Any]:
-        self.turns.limit = None
+        self.turns.limit = None  # the present turn is over
         ledger, fan_out, batch = self.ledger, self.fan_out, self.batch
         held: list[Any] = [fan_out]
         if fan_out is not None and not fan_out.stopped:

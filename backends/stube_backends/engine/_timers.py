@@ -49,14 +49,13 @@ class Timer:
     reference would be user code inside the engine.
     """
 
-    __slots__ = ("after", "before", "cid", "due", "event", "instance_id", "newer", "number", "older", "table")
+    __slots__ = ("after", "before", "cid", "due", "event", "instance_id", "newer", "older", "table")
 
     cid: str
 
     due: int
     event: PlainEvent | None
     instance_id: str
-    number: int  # of a timer without delay: its place among the arrivals, see `ReadyOrder.last_number`
     table: TimerTable | None
     # Links of the ring are `Any`: the next link of the last timer is the ring's head, which is of another class.
     before: Any

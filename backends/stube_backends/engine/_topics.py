@@ -205,8 +205,8 @@ class TopicIndex:
         return topics
 
     def remove(self, entries: list[Subscription], number: int) -> list[PlainEvent | None]:
-        """Remove subscriptions after the arrival `number`; return their events, which the caller releases where user
-        code may run.
+        """Remove subscriptions after the publication `number`; return their events, which the caller releases where
+        user code may run.
 
         The removal looks atomic without the lock, too: all that are removed are marked before a topic is gone from the
         index, and before the delivery thread passes the first of them over.

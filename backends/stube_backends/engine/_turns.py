@@ -1,8 +1,9 @@
 """Turns: timers do not wait behind a publication to many other conversations (G27).
 
-After some targets of publications the timers have a turn if one is due: all that were ready when it began. Only
-conversations are reordered. Within each the order stays (G2): the messages that were accepted before a timer of their
-conversation begin before it, ahead of those to others.
+After some targets of publications the timers have a turn if one is due: those that were ready when it began, and at
+most as many as were pending then, so that timers which their handlers make anew for the same instant do not keep a
+publication waiting. Only conversations are reordered. Within each the order stays (G2): the messages that were accepted
+before a timer of their conversation begin before it, ahead of those to others.
 
 To find such messages costs one step for each subscription of the timer's conversation, and one for each publication
 that waits on these topics, whatever else waits and however many hear the topics.
@@ -14,6 +15,7 @@ from collections.abc import Callable
 from itertools import pairwise
 from typing import Any, TypeVar
 
+from stube_backends.engine._ledger import Ledger
 from stube_backends.engine._order import Arrival, ReadyOrder
 from stube_backends.engine._records import Record, Records
 from stube_backends.engine._rings import move_behind
@@ -27,21 +29,23 @@ class Turns:
     """Gives timers their turns.
 
     Args:
-        order, records, topics: the engine's, the same objects as long as the engine lives.
+        ledger, order, records, topics: the engine's, the same objects as long as the engine lives.
         most: how many targets of publications begin before timers have a turn.
     """
 
-    __slots__ = ("in_a_row", "limit", "most", "order", "records", "topics")
+    __slots__ = ("in_a_row", "ledger", "left", "limit", "most", "order", "records", "topics")
 
-    def __init__(self, order: ReadyOrder, records: Records, topics: TopicIndex, most: int) -> None:
+    def __init__(self, ledger: Ledger, order: ReadyOrder, records: Records, topics: TopicIndex, most: int) -> None:
+        self.ledger = ledger
         self.order = order
         self.records = records
         self.topics = topics
         self.most = most
         # How many targets have begun since timers had a turn. Written by the delivery thread.
         self.in_a_row = 0
-        # When the present turn began: the instant, and the number of the latest arrival. None when timers have none.
-        self.limit: tuple[int, int] | None = None
+        # The instant at which the present turn began, None when timers have none; and how many more may begin in it.
+        self.limit: int | None = None
+        self.left = 0
 
     def next(self, take: Callable[[int], _T | None], now: int) -> Arrival | _T | None:
         """Take out what must begin next: a timer, or a message before it, if timers have a turn; else what `take(now)`
@@ -65,14 +69,15 @@ class Turns:
         at `now`."""
         order = self.order
         if self.limit is None:
-            self.limit = now, order.last_number
-        timer = order.first_timer(*self.limit)
+            self.limit, self.left = now, self.ledger.timers
+        timer = order.first_timer(self.limit) if self.left else None
         if timer is None:
             self.end()
             return None
         arrived = timer is order.arrivals.timer
         if self._move_messages_before(timer, arrived=arrived):
             return order.early.after  # type: ignore[no-any-return]
+        self.left -= 1
         if arrived:
             order.take_arrived(timer)
         else:
@@ -82,10 +87,11 @@ class Turns:
     def _move_messages_before(self, timer: Timer, *, arrived: bool) -> bool:
         """Let the messages that precede a timer in its conversation begin first; say whether there are any."""
         record = self.records.by_cid[timer.cid]
-        if not isinstance(record, Record):
+        if not isinstance(record, Record) or (arrived and timer.before is self.order.arrivals):
             return False
-        # A timer of the wheel was accepted before what arrived at the instant at which it is due.
-        latest = timer.number if arrived else None
+        # All that stands before the first timer that arrived are publications. A timer of the wheel was accepted before
+        # what arrived at the instant at which it is due.
+        latest = timer.before.number if arrived else None
         found: list[tuple[int, Publication, Subscription]] = []
         if record.backlog is not None:
             for message in record.backlog.messages:

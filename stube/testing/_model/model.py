@@ -3,8 +3,8 @@
 It is written from the contract alone, for one thread and without indexes. Every question is answered by a search
 through everything, which is slow but obviously correct. Deliveries run inside `advance`, `settle`, `join` and
 `run_until_idle`, one at a time, in the order of their ready instants over all conversations, ties in the order of
-acceptance. After every 64 messages the timers have a turn (G27): all that are ready at that moment begin, each behind
-the earlier messages of its own conversation.
+acceptance. After every 64 messages the timers have a turn (G27): those that are ready begin, at most as many as were
+pending at that moment, each behind the earlier messages of its own conversation.
 
 Where the contract leaves a backend a choice, the model answers with a value that equals every permitted answer
 (`OneOf`), so that a comparison is exactly as tolerant as the contract:
@@ -147,7 +147,7 @@ class Model:
         self._pending: list[_Pending] = []
         self._fair = fair
         self._in_a_row = 0  # how many messages have been delivered since timers had a turn
-        self._turn: int | None = None  # what was accepted before this number takes part in the present turn
+        self._turn: int | None = None  # how many more timers may begin in the present turn; None without one
         self._early: list[_Pending] = []  # the messages behind which the next timer of the turn begins
         self._running: str | None = None  # the conversation whose delivery runs
         self._accepted = self._delivered = self._failed = self._cancelled = self._dropped = 0
@@ -366,6 +366,8 @@ class Model:
             else:
                 count += 1
                 self._in_a_row += not entry.is_timer
+                if self._turn is not None and entry.is_timer:
+                    self._turn -= 1
                 self._deliver(entry)
         self._in_a_row, self._turn = 0, None
         return count
@@ -375,9 +377,10 @@ class Model:
         ready = sorted((entry for entry in self._pending if entry.ready <= self._now), key=lambda each: each.order)
         early = [entry for entry in self._early if entry in ready]
         if self._fair and self._in_a_row >= IN_A_ROW and not early:
-            self._turn = self._accepted if self._turn is None else self._turn
-            timers = [entry for entry in ready if entry.is_timer and entry.number < self._turn]
-            if timers:
+            if self._turn is None:
+                self._turn = sum(entry.is_timer for entry in self._pending)
+            timers = [entry for entry in ready if entry.is_timer]
+            if timers and self._turn:
                 before = ready[: ready.index(timers[0])]
                 waste = self._waste()
                 self._early = [
