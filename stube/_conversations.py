@@ -176,7 +176,8 @@ class Conversation:
         200.0 Event('main', 'tick')
         True
         """
-        self._registry_if_live()
+        if self._ended:
+            raise self._error()
         period_ms = _in_milliseconds(period) if isinstance(period, timedelta) else period
         timer = PeriodicTimer(self, event, period_ms, instance_id, missed)
         with self._lock:
@@ -221,13 +222,17 @@ class Conversation:
         """
         with self._lock:
             self._ended = True
-            self._conversations._periodic.pop(self, None)
-            if self._conversations._is_taken_over(self):
+            cid, conversations = self._cid, self._conversations
+            live = conversations._open
+            if conversations._periodic:
+                conversations._periodic.pop(self, None)
+            if live.get(cid, self) is not self:
                 return  # everything that the registry holds under this cid belongs to a successor
-            _end(self._conversations.registry, self._cid)
-            first = self._conversations._forget(self)
-        if first and self._conversations.on_end is not None:
-            self._conversations.on_end(self)
+            _end(conversations.registry, cid)
+            # A finalizer may have ended it as well, and opened a successor, in the last line.
+            first = live.get(cid) is self and live.pop(cid, None) is not None
+        if first and conversations.on_end is not None:
+            conversations.on_end(self)
 
     def __enter__(self) -> Self:
         return self
@@ -258,7 +263,8 @@ class Conversation:
     def _cancel_periodic(self, instance_id: str | None) -> None:
         """Let no periodic timer of an instance, or of any, schedule another tick. The caller holds the lock, and
         cancels those that are pending."""
-        for timer in list(self._conversations._periodic.get(self, ())):
+        periodic = self._conversations._periodic
+        for timer in list(periodic.get(self, ())) if periodic else ():
             if instance_id in (None, timer.instance_id):
                 timer._cancelled = True
                 self._forget_periodic(timer)
@@ -392,9 +398,3 @@ class Conversations:
 
     def _is_taken_over(self, conversation: Conversation) -> bool:
         return self._open.get(conversation._cid, conversation) is not conversation
-
-    def _forget(self, conversation: Conversation) -> bool:
-        """Forget the handle, whose lock the caller holds. Return True if this call did so, because only one of several
-        ends may call `on_end`."""
-        # A cid may have been opened anew since (race 2): forget the handle that ended, not its successor.
-        return self._open.get(conversation._cid) is conversation and self._open.pop(conversation._cid, None) is not None

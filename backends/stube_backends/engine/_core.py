@@ -312,6 +312,13 @@ class Core:
         """Run this thread's deferred calls, unless it is still inside an operation of the group."""
         self.deferred.run(self.group.is_reentrant)
 
+    def end_conversation_locked(self, cid: str) -> list[Any]:
+        """Remove all of a conversation; return what was held, for the caller to release."""
+        held = self.engine.end_conversation(cid)
+        if not self.engine.ledger.timers:
+            self.let_go_locked()
+        return held
+
     def let_go_locked(self) -> None:
         """Stop keeping the registry alive if nothing is pending and nothing runs any more.
 

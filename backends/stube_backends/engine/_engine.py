@@ -33,7 +33,7 @@ from stube_backends.engine._records import Records
 from stube_backends.engine._serial import SerialClaims
 from stube_backends.engine._tables import free_if_empty_unlocked
 from stube_backends.engine._timers import CLAIMABLE, PENDING_ADMISSION, Timer
-from stube_backends.engine._topics import NONE_SERVED, Generation, Publication, Subscription, TopicIndex
+from stube_backends.engine._topics import NONE_SERVED, Generation, Publication, TopicIndex
 
 ClaimsT = TypeVar("ClaimsT", bound=Claims, default=SerialClaims)
 NewClaims: TypeAlias = Callable[[Ledger, ReadyOrder, Records, TopicIndex, Backlogs | None], ClaimsT]
@@ -266,11 +266,10 @@ class Engine(Generic[ClaimsT]):
 
     def subscribe(self, cid: str, instance_id: str, topic: str, event: PlainEvent) -> PlainEvent | None:
         """Subscribe; return the event that this one replaces."""
-        self.require_open()
-        entry = self.records.subscription(cid, instance_id, topic)
-        if entry is None:
-            entry = Subscription(cid, instance_id, topic, event)
-            self.records.add_subscription(entry)
+        if self.closed:
+            raise_closed()
+        entry, is_new = self.records.subscribe(cid, instance_id, topic, event)
+        if is_new:
             self.topics.add(entry)
             return None
         replaced, entry.event = entry.event, event

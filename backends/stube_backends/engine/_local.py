@@ -242,7 +242,7 @@ class LocalRegistry(Backend):
         if type(cid) is not str or not cid:
             cid = plain_name("cid", cid)
         core = self._driver.enter()
-        held = core.run_locked(self._cancel_locked, core, core.engine.end_conversation, cid)
+        held = core.run_locked(core.end_conversation_locked, cid)
         if held is REENTRANT:
             self.cancel_timers(cid)  # each of these three knows what to defer
             self._unsubscribe(cid, None, None)

@@ -19,6 +19,7 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Any, Final
 
+from stube.arguments import PlainEvent
 from stube_backends.engine._tables import free_if_empty
 from stube_backends.engine._timers import OwnerReference, Timer
 from stube_backends.engine._topics import Publication, Subscription
@@ -119,8 +120,16 @@ class Records:
 
     def add_another(self, timer: Timer) -> None:
         """Take in a timer of a conversation that holds something already."""
-        entry = self.by_cid[timer.cid]
-        record = entry if isinstance(entry, Record) else self.of(timer.cid)
+        record = self.by_cid[timer.cid]
+        if type(record) is Timer:
+            timer.older = record
+            record.newer = timer
+            mixed = record.instance_id != timer.instance_id
+            record = Record(timer)
+            record.mixed = mixed
+            self.by_cid[timer.cid] = record
+            return
+        assert isinstance(record, Record)
         newest: Any = record.timers
         if type(newest) is Timer:
             if newest.instance_id != timer.instance_id or record.mixed:
@@ -198,7 +207,10 @@ class Records:
             return self.take_timers(cid, None), []
         timers, subscriptions = _all_timers(record.timers), _all_subscriptions(record.subscriptions)
         record.timers = record.subscriptions = None
-        self.drop_if_empty(cid, record)
+        if record.backlog is None:
+            del self.by_cid[cid]
+            if not self.by_cid:
+                self.by_cid.clear()  # see `free_if_empty`
         for timer in timers:
             timer.older = timer.newer = None
         for entry in subscriptions:
@@ -216,6 +228,33 @@ class Records:
         if isinstance(subscriptions, dict):
             return list(subscriptions.get(instance_id, {}).values())[::-1]
         return [entry for entry in _chain(subscriptions) if entry.instance_id == instance_id]
+
+    def subscribe(self, cid: str, instance_id: str, topic: str, event: PlainEvent) -> tuple[Subscription, bool]:
+        """Return the subscription of an instance to a topic, and whether it is a new one, with this event."""
+        record = self.by_cid.get(cid)
+        newest = record.subscriptions if isinstance(record, Record) else None
+        length = 0
+        if isinstance(newest, dict):
+            found = newest.get(instance_id, {}).get(topic)
+            if found is not None:
+                return found, False
+            length = FEW
+        else:
+            entry = newest
+            while entry is not None:
+                if entry.topic == topic and entry.instance_id == instance_id:
+                    return entry, False
+                length += 1
+                entry = entry.older
+        new = Subscription(cid, instance_id, topic, event)
+        if length < FEW:
+            if not isinstance(record, Record):
+                record = self.by_cid[cid] = Record(record)
+            new.older = newest  # type: ignore[assignment]
+            record.subscriptions = new
+        else:
+            self.add_subscription(new)
+        return new, True
 
     def subscription(self, cid: str, instance_id: str, topic: str) -> Subscription | None:
         """Return the subscription of an instance to a topic."""
