@@ -23,7 +23,7 @@ from stube._errors import (
 )
 from stube._events import NO_PAYLOAD, Dispatch, Event, EventSpec
 from stube._factory import BackendInfo, available_backends, create_registry, registry_from_env
-from stube._periodic import Missed, PeriodicTimer
+from stube._periodic import Missed, PeriodicTimer, event_for_dispatch
 from stube._registry import (
     AsyncBackend,
     Backend,
@@ -69,6 +69,7 @@ __all__ = [
     "__version__",
     "available_backends",
     "create_registry",
+    "event_for_dispatch",
     "is_async",
     "is_coroutine_function",
     "is_virtual",

@@ -1,4 +1,8 @@
-"""The host's handles: a conversation as an object that can be ended, written over the twelve operations alone."""
+"""The host's handles: a conversation as an object that can be ended, on any registry.
+
+The twelve operations are enough for that. `schedule(since=)` and `every` need the present instant as well, and `every`
+a registry that begins periodic timers.
+"""
 
 from __future__ import annotations
 
@@ -41,17 +45,19 @@ class Conversation:
 
     # Numbered races that the order of the lines avoids:
     # 1. A timer that cannot be stopped: `_ended` is set once and never unset. Every adding method reads it AFTER it has
-    #    added, and end() sets it BEFORE it removes. In each order, one of the two sees the other.
+    #    added, and end() sets it BEFORE it removes. In each order, one of the two sees the other. This holds within the
+    #    lock, too, because a finalizer or signal handler of the same thread may end the conversation there.
     # 2. A successor under the same cid: `Conversations.open` makes one only when `_lock` is free. What removes does so
     #    under that lock, and not after the end, so no method removes anything of a successor.
-    # 3. Two threads re-arm the same timer: each cancels and schedules under `_lock`, so that one timer is left. A
-    #    periodic timer schedules its next tick under it, too.
-    __slots__ = ("_cid", "_conversations", "_ended", "_lock")
+    # 3. Two threads re-arm the same timer: each cancels and schedules under `_lock`, so that one timer is left.
+    __slots__ = ("_cid", "_conversations", "_ended", "_lock", "_periodic")
 
     def __init__(self, conversations: Conversations, cid: str) -> None:
         self._conversations = conversations
         self._cid = cid
         self._ended = False
+        # The periodic timers that are not over; None before the first one, and after the end. See `PeriodicTimer`.
+        self._periodic: set[PeriodicTimer] | None = None
         self._lock = threading.RLock()  # held by end(); re-entrant, because a finalizer may call end() too
 
     @property
@@ -146,15 +152,19 @@ class Conversation:
         """Deliver `event` again and again, at each whole period after now.
 
         It does not drift: a tick that begins late, or whose handler takes long, delays no later one. `Event.due` of a
-        tick is the exact instant for which it was meant. It ends with the conversation, when it is cancelled, or with
-        an error in the log when the registry has no room for the next tick.
+        tick is the exact instant for which it was meant.
+
+        It is over when the conversation ends, when it is cancelled, and when its pending tick is forgotten with the
+        rest by a reset or a close of the registry. If the registry refuses the next tick, because it is full, the timer
+        is over too, and an error is logged. Until then a tick is pending, and keeps a registry alive that was dropped.
 
         Args:
             event: a name, or `(name, *payload)`.
             period: milliseconds or a `timedelta`, greater than 0.
             instance_id: the component that gets it.
             missed: what becomes of the ticks that are over when one begins late. `"skip"`: they are left out.
-                `"make_up"`: each is delivered, one directly behind the other.
+                `"make_up"`: each is delivered as soon as possible, one after the other; what else is due in the
+                meantime comes between them.
 
         Returns:
             A handle that cancels all further ticks. `cancel_timers` and `schedule(..., replace=True)` cancel them too.
@@ -181,11 +191,19 @@ class Conversation:
         period_ms = _in_milliseconds(period) if isinstance(period, timedelta) else period
         timer = PeriodicTimer(self, event, period_ms, instance_id, missed)
         with self._lock:
-            if not self._ended:
-                timer._schedule_next()
-                self._conversations._periodic.setdefault(self, []).append(timer)
-            if self._ended:
-                raise self._error()
+            periodic = self._periodic or set()
+            periodic.add(timer)
+            self._periodic = periodic
+            try:
+                timer.schedule_next()
+            except BaseException:
+                timer.forget()
+                raise
+            finally:
+                if self.ended:
+                    self._periodic = None
+        if self.ended:
+            raise self._error()
         return timer
 
     def subscribe(self, topic: str, event: EventSpec, *, instance_id: str = "main") -> None:
@@ -211,7 +229,8 @@ class Conversation:
         with self._lock:
             if self._ended:
                 return 0
-            self._cancel_periodic(instance_id)
+            if self._periodic:
+                self._cancel_periodic(instance_id)
             return self._conversations.registry.cancel_timers(self._cid, instance_id=instance_id)
 
     def end(self) -> None:
@@ -224,8 +243,7 @@ class Conversation:
             self._ended = True
             cid, conversations = self._cid, self._conversations
             live = conversations._open
-            if conversations._periodic:
-                conversations._periodic.pop(self, None)
+            self._periodic = None
             if live.get(cid, self) is not self:
                 return  # everything that the registry holds under this cid belongs to a successor
             _end(conversations.registry, cid)
@@ -256,25 +274,21 @@ class Conversation:
         with self._lock:
             if self._ended:
                 raise self._error()
-            self._cancel_periodic(instance_id)
+            if self._periodic:
+                self._cancel_periodic(instance_id)
             registry.cancel_timers(self._cid, instance_id=instance_id)
-            return registry.schedule_event(cid=self._cid, instance_id=instance_id, delay_ms=delay_ms, event=event)
+            handle = registry.schedule_event(cid=self._cid, instance_id=instance_id, delay_ms=delay_ms, event=event)
+        if self.ended:
+            handle.cancel()
+            raise self._error()
+        return handle
 
     def _cancel_periodic(self, instance_id: str | None) -> None:
-        """Let no periodic timer of an instance, or of any, schedule another tick. The caller holds the lock, and
-        cancels those that are pending."""
-        periodic = self._conversations._periodic
-        for timer in list(periodic.get(self, ())) if periodic else ():
+        """Let no periodic timer of an instance, or of any, schedule another tick. The caller cancels the pending
+        ticks."""
+        for timer in list(self._periodic or ()):
             if instance_id in (None, timer.instance_id):
-                timer._cancelled = True
-                self._forget_periodic(timer)
-
-    def _forget_periodic(self, timer: PeriodicTimer) -> None:
-        """Forget a periodic timer that is over. The caller holds the lock."""
-        periodic = self._conversations._periodic
-        others = [other for other in periodic.pop(self, ()) if other is not timer]
-        if others and not self._ended:
-            periodic[self] = others
+                timer.forget()
 
     @property
     def _registry(self) -> Registry:
@@ -319,20 +333,19 @@ def _left_of(registry: Registry, since: Event, delay_ms: float) -> float:
     if since.due is None:
         raise ValueError(wrong)
     now = present_instant(registry, "since")
-    delay = delay_in_nanoseconds(delay_ms)
-    missed = max(0, now - since.due - delay)
-    left = since.due + delay - now + (-(-missed // delay) * delay if delay else missed)
-    return exact_milliseconds(left)
+    delay, elapsed = delay_in_nanoseconds(delay_ms), now - since.due
+    number = max(1, -(-elapsed // delay)) if delay else 1
+    return exact_milliseconds(max(0, number * delay - elapsed))
 
 
 class Conversations:
     """The live conversations of a host, one handle per cid, on any registry.
 
     Args:
-        registry: where their timers, subscriptions and batons live. on_end: called as `on_end(conversation)`, once for
-        each, when it has ended and nothing of it remains, so that the host can remove what it keeps of the conversation
-        elsewhere. The thread that ended the conversation calls it, which may be the delivery thread, and holds no lock.
-        It should neither wait nor fail.
+        registry: where their timers, subscriptions and batons live.
+        on_end: called as `on_end(conversation)`, once for each, when it has ended and nothing of it remains, so that
+            the host can remove what it keeps of the conversation elsewhere. The thread that ended the conversation
+            calls it, which may be the delivery thread, and holds no lock. It should neither wait nor fail.
 
     >>> from stube import Conversations, create_registry
     >>> conversations = Conversations(create_registry("virtual"))
@@ -351,8 +364,6 @@ class Conversations:
         # because a finalizer may open a conversation in the middle of another call.
         self._lock = threading.RLock()
         self._open: dict[str, Conversation] = {}
-        # The periodic timers that are not over. Each entry is changed under the lock of its conversation.
-        self._periodic: dict[Conversation, list[PeriodicTimer]] = {}
 
     def open(self, cid: str | None = None) -> Conversation:
         """Return the handle of a conversation: that of `cid` if it is live, otherwise a new one. O(1).

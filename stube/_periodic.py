@@ -1,22 +1,21 @@
 """Periodic timers: one handle for events that a conversation gets again and again, without drift.
 
-A registry has timers that fire once. A periodic timer is the payload of such a timer, its next tick. The backend that
-is about to deliver the tick calls `PeriodicTimer.tick`, which schedules the one after it and returns the event that
-dispatch gets. So a tick that is late delays no later one, and a handler that fails ends nothing.
+Each tick is an ordinary timer of the registry. Its payload says which periodic timer it belongs to; a registry passes
+its event through `event_for_dispatch` directly before dispatch, which schedules the following tick and returns the
+event that dispatch gets. So a tick that is late delays no later one, and a handler that fails ends nothing.
 """
 
 from __future__ import annotations
 
-import threading
 from typing import Any, Literal, Protocol, TypeAlias, get_args
 
-from stube._errors import RegistryClosed, StubeError
+from stube._errors import RegistryClosed
 from stube._events import NO_PAYLOAD, Event, EventSpec
 from stube._registry import Registry, TimerHandle
 from stube._typing import override
 from stube.arguments import delay_in_nanoseconds, exact_milliseconds, milliseconds, plain_event, plain_name
 
-__all__ = ["Missed", "PeriodicTimer", "present_instant"]
+__all__ = ["Missed", "PeriodicTimer", "event_for_dispatch", "present_instant"]
 
 Missed: TypeAlias = Literal["skip", "make_up"]
 """What becomes of the ticks that are over when one begins late: they are skipped, or all of them made up for."""
@@ -24,8 +23,6 @@ Missed: TypeAlias = Literal["skip", "make_up"]
 
 class Owner(Protocol):
     """What a periodic timer asks of its conversation."""
-
-    _lock: threading.RLock
 
     @property
     def cid(self) -> str: ...
@@ -36,8 +33,9 @@ class Owner(Protocol):
     @property
     def _registry(self) -> Registry: ...
 
-    def _forget_periodic(self, timer: PeriodicTimer) -> None:
-        """Forget a timer that is over. The caller holds the lock."""
+    @property
+    def _periodic(self) -> set[PeriodicTimer] | None:
+        """Return the periodic timers that are not over."""
 
 
 class PeriodicTimer:
@@ -46,12 +44,13 @@ class PeriodicTimer:
     It is a `TimerHandle`. Any thread may cancel it, its own handler as well.
     """
 
-    # Guarded by the lock of the conversation, under which it is also cancelled and ended: `tick` schedules the next one
-    # only while it is not. A signal handler or finalizer may cancel it in the middle of `tick`, on the same thread. So
-    # `cancel` sets `_cancelled` BEFORE it cancels the timer, and `tick` reads it AFTER it has scheduled one.
+    # No lock: a tick must not wait for one whose owner waits for the registry. The timer is over when it has left the
+    # set of its conversation, which is one step, so that one of several cancels does it; or when the conversation has
+    # ended. What cancels takes it out BEFORE it cancels the pending tick, and `schedule_next` looks AFTER it has
+    # scheduled one: in each order, one of the two sees the other. The next tick cannot begin in between, because the
+    # deliveries of a conversation run one after the other.
     __slots__ = (
-        "_began", "_cancelled", "_instance_id", "_makes_up", "_name", "_number", "_owner", "_payload", "_period",
-        "_timer",
+        "_began", "_instance_id", "_makes_up", "_name", "_number", "_owner", "_payload", "_period", "_timer",
     )  # fmt: skip
 
     def __init__(self, owner: Owner, event: EventSpec, period_ms: float, instance_id: str, missed: Missed) -> None:
@@ -65,8 +64,7 @@ class PeriodicTimer:
         if missed not in get_args(Missed):
             raise ValueError(f"missed must be 'skip' or 'make_up', not {missed!r}. Choose one of them.")
         self._makes_up = missed == "make_up"
-        self._number = 0  # of the tick that is pending, or was delivered last
-        self._cancelled = False
+        self._number = 0  # of the tick that is pending, or was delivered last; used by the delivering thread
         self._timer: TimerHandle | None = None
         registry = owner._registry
         if not getattr(registry, "begins_periodic_timers", False):
@@ -83,60 +81,82 @@ class PeriodicTimer:
 
     def cancel(self) -> bool:
         """Cancel all further ticks; True when this very call did. Final: none begins after the return. O(1)."""
-        with self._owner._lock:
-            if self._is_over():
-                return False
-            self._cancelled = True
-            self._owner._forget_periodic(self)
-            if self._timer is not None:
-                self._timer.cancel()
-            return True
+        try:
+            (self._owner._periodic or set()).remove(self)
+        except KeyError:
+            return False
+        timer = self._timer
+        if timer is not None:
+            timer.cancel()
+        return True
 
-    def tick(self) -> Event:
-        """Return the event of the tick that is being delivered, and schedule the next one.
+    def forget(self) -> None:
+        """Let no further tick be scheduled, for a caller that cancels the pending one."""
+        (self._owner._periodic or set()).discard(self)
 
-        For backends: called on the thread that is about to call dispatch, which holds no lock.
-        """
-        refusal: StubeError | None = None
-        with self._owner._lock:
-            due = self._began + self._number * self._period
-            if not self._is_over():
-                try:
-                    self._schedule_next()
-                except StubeError as exc:
-                    self._cancelled = True
-                    self._owner._forget_periodic(self)
-                    refusal = exc
-        if refusal is not None and not isinstance(refusal, RegistryClosed):
-            from logging import getLogger  # slow to import
+    def begin_tick(self) -> Event:
+        """Return the event of the tick that is being delivered, and schedule the next one."""
+        due = self._began + self._number * self._period
+        if not self._is_over():
+            try:
+                self.schedule_next()
+            except BaseException as exc:
+                self.forget()
+                if not isinstance(exc, Exception):
+                    raise
+                if not isinstance(exc, RegistryClosed):
+                    from logging import getLogger  # slow to import
 
-            getLogger("stube").error("%r of conversation %r ends: %s", self, self._owner.cid, refusal)
+                    getLogger("stube").error("%r of conversation %r ends: %s", self, self._owner.cid, exc)
         return Event(self._instance_id, self._name, self._payload, due=due)
 
-    def _schedule_next(self) -> None:
-        """Schedule the next tick: the one after the last, or the first one that has not been missed."""
+    def schedule_next(self) -> None:
+        """Schedule the next tick: the one after the last, or the first one that is not over."""
         registry = self._owner._registry
         elapsed = present_instant(registry, "every") - self._began
         self._number += 1
         if not self._makes_up:
             self._number = max(self._number, -(-elapsed // self._period))
         left = self._number * self._period - elapsed
-        self._timer = registry.schedule_event(
+        timer = self._timer = registry.schedule_event(
             cid=self._owner.cid,
             instance_id=self._instance_id,
             delay_ms=exact_milliseconds(max(0, left)),
-            event=(self._name, self),
+            event=(self._name, _Tick(self)),
         )
         if self._is_over():
-            self._timer.cancel()
+            timer.cancel()
 
     def _is_over(self) -> bool:
-        return self._cancelled or self._owner.ended
+        return self._owner.ended or self not in (self._owner._periodic or ())
 
     @override
     def __repr__(self) -> str:
         state = ", over" if self._is_over() else ""
         return f"<PeriodicTimer {self._name!r} every {milliseconds(self._period):g} ms{state}>"
+
+
+class _Tick:
+    """The payload of a tick that is pending. No handler gets it, so that no other event can have it."""
+
+    __slots__ = ("timer",)
+
+    def __init__(self, timer: PeriodicTimer) -> None:
+        self.timer = timer
+
+    @override
+    def __repr__(self) -> str:
+        return repr(self.timer)
+
+
+def event_for_dispatch(event: Event) -> Event:
+    """Return the event that dispatch gets: the same, or that of a periodic timer, whose next tick is scheduled thereby.
+
+    For backends: called for each event of a timer directly before dispatch, while this thread holds no lock. A registry
+    that does so says it with `begins_periodic_timers = True`.
+    """
+    payload = event.payload
+    return payload.timer.begin_tick() if type(payload) is _Tick else event
 
 
 def present_instant(registry: Registry, what: str) -> int:

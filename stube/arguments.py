@@ -110,7 +110,8 @@ def milliseconds(nanoseconds: int) -> float:
 def exact_milliseconds(nanoseconds: int) -> float:
     """Return the delay in milliseconds that `delay_in_nanoseconds` turns into so many nanoseconds. O(1).
 
-    It is an `int` where that is whole. Above 2**53 ns (104 days) a fraction may come out up to a microsecond longer.
+    It is an `int` where that is whole. Above 2**53 ns (104 days) a fraction may come out up to a microsecond longer,
+    and beyond what a float holds up to a millisecond.
 
     >>> exact_milliseconds(5_000_000), exact_milliseconds(1_500_001)
     (5, 1.500001)
@@ -118,7 +119,10 @@ def exact_milliseconds(nanoseconds: int) -> float:
     whole, rest = divmod(nanoseconds, _NANOSECONDS)
     if not rest:
         return whole
-    found = nanoseconds / _NANOSECONDS
+    try:
+        found = nanoseconds / _NANOSECONDS
+    except OverflowError:
+        return whole + 1
     if delay_in_nanoseconds(found) > nanoseconds:  # the float above the exact value was nearer
         shorter = nextafter(found, 0)
         return shorter if delay_in_nanoseconds(shorter) >= nanoseconds else found

@@ -11,12 +11,12 @@ from typing import Any, Final
 
 from typing_extensions import override
 
-from stube import Dispatch, Event
+from stube import Dispatch, Event, event_for_dispatch
 from stube.arguments import checked_timeout
 from stube_backends.aio._link import LoopLink
 from stube_backends.aio._runners import Runners
 from stube_backends.engine import EARLIEST, Core, Driver, Engine, Failures, Options, refuse_inside, wait_until_idle
-from stube_backends.engine._arguments import for_dispatch, must_be_awaited
+from stube_backends.engine._arguments import must_be_awaited
 from stube_backends.engine._core import FOREVER, REENTRANT, Waiter
 from stube_backends.engine._mailboxes import AGAIN, IN_A_ROW, Mailbox, MailboxClaims
 from stube_backends.engine._waiting import delist_locked, enlist_locked, release_waiters_locked, set_sleep_locked
@@ -282,7 +282,7 @@ class LoopDriver(Driver):
             return box
         result, reported = None, False
         try:
-            event = for_dispatch(event)
+            event = event_for_dispatch(event)
             result = Context().run(core.dispatch, box.cid, event)
             failed = False
         except BaseException as exc:  # noqa: BLE001 - whatever it raises, it stops no other (G19)

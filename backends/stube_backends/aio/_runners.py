@@ -11,10 +11,9 @@ from contextvars import Context
 from functools import partial
 from typing import Any
 
-from stube import Event
+from stube import Event, event_for_dispatch
 from stube_backends.aio._link import LoopLink
 from stube_backends.engine import Core, Failures
-from stube_backends.engine._arguments import for_dispatch
 from stube_backends.engine._failures import log
 from stube_backends.engine._mailboxes import Mailbox, MailboxClaims
 
@@ -89,7 +88,7 @@ class Runners:
             reported = False
             try:
                 if result is None:
-                    event = for_dispatch(event)
+                    event = event_for_dispatch(event)
                     result = core.dispatch(box.cid, event)
                 if isinstance(result, Awaitable):
                     await result

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Final
 
-from stube import NO_PAYLOAD, Event, EventSpec, PeriodicTimer, is_coroutine_function
+from stube import NO_PAYLOAD, Event, EventSpec, is_coroutine_function
 from stube.arguments import PlainEvent
 
 NO_SIGNALS: Final = Event("", "").signals
@@ -24,13 +24,6 @@ def event_with_payload(instance_id: str, spec: Sequence[Any], due: int) -> Event
     if len(spec) == 1:
         return Event(instance_id, spec[0], NO_PAYLOAD, NO_SIGNALS, due)
     return Event(instance_id, spec[0], spec[1] if len(spec) == 2 else spec[1:], NO_SIGNALS, due)
-
-
-def for_dispatch(event: Event) -> Event:
-    """Return the event that dispatch gets. For a tick of a periodic timer this schedules the next one, so it is called
-    directly before dispatch, and without a lock."""
-    payload = event.payload
-    return payload.tick() if type(payload) is PeriodicTimer else event
 
 
 def public_event(event: PlainEvent) -> EventSpec:

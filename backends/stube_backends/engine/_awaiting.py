@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Generator
 from typing import Any
 
-from stube import Event
-from stube_backends.engine._arguments import for_dispatch
+from stube import Event, event_for_dispatch
 from stube_backends.engine._core import Core
 from stube_backends.engine._failures import Failures
 from stube_backends.engine._timers import DueBatch, Timer
@@ -83,7 +82,7 @@ class AwaitingDeliverer:
         limit = timeout(patience)
         try:
             async with limit:
-                event = for_dispatch(event)
+                event = event_for_dispatch(event)
                 result: Any = self._core.dispatch(cid, event)
                 if isinstance(result, Awaitable):
                     await result

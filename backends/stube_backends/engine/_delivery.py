@@ -10,8 +10,8 @@ from collections.abc import Callable
 from itertools import islice
 from operator import length_hint
 
-from stube import NO_PAYLOAD, Event
-from stube_backends.engine._arguments import NO_SIGNALS, event_with_payload, for_dispatch, refuse_result
+from stube import NO_PAYLOAD, Event, event_for_dispatch
+from stube_backends.engine._arguments import NO_SIGNALS, event_with_payload, refuse_result
 from stube_backends.engine._core import Core
 from stube_backends.engine._failures import Failures
 from stube_backends.engine._timers import DueBatch, Timer
@@ -63,7 +63,7 @@ class Deliverer:
         """Deliver one timer; return whether it failed."""
         cid, event = timer.claim()
         try:
-            event = for_dispatch(event)
+            event = event_for_dispatch(event)
             result = self._core.dispatch(cid, event)
             if result is not None:
                 refuse_result(result)
@@ -93,7 +93,7 @@ class Deliverer:
                 if type(spec) is str:
                     event = Event(timer.instance_id, spec, NO_PAYLOAD, NO_SIGNALS, timer.due)
                 else:
-                    event = for_dispatch(event_with_payload(timer.instance_id, spec, timer.due))
+                    event = event_for_dispatch(event_with_payload(timer.instance_id, spec, timer.due))
                 try:
                     result = core.dispatch(cid, event)
                     if result is not None:

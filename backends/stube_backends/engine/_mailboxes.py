@@ -200,7 +200,7 @@ class MailboxClaims:
                 self.garbage.append(entry)
 
     def drop_in_progress(self) -> list[Any]:
-        self.turns.limit = None
+        self.turns.limit = None  # the turn is over
         held: list[Any] = []
         for entry in self._unpark():
             if type(entry) is Timer:

@@ -3,8 +3,8 @@
 A publication is ready at the instant at which it was accepted, a timer at its due instant. What is ready at the
 very instant of its acceptance (every publication, and every timer without delay) arrives in one ring, in the order
 of acceptance; instants of acceptance never run backwards, so that ring is sorted. A timer with a delay waits in the
-wheel. Merging needs no sequence numbers: a timer of the wheel that is due at the instant of an arrival was accepted
-before that instant, so on a tie the wheel goes first.
+wheel. Merging the two needs no sequence numbers: a timer of the wheel that is due at the instant of an arrival was
+accepted before that instant, so on a tie the wheel goes first.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ Arrival: TypeAlias = Timer | Publication
 class Arrivals(Ring):
     """The ring of what was ready when it was accepted.
 
-    `timer` is the first timer in it, None without one. It is looked for from the last one on, so that looking is
-    amortised O(1).
+    `timer` is the first timer in it, None without one. The search for the next one begins behind the one that leaves,
+    so that it is amortised O(1).
     """
 
     __slots__ = ("timer",)
@@ -83,9 +83,9 @@ class ReadyOrder:
         """Say whether there is anything that was ready when it was accepted."""
         return not (self.arrivals.is_empty() and self.early.is_empty())
 
-    def arrive(self, entry: Arrival) -> None:
-        """Take in a publication, or a timer without delay, accepted at `last_accepted_ns`."""
-        self.arrivals.append(entry)
+    def arrive(self, publication: Publication) -> None:
+        """Take in a publication, accepted at `last_accepted_ns`."""
+        self.arrivals.append(publication)
 
     def discard(self, timers: Iterable[Timer]) -> list[PlainEvent | None]:
         """Take out timers, and empty them; return their events.

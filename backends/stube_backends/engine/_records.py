@@ -1,7 +1,7 @@
 """Conversations: what is pending for each and what it listens to, found with one look-up.
 
-A conversation that holds no more than one timer is represented by that timer. One that holds more has a `Record`. It is
-forgotten as soon as it holds nothing.
+A conversation that holds one timer and nothing else is represented by that timer; one that holds anything else has a
+`Record`. It is forgotten as soon as it holds nothing.
 
 Most conversations have one to three timers and subscriptions, and a container costs more than these do. So a record
 keeps both as chains: from the newest on, the link `older` leads through the timers or subscriptions themselves. To find
@@ -80,7 +80,7 @@ class Records:
         return record
 
     def find(self, cid: str) -> Record | None:
-        """Return the record of a conversation; None where it holds no more than one timer."""
+        """Return the record of a conversation; None for one that holds a single timer or nothing."""
         entry = self.by_cid.get(cid)
         return entry if isinstance(entry, Record) else None
 
@@ -247,13 +247,9 @@ class Records:
                 length += 1
                 entry = entry.older
         new = Subscription(cid, instance_id, topic, event)
-        if length < FEW:
-            if not isinstance(record, Record):
-                record = self.by_cid[cid] = Record(record)
-            new.older = newest  # type: ignore[assignment]
-            record.subscriptions = new
-        else:
-            self.add_subscription(new)
+        if not isinstance(record, Record):
+            record = self.by_cid[cid] = Record(record)
+        _add_subscription(record, new, length)
         return new, True
 
     def subscription(self, cid: str, instance_id: str, topic: str) -> Subscription | None:
@@ -271,19 +267,8 @@ class Records:
     def add_subscription(self, entry: Subscription) -> None:
         """Make a subscription the newest of its conversation."""
         record = self.of(entry.cid)
-        subscriptions = record.subscriptions
-        if not isinstance(subscriptions, dict):
-            if subscriptions is None or _has_few(subscriptions):
-                entry.older = subscriptions
-                record.subscriptions = entry
-                return
-            chain, subscriptions = _chain(subscriptions), {}
-            for other in reversed(chain):
-                subscriptions.setdefault(other.instance_id, {})[other.topic] = other
-            record.subscriptions = subscriptions
-            for other in chain:
-                other.older = None
-        subscriptions.setdefault(entry.instance_id, {})[entry.topic] = entry
+        chain = [] if isinstance(record.subscriptions, dict) else _chain(record.subscriptions)
+        _add_subscription(record, entry, len(chain))
 
     def take_subscriptions(self, cid: str, instance_id: str | None, topic: str | None) -> list[Subscription]:
         """Take out all subscriptions of a conversation, or of one instance of it, or the instance's one to a topic."""
@@ -364,6 +349,23 @@ def _by_instance(newest: Timer) -> dict[str, Timer]:
             older.newer = timer
         found[timer.instance_id] = timer
     return found
+
+
+def _add_subscription(record: Record, entry: Subscription, length: int) -> None:
+    """Make a subscription the newest of its conversation, where the chain has this length."""
+    subscriptions = record.subscriptions
+    if not isinstance(subscriptions, dict):
+        if length < FEW:
+            entry.older = subscriptions
+            record.subscriptions = entry
+            return
+        chain, subscriptions = _chain(subscriptions), {}
+        for other in reversed(chain):
+            subscriptions.setdefault(other.instance_id, {})[other.topic] = other
+        record.subscriptions = subscriptions
+        for other in chain:
+            other.older = None
+    subscriptions.setdefault(entry.instance_id, {})[entry.topic] = entry
 
 
 def _take_out(record: Record, removed: list[Subscription]) -> None:

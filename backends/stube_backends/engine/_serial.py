@@ -185,7 +185,7 @@ class SerialClaims:
         """Nothing is parked here."""
 
     def drop_in_progress(self) -> list[Any]:
-        self.turns.limit = None  # the present turn is over
+        self.turns.limit = None  # the turn is over; `in_a_row` belongs to the delivery thread
         ledger, fan_out, batch = self.ledger, self.fan_out, self.batch
         held: list[Any] = [fan_out]
         if fan_out is not None and not fan_out.stopped:

@@ -68,7 +68,7 @@ class Topic:
         self.live = len(entries)
         self.snapshots = 0  # how many publications refer to `entries` and have not begun
         self.snapshot_length = 0  # how many of `entries` they refer to
-        # Of the publications that wait, which the link `later` leads through.
+        # The first and the last publication that wait; `later` links one to the next.
         self.oldest: Publication | None = None
         self.newest: Publication | None = None
 

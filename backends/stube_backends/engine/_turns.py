@@ -43,7 +43,8 @@ class Turns:
         self.most = most
         # How many targets have begun since timers had a turn. Written by the delivery thread.
         self.in_a_row = 0
-        # The instant at which the present turn began, None when timers have none; and how many more may begin in it.
+        # The instant at which the present turn began, None while there is none; and how many more timers may begin in
+        # it.
         self.limit: int | None = None
         self.left = 0
 
@@ -61,7 +62,7 @@ class Turns:
         return entry
 
     def end(self) -> None:
-        """End a turn; so many targets may begin again."""
+        """End the turn of the timers: `most` further targets may begin before the next one."""
         self.in_a_row, self.limit = 0, None
 
     def _take(self, now: int) -> Arrival | None:
