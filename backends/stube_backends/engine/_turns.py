@@ -13,16 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Any, TypeVar
+from typing import Any
 
 from stube_backends.engine._ledger import Ledger
-from stube_backends.engine._order import Arrival, ReadyOrder
+from stube_backends.engine._order import ReadyOrder
 from stube_backends.engine._records import Record, Records
 from stube_backends.engine._rings import move_behind
 from stube_backends.engine._timers import Timer
 from stube_backends.engine._topics import Publication, Subscription, Topic, TopicIndex
-
-_T = TypeVar("_T")
 
 
 class Turns:
@@ -48,12 +46,11 @@ class Turns:
         self.limit: int | None = None
         self.left = 0
 
-    def next(self, take: Callable[[int], _T | None], now: int) -> Arrival | _T | None:
-        """Take out what must begin next: a timer, or a message before it, if timers have a turn; else what `take(now)`
-        finds in the ready order."""
-        order = self.order
-        entry: Arrival | _T | None = None
-        if self.in_a_row >= self.most and order.early.is_empty():
+    def next(self, take: Callable[[int], Any], now: int) -> Any:
+        """Take out what must begin next: a timer if timers have a turn, else what `take(now)` finds in the ready
+        order."""
+        entry: Any = None
+        if self.in_a_row >= self.most and self.order.early.is_empty():
             entry = self._take(now)
         if entry is None:
             entry = take(now)
@@ -65,9 +62,9 @@ class Turns:
         """End the turn of the timers: `most` further targets may begin before the next one."""
         self.in_a_row, self.limit = 0, None
 
-    def _take(self, now: int) -> Arrival | None:
-        """Take out a timer whose turn it is, or return a message that must begin before it; None if no timer has a turn
-        at `now`."""
+    def _take(self, now: int) -> Timer | None:
+        """Take out a timer whose turn it is. None if no timer has a turn at `now`; or if messages begin before it,
+        which are the next ones in the ready order then."""
         order = self.order
         if self.limit is None:
             self.limit, self.left = now, self.ledger.timers
@@ -77,7 +74,7 @@ class Turns:
             return None
         arrived = timer is order.arrivals.timer
         if self._move_messages_before(timer, arrived=arrived):
-            return order.early.after  # type: ignore[no-any-return]
+            return None
         self.left -= 1
         if arrived:
             order.take_arrived(timer)
@@ -93,13 +90,16 @@ class Turns:
         # All that stands before the first timer that arrived are publications. A timer of the wheel was accepted before
         # what arrived at the instant at which it is due.
         latest = timer.before.number if arrived else None
-        found: list[tuple[int, Publication, Subscription]] = []
         if record.backlog is not None:
-            for message in record.backlog.messages:
-                if message.number <= latest if latest is not None else message.due < timer.due:
-                    move_behind(self.order.early.before, message)
-                    found.append((message.number, message, message.entries[0]))
-            return bool(found)
+            messages = [
+                message
+                for message in record.backlog.messages
+                if (message.number <= latest if latest is not None else message.due < timer.due)
+            ]
+            for message in messages:
+                move_behind(self.order.early.before, message)
+            return bool(messages)
+        found: list[tuple[int, Publication, Subscription]] = []
         for entry in reversed(self.records.subscriptions(timer.cid)):
             topic = self.topics.topics.get(entry.topic)
             publication = topic.oldest if isinstance(topic, Topic) else None
@@ -125,7 +125,7 @@ def _by_acceptance(found: tuple[int, Publication, Subscription]) -> tuple[int, i
 def _in_order(found: tuple[int, Publication, Subscription]) -> tuple[int, int]:
     """Return the place of a message among those to its conversation. O(all targets)."""
     number, publication, entry = found
-    return number, publication.entries.index(entry, publication.position, publication.length)
+    return number, publication.entries.index(entry, publication.position)
 
 
 def _serve(publication: Publication, entry: Subscription, early: Any) -> None:
