@@ -10,8 +10,8 @@ import pytest
 
 from stube_backends.engine import Engine
 from stube_backends.engine._backlogs import Limits
+from stube_backends.engine._mailboxes import AGAIN, MailboxClaims
 from stube_backends.engine._mailboxes import IN_A_ROW as IN_A_ROW_ON_A_LOOP
-from stube_backends.engine._mailboxes import MailboxClaims
 from stube_backends.engine._records import FEW
 from stube_backends.engine._recovery import rebuild
 from stube_backends.engine._serial import IN_A_ROW
@@ -301,6 +301,55 @@ def test_a_timer_overtakes_others_on_a_loop_as_well(delay: int) -> None:
     assert seen.index(("clock", "tick")) <= 1 + IN_A_ROW_ON_A_LOOP + 2
     assert len(seen) == 2 * 41 + 2
     assert engine.stats().balanced
+
+
+def test_a_parked_message_is_not_taken_for_one_that_waits_in_the_order() -> None:
+    """Fault: with a bound for each conversation, messages in the mailbox of a handler that waits are moved before their
+    timer, parked again and moved again, without end, and nothing else is delivered (G10, G27)."""
+    engine: Engine[MailboxClaims] = Engine(None, limits=Limits(100, "drop_oldest"), claims=MailboxClaims)
+    for name in ("own", *(f"c{number}" for number in range(40))):
+        engine.subscribe(name, "i", "t", "said")
+    for number in (1, 2):
+        engine.publish("t", number, 0)
+    engine.schedule("own", "i", 0, "tick", 0)
+    engine.schedule("clock", "i", 0, "tick", 0)
+    claims, seen = engine.claims, []
+    own = claims.next_box(0, "server")
+    assert own is not None
+    assert claims.claim(own) is not None  # and its handler waits
+    for _ in range(1000):
+        box = claims.next_box(0, "server")
+        if box is None:
+            break
+        while box is not AGAIN and claims.claim(box) is not None:
+            seen.append(box.cid)
+            claims.finish(box, failed=False)
+    assert len(seen) == 2 * 40 + 1
+    assert seen.index("clock") <= 40 + IN_A_ROW_ON_A_LOOP
+    claims.finish(own, failed=False)
+    rest = []
+    while (event := claims.claim(own)) is not None:
+        rest.append(event.name)
+        claims.finish(own, failed=False)
+    assert rest == ["said", "tick"]
+    engine._check()
+
+
+def test_the_cost_of_an_early_message_does_not_grow_with_their_number() -> None:
+    """Fault: what has been handed out is noted in a new set each time, which is quadratic (G14)."""
+    engine = subscribed("a", *(f"c{number}" for number in range(5)))
+    engine.publish("t", "m", 0)
+    publication = engine.order.arrivals.after
+    noted = []
+    for number in range(5):
+        engine.schedule(f"c{number}", "i", 0, "tick", 0)
+    for _ in range(5):
+        give_a_turn(engine)
+        step(engine, 0)
+        step(engine, 0)
+        noted.append(publication.served)
+    assert len(noted[-1]) == 5
+    assert all(one is noted[0] for one in noted)
 
 
 def test_the_early_messages_are_shown_and_counted() -> None:

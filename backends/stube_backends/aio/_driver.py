@@ -247,7 +247,7 @@ class LoopDriver(Driver):
             if box is not None:
                 delivered = True
                 now = self._clock()  # a timer may have become due, whose turn it is (G27)
-                if now - began > _SLICE or started == IN_A_ROW:  # a runner begins when the loop goes on
+                if now - began > _SLICE or started >= IN_A_ROW:  # a runner begins when the loop goes on
                     return EARLIEST
             elif delivered:
                 now, delivered = self._clock(), False  # something may have become due since

@@ -114,6 +114,14 @@ class Backlogs:
         if not backlog.messages:
             self._drop(cid)
 
+    def put_back(self, message: Publication) -> None:
+        """Let a message wait again that has been forgotten and has not begun: it is the oldest of its conversation."""
+        record = self.records.of(message.entries[0].cid)
+        if record.backlog is None:
+            record.backlog = Backlog()
+        if message not in record.backlog.messages:  # a `rebuild` has not put it back already
+            record.backlog.messages.appendleft(message)
+
     def take_overflows(self) -> list[Overflow]:
         """Return the overflows since the last call."""
         overflows, self.overflows = self.overflows, []

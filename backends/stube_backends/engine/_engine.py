@@ -397,7 +397,7 @@ class Engine(Generic[ClaimsT]):
                 entry.event = entry.table = entry.after = entry.older = entry.newer = None
             else:
                 assert isinstance(entry, Publication)
-                key = (id(entry.entries), entry.position, entry.length, entry.served)
+                key = (id(entry.entries), entry.position, entry.length, id(entry.served))
                 if key not in living:
                     living[key] = len(entry.waiting())
                 held.append(entry)

@@ -31,7 +31,7 @@ from stube_backends.engine._rings import Ring, move_behind, unlink
 from stube_backends.engine._tables import free_if_empty
 from stube_backends.engine._timers import Timer
 from stube_backends.engine._topics import Publication, Subscription, TopicIndex, count_live
-from stube_backends.engine._turns import Turns
+from stube_backends.engine._turns import Turns, serve
 
 _PARKED_AT_MOST: Final = 256  # in one call, so that others get their turn of the lock
 IN_A_ROW: Final = 16
@@ -54,6 +54,15 @@ class Mailbox(Ring):
 
 AGAIN: Final = Mailbox("", None)
 """What `next_box` returns when it has not come to an end and others should have a turn."""
+
+
+def _park(box: Mailbox, entry: Any) -> None:
+    """Put an entry last in a mailbox: a timer that is in no ring, or a message from its ring."""
+    if type(entry) is Timer:
+        box.append(entry)
+    else:
+        move_behind(box.before, entry)
+        entry.parked = True
 
 
 class MailboxClaims:
@@ -91,10 +100,10 @@ class MailboxClaims:
             cid = entry.cid if isinstance(entry, Timer) else entry.entries[0].cid
             box = self.boxes.get(cid)
             if box is not None:
-                box.append(entry)
+                _park(box, entry)
                 continue
             box = self.boxes[cid] = Mailbox(cid, server)
-            box.append(entry)
+            _park(box, entry)
             return box
         return AGAIN
 
@@ -145,6 +154,8 @@ class MailboxClaims:
             while place.after is not self.order.early and place.after.due < entry.due:
                 place = place.after
             move_behind(place, entry)
+            if type(entry) is Publication:
+                entry.parked = False
             place = entry
         self.boxes.pop(box.cid, None)
         free_if_empty(self.boxes)
@@ -239,27 +250,26 @@ class MailboxClaims:
         return entries
 
     def _next_entry(self, now: int) -> Arrival | None:
-        """Take out what must be sorted next, of all that is ready at `now`: a timer, or a message to one target."""
+        """Return what must be sorted next, of all that is ready at `now`: a timer, which has been taken out, or a
+        message to one target, which stays where it is until it is parked."""
         order = self.order
         while True:
             head: Arrival | None = self.turns.next(order.take_one, now)
             if head is None or isinstance(head, Timer):
                 return head
             self.turns.in_a_row += 1
-            if self.backlogs is not None:  # it is to one target already
-                unlink(head)
+            if head.topic is None:  # it is to one target already
                 return head
             while head.position < head.length:
                 target = head.entries[head.position]
                 if not head.is_left(target):
                     head.position += 1
                     continue
-                part: Publication = head.part_for([target])
-                head.position, head.targeted = head.position + 1, head.targeted - 1
                 if target.name is not None:
-                    return part
+                    return serve(head, target, order.early, passed=1)
                 self.ledger.queued -= 1
                 self.ledger.cancelled += 1
+                head.position, head.targeted = head.position + 1, head.targeted - 1
             head.close()
             self.garbage.append(head)
 

@@ -21,16 +21,20 @@ def rebuild(engine: Engine[Any]) -> None:
     """Make everything anew that can be derived. The caller holds the lock; the interrupted operation has ended."""
     engine.flows.pop("", None)  # of an interrupted `free_if_empty_unlocked`
     parked, timers = engine.claims.take_back()
-    early = sorted(
-        [*engine.order.early, *parked], key=lambda entry: entry.due
-    )  # of which `leave` may have put back some
+    # What is parked of a conversation was accepted before what stands in `early`.
+    early = sorted([*parked, *engine.order.early], key=lambda entry: entry.due)
     arrivals = list(engine.order.arrivals)
     publications = [entry for entry in (*early, *arrivals) if type(entry) is Publication]
     recorded = [timer for cid in engine.records.by_cid for timer in engine.records.timers(cid)]
     engine.records.forget()
     _rebuild_topics(engine, publications)
     if engine.backlogs is not None:
-        engine.backlogs.rebuild(publications)
+        # One that is being delivered stands in the order until that is over, but waits no more.
+        engine.backlogs.rebuild(entry for entry in publications if entry.position < entry.length)
+    by_number = {entry.number: entry for entry in arrivals if type(entry) is Publication and entry.topic is not None}
+    for entry in early:  # of which an interrupted `serve` may not have noted one
+        if type(entry) is Publication and entry.number in by_number:
+            by_number[entry.number].note_served(entry.entries[0])
     ledger = engine.ledger
     ledger.timers = _put_in_again(engine, early, arrivals, timers, recorded)
     ledger.queued = sum(publication.targeted for publication in publications)
@@ -50,7 +54,10 @@ def _put_in_again(
     order.forget()
     seen: set[int] = set()
     for entry in early:
-        if type(entry) is Publication or _take_in(engine, entry, seen):
+        if type(entry) is Publication:
+            entry.parked = False
+            order.early.append(entry)
+        elif _take_in(engine, entry, seen):
             order.early.append(entry)
     for entry in arrivals:
         if type(entry) is Publication:

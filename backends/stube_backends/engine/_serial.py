@@ -265,6 +265,8 @@ class SerialClaims:
         position, targeted = publication.position, publication.targeted + len(rest)
         if rest:
             position = publication.entries.index(rest[0], max(0, position - _SLICE), position)
+            if self.backlogs is not None:
+                self.backlogs.put_back(publication)
         self.fan_out, publication.position, publication.targeted = None, position, targeted
         if position == publication.length and publication.after is not None:
             publication.close()

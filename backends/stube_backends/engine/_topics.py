@@ -281,6 +281,7 @@ class Publication:
         "length",
         "message",
         "number",
+        "parked",
         "position",
         "served",
         "targeted",
@@ -297,8 +298,9 @@ class Publication:
     length: int
     message: Any
     number: int  # in the order of acceptance, see `ReadyOrder.last_number`
+    parked: bool  # of a message to one target: whether it waits in a mailbox, and in the order no more
     position: int  # the entries before it have been handed out
-    served: frozenset[Subscription]  # targets behind it that have been handed out before their turn
+    served: set[Subscription] | frozenset[Subscription]  # targets behind it that have been handed out before their turn
     targeted: int  # the targets that have not been handed out, those that have been removed since included
     topic: Topic | None  # whose list `entries` is; None for a list that is the publication's own
     topic_name: str
@@ -350,11 +352,18 @@ class Publication:
         part.topic = None
         part.entries = targets
         part.number = self.number
+        part.parked = False
         part.position = 0
         part.served = NONE_SERVED
         part.length = part.targeted = len(targets)
         part.message = self.message
         return part
+
+    def note_served(self, entry: Subscription) -> None:
+        """Note that a target has been handed out before its turn. May be called again."""
+        if self.served is NONE_SERVED:
+            self.served = set()
+        self.served.add(entry)  # type: ignore[union-attr]
 
     def is_left(self, entry: Subscription) -> bool:
         """Say whether an entry is a target that was not handed out before its turn, live or removed since."""

@@ -11,9 +11,11 @@ that waits on these topics, whatever else waits and however many hear the topics
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Any
+from operator import attrgetter
+from typing import Any, Final
 
 from stube_backends.engine._ledger import Ledger
 from stube_backends.engine._order import ReadyOrder
@@ -21,6 +23,8 @@ from stube_backends.engine._records import Record, Records
 from stube_backends.engine._rings import move_behind
 from stube_backends.engine._timers import Timer
 from stube_backends.engine._topics import Publication, Subscription, Topic, TopicIndex
+
+_joined: Final = attrgetter("joined")
 
 
 class Turns:
@@ -94,7 +98,7 @@ class Turns:
             messages = [
                 message
                 for message in record.backlog.messages
-                if (message.number <= latest if latest is not None else message.due < timer.due)
+                if not message.parked and (message.number <= latest if latest is not None else message.due < timer.due)
             ]
             for message in messages:
                 move_behind(self.order.early.before, message)
@@ -113,7 +117,7 @@ class Turns:
         if any(_by_acceptance(one) == _by_acceptance(other) for one, other in pairwise(found)):
             found.sort(key=_in_order)  # several instances of the conversation hear the topic
         for _, publication, entry in found:
-            _serve(publication, entry, self.order.early)
+            serve(publication, entry, self.order.early)
         return bool(found)
 
 
@@ -123,13 +127,30 @@ def _by_acceptance(found: tuple[int, Publication, Subscription]) -> tuple[int, i
 
 
 def _in_order(found: tuple[int, Publication, Subscription]) -> tuple[int, int]:
-    """Return the place of a message among those to its conversation. O(all targets)."""
+    """Return the place of a message among those to its conversation. O(log(all targets))."""
     number, publication, entry = found
-    return number, publication.entries.index(entry, publication.position)
+    entries = publication.entries
+    block = bisect_left(entries, entry.joined, publication.position, publication.length, key=_joined)
+    return number, entries.index(entry, block)
 
 
-def _serve(publication: Publication, entry: Subscription, early: Any) -> None:
-    """Hand out one target before its turn; in one statement, because of asynchronous exceptions."""
-    part, last, served = publication.part_for([entry]), early.before, publication.served | {entry}
+def serve(publication: Publication, entry: Subscription, early: Any, *, passed: int = 0) -> Publication:
+    """Hand out one target of a publication, as a message of its own which begins early; return the message.
+
+    What an asynchronous exception must find whole changes in one statement. `rebuild` adds to `served` what stands in
+    the ring.
+
+    Args:
+        publication: waits in the order.
+        entry: one of its targets.
+        early: the ring of the messages that begin early.
+        passed: 1 if it is the target whose turn it is, 0 if it is one behind that.
+    """
+    part, last = publication.part_for([entry]), early.before
     part.before, part.after = last, early
-    last.after, early.before, publication.served, publication.targeted = part, part, served, publication.targeted - 1
+    last.after, early.before, publication.position, publication.targeted = (
+        part, part, publication.position + passed, publication.targeted - 1
+    )  # fmt: skip
+    if not passed:
+        publication.note_served(entry)
+    return part
