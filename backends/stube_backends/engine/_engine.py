@@ -268,7 +268,7 @@ class Engine(Generic[ClaimsT]):
         """Subscribe; return the event that this one replaces."""
         if self.closed:
             raise_closed()
-        entry, is_new = self.records.subscribe(cid, instance_id, topic, event)
+        entry, is_new = self.records.find_or_add(cid, instance_id, topic, event)
         if is_new:
             self.topics.add(entry)
             return None

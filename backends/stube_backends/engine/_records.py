@@ -229,7 +229,7 @@ class Records:
             return list(subscriptions.get(instance_id, {}).values())[::-1]
         return [entry for entry in _chain(subscriptions) if entry.instance_id == instance_id]
 
-    def subscribe(self, cid: str, instance_id: str, topic: str, event: PlainEvent) -> tuple[Subscription, bool]:
+    def find_or_add(self, cid: str, instance_id: str, topic: str, event: PlainEvent) -> tuple[Subscription, bool]:
         """Return the subscription of an instance to a topic, and whether it is a new one, with this event."""
         record = self.by_cid.get(cid)
         newest = record.subscriptions if isinstance(record, Record) else None
