@@ -50,6 +50,8 @@ class Conversation:
     # 2. A successor under the same cid: `Conversations.open` makes one only when `_lock` is free. What removes does so
     #    under that lock, and not after the end, so no method removes anything of a successor.
     # 3. Two threads re-arm the same timer: each cancels and schedules under `_lock`, so that one timer is left.
+    # 4. A finalizer or signal handler calls a method while its thread is inside an operation of the registry, for which
+    #    the owner of `_lock` waits: what removes is then deferred until that operation is over, see `_locked` (G20).
     __slots__ = ("_cid", "_conversations", "_ended", "_lock", "_periodic")
 
     def __init__(self, conversations: Conversations, cid: str) -> None:
@@ -75,15 +77,17 @@ class Conversation:
         registry = self._registry_if_live()
         registry.put_pending_flow(self._cid, flow_id)
         if self._ended:
-            with self._lock:
-                if not self._conversations._is_taken_over(self):
-                    registry.forget_pending_flow(self._cid)
+            self._undo(lambda: registry.forget_pending_flow(self._cid))
             raise self._error()
 
     def take_flow(self) -> Any | None:
         """Take the baton; None if it was taken, was never put, or the conversation has ended."""
-        with self._lock:
+        if not self._locked(self.take_flow):
+            return None
+        try:
             return None if self._ended else self._conversations.registry.pending_flow(self._cid)
+        finally:
+            self._lock.release()
 
     def schedule(
         self,
@@ -190,18 +194,20 @@ class Conversation:
             raise self._error()
         period_ms = _in_milliseconds(period) if isinstance(period, timedelta) else period
         timer = PeriodicTimer(self, event, period_ms, instance_id, missed)
-        with self._lock:
+        held = self._locked(_nothing)  # for the sake of the set; a finalizer that must not wait may make a second one
+        try:
             periodic = self._periodic or set()
             periodic.add(timer)
             self._periodic = periodic
-            try:
-                timer.schedule_next()
-            except BaseException:
-                timer.forget()
-                raise
-            finally:
-                if self.ended:
-                    self._periodic = None
+            timer.schedule_next()
+        except BaseException:
+            timer.forget()
+            raise
+        finally:
+            if self.ended:
+                self._periodic = None
+            if held:
+                self._lock.release()
         if self.ended:
             raise self._error()
         return timer
@@ -211,27 +217,33 @@ class Conversation:
         registry = self._registry_if_live()
         registry.subscribe(cid=self._cid, instance_id=instance_id, topic=topic, event=event)
         if self._ended:
-            with self._lock:
-                if not self._conversations._is_taken_over(self):
-                    registry.unsubscribe(cid=self._cid, instance_id=instance_id, topic=topic)
+            self._undo(lambda: registry.unsubscribe(cid=self._cid, instance_id=instance_id, topic=topic))
             raise self._error()
 
     def unsubscribe(self, topic: str | None = None, *, instance_id: str = "main") -> int:
         """Remove one subscription of the instance, or all; return how many. Silent after the end."""
-        with self._lock:
+        if not self._locked(lambda: self.unsubscribe(topic, instance_id=instance_id)):
+            return 0
+        try:
             if self._ended:
                 return 0
             return self._conversations.registry.unsubscribe(cid=self._cid, instance_id=instance_id, topic=topic)
+        finally:
+            self._lock.release()
 
     def cancel_timers(self, *, instance_id: str | None = None) -> int:
         """Cancel every timer of the conversation, or of one instance; return how many this call cancelled. Silent after
         the end."""
-        with self._lock:
+        if not self._locked(lambda: self.cancel_timers(instance_id=instance_id)):
+            return 0
+        try:
             if self._ended:
                 return 0
             if self._periodic:
                 self._cancel_periodic(instance_id)
             return self._conversations.registry.cancel_timers(self._cid, instance_id=instance_id)
+        finally:
+            self._lock.release()
 
     def end(self) -> None:
         """End the conversation: after the return no delivery of it begins, and nothing of it remains.
@@ -239,7 +251,10 @@ class Conversation:
         Idempotent; silent on a closed registry. A running delivery runs to its end, and may itself be the caller. The
         cost is proportional to what the conversation holds.
         """
-        with self._lock:
+        if not self._locked(self.end):
+            self._ended = True  # so that nothing is added until the end is made
+            return
+        try:
             self._ended = True
             cid, conversations = self._cid, self._conversations
             live = conversations._open
@@ -249,6 +264,8 @@ class Conversation:
             _end(conversations.registry, cid)
             # A finalizer may have ended it as well, and opened a successor, in the last line.
             first = live.get(cid) is self and live.pop(cid, None) is not None
+        finally:
+            self._lock.release()
         if first and conversations.on_end is not None:
             conversations.on_end(self)
 
@@ -271,17 +288,40 @@ class Conversation:
         """Cancel the timers of an instance and schedule another one. What is wrong is refused before that."""
         event, instance_id = plain_event(event), plain_name("instance_id", instance_id)
         delay_in_nanoseconds(delay_ms)
-        with self._lock:
+        held = self._locked(_nothing)  # for race 3; a finalizer that must not wait may leave a second timer
+        try:
             if self._ended:
                 raise self._error()
             if self._periodic:
                 self._cancel_periodic(instance_id)
             registry.cancel_timers(self._cid, instance_id=instance_id)
             handle = registry.schedule_event(cid=self._cid, instance_id=instance_id, delay_ms=delay_ms, event=event)
+        finally:
+            if held:
+                self._lock.release()
         if self.ended:
             handle.cancel()
             raise self._error()
         return handle
+
+    def _undo(self, remove: Callable[[], object]) -> None:
+        """Take back what was added after the end, unless it is a successor's by now."""
+        if self._locked(lambda: self._undo(remove)):
+            try:
+                if not self._conversations._is_taken_over(self):
+                    remove()
+            finally:
+                self._lock.release()
+
+    def _locked(self, call: Callable[[], object]) -> bool:
+        """Take the lock. False when the call has been deferred instead (race 4).
+
+        A registry that can defer has a method `defer_if_inside(call)`, which returns whether it did.
+        """
+        if self._lock.acquire(blocking=False):
+            return True
+        defer = getattr(self._conversations.registry, "defer_if_inside", None)
+        return not (defer is not None and defer(call)) and self._lock.acquire()
 
     def _cancel_periodic(self, instance_id: str | None) -> None:
         """Let no periodic timer of an instance, or of any, schedule another tick. The caller cancels the pending
@@ -304,6 +344,10 @@ class Conversation:
             f"The conversation {self._cid!r} has ended, so nothing can be added to it. "
             "Open a new one, or let the handler that added to it return."
         )
+
+
+def _nothing() -> None:
+    """Do nothing."""
 
 
 def _end(registry: Registry, cid: str) -> None:
@@ -390,6 +434,11 @@ class Conversations:
                 if not conversation.ended:
                     return conversation
             conversation.end()  # waits until a running end() is over, or ends it
+            if self._open.get(cid) is conversation:  # it did neither, because it must not wait (race 4)
+                raise ConversationEnded(
+                    f"The conversation {cid!r} is being ended by a thread that waits for the operation which this call "
+                    "interrupted. Open it again when that operation is over."
+                )
 
     def get(self, cid: str) -> Conversation | None:
         """Return the handle of a live conversation, or None. O(1)."""

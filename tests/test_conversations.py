@@ -11,7 +11,8 @@ import pytest
 from typing_extensions import override
 
 import stube
-from stube.testing._harness import RegistryProxy
+from stube.testing._harness import PATIENCE, RegistryProxy
+from stube.testing._harness.recorder import Gate
 
 
 def test_end_is_told_once_when_nothing_remains_and_before_it_returns() -> None:
@@ -192,3 +193,60 @@ def test_a_registry_ends_a_conversation_in_one_step_as_the_three_operations_do(s
             with pytest.raises(ValueError, match="cid"):
                 registry.end_conversation("")
     assert after[0] == after[1]
+
+
+class Slow(RegistryProxy):
+    """Takes its time to cancel timers, once it has a gate."""
+
+    gate: Gate | None = None
+
+    @override
+    def cancel_timers(self, cid: str, /, *, instance_id: str | None = None) -> int:
+        if self.gate is not None:
+            self.gate.pass_through()
+        return super().cancel_timers(cid, instance_id=instance_id)
+
+
+@pytest.mark.parametrize("spec", ["memory", "sharded://?shards=2"])
+@pytest.mark.parametrize("way", ["end", "cancel_timers", "unsubscribe", "take_flow", "every", "replace"])
+def test_a_finalizer_waits_for_no_thread_that_waits_for_the_registry(spec: str, way: str) -> None:
+    """Fault: a finalizer that runs while its thread is inside an operation waits for the lock of the conversation,
+    whose owner waits for the registry (G20); or what it asked for is not made when the operation is over."""
+    inner: Any = stube.create_registry(spec)
+    with inner:
+        registry: Any = Slow(inner)
+        ended: list[stube.Conversation] = []
+        conversation = stube.Conversations(registry, on_end=ended.append).open("c1")
+        conversation.subscribe("t", "said")
+        conversation.put_flow("flow")
+        conversation.schedule("tick", 3_600_000)
+        gate = registry.gate = Gate("cancel")
+        owner = threading.Thread(target=conversation.cancel_timers, daemon=True)
+        owner.start()
+        gate.wait_entered()  # it has the lock of the conversation
+        registry.gate = None
+        results: list[object] = []
+        calls: dict[str, Callable[[], object]] = {
+            "every": lambda: conversation.every("tick", 3_600_000),
+            "replace": lambda: conversation.schedule("idle", 3_600_000, replace=True),
+        }
+
+        def finalize() -> None:
+            gate.release()
+            results.append(calls.get(way, getattr(conversation, way, None))())  # type: ignore[misc]
+
+        core = inner._driver.core if spec == "memory" else inner._shard_of("c1").core
+        inside = threading.Thread(target=core.run_locked, args=(finalize,), daemon=True)
+        inside.start()
+        for thread in (inside, owner):
+            thread.join(PATIENCE)
+            assert not thread.is_alive(), "two threads wait for each other"
+        assert len(results) == 1
+        info = inner.inspect().get("c1", stube.ConversationInfo())
+        assert bool(info.subscriptions) == (way not in ("end", "unsubscribe"))
+        assert info.pending_flow == (way not in ("end", "take_flow"))
+        assert [each.cid for each in ended] == ["c1"] * (way == "end")
+        if way == "end":
+            assert stube.Conversations(registry).open("c1") is not conversation
+        conversation.end()
+        assert inner.inspect() == {}

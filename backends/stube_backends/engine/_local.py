@@ -250,6 +250,17 @@ class LocalRegistry(Backend):
         elif core.waiters:
             self._driver.wake()
 
+    def defer_if_inside(self, call: Callable[[], object], /) -> bool:
+        """If this thread is inside an operation of the registry, make a call when that is over; return whether it is.
+
+        For a `Conversation` that must not wait then (G20).
+        """
+        core = self._driver.core
+        if not core.is_reentrant():
+            return False
+        core.deferred.defer(call)
+        return True
+
     @property
     @override
     def now_ns(self) -> int:

@@ -201,6 +201,10 @@ class ShardedRegistry(Backend):
         """See `LocalRegistry.end_conversation`."""
         self._shard_of(cid).end_conversation(cid)
 
+    def defer_if_inside(self, call: Callable[[], object], /) -> bool:
+        """See `LocalRegistry.defer_if_inside`."""
+        return self._shards[0].defer_if_inside(call)  # which share what is deferred
+
     @property
     @override
     def now_ns(self) -> int:
