@@ -10,6 +10,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -51,7 +52,7 @@ class Conversation:
     #    under that lock, and not after the end, so no method removes anything of a successor.
     # 3. Two threads re-arm the same timer: each cancels and schedules under `_lock`, so that one timer is left.
     # 4. A finalizer or signal handler calls a method while its thread is inside an operation of the registry, for which
-    #    the owner of `_lock` waits: what removes is then deferred until that operation is over, see `_locked` (G20).
+    #    the owner of `_lock` waits: what removes is then deferred until that operation is over (G20).
     __slots__ = ("_cid", "_conversations", "_ended", "_lock", "_periodic")
 
     def __init__(self, conversations: Conversations, cid: str) -> None:
@@ -77,12 +78,12 @@ class Conversation:
         registry = self._registry_if_live()
         registry.put_pending_flow(self._cid, flow_id)
         if self._ended:
-            self._undo(lambda: registry.forget_pending_flow(self._cid))
+            self._undo(partial(registry.forget_pending_flow, self._cid))
             raise self._error()
 
     def take_flow(self) -> Any | None:
         """Take the baton; None if it was taken, was never put, or the conversation has ended."""
-        if not self._locked(self.take_flow):
+        if not (self._lock.acquire(blocking=False) or self._acquire_or_defer(self.take_flow)):
             return None
         try:
             return None if self._ended else self._conversations.registry.pending_flow(self._cid)
@@ -194,7 +195,9 @@ class Conversation:
             raise self._error()
         period_ms = _in_milliseconds(period) if isinstance(period, timedelta) else period
         timer = PeriodicTimer(self, event, period_ms, instance_id, missed)
-        held = self._locked(_nothing)  # for the sake of the set; a finalizer that must not wait may make a second one
+        held = self._lock.acquire(blocking=False) or self._acquire_or_defer(
+            _nothing
+        )  # for the sake of the set; a finalizer that must not wait may make a second one
         try:
             periodic = self._periodic or set()
             periodic.add(timer)
@@ -217,13 +220,15 @@ class Conversation:
         registry = self._registry_if_live()
         registry.subscribe(cid=self._cid, instance_id=instance_id, topic=topic, event=event)
         if self._ended:
-            self._undo(lambda: registry.unsubscribe(cid=self._cid, instance_id=instance_id, topic=topic))
+            self._undo(partial(registry.unsubscribe, cid=self._cid, instance_id=instance_id, topic=topic))
             raise self._error()
 
     def unsubscribe(self, topic: str | None = None, *, instance_id: str = "main") -> int:
         """Remove one subscription of the instance, or all; return how many. Silent after the end."""
-        if not self._locked(lambda: self.unsubscribe(topic, instance_id=instance_id)):
-            return 0
+        if not self._lock.acquire(blocking=False):
+            again = partial(self.unsubscribe, topic, instance_id=instance_id)
+            if not self._acquire_or_defer(again):
+                return 0
         try:
             if self._ended:
                 return 0
@@ -234,8 +239,10 @@ class Conversation:
     def cancel_timers(self, *, instance_id: str | None = None) -> int:
         """Cancel every timer of the conversation, or of one instance; return how many this call cancelled. Silent after
         the end."""
-        if not self._locked(lambda: self.cancel_timers(instance_id=instance_id)):
-            return 0
+        if not self._lock.acquire(blocking=False):
+            again = partial(self.cancel_timers, instance_id=instance_id)
+            if not self._acquire_or_defer(again):
+                return 0
         try:
             if self._ended:
                 return 0
@@ -251,7 +258,7 @@ class Conversation:
         Idempotent; silent on a closed registry. A running delivery runs to its end, and may itself be the caller. The
         cost is proportional to what the conversation holds.
         """
-        if not self._locked(self.end):
+        if not (self._lock.acquire(blocking=False) or self._acquire_or_defer(self.end)):
             self._ended = True  # so that nothing is added until the end is made
             return
         try:
@@ -288,7 +295,9 @@ class Conversation:
         """Cancel the timers of an instance and schedule another one. What is wrong is refused before that."""
         event, instance_id = plain_event(event), plain_name("instance_id", instance_id)
         delay_in_nanoseconds(delay_ms)
-        held = self._locked(_nothing)  # for race 3; a finalizer that must not wait may leave a second timer
+        held = self._lock.acquire(blocking=False) or self._acquire_or_defer(
+            _nothing
+        )  # for race 3; a finalizer that must not wait may leave a second timer
         try:
             if self._ended:
                 raise self._error()
@@ -306,20 +315,18 @@ class Conversation:
 
     def _undo(self, remove: Callable[[], object]) -> None:
         """Take back what was added after the end, unless it is a successor's by now."""
-        if self._locked(lambda: self._undo(remove)):
+        if self._lock.acquire(blocking=False) or self._acquire_or_defer(partial(self._undo, remove)):
             try:
                 if not self._conversations._is_taken_over(self):
                     remove()
             finally:
                 self._lock.release()
 
-    def _locked(self, call: Callable[[], object]) -> bool:
-        """Take the lock. False when the call has been deferred instead (race 4).
+    def _acquire_or_defer(self, call: Callable[[], object]) -> bool:
+        """Wait for the lock, which another thread has. False when a call has been deferred instead (race 4).
 
         A registry that can defer has a method `defer_if_inside(call)`, which returns whether it did.
         """
-        if self._lock.acquire(blocking=False):
-            return True
         defer = getattr(self._conversations.registry, "defer_if_inside", None)
         return not (defer is not None and defer(call)) and self._lock.acquire()
 
