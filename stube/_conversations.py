@@ -195,9 +195,8 @@ class Conversation:
             raise self._error()
         period_ms = _in_milliseconds(period) if isinstance(period, timedelta) else period
         timer = PeriodicTimer(self, event, period_ms, instance_id, missed)
-        held = self._lock.acquire(blocking=False) or self._acquire_or_defer(
-            _nothing
-        )  # for the sake of the set; a finalizer that must not wait may make a second one
+        # For the sake of the set. A finalizer that must not wait may make a second one.
+        held = self._lock.acquire(blocking=False) or self._acquire_or_defer(_nothing)
         try:
             periodic = self._periodic or set()
             periodic.add(timer)
@@ -295,9 +294,8 @@ class Conversation:
         """Cancel the timers of an instance and schedule another one. What is wrong is refused before that."""
         event, instance_id = plain_event(event), plain_name("instance_id", instance_id)
         delay_in_nanoseconds(delay_ms)
-        held = self._lock.acquire(blocking=False) or self._acquire_or_defer(
-            _nothing
-        )  # for race 3; a finalizer that must not wait may leave a second timer
+        # For race 3. A finalizer that must not wait may leave a second timer.
+        held = self._lock.acquire(blocking=False) or self._acquire_or_defer(_nothing)
         try:
             if self._ended:
                 raise self._error()

@@ -264,8 +264,8 @@ FAULTS: Final[tuple[Fault, ...]] = (
         "G15",
         "a time-out is cancelled before the one that replaces it is checked",
         "stube/_conversations.py",
-        "        delay_in_nanoseconds(delay_ms)\n        with",
-        "        with",
+        "        delay_in_nanoseconds(delay_ms)\n        # For",
+        "        # For",
         ("test_handles.py::test_a_replacement_that_is_refused_changes_nothing",),
     ),
     Fault(
