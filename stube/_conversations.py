@@ -53,14 +53,12 @@ class Conversation:
     # 3. Two threads re-arm the same timer: each cancels and schedules under `_lock`, so that one timer is left.
     # 4. A finalizer or signal handler calls a method while its thread is inside an operation of the registry, for which
     #    the owner of `_lock` waits: what removes is then deferred until that operation is over (G20).
-    __slots__ = ("_cid", "_conversations", "_ended", "_lock", "_periodic")
+    __slots__ = ("_cid", "_conversations", "_ended", "_lock")
 
     def __init__(self, conversations: Conversations, cid: str) -> None:
         self._conversations = conversations
         self._cid = cid
         self._ended = False
-        # The periodic timers that are not over; None before the first one, and after the end. See `PeriodicTimer`.
-        self._periodic: set[PeriodicTimer] | None = None
         self._lock = threading.RLock()  # held by end(); re-entrant, because a finalizer may call end() too
 
     @property
@@ -200,14 +198,14 @@ class Conversation:
         try:
             periodic = self._periodic or set()
             periodic.add(timer)
-            self._periodic = periodic
+            self._conversations._periodic[self] = periodic
             timer.schedule_next()
         except BaseException:
             timer.forget()
             raise
         finally:
             if self.ended:
-                self._periodic = None
+                self._conversations._periodic.pop(self, None)
             if held:
                 self._lock.release()
         if self.ended:
@@ -245,7 +243,7 @@ class Conversation:
         try:
             if self._ended:
                 return 0
-            if self._periodic:
+            if self._conversations._periodic:
                 self._cancel_periodic(instance_id)
             return self._conversations.registry.cancel_timers(self._cid, instance_id=instance_id)
         finally:
@@ -264,7 +262,8 @@ class Conversation:
             self._ended = True
             cid, conversations = self._cid, self._conversations
             live = conversations._open
-            self._periodic = None
+            if conversations._periodic:
+                conversations._periodic.pop(self, None)
             if live.get(cid, self) is not self:
                 return  # everything that the registry holds under this cid belongs to a successor
             _end(conversations.registry, cid)
@@ -299,7 +298,7 @@ class Conversation:
         try:
             if self._ended:
                 raise self._error()
-            if self._periodic:
+            if self._conversations._periodic:
                 self._cancel_periodic(instance_id)
             registry.cancel_timers(self._cid, instance_id=instance_id)
             handle = registry.schedule_event(cid=self._cid, instance_id=instance_id, delay_ms=delay_ms, event=event)
@@ -334,6 +333,11 @@ class Conversation:
         for timer in list(self._periodic or ()):
             if instance_id in (None, timer.instance_id):
                 timer.forget()
+
+    @property
+    def _periodic(self) -> set[PeriodicTimer] | None:
+        """The periodic timers that are not over; None before the first one, and after the end."""
+        return self._conversations._periodic.get(self)
 
     @property
     def _registry(self) -> Registry:
@@ -413,6 +417,8 @@ class Conversations:
         # because a finalizer may open a conversation in the middle of another call.
         self._lock = threading.RLock()
         self._open: dict[str, Conversation] = {}
+        # The periodic timers of the conversations that have some: not in the handle, of which each has its bytes.
+        self._periodic: dict[Conversation, set[PeriodicTimer]] = {}
 
     def open(self, cid: str | None = None) -> Conversation:
         """Return the handle of a conversation: that of `cid` if it is live, otherwise a new one. O(1).
