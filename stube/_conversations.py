@@ -80,8 +80,10 @@ class Conversation:
             raise self._error()
 
     def take_flow(self) -> Any | None:
-        """Take the baton; None if it was taken, was never put, or the conversation has ended."""
-        if not (self._lock.acquire(blocking=False) or self._acquire_or_defer(self.take_flow)):
+        """Take the baton; None if it was taken, was never put, or the conversation has ended. Also None for a finalizer
+        that must not wait for another thread; then the baton stays."""
+        # Not deferred, because then nobody would get the baton that it takes.
+        if not (self._lock.acquire(blocking=False) or self._acquire_or_defer(_nothing)):
             return None
         try:
             return None if self._ended else self._conversations.registry.pending_flow(self._cid)
@@ -264,8 +266,8 @@ class Conversation:
             live = conversations._open
             if conversations._periodic:
                 conversations._periodic.pop(self, None)
-            if live.get(cid, self) is not self:
-                return  # everything that the registry holds under this cid belongs to a successor
+            if live.get(cid) is not self:
+                return  # it has ended before, and what the registry holds under this cid is a successor's
             _end(conversations.registry, cid)
             # A finalizer may have ended it as well, and opened a successor, in the last line.
             first = live.get(cid) is self and live.pop(cid, None) is not None
