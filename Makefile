@@ -37,7 +37,7 @@ help: ## this list
 demo: $(VENV)/has-demo ## serve the demo, a page with a clock and a chat (ARGS=--self-check: let it test itself)
 	@$(PY) -m stube demo $(ARGS)
 
-test: $(VENV)/has-testing ## run the tests for a change at hand, in 3 minutes; tests/tiers.py lists what they leave out
+test: $(VENV)/has-testing ## run the tests for a change at hand, in 3 to 6 minutes; tests/tiers.py lists what they leave out
 	@$(PY) -m pytest $(PARALLEL) --tier fast $(ARGS)
 
 test-full: $(VENV)/has-testing ## run all tests, in 15 minutes; those in a browser need Chromium
