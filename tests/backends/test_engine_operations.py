@@ -707,6 +707,7 @@ def test_sizes_report_every_container_separately() -> None:
         "timers in slots": 4,
         "open slot": 0,
         "arrivals": 3,
+        "conversations that begin early": 0,
         "topics": 2,
         "topic entries": 5,
         "targets of the fan-out": 0,

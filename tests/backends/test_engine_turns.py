@@ -10,13 +10,14 @@ import pytest
 
 from stube_backends.engine import Engine
 from stube_backends.engine._backlogs import Limits
+from stube_backends.engine._inspection import sizes
 from stube_backends.engine._mailboxes import AGAIN, MailboxClaims
 from stube_backends.engine._mailboxes import IN_A_ROW as IN_A_ROW_ON_A_LOOP
 from stube_backends.engine._records import FEW
 from stube_backends.engine._recovery import rebuild
 from stube_backends.engine._serial import IN_A_ROW
 from stube_backends.engine._timers import DueBatch, Timer
-from stube_backends.engine._topics import FanOut
+from stube_backends.engine._topics import FanOut, Publication
 from stube_backends.engine._wheel import SLOT_BITS
 from tests.backends.helpers import begin_fan_out
 
@@ -33,7 +34,13 @@ def subscribed(*names: str, topic: str = "t", limits: Limits | None = None) -> E
 
 def step(engine: Engine, now: int, most: int = 1 << 20) -> list[tuple[str, str, Any]]:
     """Deliver what must begin next, at most so many targets; return the conversation, instance and payload of each."""
-    while isinstance(work := engine.claims.begin(now), FanOut):
+    while True:
+        work = engine.claims.begin(now)
+        if isinstance(work, DueBatch) and not work.timers:  # others have a turn of the lock
+            engine.claims.finish_batch()
+            continue
+        if not isinstance(work, FanOut):
+            break
         claimed = islice(work.claim_each(lambda: None), most)
         seen = [(target.cid, target.instance_id, work.message) for target, _ in claimed]
         engine.claims.finish_fan_out(work, len(seen))
@@ -117,6 +124,70 @@ def test_the_messages_of_its_own_conversation_precede_a_timer(begun: int, delay:
     place = seen.index(("own", "i", "tick"))
     assert ("b", "i", 3) in seen[place:], "the messages to others went first"
     assert engine.ledger.delivered == engine.ledger.accepted == len(seen) == 14
+
+
+@pytest.mark.parametrize("limits", [None, Limits(1000, "drop_oldest")])
+@pytest.mark.parametrize("delay", [0, 5])
+def test_timers_that_messages_precede_keep_no_other_timer_waiting(delay: int, limits: Limits | None) -> None:
+    """Fault: a timer waits for the messages that precede others (G27); a second timer of a conversation overtakes the
+    first one, or a message is moved twice (G2)."""
+    names = [f"c{number}" for number in range(200)]
+    engine = subscribed(*names, limits=limits)
+    for number in (1, 2):
+        engine.publish("t", number, 0)
+    for name in names:
+        for instance in ("i", "j"):
+            engine.schedule(name, instance, delay, "tick", 0)
+    engine.schedule("clock", "i", delay, "tick", 0)
+    engine.publish("t", 3, 6)
+    give_a_turn(engine)
+    seen = step(engine, 6, most=1)
+    assert seen == [("clock", "i", "tick")]
+    assert sizes(engine)["conversations that begin early"] == len(names)
+    seen += all_of(engine, 6, most=1)
+    for name in names:
+        mine = [(instance, payload) for cid, instance, payload in seen if cid == name]
+        assert mine == [("i", 1), ("i", 2), ("i", "tick"), ("j", "tick"), ("i", 3)]
+    assert sizes(engine)["conversations that begin early"] == 0
+    assert engine.ledger.delivered == engine.ledger.accepted == len(seen) == 5 * len(names) + 1
+
+
+def test_a_timer_that_becomes_due_while_others_wait_for_their_messages_has_its_turn() -> None:
+    """Fault: what went ahead of a publication is delivered to its end before another timer begins (G27)."""
+    names = [f"c{number}" for number in range(100)]
+    engine = subscribed(*names, "other")
+    engine.publish("t", 1, 0)
+    for name in names:
+        engine.schedule(name, "i", 0, "tick", 0)
+    give_a_turn(engine)
+    seen = step(engine, 0, most=1)
+    for name in ("other", "clock", names[0], "late"):
+        engine.schedule(name, "i", 0, "next", 0)
+    give_a_turn(engine)
+    seen += step(engine, 0, most=1)
+    assert seen[-1] == ("clock", "i", "next"), "it waited for the messages of others"
+    give_a_turn(engine)
+    seen += step(engine, 0, most=1)
+    assert seen[-1] == (names[0], "i", "tick"), "a conversation went ahead a second time"
+    seen += all_of(engine, 0, most=1)
+    assert [payload for cid, _, payload in seen if cid == names[0]] == [1, "tick", "next"]
+    assert [payload for cid, _, payload in seen if cid == "other"] == [1, "next"]
+
+
+def test_the_lock_is_released_between_many_timers_that_messages_precede() -> None:
+    """Fault: one step moves all of them, however many there are, and keeps every caller waiting (G14)."""
+    names = [f"c{number}" for number in range(300)]
+    engine = subscribed(*names)
+    engine.publish("t", 1, 0)
+    for name in names:
+        engine.schedule(name, "i", 0, "tick", 0)
+    give_a_turn(engine)
+    moved = []
+    while isinstance(work := engine.claims.begin(0), DueBatch):
+        moved.append(sizes(engine)["conversations that begin early"])
+        engine.claims.finish_batch()
+    assert moved == [64, 128, 192, 256]
+    assert isinstance(work, FanOut)
 
 
 def test_a_timer_of_the_wheel_precedes_a_message_accepted_at_its_due_instant() -> None:
@@ -364,7 +435,7 @@ def test_the_early_messages_are_shown_and_counted() -> None:
     assert engine.order.next_instant() is not None
     assert not engine.is_idle(0, timers_too=False)
     engine._check()
-    assert isinstance(engine.order.arrivals.timer, Timer)
+    assert [type(entry) for entry in engine.order.early] == [Publication, Publication, Timer]
     engine.claims.finish_fan_out(fan_out, len(list(fan_out.iterator)))
     assert engine.stats().queued == 3
     engine.reset()

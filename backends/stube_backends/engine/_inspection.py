@@ -52,6 +52,7 @@ def sizes(engine: Engine[Any]) -> Mapping[str, int]:
         "timers in slots": sum(1 for _ in wheel),
         "open slot": len(wheel.order),
         "arrivals": len(arrived),
+        "conversations that begin early": len(engine.order.early_cids),
         "topics": len(engine.topics.topics),
         "topic entries": sum(map(len, entries.values())),
         **({} if engine.backlogs is None else engine.backlogs.sizes()),

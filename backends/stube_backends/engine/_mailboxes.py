@@ -62,7 +62,7 @@ def _park(box: Mailbox, entry: Any) -> None:
         box.append(entry)
     else:
         move_behind(box.before, entry)
-        entry.parked = True
+        entry.aside = True
 
 
 class MailboxClaims:
@@ -97,6 +97,8 @@ class MailboxClaims:
             entry = self._next_entry(now)
             if entry is None:
                 return None
+            if isinstance(entry, list):
+                return AGAIN
             cid = entry.cid if isinstance(entry, Timer) else entry.entries[0].cid
             box = self.boxes.get(cid)
             if box is not None:
@@ -149,13 +151,13 @@ class MailboxClaims:
     def leave(self, box: Mailbox) -> None:
         """Take the server off a mailbox: the mailbox is gone, and what is parked in it waits in the order again."""
         place: Any = self.order.early
+        if not box.is_empty():
+            self.order.early_cids[box.cid] = 0
         while (entry := box.after) is not box:  # one after the other, so that `rebuild` finds the rest
             # Behind the one before it, and before those of the same instant, which were accepted later.
             while place.after is not self.order.early and place.after.due < entry.due:
                 place = place.after
             move_behind(place, entry)
-            if type(entry) is Publication:
-                entry.parked = False
             place = entry
         self.boxes.pop(box.cid, None)
         free_if_empty(self.boxes)
@@ -249,13 +251,13 @@ class MailboxClaims:
             box.release_all()
         return entries
 
-    def _next_entry(self, now: int) -> Arrival | None:
+    def _next_entry(self, now: int) -> Arrival | list[Timer] | None:
         """Return what must be sorted next, of all that is ready at `now`: a timer, which has been taken out, or a
-        message to one target, which stays where it is until it is parked."""
+        message to one target, which stays where it is until it is parked. An empty list as `Turns.next`."""
         order = self.order
         while True:
-            head: Arrival | None = self.turns.next(order.take_one, now)
-            if head is None or isinstance(head, Timer):
+            head: Arrival | list[Timer] | None = self.turns.next(order.take_one, now)
+            if not isinstance(head, Publication):
                 return head
             self.turns.in_a_row += 1
             if head.topic is None:  # it is to one target already

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from typing import Any, Final, TypeAlias
 
 from stube.arguments import PlainEvent
-from stube_backends.engine._rings import Ring, unlink
+from stube_backends.engine._rings import Ring, move_behind, unlink
 from stube_backends.engine._timers import Timer
 from stube_backends.engine._topics import Publication
 from stube_backends.engine._wheel import OPEN, Slot, TimerWheel
@@ -59,7 +59,7 @@ class Arrivals(Ring):
 class ReadyOrder:
     """All that is pending, in the order in which it must begin."""
 
-    __slots__ = ("arrivals", "early", "last_accepted_ns", "last_number", "wheel")
+    __slots__ = ("arrivals", "early", "early_cids", "last_accepted_ns", "last_number", "wheel")
 
     def __init__(self) -> None:
         self.last_number = 0  # of the publications, in the order of acceptance
@@ -71,9 +71,12 @@ class ReadyOrder:
         """Be empty, and leave the links of what stood in the order as they are."""
         self.wheel = TimerWheel()
         self.arrivals = Arrivals()
-        # What begins before everything else: messages behind which a timer has its turn, and what was given back by
+        # What begins before everything else: timers with the messages that precede them, and what was given back by
         # those who had taken it out.
         self.early = Ring()
+        # The conversations of which anything stands in `early`, or has stood there since it was empty; and the number
+        # of the turn in which it went there, 0 without one.
+        self.early_cids: dict[str, int] = {}
 
     def waiting(self) -> list[Arrival]:
         """Return all that was ready when it was accepted, in the order in which it begins."""
@@ -134,13 +137,25 @@ class ReadyOrder:
         if timer is not None or head is self.arrivals:
             return timer
         if type(head) is Timer:
-            self.take_arrived(head)
+            self.take_first_timer(head)
         return head  # type: ignore[no-any-return]
 
-    def take_arrived(self, timer: Timer) -> None:
-        """Take out the first timer of the arrivals."""
-        self.arrivals.pass_over(timer)
-        unlink(timer)
+    def take_first_timer(self, timer: Timer) -> None:
+        """Take out what `first_timer` has returned."""
+        if timer is self.arrivals.timer:
+            self.arrivals.pass_over(timer)
+            unlink(timer)
+        else:
+            self.wheel.take_due(timer.due)
+
+    def move_first_timer(self, timer: Timer) -> None:
+        """Move what `first_timer` has returned behind all that begins early."""
+        if timer is self.arrivals.timer:
+            self.arrivals.pass_over(timer)
+            move_behind(self.early.before, timer)
+        else:
+            self.wheel.take_due(timer.due)
+            self.early.append(timer)
 
     def first_timer(self, limit: int) -> Timer | None:
         """Return the timer that would begin next if there were no publications, of those ready at `limit`."""
@@ -185,6 +200,9 @@ class ReadyOrder:
         self.wheel._check()
         self.arrivals._check()
         self.early._check()
+        strangers = {entry.cid if type(entry) is Timer else entry.entries[0].cid for entry in self.early}
+        strangers -= self.early_cids.keys()
+        assert not strangers, f"{strangers} begin early, and are not noted"
         first = next((entry for entry in self.arrivals if type(entry) is Timer), None)
         assert self.arrivals.timer is first, f"the first timer that arrived is {first!r}, not {self.arrivals.timer!r}"
         instants = [entry.due for entry in self.arrivals]

@@ -55,9 +55,11 @@ def _put_in_again(
     seen: set[int] = set()
     for entry in early:
         if type(entry) is Publication:
-            entry.parked = False
+            entry.aside = True
+            order.early_cids[entry.entries[0].cid] = 0
             order.early.append(entry)
         elif _take_in(engine, entry, seen):
+            order.early_cids[entry.cid] = 0  # type: ignore[union-attr]
             order.early.append(entry)
     for entry in arrivals:
         if type(entry) is Publication:

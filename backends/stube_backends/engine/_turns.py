@@ -3,7 +3,12 @@
 After some targets of publications the timers have a turn if one is due: those that were ready when it began, and at
 most as many as were pending then, so that timers which their handlers make anew for the same instant do not keep a
 publication waiting. Only conversations are reordered. Within each the order stays (G2): the messages that were accepted
-before a timer of their conversation begin before it, ahead of those to others.
+before a timer of their conversation begin before it. Such a timer goes behind them into the ring `early`, which begins
+when the turn is over and before everything else, so that it keeps no timer waiting that follows it.
+
+While that ring is being delivered the timers have turns as well. Until it is empty, a conversation may go into it in
+one turn only, because conversations that always have another message and another timer would keep it full, and
+everything else waiting. A turn ends at the first timer that would have to go into it again.
 
 To find such messages costs one step for each subscription of the timer's conversation, and one for each publication
 that waits on these topics, whatever else waits and however many hear the topics.
@@ -24,6 +29,8 @@ from stube_backends.engine._rings import move_behind
 from stube_backends.engine._timers import Timer
 from stube_backends.engine._topics import Publication, Subscription, Topic, TopicIndex
 
+_MOVED_AT_MOST: Final = 64  # timers in one step, which takes a tenth of a millisecond
+
 _joined: Final = attrgetter("joined")
 
 
@@ -35,7 +42,7 @@ class Turns:
         most: how many targets of publications begin before timers have a turn.
     """
 
-    __slots__ = ("in_a_row", "ledger", "left", "limit", "most", "order", "records", "topics")
+    __slots__ = ("in_a_row", "ledger", "left", "limit", "most", "number", "order", "records", "topics")
 
     def __init__(self, ledger: Ledger, order: ReadyOrder, records: Records, topics: TopicIndex, most: int) -> None:
         self.ledger = ledger
@@ -49,12 +56,13 @@ class Turns:
         # it.
         self.limit: int | None = None
         self.left = 0
+        self.number = 0  # of the turns that have begun
 
     def next(self, take: Callable[[int], Any], now: int) -> Any:
         """Take out what must begin next: a timer if timers have a turn, else what `take(now)` finds in the ready
-        order."""
+        order. An empty list if this must be called again, after others had a turn of the lock."""
         entry: Any = None
-        if self.in_a_row >= self.most and self.order.early.is_empty():
+        if self.in_a_row >= self.most:
             entry = self._take(now)
         if entry is None:
             entry = take(now)
@@ -65,44 +73,58 @@ class Turns:
     def end(self) -> None:
         """End the turn of the timers: `most` further targets may begin before the next one."""
         self.in_a_row, self.limit = 0, None
+        self._forget_early_cids()
 
-    def _take(self, now: int) -> Timer | None:
-        """Take out a timer whose turn it is. None if no timer has a turn at `now`; or if messages begin before it,
-        which are the next ones in the ready order then."""
+    def _take(self, now: int) -> Timer | list[Timer] | None:
+        """Take out a timer whose turn it is; None if no timer has a turn at `now`, an empty list as in `next`."""
         order = self.order
+        self._forget_early_cids()
         if self.limit is None:
-            self.limit, self.left = now, self.ledger.timers
-        timer = order.first_timer(self.limit) if self.left else None
-        if timer is None:
-            self.end()
-            return None
-        arrived = timer is order.arrivals.timer
-        if self._move_messages_before(timer, arrived=arrived):
-            return None
-        self.left -= 1
-        if arrived:
-            order.take_arrived(timer)
-        else:
-            order.wheel.take_due(timer.due)
-        return timer
+            self.limit, self.left, self.number = now, self.ledger.timers, self.number + 1
+        for _ in range(_MOVED_AT_MOST):
+            timer = order.first_timer(self.limit) if self.left else None
+            if timer is None:
+                self.end()
+                return None
+            messages = self._messages_before(timer, arrived=timer is order.arrivals.timer)
+            went = order.early_cids.get(timer.cid)
+            if went is None and not messages:
+                self.left -= 1
+                order.take_first_timer(timer)
+                return timer
+            if went not in (None, self.number):
+                self.end()
+                return None
+            self.left -= 1
+            order.early_cids[timer.cid] = self.number
+            for publication, entry in messages:
+                if publication.topic is None:
+                    move_behind(order.early.before, publication)
+                    publication.aside = True
+                else:
+                    serve(publication, entry, order.early)
+            order.move_first_timer(timer)
+        return []
 
-    def _move_messages_before(self, timer: Timer, *, arrived: bool) -> bool:
-        """Let the messages that precede a timer in its conversation begin first; say whether there are any."""
+    def _forget_early_cids(self) -> None:
+        if self.order.early.is_empty():
+            self.order.early_cids.clear()
+
+    def _messages_before(self, timer: Timer, *, arrived: bool) -> list[tuple[Publication, Subscription]]:
+        """Return the messages that precede a timer in its conversation, in their order: each publication, and which of
+        its targets."""
         record = self.records.by_cid[timer.cid]
         if not isinstance(record, Record) or (arrived and timer.before is self.order.arrivals):
-            return False
+            return []
         # All that stands before the first timer that arrived are publications. A timer of the wheel was accepted before
         # what arrived at the instant at which it is due.
         latest = timer.before.number if arrived else None
         if record.backlog is not None:
-            messages = [
-                message
+            return [
+                (message, message.entries[0])
                 for message in record.backlog.messages
-                if not message.parked and (message.number <= latest if latest is not None else message.due < timer.due)
+                if not message.aside and (message.number <= latest if latest is not None else message.due < timer.due)
             ]
-            for message in messages:
-                move_behind(self.order.early.before, message)
-            return bool(messages)
         found: list[tuple[int, Publication, Subscription]] = []
         for entry in reversed(self.records.subscriptions(timer.cid)):
             topic = self.topics.topics.get(entry.topic)
@@ -116,9 +138,7 @@ class Turns:
         found.sort(key=_by_acceptance)
         if any(_by_acceptance(one) == _by_acceptance(other) for one, other in pairwise(found)):
             found.sort(key=_in_order)  # several instances of the conversation hear the topic
-        for _, publication, entry in found:
-            serve(publication, entry, self.order.early)
-        return bool(found)
+        return [(publication, entry) for _, publication, entry in found]
 
 
 def _by_acceptance(found: tuple[int, Publication, Subscription]) -> tuple[int, int]:

@@ -4,7 +4,9 @@ It is written from the contract alone, for one thread and without indexes. Every
 through everything, which is slow but obviously correct. Deliveries run inside `advance`, `settle`, `join` and
 `run_until_idle`, one at a time, in the order of their ready instants over all conversations, ties in the order of
 acceptance. After every 64 messages the timers have a turn (G27): those that are ready begin, at most as many as were
-pending at that moment, each behind the earlier messages of its own conversation.
+pending at that moment. One that earlier messages of its own conversation precede stands aside with them, and so do the
+later ones of that conversation; all of these begin before everything else when the turn is over. Until all of them have
+begun, no conversation stands aside in a second turn: that turn ends.
 
 Where the contract leaves a backend a choice, the model answers with a value that equals every permitted answer
 (`OneOf`), so that a comparison is exactly as tolerant as the contract:
@@ -148,7 +150,10 @@ class Model:
         self._fair = fair
         self._in_a_row = 0  # how many messages have been delivered since timers had a turn
         self._turn: int | None = None  # how many more timers may begin in the present turn; None without one
-        self._early: list[_Pending] = []  # the messages behind which the next timer of the turn begins
+        self._turns = 0  # how many have begun
+        # What stands aside, or has begun since something did; and in which turn each conversation did.
+        self._aside: list[_Pending] = []
+        self._aside_in: dict[str, int] = {}
         self._running: str | None = None  # the conversation whose delivery runs
         self._accepted = self._delivered = self._failed = self._cancelled = self._dropped = 0
 
@@ -366,8 +371,6 @@ class Model:
             else:
                 count += 1
                 self._in_a_row += not entry.is_timer
-                if self._turn is not None and entry.is_timer:
-                    self._turn -= 1
                 self._deliver(entry)
         self._in_a_row, self._turn = 0, None
         return count
@@ -375,22 +378,39 @@ class Model:
     def _next(self) -> _Pending | None:
         """Return what begins next, of all that is ready."""
         ready = sorted((entry for entry in self._pending if entry.ready <= self._now), key=lambda each: each.order)
-        early = [entry for entry in self._early if entry in ready]
-        if self._fair and self._in_a_row >= IN_A_ROW and not early:
-            if self._turn is None:
-                self._turn = sum(entry.is_timer for entry in self._pending)
-            timers = [entry for entry in ready if entry.is_timer]
-            if timers and self._turn:
-                before = ready[: ready.index(timers[0])]
-                waste = self._waste()
-                self._early = [
-                    entry
-                    for entry in before
-                    if entry.cid == timers[0].cid and not entry.is_timer and entry not in waste
-                ]
-                return (self._early or timers)[0]
-            self._in_a_row, self._turn = 0, None
-        return next(iter(early or ready), None)
+        if not any(entry in ready for entry in self._aside):
+            self._aside.clear()
+            self._aside_in.clear()
+        timer = self._next_in_turn(ready) if self._fair and self._in_a_row >= IN_A_ROW else None
+        if timer is not None:
+            return timer
+        aside = [entry for entry in self._aside if entry in ready]
+        return next(iter(aside or ready), None)
+
+    def _next_in_turn(self, ready: list[_Pending]) -> _Pending | None:
+        """Return the timer that begins next because timers have a turn; None when the turn is over."""
+        if self._turn is None:
+            self._turn = sum(entry.is_timer for entry in self._pending)
+            self._turns += 1
+        waste = self._waste()
+        for timer in ready:
+            if not timer.is_timer or timer in self._aside:
+                continue
+            before = [
+                entry
+                for entry in ready[: ready.index(timer)]
+                if entry.cid == timer.cid and not entry.is_timer and entry not in waste and entry not in self._aside
+            ]
+            has_stood = self._aside_in.get(timer.cid)
+            if not self._turn or has_stood not in (None, self._turns):
+                break
+            self._turn -= 1
+            if has_stood is None and not before:
+                return timer
+            self._aside += [*before, timer]
+            self._aside_in[timer.cid] = self._turns
+        self._in_a_row, self._turn = 0, None
+        return None
 
     def _deliver(self, entry: _Pending) -> None:
         subscription = entry.subscription

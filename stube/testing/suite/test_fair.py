@@ -19,6 +19,7 @@ from stube.testing.suite._fixtures import guarantee
 TARGETS = 1500  # several hundred on each thread of a backend that delivers on a few
 FIRST = 10  # the target whose handler makes the first timer
 AT_MOST = 64
+BUSY = 100  # conversations that always have another message and another timer
 MANY = 20_000  # timers at most: more than the turns that a publication to so many targets can give
 
 
@@ -84,7 +85,7 @@ class _Clock:
             self._run.settle()
 
     def overtaking(self) -> list[int]:
-        """Return for each timer how many targets of other conversations began between its instant and its delivery.
+        """Return for each timer how many messages to other conversations began between its instant and its delivery.
 
         Where deliveries of its own conversation precede it, the longest stretch between two of these counts: if their
         handlers wait for something, others begin meanwhile.
@@ -99,7 +100,7 @@ class _Clock:
             for each in seen[due_at:tick]:
                 if each.cid == "clock":
                     stretches.append(0)
-                else:
+                elif each.event.name == "said":
                     stretches[-1] += each.thread == seen[tick].thread
             found.append(max(stretches))
         return found
@@ -155,6 +156,26 @@ def test_a_timer_waits_for_the_earlier_messages_of_its_own_conversation(run: Dri
     assert between <= AT_MOST
 
 
+@guarantee("G27", "G2")
+@requires("fair")
+@pytest.mark.parametrize("delay", [0, pytest.param(2, marks=requires(REAL_TIME))])
+def test_a_timer_does_not_wait_for_the_messages_that_precede_other_timers(run: Driver, delay: float) -> None:
+    """Fault: timers have their turn strictly in the order in which they become due, each behind the messages of its own
+    conversation, so that the last one waits for the messages of all others."""
+
+    def schedule_others() -> None:
+        for number in range(TARGETS):
+            run.schedule(delay, cid=f"c{number}", event="rings")
+
+    clock = _Clock(run, delay_ms=delay, before=schedule_others)
+    run.registry.publish("t", "hello")
+    clock.settle()
+    for number in range(TARGETS):
+        assert [seen.event.name for seen in run.recorder.of(f"c{number}")] == ["said", "rings"]
+    (between,) = clock.overtaking()
+    assert between <= AT_MOST
+
+
 @guarantee("G27")
 @requires("fair")
 def test_a_timer_that_begins_again_at_once_and_a_publication_take_turns(run: Driver) -> None:
@@ -166,3 +187,36 @@ def test_a_timer_that_begins_again_at_once_and_a_publication_take_turns(run: Dri
     overtaking = clock.overtaking()
     assert max(overtaking) <= AT_MOST
     assert len(overtaking) < MANY
+
+
+@guarantee("G27")
+@requires("fair")
+def test_conversations_that_always_have_more_and_a_publication_take_turns(run: Driver) -> None:
+    """Fault: timers whose conversations have a message before them go ahead of a publication, and those that their
+    handlers make anew follow them without end, so that the publication waits for ever."""
+    numbers, ticks = itertools.count(1), itertools.count(1)
+    delivered: list[bool] = []  # filled when all targets had the message
+
+    def on_message(cid: str, event: Event) -> None:
+        number = next(numbers)
+        if number == FIRST:
+            for busy in range(BUSY):
+                begin_again(f"busy{busy}", event)
+        if number >= TARGETS:
+            delivered.append(True)
+
+    def begin_again(cid: str, event: Event) -> None:
+        if not delivered and next(ticks) < MANY:
+            run.registry.publish(cid, "more")
+            run.schedule(0, cid=cid)
+
+    run.recorder.on("said", on_message)
+    run.recorder.on("tick", begin_again)
+    for number in range(TARGETS):
+        run.subscribe(cid=f"c{number}")
+    for number in range(BUSY):
+        run.subscribe(f"busy{number}", cid=f"busy{number}", event="heard")
+    run.registry.publish("t", "hello")
+    run.settle()
+    assert delivered
+    assert BUSY < next(ticks) < MANY
