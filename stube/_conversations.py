@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from functools import partial
 from types import TracebackType
@@ -52,7 +53,8 @@ class Conversation:
     #    under that lock, and not after the end, so no method removes anything of a successor.
     # 3. Two threads re-arm the same timer: each cancels and schedules under `_lock`, so that one timer is left.
     # 4. A finalizer or signal handler calls a method while its thread is inside an operation of the registry, for which
-    #    the owner of `_lock` waits: what removes is then deferred until that operation is over (G20).
+    #    the owner of `_lock` may wait: what removes is then deferred until that operation is over (G20), and what adds
+    #    does without the lock.
     __slots__ = ("_cid", "_conversations", "_ended", "_lock")
 
     def __init__(self, conversations: Conversations, cid: str) -> None:
@@ -81,14 +83,11 @@ class Conversation:
 
     def take_flow(self) -> Any | None:
         """Take the baton; None if it was taken, was never put, or the conversation has ended. Also None for a finalizer
-        that must not wait for another thread; then the baton stays."""
-        # Not deferred, because then nobody would get the baton that it takes.
-        if not (self._lock.acquire(blocking=False) or self._acquire_or_defer(_nothing)):
+        or signal handler that runs inside an operation of the registry; then the baton stays."""
+        if self._is_inside():  # not deferred, because then nobody would get the baton
             return None
-        try:
+        with self._lock:
             return None if self._ended else self._conversations.registry.pending_flow(self._cid)
-        finally:
-            self._lock.release()
 
     def schedule(
         self,
@@ -196,20 +195,18 @@ class Conversation:
         period_ms = _in_milliseconds(period) if isinstance(period, timedelta) else period
         timer = PeriodicTimer(self, event, period_ms, instance_id, missed)
         # For the sake of the set. A finalizer that must not wait may make a second one.
-        held = self._lock.acquire(blocking=False) or self._acquire_or_defer(_nothing)
-        try:
-            periodic = self._periodic or set()
-            periodic.add(timer)
-            self._conversations._periodic[self] = periodic
-            timer.schedule_next()
-        except BaseException:
-            timer.forget()
-            raise
-        finally:
-            if self.ended:
-                self._conversations._periodic.pop(self, None)
-            if held:
-                self._lock.release()
+        with self._lock_unless_inside():
+            try:
+                periodic = self._periodic or set()
+                periodic.add(timer)
+                self._conversations._periodic[self] = periodic
+                timer.schedule_next()
+            except BaseException:
+                timer.forget()
+                raise
+            finally:
+                if self.ended:
+                    self._conversations._periodic.pop(self, None)
         if self.ended:
             raise self._error()
         return timer
@@ -224,32 +221,24 @@ class Conversation:
 
     def unsubscribe(self, topic: str | None = None, *, instance_id: str = "main") -> int:
         """Remove one subscription of the instance, or all; return how many. Silent after the end."""
-        if not self._lock.acquire(blocking=False):
-            again = partial(self.unsubscribe, topic, instance_id=instance_id)
-            if not self._acquire_or_defer(again):
-                return 0
-        try:
+        if self._defer_if_inside(partial(self.unsubscribe, topic, instance_id=instance_id)):
+            return 0
+        with self._lock:
             if self._ended:
                 return 0
             return self._conversations.registry.unsubscribe(cid=self._cid, instance_id=instance_id, topic=topic)
-        finally:
-            self._lock.release()
 
     def cancel_timers(self, *, instance_id: str | None = None) -> int:
         """Cancel every timer of the conversation, or of one instance; return how many this call cancelled. Silent after
         the end."""
-        if not self._lock.acquire(blocking=False):
-            again = partial(self.cancel_timers, instance_id=instance_id)
-            if not self._acquire_or_defer(again):
-                return 0
-        try:
+        if self._defer_if_inside(partial(self.cancel_timers, instance_id=instance_id)):
+            return 0
+        with self._lock:
             if self._ended:
                 return 0
             if self._conversations._periodic:
                 self._cancel_periodic(instance_id)
             return self._conversations.registry.cancel_timers(self._cid, instance_id=instance_id)
-        finally:
-            self._lock.release()
 
     def end(self) -> None:
         """End the conversation: after the return no delivery of it begins, and nothing of it remains.
@@ -257,10 +246,10 @@ class Conversation:
         Idempotent; silent on a closed registry. A running delivery runs to its end, and may itself be the caller. The
         cost is proportional to what the conversation holds.
         """
-        if not (self._lock.acquire(blocking=False) or self._acquire_or_defer(self.end)):
+        if self._defer_if_inside(self.end):
             self._ended = True  # so that nothing is added until the end is made
             return
-        try:
+        with self._lock:
             self._ended = True
             cid, conversations = self._cid, self._conversations
             live = conversations._open
@@ -271,8 +260,6 @@ class Conversation:
             _end(conversations.registry, cid)
             # A finalizer may have ended it as well, and opened a successor, in the last line.
             first = live.get(cid) is self and live.pop(cid, None) is not None
-        finally:
-            self._lock.release()
         if first and conversations.on_end is not None:
             conversations.on_end(self)
 
@@ -296,17 +283,13 @@ class Conversation:
         event, instance_id = plain_event(event), plain_name("instance_id", instance_id)
         delay_in_nanoseconds(delay_ms)
         # For race 3. A finalizer that must not wait may leave a second timer.
-        held = self._lock.acquire(blocking=False) or self._acquire_or_defer(_nothing)
-        try:
+        with self._lock_unless_inside():
             if self._ended:
                 raise self._error()
             if self._conversations._periodic:
                 self._cancel_periodic(instance_id)
             registry.cancel_timers(self._cid, instance_id=instance_id)
             handle = registry.schedule_event(cid=self._cid, instance_id=instance_id, delay_ms=delay_ms, event=event)
-        finally:
-            if held:
-                self._lock.release()
         if self.ended:
             handle.cancel()
             raise self._error()
@@ -314,20 +297,25 @@ class Conversation:
 
     def _undo(self, remove: Callable[[], object]) -> None:
         """Take back what was added after the end, unless it is a successor's by now."""
-        if self._lock.acquire(blocking=False) or self._acquire_or_defer(partial(self._undo, remove)):
-            try:
+        if not self._defer_if_inside(partial(self._undo, remove)):
+            with self._lock:
                 if not self._conversations._is_taken_over(self):
                     remove()
-            finally:
-                self._lock.release()
 
-    def _acquire_or_defer(self, call: Callable[[], object]) -> bool:
-        """Wait for the lock, which another thread has. False when a call has been deferred instead (race 4).
+    def _defer_if_inside(self, call: Callable[[], object]) -> bool:
+        """Defer a call if this thread is inside an operation of the registry; return whether it is (race 4).
 
-        A registry that can defer has a method `defer_if_inside(call)`, which returns whether it did.
+        A registry that can defer has a method `defer_if_inside(call)`, which does that.
         """
         defer = getattr(self._conversations.registry, "defer_if_inside", None)
-        return not (defer is not None and defer(call)) and self._lock.acquire()
+        return defer is not None and defer(call)
+
+    def _is_inside(self) -> bool:
+        """Say whether this thread is inside an operation of the registry, and must not wait for the lock (race 4)."""
+        return self._defer_if_inside(_nothing)
+
+    def _lock_unless_inside(self) -> AbstractContextManager[object]:
+        return nullcontext() if self._is_inside() else self._lock
 
     def _cancel_periodic(self, instance_id: str | None) -> None:
         """Let no periodic timer of an instance, or of any, schedule another tick. The caller cancels the pending

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from types import FrameType
 from typing import Any
 
 import pytest
 from typing_extensions import override
 
 import stube
+from stube import _conversations
 from stube.testing._harness import PATIENCE, RegistryProxy
 from stube.testing._harness.recorder import Gate
 
@@ -270,3 +273,63 @@ def test_a_finalizer_waits_for_no_thread_that_waits_for_the_registry(spec: str, 
             assert stube.Conversations(registry).open("c1") is not conversation
         conversation.end()
         assert inner.inspect() == {}
+
+
+class Interrupted(Exception):  # noqa: N818 - it is no error
+    """What a signal handler raised."""
+
+
+class Interruption:
+    """Raises `Interrupted` where a signal handler may run, in one of these places in the code of the handles.
+
+    CPython runs signal handlers at the beginning of a function and behind each call, but not inside the entry and the
+    exit of a `with` block.
+    """
+
+    def __init__(self, place: int) -> None:
+        self.left = place
+
+    def __call__(self, frame: FrameType, event: str, _: object) -> None:
+        if frame.f_code.co_filename != _conversations.__file__ or event not in ("call", "c_return"):
+            return
+        self.left -= 1
+        if self.left < 0:
+            sys.setprofile(None)
+            raise Interrupted
+
+
+CALLS: dict[str, Callable[[stube.Conversation], object]] = {
+    "end": stube.Conversation.end,
+    "cancel_timers": stube.Conversation.cancel_timers,
+    "unsubscribe": stube.Conversation.unsubscribe,
+    "take_flow": stube.Conversation.take_flow,
+    "every": lambda conversation: conversation.every("tick", 1000),
+    "replace": lambda conversation: conversation.schedule("tick", 1000, replace=True),
+}
+
+
+@pytest.mark.parametrize("way", CALLS)
+def test_an_exception_of_a_signal_handler_leaves_no_conversation_locked(way: str) -> None:
+    """Fault: it is raised between the line that takes the lock and the one that makes sure that it is released, and
+    every other thread waits for ever."""
+    place = 0
+    while True:
+        with stube.create_registry("virtual") as registry:
+            conversation = stube.Conversations(registry).open("c1")
+            sys.setprofile(Interruption(place))
+            try:
+                CALLS[way](conversation)
+            except Interrupted:
+                pass
+            else:
+                break  # there are no more places
+            finally:
+                sys.setprofile(None)
+            other = threading.Thread(target=conversation.end, daemon=True)
+            other.start()
+            other.join(PATIENCE)
+            assert not other.is_alive(), f"interrupted at its place {place}, it has left the conversation locked"
+            assert conversation.ended
+            assert registry.inspect() == {}
+        place += 1
+    assert place >= 2
