@@ -216,6 +216,21 @@ def test_parking_many_entries_takes_several_calls(engine: Checked) -> None:
     assert engine.rest(box) == ["tick", *(f"e{number}" for number in range(600))]
 
 
+def test_passing_over_many_removed_subscriptions_takes_several_calls(engine: Checked) -> None:
+    """Fault: one call passes over a hundred thousand targets that have left, while callers wait for the lock."""
+    for number in range(600):
+        engine.subscribe(f"c{number}", "i", "t", "said")
+    engine.publish("t", "m", 0)
+    for number in range(599):
+        engine.unsubscribe(f"c{number}", "i", None)
+    for cancelled in (256, 512):
+        assert engine.claims.next_box(0, "server") is AGAIN
+        assert engine.stats().cancelled == cancelled
+    box = engine.claims.next_box(0, "server")
+    assert box is not None
+    assert (box.cid, engine.stats().cancelled) == ("c599", 599)
+
+
 def test_the_engine_is_idle_when_nothing_is_served_or_ready(engine: Checked) -> None:
     """Fault: the engine is idle although a message is parked or a publication is being sorted."""
     assert engine.is_idle(0, timers_too=True)

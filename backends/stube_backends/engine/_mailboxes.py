@@ -33,7 +33,7 @@ from stube_backends.engine._timers import Timer
 from stube_backends.engine._topics import Publication, Subscription, TopicIndex, count_live
 from stube_backends.engine._turns import Turns, serve
 
-_PARKED_AT_MOST: Final = 256  # in one call, so that others get their turn of the lock
+_PARKED_AT_MOST: Final = 256  # or passed over, in one call, so that others get their turn of the lock
 IN_A_ROW: Final = 16
 """How many targets begin before timers have a turn: fewer than elsewhere, because a delivery on a loop costs more."""
 
@@ -255,6 +255,7 @@ class MailboxClaims:
         """Return what must be sorted next, of all that is ready at `now`: a timer, which has been taken out, or a
         message to one target, which stays where it is until it is parked. An empty list as `Turns.next`."""
         order = self.order
+        passed_over = 0
         while True:
             head: Arrival | list[Timer] | None = self.turns.next(order.take_one, now)
             if not isinstance(head, Publication):
@@ -264,14 +265,15 @@ class MailboxClaims:
                 return head
             while head.position < head.length:
                 target = head.entries[head.position]
-                if not head.is_left(target):
-                    head.position += 1
-                    continue
-                if target.name is not None:
+                is_left = head.is_left(target)
+                if is_left and target.name is not None:
                     return serve(head, target, order.early, passed=1)
-                self.ledger.queued -= 1
-                self.ledger.cancelled += 1
-                head.position, head.targeted = head.position + 1, head.targeted - 1
+                self.ledger.queued -= is_left
+                self.ledger.cancelled += is_left
+                head.position, head.targeted = head.position + 1, head.targeted - is_left
+                passed_over += 1
+                if passed_over == _PARKED_AT_MOST:
+                    return []
             head.close()
             self.garbage.append(head)
 
