@@ -257,7 +257,7 @@ class MailboxClaims:
         order = self.order
         passed_over = 0
         while True:
-            head: Arrival | list[Timer] | None = self.turns.next(order.take_one, now)
+            head = self.turns.next(now, batches=False)
             if not isinstance(head, Publication):
                 return head
             self.turns.in_a_row += 1

@@ -84,7 +84,8 @@ class ReadyOrder:
 
     def has_arrived(self) -> bool:
         """Say whether there is anything that was ready when it was accepted."""
-        return not (self.arrivals.is_empty() and self.early.is_empty())
+        arrivals, early = self.arrivals, self.early
+        return arrivals.after is not arrivals or early.after is not early
 
     def arrive(self, publication: Publication) -> None:
         """Take in a publication, accepted at `last_accepted_ns`."""
@@ -115,25 +116,20 @@ class ReadyOrder:
                 self.wheel.drop(after)
         return events
 
-    def take(self, now: int) -> Arrival | list[Timer] | None:
-        """Take out what must begin next, of all that is ready at `now`: a timer, or the several timers of
-        `TimerWheel.take_batch`. A publication is returned too, but stays where it is."""
-        head: Any = self.arrivals.after
-        if self.early.is_empty():
-            found = self.wheel.take_batch(now if head is self.arrivals else head.due)
-            if found:
-                return found
-        return self.take_one(now)
-
-    def take_one(self, now: int) -> Arrival | None:
-        """`take`, one timer at a time."""
+    def take(self, now: int, batches: bool = True) -> Arrival | list[Timer] | None:
+        """Take out what must begin next, of all that is ready at `now`: a timer or, with `batches`, the several timers
+        of `TimerWheel.take_batch`. A publication is returned too, but stays where it is."""
         head: Any = self.early.after
         if head is not self.early:
             if type(head) is Timer:
                 unlink(head)
             return head  # type: ignore[no-any-return]
         head = self.arrivals.after
-        timer = self.wheel.take_due(now if head is self.arrivals else head.due)
+        limit = now if head is self.arrivals else head.due
+        batch = self.wheel.take_batch(limit) if batches else None
+        if batch:
+            return batch
+        timer = self.wheel.take_due(limit)
         if timer is not None or head is self.arrivals:
             return timer
         if type(head) is Timer:

@@ -64,7 +64,7 @@ class SerialClaims:
         order = self.order
         if now > order.last_accepted_ns:
             order.last_accepted_ns = now
-        entry: Arrival | list[Timer] | None = self.turns.next(order.take, now)
+        entry = self.turns.next(now, batches=True)
         if entry is None:
             return None
         if type(entry) is list:

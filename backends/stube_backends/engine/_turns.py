@@ -17,13 +17,12 @@ that waits on these topics, whatever else waits and however many hear the topics
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable
 from itertools import pairwise
 from operator import attrgetter
 from typing import Any, Final
 
 from stube_backends.engine._ledger import Ledger
-from stube_backends.engine._order import ReadyOrder
+from stube_backends.engine._order import Arrival, ReadyOrder
 from stube_backends.engine._records import Record, Records
 from stube_backends.engine._rings import move_behind
 from stube_backends.engine._timers import Timer
@@ -58,16 +57,16 @@ class Turns:
         self.left = 0
         self.number = 0  # of the turns that have begun
 
-    def next(self, take: Callable[[int], Any], now: int) -> Any:
-        """Take out what must begin next: a timer if timers have a turn, else what `take(now)` finds in the ready
-        order. An empty list if this must be called again, after others had a turn of the lock."""
-        entry: Any = None
+    def next(self, now: int, *, batches: bool) -> Arrival | list[Timer] | None:
+        """Take out what must begin next: a timer if timers have a turn, else what `ReadyOrder.take` finds. An empty
+        list if this must be called again, after others had a turn of the lock."""
+        entry: Arrival | list[Timer] | None = None
         if self.in_a_row >= self.most:
             entry = self._take(now)
         if entry is None:
-            entry = take(now)
-        if entry is None:
-            self.end()
+            entry = self.order.take(now, batches)
+        if entry is None and (self.in_a_row or self.order.early_cids):
+            self.end()  # asked first, because most looks find nothing on a virtual clock
         return entry
 
     def end(self) -> None:

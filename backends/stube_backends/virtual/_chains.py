@@ -47,7 +47,7 @@ class WatchedClaims(SerialClaims):
         if now != self.instant:
             self.instant, self.rounds, self.left = now, 0, 0
         arrivals = self.order.arrivals
-        if not arrivals.is_empty():
+        if arrivals.after is not arrivals:
             head = id(arrivals.after)
             if self.left and head != self.head:
                 self.left -= 1
