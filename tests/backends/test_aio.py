@@ -1628,3 +1628,38 @@ def test_the_factory_returns_an_async_backend() -> None:
     assert asyncio.run(registry.joined())
     assert asyncio.run(registry.aclose())
     assert isinstance(registry, AsyncioRegistry)
+
+
+@pytest.mark.parametrize("topics", [1, 5])
+def test_handlers_that_go_on_together_keep_no_timer_waiting(registry: AsyncioRegistry, run: Any, topics: int) -> None:
+    """G27, G2. Fault: when the handlers of many conversations return in one turn of the loop, the next message of each
+    begins before a timer that is due; or it begins twice, or in another order."""
+    many = 300
+    go = asyncio.Event()
+    seen: list[tuple[str, object]] = []
+    due_at: list[int] = []
+
+    async def dispatch(cid: str, event: Event) -> None:
+        if event.payload == 0:
+            await go.wait()
+        elif cid == "c9" and event.payload == 1:
+            registry.schedule_event(cid="clock", instance_id="main", delay_ms=0, event="tick")
+            due_at.append(len(seen))
+        seen.append((cid, event.payload))
+
+    async def main() -> None:
+        registry.install_dispatch(dispatch)
+        for number in range(many):
+            for topic in range(topics):
+                registry.subscribe(cid=f"c{number}", instance_id=f"i{topic}", topic=f"t{topic}", event="said")
+        for payload in range(5):
+            registry.publish(f"t{payload % topics}", payload)
+        await until(lambda: registry.stats().running == many)
+        go.set()
+        assert await registry.settled(PATIENCE)
+
+    run(main())
+    for number in range(many):
+        assert [payload for cid, payload in seen if cid == f"c{number}"] == [0, 1, 2, 3, 4]
+    between = seen[due_at[0] : [cid for cid, _ in seen].index("clock")]
+    assert len(between) <= 64

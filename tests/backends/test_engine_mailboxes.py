@@ -13,7 +13,7 @@ from stube import Event
 from stube_backends.engine import EARLIEST, Engine
 from stube_backends.engine._backlogs import Limits
 from stube_backends.engine._inspection import inspect, sizes
-from stube_backends.engine._mailboxes import AGAIN, Mailbox, MailboxClaims
+from stube_backends.engine._mailboxes import AGAIN, IN_A_ROW, Mailbox, MailboxClaims
 from stube_backends.engine._recovery import rebuild
 
 MS: Final = 1_000_000
@@ -229,6 +229,17 @@ def test_passing_over_many_removed_subscriptions_takes_several_calls(engine: Che
     box = engine.claims.next_box(0, "server")
     assert box is not None
     assert (box.cid, engine.stats().cancelled) == ("c599", 599)
+
+
+def test_a_server_that_continues_gives_way_to_a_due_timer_after_a_row_of_targets(engine: Checked) -> None:
+    """Fault: it gives way before, for a timer that is not due, or never (G27)."""
+    engine.tick("other", now=0, delay=5)
+    given_way = [engine.claims.must_give_way(now) for now in (4,) * (IN_A_ROW + 1) + (5,)]
+    assert given_way == [False] * (IN_A_ROW + 1) + [True]
+    box = engine.claims.next_box(5, "server")
+    assert box is not None
+    assert box.cid == "other"
+    assert not engine.claims.must_give_way(5), "it gives way although the timer has had its turn"
 
 
 def test_the_engine_is_idle_when_nothing_is_served_or_ready(engine: Checked) -> None:

@@ -80,7 +80,7 @@ class LoopDriver(Driver):
         self._clock = options.clock
         self._failures = Failures(options.on_error, reraised=(KeyboardInterrupt,))
         self._link = LoopLink(self.core, options.clock, loop, self)
-        self._runners = Runners(self.core, self._claims, self._failures, self._link)
+        self._runners = Runners(self.core, self._claims, self._failures, self._link, options.clock)
 
     @override
     def enter(self) -> Core:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from asyncio import CancelledError, Task
-from collections.abc import Awaitable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from contextvars import Context
 from functools import partial
@@ -26,11 +26,15 @@ class Runners:
         claims: of the core's engine.
         failures: reports what handlers raise.
         link: to the loop.
+        clock: of the registry.
     """
 
-    __slots__ = ("_claims", "_core", "_failures", "_link")
+    __slots__ = ("_claims", "_clock", "_core", "_failures", "_link")
 
-    def __init__(self, core: Core, claims: MailboxClaims, failures: Failures, link: LoopLink) -> None:
+    def __init__(
+        self, core: Core, claims: MailboxClaims, failures: Failures, link: LoopLink, clock: Callable[[], int]
+    ) -> None:
+        self._clock = clock
         self._core = core
         self._claims = claims
         self._failures = failures
@@ -79,9 +83,10 @@ class Runners:
         begun, box.begun = box.begun or (None, None), None
         event, result = begun
         del begun
+        now: int | None = None  # the present instant, if the next delivery follows another one
         while not core.retired:
             if event is None:
-                event = core.run_locked(self._claim_locked, box)
+                event = core.run_locked(self._claim_locked, box, now)
                 self.release_garbage()
                 if event is None:
                     break
@@ -106,11 +111,19 @@ class Runners:
                 return
             if box.after is not box:
                 await asyncio.sleep(0)  # let others run, also where handlers never wait
-        if core.waiters:
+            now = self._clock()
+        if core.waiters or core.engine.order.has_arrived():
             self._link.wake()
 
-    def _claim_locked(self, box: Mailbox) -> Event | None:
-        event = self._claims.claim(box)
+    def _claim_locked(self, box: Mailbox, now: int | None) -> Event | None:
+        """Begin the next delivery of a mailbox. None if nothing waits in it, or if at `now` a timer has its turn; then
+        it is gone. A runner's first delivery, where `now` is None, gives way to no timer, so that clocks which are
+        always due keep no message waiting for ever."""
+        event = None
+        if now is not None and self._claims.must_give_way(now):
+            self._claims.leave(box)
+        else:
+            event = self._claims.claim(box)
         if event is None:
             self._core.let_go_locked()
         return event

@@ -134,6 +134,17 @@ class MailboxClaims:
         self.leave(box)
         return None
 
+    def must_give_way(self, now: int) -> bool:
+        """Count the next delivery of a server that continues; say whether it must `leave` its mailbox before that,
+        because so many targets have begun in a row that a timer which is ready at `now` has its turn."""
+        order, turns = self.order, self.turns
+        turns.in_a_row += 1
+        if turns.in_a_row <= turns.most:
+            return False
+        if now > order.last_accepted_ns:
+            order.last_accepted_ns = now
+        return order.first_timer(now) is not None
+
     def finish(self, box: Mailbox, failed: bool) -> None:
         """Count the fate of the delivery that was claimed of this mailbox.
 
