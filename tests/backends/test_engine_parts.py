@@ -46,6 +46,14 @@ def wheel_of(*dues: int) -> tuple[TimerWheel, list[Timer]]:
     return wheel, timers
 
 
+def take_due(wheel: TimerWheel, limit: int) -> Timer | None:
+    """Take out the earliest timer that is due at `limit` or before; None when there is none."""
+    timer = wheel.first_due(limit)
+    if timer is not None:
+        wheel.take_first()
+    return timer
+
+
 def remove(wheel: TimerWheel, timer: Timer) -> None:
     order = ReadyOrder()
     order.last_number = NUMBER
@@ -57,7 +65,7 @@ def remove(wheel: TimerWheel, timer: Timer) -> None:
 
 def drained(wheel: TimerWheel, limit: int) -> list[Timer]:
     found = []
-    while (timer := wheel.take_due(limit)) is not None:
+    while (timer := take_due(wheel, limit)) is not None:
         wheel._check()
         found.append(timer)
     return found
@@ -78,19 +86,19 @@ def test_earliest_and_forever_are_beyond_every_clock_reading() -> None:
 
 
 def test_timers_leave_the_wheel_when_they_are_due_and_no_earlier() -> None:
-    """Fault: `take_due` excludes its limit, or returns a timer as soon as the slot of the timer begins (G9)."""
+    """Fault: `first_due` excludes its limit, or returns a timer as soon as the slot of the timer begins (G9)."""
     wheel, (early, late) = wheel_of(SLOT + 5, 2 * SLOT)
-    assert wheel.take_due(SLOT - 1) is None
+    assert take_due(wheel, SLOT - 1) is None
     assert len(wheel.slots) == 2
-    assert wheel.take_due(SLOT) is None
+    assert take_due(wheel, SLOT) is None
     assert (len(wheel.slots), wheel.number) == (1, 3)
-    assert wheel.take_due(SLOT + 4) is None
-    assert wheel.take_due(SLOT + 5) is early
+    assert take_due(wheel, SLOT + 4) is None
+    assert take_due(wheel, SLOT + 5) is early
     assert (early.after, wheel.number, wheel.order) == (None, None, [])
-    assert wheel.take_due(2 * SLOT - 1) is None
+    assert take_due(wheel, 2 * SLOT - 1) is None
     assert len(wheel.slots) == 1
-    assert wheel.take_due(2 * SLOT) is late
-    assert wheel.take_due(FOREVER) is None
+    assert take_due(wheel, 2 * SLOT) is late
+    assert take_due(wheel, FOREVER) is None
     wheel._check()
 
 
@@ -103,7 +111,7 @@ def test_empty_rings_can_be_iterated() -> None:
 def test_an_empty_wheel_returns_no_timer_and_no_instant() -> None:
     """Fault: an empty wheel raises, or returns an instant."""
     wheel = TimerWheel()
-    assert wheel.take_due(FOREVER) is None
+    assert take_due(wheel, FOREVER) is None
     assert wheel.next_instant() is None
     assert wheel.next_due() is None
     assert list(wheel) == []
@@ -113,7 +121,7 @@ def test_the_wheel_returns_the_next_instant_and_the_earliest_due_one() -> None:
     """Fault: the delivery thread sleeps past a due instant, or wakes up again and again before it (G10)."""
     wheel, timers = wheel_of(5 * SLOT + 9, 3 * SLOT + 7, 3 * SLOT + 5)
     assert (wheel.next_instant(), wheel.next_due()) == (3 * SLOT, 3 * SLOT + 5)
-    assert wheel.take_due(3 * SLOT) is None  # opens the slot
+    assert take_due(wheel, 3 * SLOT) is None  # opens the slot
     assert (wheel.next_instant(), wheel.next_due()) == (3 * SLOT + 5, 3 * SLOT + 5)
     remove(wheel, timers[2])
     assert (wheel.next_instant(), wheel.next_due()) == (3 * SLOT + 7, 3 * SLOT + 7)
@@ -134,7 +142,7 @@ def test_the_wheel_returns_the_next_instant_and_the_earliest_due_one() -> None:
 def test_timers_of_one_instant_leave_in_the_order_of_acceptance() -> None:
     """Fault: sorting, or inserting into the open slot, reverses timers that are due at the same instant (G2)."""
     wheel, early = wheel_of(*[SLOT + 5] * 3)
-    assert wheel.take_due(SLOT) is None
+    assert take_due(wheel, SLOT) is None
     late = [timer_due(SLOT + 5) for _ in range(3)]
     before, behind = timer_due(SLOT + 4), timer_due(SLOT + 6)
     for timer in (*late, behind, before):
@@ -146,8 +154,8 @@ def test_timers_of_one_instant_leave_in_the_order_of_acceptance() -> None:
 def test_the_wheel_passes_over_tombstones_of_the_open_slot() -> None:
     """Fault: the wheel returns a cancelled timer of the open slot, or does not find the live timer behind it."""
     wheel, timers = wheel_of(*(SLOT + number for number in range(9)))
-    assert wheel.take_due(SLOT - 1) is None
-    assert wheel.take_due(SLOT) is timers[0]
+    assert take_due(wheel, SLOT - 1) is None
+    assert take_due(wheel, SLOT) is timers[0]
     for number in (1, 2, 3):
         remove(wheel, timers[number])
         wheel._check()
@@ -156,7 +164,7 @@ def test_the_wheel_passes_over_tombstones_of_the_open_slot() -> None:
     assert wheel.next_instant() == SLOT + 4
     assert len(wheel.order) == 5  # now they have been removed
     remove(wheel, timers[4])
-    assert wheel.take_due(SLOT + 4) is None
+    assert take_due(wheel, SLOT + 4) is None
     assert drained(wheel, SLOT + 8) == timers[5:]
     assert (wheel.number, wheel.live, wheel.order) == (None, 0, [])
 
@@ -164,8 +172,8 @@ def test_the_wheel_passes_over_tombstones_of_the_open_slot() -> None:
 def test_tombstones_are_removed_when_they_outnumber_live_timers() -> None:
     """Fault: the wheel keeps more tombstones, or compacts at each cancel, which then costs O(size of the slot)."""
     wheel, timers = wheel_of(*(SLOT + number for number in range(10)))
-    assert wheel.take_due(SLOT - 1) is wheel.take_due(SLOT - 1) is None
-    wheel.take_due(SLOT)
+    assert take_due(wheel, SLOT - 1) is take_due(wheel, SLOT - 1) is None
+    take_due(wheel, SLOT)
     lengths = []
     for timer in timers[:0:-1]:  # from the latest one on, where `next_instant` does not remove tombstones
         remove(wheel, timer)
@@ -178,24 +186,24 @@ def test_tombstones_are_removed_when_they_outnumber_live_timers() -> None:
 def test_taking_a_timer_compacts_a_slot_with_many_tombstones() -> None:
     """Fault: after a timer was taken, the open slot holds more tombstones than live timers (G13)."""
     wheel, timers = wheel_of(*(SLOT + number for number in range(6)))
-    wheel.take_due(SLOT - 1)
-    assert wheel.take_due(SLOT) is timers[0]
+    take_due(wheel, SLOT - 1)
+    assert take_due(wheel, SLOT) is timers[0]
     for number in (5, 4):
         remove(wheel, timers[number])
     assert len(wheel.order) == 5
-    assert wheel.take_due(SLOT + 1) is timers[1]
+    assert take_due(wheel, SLOT + 1) is timers[1]
     assert len(wheel.order) == 4
-    assert wheel.take_due(SLOT + 2) is timers[2]
+    assert take_due(wheel, SLOT + 2) is timers[2]
     assert wheel.order == [timers[3]]
-    assert wheel.take_due(SLOT + 3) is timers[3]
+    assert take_due(wheel, SLOT + 3) is timers[3]
     assert (wheel.order, wheel.number) == ([], None)
 
 
 def test_taking_a_batch_compacts_a_slot_with_many_tombstones() -> None:
     """Fault: after a batch was taken, the open slot holds more tombstones than live timers (G13)."""
     wheel, timers = wheel_of(*(SLOT + number for number in range(68)))
-    assert wheel.take_due(SLOT - 1) is wheel.take_due(SLOT - 1) is None
-    assert wheel.take_due(SLOT) is timers[0]
+    assert take_due(wheel, SLOT - 1) is take_due(wheel, SLOT - 1) is None
+    assert take_due(wheel, SLOT) is timers[0]
     for timer in timers[-2:]:
         remove(wheel, timer)
     assert len(wheel.order) == 67
@@ -213,7 +221,7 @@ def test_a_timer_for_an_emptied_open_slot_gets_a_new_slot() -> None:
     assert (wheel.number, len(wheel.slots), wheel.live) == (None, 1, 0)
     assert drained(wheel, SLOT + 2) == [again]
     wheel, (timer,) = wheel_of(SLOT + 1)
-    wheel.take_due(SLOT)
+    take_due(wheel, SLOT)
     remove(wheel, timer)
     assert (wheel.number, wheel.order) == (None, [])
     wheel.add(again)
@@ -230,7 +238,7 @@ def test_timers_with_a_long_wait_share_a_coarse_slot_until_it_begins() -> None:
     wheel.add(timer_due(2 * LONG + 5), LONG - 1)
     wheel._check()
     assert len(wheel.slots) == 2
-    assert wheel.take_due(2 * LONG - 1) is None
+    assert take_due(wheel, 2 * LONG - 1) is None
     assert (len(wheel.slots), wheel.next_instant()) == (2, 2 * LONG)
     assert len(drained(wheel, 2 * LONG)) == 1
     assert (len(wheel.slots), wheel.next_instant()) == (15, 2 * LONG + 5)
@@ -283,7 +291,7 @@ def test_iterating_a_wheel_keeps_equal_timers_in_order() -> None:
     first, second = timer_due(5), timer_due(5)
     wheel.add(first)
     wheel.add(second)
-    assert wheel.take_due(4) is None
+    assert take_due(wheel, 4) is None
     assert list(wheel)[:2] == [first, second]
 
 
@@ -324,7 +332,7 @@ def test_iterating_a_slot_raises_when_its_timer_moves_to_another_slot() -> None:
     (slot,) = wheel.slots.values()
     reader = iter(slot)
     assert [next(reader), next(reader)] == timers[:2]
-    assert wheel.take_due(LONG) is None
+    assert take_due(wheel, LONG) is None
     with pytest.raises(RuntimeError, match=r"^timers have moved to another slot$"):
         list(reader)
 
@@ -368,7 +376,7 @@ def test_timers_that_leave_the_wheel_need_no_garbage_collector(how: str, wait: i
         drained(wheel, 9 * SLOT)
     else:
         if how == "cancelled open":
-            wheel.take_due(SLOT - 1)
+            take_due(wheel, SLOT - 1)
             wheel._open_earliest()
         for timer in timers:
             remove(wheel, timer)

@@ -63,7 +63,8 @@ class Deliverer:
         """Deliver one timer; return whether it failed."""
         cid, event = timer.claim()
         try:
-            event = event_for_dispatch(event)
+            if event.payload is not NO_PAYLOAD:
+                event = event_for_dispatch(event)
             result = self._core.dispatch(cid, event)
             if result is not None:
                 refuse_result(result)

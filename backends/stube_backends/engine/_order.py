@@ -129,9 +129,12 @@ class ReadyOrder:
         batch = self.wheel.take_batch(limit) if batches else None
         if batch:
             return batch
-        timer = self.wheel.take_due(limit)
-        if timer is not None or head is self.arrivals:
+        timer = self.wheel.first_due(limit)
+        if timer is not None:
+            self.wheel.take_first()
             return timer
+        if head is self.arrivals:
+            return None
         if type(head) is Timer:
             self.take_first_timer(head)
         return head  # type: ignore[no-any-return]
@@ -142,7 +145,7 @@ class ReadyOrder:
             self.arrivals.pass_over(timer)
             unlink(timer)
         else:
-            self.wheel.take_due(timer.due)
+            self.wheel.take_first()
 
     def move_first_timer(self, timer: Timer) -> None:
         """Move what `first_timer` has returned behind all that begins early."""
@@ -150,7 +153,7 @@ class ReadyOrder:
             self.arrivals.pass_over(timer)
             move_behind(self.early.before, timer)
         else:
-            self.wheel.take_due(timer.due)
+            self.wheel.take_first()
             self.early.append(timer)
 
     def first_timer(self, limit: int) -> Timer | None:

@@ -64,7 +64,8 @@ class SerialClaims:
         order = self.order
         if now > order.last_accepted_ns:
             order.last_accepted_ns = now
-        entry = self.turns.next(now, batches=True)
+        turns = self.turns  # asked only if there is something to do, because that costs 3 % of a delivery on `virtual`
+        entry = turns.next(now, batches=True) if turns.in_a_row or order.early_cids else order.take(now)
         if entry is None:
             return None
         if type(entry) is list:

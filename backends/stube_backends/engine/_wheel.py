@@ -150,18 +150,13 @@ class TimerWheel:
         timer = order[-1]
         return timer if timer.due <= limit else None
 
-    def take_due(self, limit: int) -> Timer | None:
-        """Take out the earliest timer that is due at `limit` or before; None when there is none."""
-        timer = self.first_due(limit)
-        if timer is None:
-            return None
+    def take_first(self) -> None:
+        """Take out the timer that `first_due` has just returned."""
         order = self.order
-        order.pop()
-        timer.after = None
+        order.pop().after = None
         self.live -= 1
         if len(order) > 2 * self.live or not order:
             self._compact()
-        return timer
 
     def take_batch(self, limit: int) -> list[Timer] | None:
         """Take out the next timers of the open slot that are due at `limit` or before, the earliest last; None when

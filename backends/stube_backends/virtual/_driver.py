@@ -172,7 +172,7 @@ class VirtualDriver(Driver):
         of acceptance is not before the one that the clock shows now, though the thread may have read it earlier.
         """
         engine = self._engine
-        instant = engine.order.next_instant()
+        instant = engine.order.wheel.next_instant()  # what has arrived was ready
         if instant is None:
             self.core.let_go_locked()
         window = self._window
