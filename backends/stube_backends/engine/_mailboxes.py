@@ -161,15 +161,14 @@ class MailboxClaims:
 
     def leave(self, box: Mailbox) -> None:
         """Take the server off a mailbox: the mailbox is gone, and what is parked in it waits in the order again."""
-        place: Any = self.order.early
+        early, early_cids = self.order.early, self.order.early_cids
         if not box.is_empty():
-            self.order.early_cids[box.cid] = 0
-        while (entry := box.after) is not box:  # one after the other, so that `rebuild` finds the rest
-            # Behind the one before it, and before those of the same instant, which were accepted later.
-            while place.after is not self.order.early and place.after.due < entry.due:
-                place = place.after
-            move_behind(place, entry)
-            place = entry
+            # Last, unless entries of the conversation may stand there: they were accepted later.
+            place: Any = early if box.cid in early_cids else early.before
+            early_cids[box.cid] = 0
+            while (entry := box.after) is not box:  # one after the other, so that `rebuild` finds the rest
+                move_behind(place, entry)
+                place = entry
         self.boxes.pop(box.cid, None)
         free_if_empty(self.boxes)
         box.server = None
