@@ -165,11 +165,12 @@ class MailboxClaims:
         if not box.is_empty():
             # Last, unless entries of the conversation may stand there: they were accepted later.
             place: Any = early if box.cid in early_cids else early.before
-            early_cids[box.cid] = 0
+            early_cids.add(box.cid)
             while (entry := box.after) is not box:  # one after the other, so that `rebuild` finds the rest
                 move_behind(place, entry)
                 place = entry
-        self.boxes.pop(box.cid, None)
+        if self.boxes.get(box.cid) is box:  # else an interrupted call has done this, and there may be another one
+            del self.boxes[box.cid]
         free_if_empty(self.boxes)
         box.server = None
 

@@ -74,9 +74,7 @@ class ReadyOrder:
         # What begins before everything else: timers with the messages that precede them, and what was given back by
         # those who had taken it out.
         self.early = Ring()
-        # The conversations of which anything stands in `early`, or has stood there since it was empty; and the number
-        # of the turn in which it went there, 0 without one.
-        self.early_cids: dict[str, int] = {}
+        self.early_cids: set[str] = set()  # whose entries stand in `early`, or have stood there since it was empty
 
     def waiting(self) -> list[Arrival]:
         """Return all that was ready when it was accepted, in the order in which it begins."""
@@ -114,6 +112,8 @@ class ReadyOrder:
             del timer.before
             if before is after and type(after) is Slot:
                 self.wheel.drop(after)
+        if self.early_cids and self.early.is_empty():
+            self.early_cids.clear()
         return events
 
     def take(self, now: int, batches: bool = True) -> Arrival | list[Timer] | None:
@@ -200,7 +200,7 @@ class ReadyOrder:
         self.arrivals._check()
         self.early._check()
         strangers = {entry.cid if type(entry) is Timer else entry.entries[0].cid for entry in self.early}
-        strangers -= self.early_cids.keys()
+        strangers -= self.early_cids
         assert not strangers, f"{strangers} begin early, and are not noted"
         first = next((entry for entry in self.arrivals if type(entry) is Timer), None)
         assert self.arrivals.timer is first, f"the first timer that arrived is {first!r}, not {self.arrivals.timer!r}"

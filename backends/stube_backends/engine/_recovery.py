@@ -56,10 +56,10 @@ def _put_in_again(
     for entry in early:
         if type(entry) is Publication:
             entry.aside = True
-            order.early_cids[entry.entries[0].cid] = 0
+            order.early_cids.add(entry.entries[0].cid)
             order.early.append(entry)
         elif _take_in(engine, entry, seen):
-            order.early_cids[entry.cid] = 0  # type: ignore[union-attr]
+            order.early_cids.add(entry.cid)  # type: ignore[union-attr]
             order.early.append(entry)
     for entry in arrivals:
         if type(entry) is Publication:

@@ -6,9 +6,10 @@ publication waiting. Only conversations are reordered. Within each the order sta
 before a timer of their conversation begin before it. Such a timer goes behind them into the ring `early`, which begins
 when the turn is over and before everything else, so that it keeps no timer waiting that follows it.
 
-While that ring is being delivered the timers have turns as well. Until it is empty, a conversation may go into it in
-one turn only, because conversations that always have another message and another timer would keep it full, and
-everything else waiting. A turn ends at the first timer that would have to go into it again.
+While that ring is being delivered the timers have turns as well, and more of them go into it. There is a bound: until
+it is empty, at most twice as many as were pending when any of these turns began; and none in the first turn after that.
+A turn ends at the first timer that would have to go into the ring and may not. So conversations that always have
+another message and another timer do not keep the ring full, and everything else waiting.
 
 To find such messages costs one step for each subscription of the timer's conversation, and one for each publication
 that waits on these topics, whatever else waits and however many hear the topics.
@@ -28,7 +29,7 @@ from stube_backends.engine._rings import move_behind
 from stube_backends.engine._timers import Timer
 from stube_backends.engine._topics import Publication, Subscription, Topic, TopicIndex
 
-_MOVED_AT_MOST: Final = 64  # timers in one step, which takes a tenth of a millisecond
+_MOVED_AT_MOST: Final = 64  # timers and messages in one step, which takes a tenth of a millisecond
 
 _joined: Final = attrgetter("joined")
 
@@ -41,7 +42,7 @@ class Turns:
         most: how many targets of publications begin before timers have a turn.
     """
 
-    __slots__ = ("in_a_row", "ledger", "left", "limit", "most", "number", "order", "records", "topics")
+    __slots__ = ("in_a_row", "ledger", "left", "limit", "most", "moved", "order", "records", "room", "topics")
 
     def __init__(self, ledger: Ledger, order: ReadyOrder, records: Records, topics: TopicIndex, most: int) -> None:
         self.ledger = ledger
@@ -55,7 +56,8 @@ class Turns:
         # it.
         self.limit: int | None = None
         self.left = 0
-        self.number = 0  # of the turns that have begun
+        # How many timers have gone into `early` since it was empty, and how many may.
+        self.moved = self.room = 0
 
     def next(self, now: int, *, batches: bool) -> Arrival | list[Timer] | None:
         """Take out what must begin next: a timer if timers have a turn, else what `ReadyOrder.take` finds. An empty
@@ -67,47 +69,52 @@ class Turns:
             entry = self.order.take(now, batches)
         if entry is None:
             self.end()
+            self.order.early_cids.clear()
+            self.moved = 0
         return entry
 
     def end(self) -> None:
         """End the turn of the timers: `most` further targets may begin before the next one."""
         self.in_a_row, self.limit = 0, None
-        self._forget_early_cids()
 
     def _take(self, now: int) -> Timer | list[Timer] | None:
         """Take out a timer whose turn it is; None if no timer has a turn at `now`, an empty list as in `next`."""
         order = self.order
-        self._forget_early_cids()
+        is_first = False  # of the turns since `early` was emptied
+        if order.early.is_empty():
+            order.early_cids.clear()
+            is_first, self.moved = self.moved > 0, 0
         if self.limit is None:
-            self.limit, self.left, self.number = now, self.ledger.timers, self.number + 1
-        for _ in range(_MOVED_AT_MOST):
+            self.limit, self.left = now, self.ledger.timers
+            most = 0 if is_first else 2 * self.left
+            self.room = max(self.room, most) if self.moved else most
+        step = _MOVED_AT_MOST
+        while step > 0:
             timer = order.first_timer(self.limit) if self.left else None
             if timer is None:
                 self.end()
                 return None
             messages = self._messages_before(timer, arrived=timer is order.arrivals.timer)
-            went = order.early_cids.get(timer.cid)
-            if went is None and not messages:
+            if not messages and timer.cid not in order.early_cids:
                 self.left -= 1
                 order.take_first_timer(timer)
                 return timer
-            if went not in (None, self.number):
+            if self.moved >= self.room:
                 self.end()
                 return None
-            self.left -= 1
-            order.early_cids[timer.cid] = self.number
-            for publication, entry in messages:
+            order.early_cids.add(timer.cid)
+            for publication, entry in messages[:step]:
                 if publication.topic is None:
                     move_behind(order.early.before, publication)
                     publication.aside = True
                 else:
                     serve(publication, entry, order.early)
+            if len(messages) > step:  # the next step finds the rest
+                break
+            step -= len(messages) + 1
+            self.left, self.moved = self.left - 1, self.moved + 1
             order.move_first_timer(timer)
         return []
-
-    def _forget_early_cids(self) -> None:
-        if self.order.early.is_empty():
-            self.order.early_cids.clear()
 
     def _messages_before(self, timer: Timer, *, arrived: bool) -> list[tuple[Publication, Subscription]]:
         """Return the messages that precede a timer in its conversation, in their order: each publication, and which of
@@ -122,7 +129,9 @@ class Turns:
             return [
                 (message, message.entries[0])
                 for message in record.backlog.messages
-                if not message.aside and (message.number <= latest if latest is not None else message.due < timer.due)
+                if not message.aside
+                and message.entries[0].name is not None
+                and (message.number <= latest if latest is not None else message.due < timer.due)
             ]
         found: list[tuple[int, Publication, Subscription]] = []
         for entry in reversed(self.records.subscriptions(timer.cid)):

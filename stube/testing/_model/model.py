@@ -6,7 +6,8 @@ through everything, which is slow but obviously correct. Deliveries run inside `
 acceptance. After every 64 messages the timers have a turn (G27): those that are ready begin, at most as many as were
 pending at that moment. One that earlier messages of its own conversation precede stands aside with them, and so do the
 later ones of that conversation; all of these begin before everything else when the turn is over. Until all of them have
-begun, no conversation stands aside in a second turn: that turn ends.
+begun, at most twice as many timers stand aside as were pending when any turn in that time began, and in the first turn
+after that none does; a turn ends at the first one that is too many.
 
 Where the contract leaves a backend a choice, the model answers with a value that equals every permitted answer
 (`OneOf`), so that a comparison is exactly as tolerant as the contract:
@@ -150,10 +151,9 @@ class Model:
         self._fair = fair
         self._in_a_row = 0  # how many messages have been delivered since timers had a turn
         self._turn: int | None = None  # how many more timers may begin in the present turn; None without one
-        self._turns = 0  # how many have begun
-        # What stands aside, or has begun since something did; and in which turn each conversation did.
-        self._aside: list[_Pending] = []
-        self._aside_in: dict[str, int] = {}
+        self._aside: list[_Pending] = []  # what stands aside, or has begun since something did
+        self._stood_aside = self._may_stand_aside = 0  # how many timers have since then, and how many may
+        self._none_may = False  # whether that is the first turn after
         self._running: str | None = None  # the conversation whose delivery runs
         self._accepted = self._delivered = self._failed = self._cancelled = self._dropped = 0
 
@@ -372,15 +372,16 @@ class Model:
                 count += 1
                 self._in_a_row += not entry.is_timer
                 self._deliver(entry)
-        self._in_a_row, self._turn = 0, None
+        self._in_a_row, self._turn, self._none_may = 0, None, False
         return count
 
     def _next(self) -> _Pending | None:
         """Return what begins next, of all that is ready."""
         ready = sorted((entry for entry in self._pending if entry.ready <= self._now), key=lambda each: each.order)
         if not any(entry in ready for entry in self._aside):
+            self._none_may = self._none_may or (self._stood_aside > 0 and self._turn is None)
             self._aside.clear()
-            self._aside_in.clear()
+            self._stood_aside = 0
         timer = self._next_in_turn(ready) if self._fair and self._in_a_row >= IN_A_ROW else None
         if timer is not None:
             return timer
@@ -391,7 +392,9 @@ class Model:
         """Return the timer that begins next because timers have a turn; None when the turn is over."""
         if self._turn is None:
             self._turn = sum(entry.is_timer for entry in self._pending)
-            self._turns += 1
+            bound = 0 if self._none_may else 2 * self._turn
+            self._none_may = False
+            self._may_stand_aside = max(bound, self._may_stand_aside) if self._stood_aside else bound
         waste = self._waste()
         for timer in ready:
             if not timer.is_timer or timer in self._aside:
@@ -401,14 +404,14 @@ class Model:
                 for entry in ready[: ready.index(timer)]
                 if entry.cid == timer.cid and not entry.is_timer and entry not in waste and entry not in self._aside
             ]
-            has_stood = self._aside_in.get(timer.cid)
-            if not self._turn or has_stood not in (None, self._turns):
+            must_stand_aside = before or any(entry.cid == timer.cid for entry in self._aside)
+            if not self._turn or (must_stand_aside and self._stood_aside >= self._may_stand_aside):
                 break
             self._turn -= 1
-            if has_stood is None and not before:
+            if not must_stand_aside:
                 return timer
+            self._stood_aside += 1
             self._aside += [*before, timer]
-            self._aside_in[timer.cid] = self._turns
         self._in_a_row, self._turn = 0, None
         return None
 
