@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,6 +19,7 @@ from stube_backends.engine._inspection import sizes
 from stube_backends.engine._mailboxes import AGAIN, Mailbox, MailboxClaims
 from stube_backends.engine._recovery import rebuild
 from stube_backends.engine._rings import unlink
+from stube_backends.engine._serial import SerialClaims
 from stube_backends.engine._timers import DueBatch, Timer
 from stube_backends.engine._topics import BEING_REMOVED, FanOut, Publication, Topic, TopicIndex
 from stube_backends.engine._wheel import LONG, SLOT_BITS
@@ -155,12 +157,34 @@ def test_a_timer_that_is_only_in_its_record_is_pending_after_recovery() -> None:
     engine = filled.engine
     for timer in filled.timers[3:5]:
         unlink(timer)
+        del timer.after  # as long as it has stood in no ring
     rebuild(engine)
     engine._check()
     assert engine.ledger.timers == 6
     order = filled.order()
     order.remove(("e", 4))
     assert order == [event for event in WHOLE if event != ("e", 4)]
+
+
+@pytest.mark.parametrize("kind", [SerialClaims, MailboxClaims])
+def test_a_timer_that_was_about_to_begin_begins_before_the_rest_of_its_conversation(kind: Any) -> None:
+    """Fault: after an exception between the order and the claim, or the mailbox, a timer goes behind the messages and
+    timers of its conversation that follow it (G2)."""
+    engine: Any = Engine(None, claims=kind)
+    engine.subscribe("c", "i", "t", "said")
+    for number in (1, 3):
+        engine.schedule("c", "i", 0, f"e{number}", 0)
+        engine.publish("t", number + 1, 0)
+    engine.claims.turns.in_a_row = engine.claims.turns.most
+    taken = engine.claims.turns.next(0, batches=False)
+    engine.claims.turns.in_a_row = engine.claims.turns.most
+    assert taken is not None
+    assert [type(entry) for entry in engine.order.waiting()] == [Publication, Timer, Publication]
+    assert engine.claims.turns.next(0, batches=False) is engine.order.early.after  # the rest stands aside
+    rebuild(engine)
+    engine._check()
+    waiting = [entry for entry in engine.order.waiting() if isinstance(entry, Timer) or entry.targeted]
+    assert [entry.event if isinstance(entry, Timer) else entry.message for entry in waiting] == ["e1", 2, "e3", 4]
 
 
 def test_a_timer_without_its_event_or_its_record_is_over_after_recovery() -> None:

@@ -20,12 +20,13 @@ from stube_backends.engine._topics import BEING_REMOVED, Publication, Topic
 def rebuild(engine: Engine[Any]) -> None:
     """Make everything anew that can be derived. The caller holds the lock; the interrupted operation has ended."""
     engine.flows.pop("", None)  # of an interrupted `free_if_empty_unlocked`
+    recorded = [timer for cid in engine.records.by_cid for timer in engine.records.timers(cid)]
+    taken = [timer for timer in recorded if _was_taken(timer)]
     parked, timers = engine.claims.take_back()
-    # What is parked of a conversation was accepted before what stands in `early`.
-    early = sorted([*parked, *engine.order.early], key=lambda entry: entry.due)
+    # Of a conversation, what is parked or was taken begins before what stands in `early`.
+    early = sorted([*parked, *taken, *engine.order.early], key=lambda entry: entry.due)
     arrivals = list(engine.order.arrivals)
     publications = [entry for entry in (*early, *arrivals) if type(entry) is Publication]
-    recorded = [timer for cid in engine.records.by_cid for timer in engine.records.timers(cid)]
     engine.records.forget()
     _rebuild_topics(engine, publications)
     if engine.backlogs is not None:
@@ -70,6 +71,12 @@ def _put_in_again(
         if _take_in(engine, timer, seen):
             order.wheel.add(timer, timer.due - order.last_accepted_ns)
     return len(seen)
+
+
+def _was_taken(timer: Timer) -> bool:
+    """Say whether a pending timer has left its ring to begin next, and was neither claimed nor parked. (While one is
+    being scheduled its `after` is not set.)"""
+    return timer.event is not None and getattr(timer, "after", timer) is None
 
 
 def _take_in(engine: Engine[Any], timer: Any, seen: set[int]) -> bool:
