@@ -382,7 +382,7 @@ def test_the_same_programs_every_time_or_those_of_a_seed() -> None:
 
 def test_the_model_and_the_engine_give_timers_the_same_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fault: an order differs after a turn (G27), which the small random programs come to only if two messages, and not
-    64, give one."""
+    32, give one."""
     monkeypatch.setattr(_serial, "IN_A_ROW", 2)
     monkeypatch.setattr(model, "IN_A_ROW", 2)
     assert soak_programs("virtual", {}, steps=2000, seed=5, progress=lambda done: None) >= 2000

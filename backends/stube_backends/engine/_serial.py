@@ -14,8 +14,9 @@ from stube_backends.engine._topics import FanOut, Publication, Subscription, Top
 from stube_backends.engine._turns import Turns
 
 _SLICE: Final = 512  # entries of a publication that are handed out together
-IN_A_ROW: Final = 64
-"""How many targets begin before timers have a turn."""
+IN_A_ROW: Final = 32
+"""How many targets begin before timers have a turn: half of what G27 allows, because a turn may leave timers to the
+next one."""
 
 
 class SerialClaims:

@@ -3,7 +3,7 @@
 It is written from the contract alone, for one thread and without indexes. Every question is answered by a search
 through everything, which is slow but obviously correct. Deliveries run inside `advance`, `settle`, `join` and
 `run_until_idle`, one at a time, in the order of their ready instants over all conversations, ties in the order of
-acceptance. After every 64 messages the timers have a turn (G27): those that are ready begin, at most as many as were
+acceptance. After every 32 messages the timers have a turn (G27): those that are ready begin, at most as many as were
 pending at that moment. One that earlier messages of its own conversation precede stands aside with them, and so do the
 later ones of that conversation; all of these begin before everything else when the turn is over. Until all of them have
 begun, at most twice as many timers stand aside as were pending when any turn in that time began, and in the first turn
@@ -46,7 +46,7 @@ __all__ = ["ANY_FIGURE", "OneOf", "Model"]
 
 OnError: TypeAlias = Callable[[str, Event, BaseException], object]
 
-IN_A_ROW: Final = 64
+IN_A_ROW: Final = 32
 """How many messages are delivered before timers have a turn."""
 
 _NANOSECONDS: Final = 1_000_000  # in a millisecond

@@ -19,7 +19,7 @@ from stube.testing.suite._fixtures import guarantee
 TARGETS = 1500  # several hundred on each thread of a backend that delivers on a few
 FIRST = 10  # the target whose handler makes the first timer
 AT_MOST = 64
-BUSY = AT_MOST  # conversations that always have another message and another timer: one row of messages at a time
+BUSY = AT_MOST // 2  # conversations that always have another message and another timer
 MANY = 20_000  # timers at most: more than the turns that a publication to so many targets can give
 
 
