@@ -375,8 +375,8 @@ FAULTS: Final[tuple[Fault, ...]] = (
         "G27",
         "timers with the messages that precede them go ahead of a publication before it has had its row",
         ENGINE + "_turns.py",
-        "            most = 0 if is_first else 2 * self.left\n",
-        "            most = 2 * self.left\n",
+        "            room = 0 if is_first else 2 * self.left\n",
+        "            room = 2 * self.left\n",
         ("test_fair.py::test_conversations_that_always_have_more_and_a_publication_take_turns",),
     ),
     Fault(

@@ -200,6 +200,22 @@ def test_the_lock_is_released_between_many_timers_and_messages_that_precede_them
     ]  # fmt: skip
 
 
+def test_nothing_of_what_stood_aside_is_remembered_when_the_engine_is_idle() -> None:
+    """Fault: if its last timer is cancelled, the next turn, perhaps a day later, is taken for the one after it, in
+    which no timer stands aside, and keeps the others waiting (G27)."""
+    engine = subscribed("a", "c")
+    engine.publish("t", 1, 0)
+    timer = engine.schedule("c", "i", 0, "tick", 0)
+    give_a_turn(engine)
+    assert step(engine, 0) == [("c", "i", 1)]
+    engine.cancel(timer)
+    assert engine.order.early.is_empty()
+    assert sizes(engine)["conversations that begin early"] == 0
+    assert step(engine, 0) == [("a", "i", 1)]
+    assert engine.claims.begin(0) is None
+    assert engine.claims.turns.moved == 0
+
+
 def test_a_message_to_a_removed_subscription_precedes_no_timer() -> None:
     """Fault: with a bound for each conversation, a timer goes behind a message that nobody gets, and waits for the
     messages to others that went ahead before it (G27)."""

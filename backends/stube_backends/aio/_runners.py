@@ -109,9 +109,10 @@ class Runners:
                 self._failures.reraise()
             if _must_end(runner):
                 return
+            now = None
             if box.after is not box:
                 await asyncio.sleep(0)  # let others run, also where handlers never wait
-            now = self._clock()
+                now = self._clock()
         if core.waiters or core.engine.order.has_arrived():
             self._link.wake()
 

@@ -63,7 +63,7 @@ class Deliverer:
         """Deliver one timer; return whether it failed."""
         cid, event = timer.claim()
         try:
-            if event.payload is not NO_PAYLOAD:
+            if event.payload is not NO_PAYLOAD:  # as that of a periodic timer never is
                 event = event_for_dispatch(event)
             result = self._core.dispatch(cid, event)
             if result is not None:

@@ -65,8 +65,9 @@ class SerialClaims:
         order = self.order
         if now > order.last_accepted_ns:
             order.last_accepted_ns = now
-        turns = self.turns  # asked only if there is something to do, because that costs 3 % of a delivery on `virtual`
-        entry = turns.next(now, batches=True) if turns.in_a_row or order.early_cids else order.take(now)
+        turns = self.turns  # asked only if it has something to do or to forget: it costs 3 % of a delivery on `virtual`
+        is_asked = turns.in_a_row or turns.moved or order.early_cids
+        entry = turns.next(now, batches=True) if is_asked else order.take(now)
         if entry is None:
             return None
         if type(entry) is list:

@@ -86,8 +86,8 @@ class Turns:
             is_first, self.moved = self.moved > 0, 0
         if self.limit is None:
             self.limit, self.left = now, self.ledger.timers
-            most = 0 if is_first else 2 * self.left
-            self.room = max(self.room, most) if self.moved else most
+            room = 0 if is_first else 2 * self.left
+            self.room = max(self.room, room) if self.moved else room
         step = _MOVED_AT_MOST
         while step > 0:
             timer = order.first_timer(self.limit) if self.left else None
