@@ -107,7 +107,7 @@ def with_empty_records(filled: Filled) -> None:
 def with_wrong_counts(filled: Filled) -> None:
     topic = filled.engine.topics.topics["t"]
     assert isinstance(topic, Topic)
-    topic.live, topic.snapshots, topic.snapshot_length = 1, 5, 1
+    topic.live, topic.oldest, topic.newest = 1, None, None
 
 
 def with_wrong_figures(filled: Filled) -> None:
@@ -143,7 +143,7 @@ def test_recovery_rebuilds_records_topics_and_counts(damage: Callable[[Filled], 
     topic = engine.topics.topics["t"]
     assert isinstance(topic, Topic)
     assert (engine.topics.count, topic.live) == (10, 9)
-    assert (topic.snapshots, topic.snapshot_length) == (2, 9)
+    assert topic.snapshot_length() == 9
     records = engine.records
     instances = {cid: sorted(timer.instance_id for timer in records.timers(cid)) for cid in records.by_cid}
     assert instances == {"c0": ["i0", "i1", "i2"], "c1": ["i0", "i1", "i2"], "c2": [], "c3": [], "late": []}

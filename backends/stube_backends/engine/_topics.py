@@ -61,27 +61,33 @@ class Topic:
         entries: the first of them, all live.
     """
 
-    __slots__ = ("entries", "live", "newest", "oldest", "snapshot_length", "snapshots")
+    __slots__ = ("entries", "live", "newest", "oldest")
 
     def __init__(self, entries: list[Subscription]) -> None:
         self.entries = entries
         self.live = len(entries)
-        self.snapshots = 0  # how many publications refer to `entries` and have not begun
-        self.snapshot_length = 0  # how many of `entries` they refer to
         # The first and the last publication that wait; `later` links one to the next.
         self.oldest: Publication | None = None
         self.newest: Publication | None = None
 
+    def snapshot_length(self) -> int:
+        """Return how many of `entries` the publications that wait refer to.
+
+        Each refers to no fewer than the one before it; those before the last compaction refer to an older list.
+        """
+        newest = self.newest
+        return newest.length if newest is not None and newest.entries is self.entries else 0
+
     def add(self, publication: Publication) -> None:
         """Let a publication wait that refers to `entries` as they are now."""
-        publication.entries = self.entries
-        publication.length = self.snapshot_length = len(self.entries)
-        self.snapshots += 1
+        publication.entries = entries = self.entries
+        publication.length = len(entries)
         publication.later = None
-        if self.newest is None:
+        newest = self.newest
+        if newest is None:
             self.oldest = publication
         else:
-            self.newest.later = publication
+            newest.later = publication
         self.newest = publication
 
     def leave(self, entry: Subscription) -> None:
@@ -92,8 +98,8 @@ class Topic:
         self.live -= 1
         entries = self.entries
         if not self.live:
-            del entries[self.snapshot_length :]
-        elif len(entries) <= _SMALL and not self.snapshots:
+            del entries[self.snapshot_length() :]
+        elif len(entries) <= _SMALL and not self.snapshot_length():
             entries.remove(entry)
         else:
             self.compact()
@@ -101,20 +107,16 @@ class Topic:
     def compact(self) -> None:
         """Remove the tombstones at the end, and all of them when they outnumber the live entries, or when a small topic
         keeps some that no publication refers to."""
-        entries = self.entries
-        while len(entries) > self.snapshot_length and entries[-1].name is None:
+        entries, kept = self.entries, self.snapshot_length()
+        while len(entries) > kept and entries[-1].name is None:
             entries.pop()
-        if len(entries) > 2 * self.live or (len(entries) > self.live <= _SMALL and not self.snapshots):
+        if len(entries) > 2 * self.live or (len(entries) > self.live <= _SMALL and not kept):
             self.entries = [entry for entry in entries if entry.name is not None]
-            del entries[self.snapshot_length :]  # the old list keeps what waiting publications refer to
-            self.snapshots = self.snapshot_length = 0
+            del entries[kept:]  # the old list keeps what waiting publications refer to
 
     def rebuild(self, live: int, publications: list[Publication]) -> None:
         """Make anew what follows from the entries and from the publications that wait, in their order."""
         self.live = live
-        lengths = [publication.length for publication in publications if publication.entries is self.entries]
-        self.snapshots = len(lengths)
-        self.snapshot_length = max(lengths, default=0)
         self.oldest = publications[0] if publications else None
         self.newest = publications[-1] if publications else None
         for publication, later in zip_longest(publications, publications[1:]):
@@ -126,24 +128,22 @@ class Topic:
         self.oldest, publication.later = publication.later, None
         if self.oldest is None:
             self.newest = None
-        entries = publication.entries
-        if entries is not self.entries:
-            return
-        self.snapshots -= 1
-        if not self.snapshots:
-            self.snapshot_length = 0
-        if self.live and len(entries) > self.live:
+        if len(self.entries) > self.live:
             self.compact()
 
     def _check(self, name: str) -> None:
         live = count_live(self.entries)
         assert live == self.live > 0, f"topic {name!r} has {live} live entries, counted {self.live}"
         assert len(self.entries) <= 2 * live, f"topic {name!r} has {len(self.entries)} entries for {live} live"
-        assert self.snapshots >= 0, f"topic {name!r} counts {self.snapshots} waiting publications"
-        assert bool(self.snapshot_length) == bool(self.snapshots), (
-            f"topic {name!r} keeps {self.snapshot_length} entries for no publication"
-        )
-        if live <= _SMALL and not self.snapshots:
+        lengths, publication = [0], self.oldest
+        while publication is not None:
+            if publication.entries is self.entries:
+                lengths.append(publication.length)
+            assert (publication.later is None) == (publication is self.newest), f"topic {name!r} has a wrong end"
+            publication = publication.later
+        kept = self.snapshot_length()
+        assert kept == max(lengths), f"topic {name!r} keeps {kept} entries for publications to {lengths}"
+        if live <= _SMALL and not kept:
             assert len(self.entries) == live, f"the small topic {name!r} keeps tombstones"
 
 
