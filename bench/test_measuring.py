@@ -9,6 +9,7 @@ import pytest
 
 from bench.extras import PARTS
 from bench.measuring import Effort, Plan, Row, interleaved, quantile, row, rows_beside
+from bench.rows import topics
 from bench.rows.idle import Watched, row_of
 from bench.rows.sharding import gil_enabled
 from bench.subjects import held, installed, opened
@@ -119,3 +120,14 @@ def test_one_target_runs_alone(tmp_path, capsys) -> None:  # type: ignore[no-unt
     assert list(found) == list(asdict(Row("", "", 0.0, "")))
     assert found["backend"] == "virtual"
     assert found["work"] in capsys.readouterr().out
+
+
+def test_a_row_has_the_same_name_in_each_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fault: the name says what was the cheapest this time, so that a second run adds a row of its own and the worse of
+    the two does not count."""
+
+    def rows(cheapest: int) -> list[tuple[str, str | None]]:
+        monkeypatch.setattr(topics, "_publish_ns", lambda backend, size, count: 1.0 + (size != cheapest))
+        return [(found.work, found.peer) for found in topics.publish("memory", Effort(rounds=1))]
+
+    assert rows(cheapest=1) == rows(cheapest=10_000)

@@ -112,10 +112,11 @@ def publish(backend: str, effort: Effort) -> Iterator[Row]:
         backend,
         costs[dearest],
         "ns",
-        peer=f"itself at {cheapest}",
+        peer="itself at the cheapest",
         beside=costs[cheapest],
         sense="<=",
         must=1.5,
+        detail=f"{dearest} beside {cheapest}",
     )
     if effort.every_peer:
         size = sizes[2]
