@@ -599,6 +599,14 @@ def test_a_publication_targets_no_later_subscriber_of_a_full_list() -> None:
     assert topic.snapshot_length() == 0
 
 
+def test_sixty_four_subscriptions_share_a_number() -> None:
+    """Fault: each has a number of its own, which costs its memory, or so many share one that finding a subscription in
+    a topic takes time in proportion to them."""
+    index = index_of(*(f"c{number}" for number in range(200)))
+    numbers = [entry.joined for entry in topic_of(index).entries]
+    assert numbers == [0] * 64 + [64] * 64 + [128] * 64 + [192] * 8
+
+
 def test_a_publication_with_an_old_list_does_not_count_for_the_new_one() -> None:
     """Fault: a publication with the replaced list still counts as waiting for the new list."""
     index = index_of("a", "b", "c", "d", "e")

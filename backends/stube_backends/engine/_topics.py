@@ -34,6 +34,7 @@ class Subscription:
 
     __slots__ = ("cid", "event", "instance_id", "joined", "name", "older", "removed", "topic")
 
+    joined: int  # see `TopicIndex.joined`, which sets it
     removed: int  # of a tombstone: `ReadyOrder.last_number` at the removal
 
     def __init__(self, cid: str, instance_id: str, topic: str, event: PlainEvent) -> None:
@@ -43,7 +44,6 @@ class Subscription:
         self.event: PlainEvent | None = event
         self.name: str | None = event if type(event) is str else event[0]  # `name_of`, written out
         self.older: Subscription | None = None  # a link of `Record.subscriptions`
-        self.joined = 0  # see `TopicIndex.joined`
 
 
 NONE_SERVED: Final[frozenset[Subscription]] = frozenset()
@@ -96,11 +96,8 @@ class Topic:
         A small topic that no publication refers to keeps no tombstone, because a list of 32 is quickly searched.
         """
         self.live -= 1
-        entries = self.entries
-        if not self.live:
-            del entries[self.snapshot_length() :]
-        elif len(entries) <= _SMALL and not self.snapshot_length():
-            entries.remove(entry)
+        if len(self.entries) <= _SMALL and not self.snapshot_length():
+            self.entries.remove(entry)
         else:
             self.compact()
 
@@ -175,6 +172,7 @@ class TopicIndex:
 
     def add(self, entry: Subscription) -> None:
         """Take in a subscription."""
+        entry.joined = self.joined  # first, so that what interrupts these lines finds none in a topic without it
         name = entry.topic
         topic = self.topics.get(name)
         if topic is None:
@@ -186,7 +184,6 @@ class TopicIndex:
         else:
             self.topics[name] = Topic([topic, entry])  # type: ignore[list-item]
         self.count += 1
-        entry.joined = self.joined
         self._joins += 1
         if not self._joins % _JOINED:
             self.joined = self._joins
