@@ -424,8 +424,8 @@ FAULTS: Final[tuple[Fault, ...]] = (
         "G14",
         "a publication copies the list of its targets",
         ENGINE + "_topics.py",
-        "        publication.entries = self.entries\n",
-        "        publication.entries = list(self.entries)\n",
+        "        publication.entries = entries = self.entries\n",
+        "        publication.entries = entries = list(self.entries)\n",
         ("test_state.py::test_publish_costs_its_caller_the_same_for_many_subscribers",),
     ),
     Fault(
