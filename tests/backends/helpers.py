@@ -6,7 +6,7 @@ from typing import Any
 
 from stube import Backend, TimerHandle
 from stube_backends.engine import Engine
-from stube_backends.engine._topics import FanOut
+from stube_backends.engine._topics import FanOut, Topic
 
 
 def begun_fan_out(size: int) -> tuple[Engine, FanOut]:
@@ -37,3 +37,12 @@ def figures(engine: Engine[Any]) -> dict[str, int]:
     engine._check()
     ledger = engine.ledger
     return {name: getattr(ledger, name) for name in ledger.__slots__ if getattr(ledger, name)}
+
+
+def snapshots(topic: Topic) -> tuple[int, int]:
+    """Return how many publications wait that refer to the topic's present list, and how much of it they refer to."""
+    count, publication = 0, topic.oldest
+    while publication is not None:
+        count += publication.entries is topic.entries
+        publication = publication.later
+    return count, topic.snapshot_length()

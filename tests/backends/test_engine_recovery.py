@@ -23,7 +23,7 @@ from stube_backends.engine._serial import SerialClaims
 from stube_backends.engine._timers import DueBatch, Timer
 from stube_backends.engine._topics import BEING_REMOVED, FanOut, Publication, Topic, TopicIndex
 from stube_backends.engine._wheel import LONG, SLOT_BITS
-from tests.backends.helpers import begin_fan_out, begun_fan_out, figures
+from tests.backends.helpers import begin_fan_out, begun_fan_out, figures, snapshots
 
 SLOT = 1 << SLOT_BITS
 ENGINE = str(Path(stube_backends.engine.__file__).parent)
@@ -143,7 +143,7 @@ def test_recovery_rebuilds_records_topics_and_counts(damage: Callable[[Filled], 
     topic = engine.topics.topics["t"]
     assert isinstance(topic, Topic)
     assert (engine.topics.count, topic.live) == (10, 9)
-    assert topic.snapshot_length() == 9
+    assert snapshots(topic) == (2, 9)
     records = engine.records
     instances = {cid: sorted(timer.instance_id for timer in records.timers(cid)) for cid in records.by_cid}
     assert instances == {"c0": ["i0", "i1", "i2"], "c1": ["i0", "i1", "i2"], "c2": [], "c3": [], "late": []}
